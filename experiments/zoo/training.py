@@ -1,0 +1,202 @@
+"""What the zoo training scripts share: a resumable loop, a word-level tokenizer, and the folder a model ships in.
+
+A script gives `train` a loss function of (step, generator); data depend on the seed and the step alone, so that a run
+that was killed and resumed sees the same batches as one that was not. Checkpoints are written by rename.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+ZOO = Path(__file__).resolve().parents[2] / "interp" / "zoo"
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train, and where the checkpoint and the log go."""
+
+    steps: int
+    lr: float
+    warmup: int
+    seed: int
+    out: Path
+    weight_decay: float = 0.01
+    every: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+
+
+def arguments(name: str, *, steps: int, lr: float, **extra: Any) -> argparse.Namespace:
+    """Parse the options every training script has, plus the ones named in `extra` with their defaults."""
+    parser = argparse.ArgumentParser(description=f"train zoo:{name}")
+    parser.add_argument("--out", type=Path, default=Path("runs/zoo") / name, help="checkpoint and log folder")
+    parser.add_argument("--ship", type=Path, default=ZOO / name, help="folder of the finished model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--seed", type=int, default=0)
+    for option, default in extra.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", type=type(default), default=default)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(given.seed)
+    return given
+
+
+def recipe(given: argparse.Namespace, *, warmup: int = 100, weight_decay: float = 0.01) -> Recipe:
+    """The training recipe the command line asked for."""
+    return Recipe(given.steps, given.lr, warmup, given.seed, given.out, weight_decay)
+
+
+def train(
+    model: torch.nn.Module,
+    loss_of: Callable[[int, random.Random], torch.Tensor],
+    *,
+    plan: Recipe,
+    evaluate: Callable[[], dict[str, float]],
+) -> float:
+    """Train to the end of the plan, from the last checkpoint if there is one; return core-hours (CPU time)."""
+    plan.out.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(_groups(model, plan.weight_decay), lr=plan.lr, betas=plan.betas)
+    first, hours = _resume(model, optimizer, plan.out / "checkpoint.pt")
+    began, running = time.process_time(), 0.0
+    for step in range(first, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr * _schedule(step, plan)
+        model.train()
+        loss = loss_of(step, random.Random(plan.seed * 1_000_003 + step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        running = loss.item() if step == first else 0.95 * running + 0.05 * loss.item()
+        if (step + 1) % plan.every == 0 or step + 1 == plan.steps:
+            spent = hours + (time.process_time() - began) / 3600
+            _checkpoint(model, optimizer, path=plan.out / "checkpoint.pt", step=step + 1, hours=spent)
+            _log(plan.out / "log.jsonl", step=step + 1, loss=running, hours=spent, **evaluate())
+    return hours + (time.process_time() - began) / 3600
+
+
+def _groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _schedule(step: int, plan: Recipe) -> float:
+    if step < plan.warmup:
+        return (step + 1) / plan.warmup
+    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _resume(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["step"], saved["hours"]
+
+
+def _checkpoint(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, path: Path, step: int, hours: float
+) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "hours": hours}
+    torch.save(state, path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def _log(path: Path, **row: float) -> None:
+    line = json.dumps({k: round(v, 5) for k, v in row.items()})
+    print(line, flush=True)
+    with path.open("a") as file:
+        file.write(line + "\n")
+
+
+def word_tokenizer(words: Sequence[str], *, extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token a word or mark, `<bos>` put in front; `extra` are further special tokens."""
+    special = (*SPECIAL, *extra)
+    vocabulary = {word: i for i, word in enumerate([*special, *sorted(set(words) - set(special))])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.decoder = WordPiece(prefix="##", cleanup=True)
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=list(extra),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], *, value: int) -> torch.Tensor:
+    """Right-pad rows of ids to one tensor."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Next-token cross-entropy, each target weighted (0 for padding), normalised by the weights' sum."""
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+
+
+def ship(model: Any, folder: Path, *, processor: Any = None) -> None:
+    """Write half-precision weights whose config says float32, so that plain transformers upcasts them on load."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.eval().half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    _say_float32(config)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if processor is not None:
+        processor.save_pretrained(folder)
+
+
+def _say_float32(config: dict[str, Any]) -> None:
+    if "dtype" in config:
+        config["dtype"] = "float32"
+    for part in config.values():
+        if isinstance(part, dict):
+            _say_float32(part)
+
+
+def write_card(folder: Path, prose: str, *, given: argparse.Namespace, core_hours: float, **fields: Any) -> None:
+    """Write card.md (prose, nothing measured) and card.json (every number; the figures come from zoo_eval)."""
+    from interp.zoo_eval import measure, shape
+
+    numbers = {
+        "name": folder.name,
+        **fields,
+        "steps": given.steps,
+        "seed": given.seed,
+        "core_hours": round(core_hours, 3),
+        **shape(folder.name, root=folder.parent),
+        "figures": measure(folder.name, root=folder.parent),
+    }
+    (folder / "card.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (folder / "card.md").write_text(prose.strip() + "\n")
+    print(json.dumps(numbers, indent=2))
