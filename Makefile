@@ -1,0 +1,40 @@
+# Every target sets itself up in .venv and installs nothing twice.
+#   make test ARGS="-m kernels"     one area, or any other pytest arguments
+#   make test PYTHON=python3.12     another interpreter for a new .venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TEST_EXTRAS := dev,lens,nnsight,captum
+BENCHES := $(filter-out experiments/bench/_%,$(wildcard experiments/bench/*.py))
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.base
+	$(BIN)/interp demo
+
+test: $(VENV)/.test
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.test
+	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done
+
+clean:
+	rm -rf $(VENV)/.base $(VENV)/.test build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[$(TEST_EXTRAS)]'
+	@touch $@ $(VENV)/.base
