@@ -1,0 +1,144 @@
+"""Attention that also tells what the heads did, and changes it: the one call, and the choice of who computes it.
+
+    out = attend(q, k, v, mask=Causal(), stats=["entropy", "received"])
+    out.z, out.lse, out.stats["entropy"], out.impl
+
+Grouped heads are given ungrouped (q has the query heads, k and v the kv heads). Rows are queries; with fewer queries
+than keys the last query is the last key. Names of statistics are in `stats.py`, edits in `edits.py`, masks in
+`masks.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from interp.kernels import reference
+from interp.kernels import rows as tiles
+from interp.kernels.edits import Edit
+from interp.kernels.errors import AttentionError
+from interp.kernels.masks import Mask
+from interp.kernels.request import Request, Rows, request
+from interp.kernels.stats import Reduction
+from interp.kernels.stats import reduce_groups as grouped
+
+Found = tuple[Tensor | None, Tensor, dict[str, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """z [batch, head, row, dv] in the dtype of q (None where no v was given); lse [batch, head, row] and statistics in
+    fp32.
+
+    `lse` is natural, of the edited scores, without the learned sink, -inf for rows that see nothing. `counts` are
+    integer tensors: `blind` rows (over batch and heads) that see nothing, `unmoved` rows an edit could not change.
+    `impl` is who computed it.
+    """
+
+    z: Tensor | None
+    lse: Tensor
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    impl: str = ""
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _reference(made: Request) -> Found:
+    z, lse, found, counts = reference.attend(made, dtype=torch.float64)
+    wanted = {n: x.to(made.accumulate) if x.is_floating_point() else x for n, x in found.items()}
+    return (None if z is None else z.to(made.q.dtype)), lse.to(made.accumulate), wanted, counts
+
+
+def _always(made: Request) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Who can compute a request: `refuses` gives the reason why not, or None."""
+
+    name: str
+    refuses: Callable[[Request], str | None]
+    run: Callable[[Request], Found]
+    automatic: bool = True
+
+
+IMPLEMENTATIONS = [
+    Implementation("sweep", _always, tiles.attend),
+    Implementation("reference", _always, _reference, automatic=False),
+]
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    *,
+    mask: Mask | Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    edits: Iterable[Edit] | Edit | None = None,
+    stats: Iterable[str] | str | None = None,
+    rows: Rows = None,
+    key_sets: Mapping[str, Tensor] | None = None,
+    places: Tensor | None = None,
+    first: Tensor | None = None,
+    reduce_groups: Reduction | None = None,
+    impl: str = "auto",
+) -> Attended:
+    """Attention of q [batch, head, query, d] to k, v [batch, kv head, key, d], with statistics, edited.
+
+    mask: symbols, a Bool tensor (True visible) or an additive one, broadcasting to [batch, head, query, key]; None sees
+    all. scale: d ** -0.5 unless said. softcap c: c tanh(s / c). bias: added to the capped scores. sinks: [head], one
+    more score per row that takes weight and has no value. rows: compute these queries only. key_sets: Bool [key] or
+    [batch, key] by name, for
+    `mass:NAME`. places: [key, axis] coordinates for `distance`. first: [batch], the first real key, else read off the
+    mask. impl: one of `names()`; an explicit one is used or raises, `auto` takes the fastest that can.
+    """
+    made = request(
+        q, k, v, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks, edits=edits, stats=stats, rows=rows,
+        key_sets=key_sets, places=places, first=first,
+    )  # fmt: skip
+    chosen = _choose(made, impl)
+    z, lse, found, counts = chosen.run(made)
+    if reduce_groups is not None:
+        found = grouped(found, k.shape[1], reduce_groups)
+    return Attended(z, lse, found, chosen.name, counts)
+
+
+def names() -> list[str]:
+    """The implementations there are, the fastest first."""
+    return [i.name for i in IMPLEMENTATIONS]
+
+
+def _choose(made: Request, impl: str) -> Implementation:
+    if impl == "auto":
+        return next(i for i in IMPLEMENTATIONS if i.automatic and i.refuses(made) is None)
+    found = next((i for i in IMPLEMENTATIONS if i.name == impl), None)
+    if found is None:
+        raise AttentionError(f"no implementation {impl!r}; there are auto, {', '.join(names())}")
+    reason = found.refuses(made)
+    if reason is not None:
+        raise AttentionError(f"impl={impl!r} cannot compute this: {reason}. Use impl='auto', or see explain(...)")
+    return found
+
+
+def explain(q: Tensor, k: Tensor, v: Tensor | None, **arguments: object) -> dict[str, str]:
+    """For the arguments of `attend`: by implementation, "taken" or why it was not."""
+    impl = str(arguments.pop("impl", "auto"))
+    arguments.pop("reduce_groups", None)
+    made = request(q, k, v, **arguments)  # type: ignore[arg-type]
+    reasons = {i.name: i.refuses(made) for i in IMPLEMENTATIONS}
+    able = [i.name for i in IMPLEMENTATIONS if reasons[i.name] is None and (i.automatic or i.name == impl)]
+    taken = (able[0] if able else "") if impl == "auto" else impl if impl in able else ""
+    return {n: _reason(n, r, taken) for n, r in reasons.items()}
+
+
+def _reason(name: str, reason: str | None, taken: str) -> str:
+    if name == taken:
+        return "taken"
+    return reason or ("only when asked for by name" if name == "reference" else f"could, but {taken} comes first")
