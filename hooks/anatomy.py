@@ -1,0 +1,171 @@
+"""What a model is made of, as values: towers of layers, and the ports where their tensors can be read and replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+from interp.hooks.errors import SiteError
+from interp.hooks.sites import CALL, HEAD, KV, LAYER, MODEL, Pattern, Site, nearest, parse, per_layer
+
+
+@dataclass(frozen=True)
+class Port:
+    """One tensor at the border of a module: an argument or (part of) the output."""
+
+    module: str
+    side: Literal["in", "out"]
+    key: int | str | None = None
+    """Which argument (a position or a keyword), or which element of a tuple output; None for a bare output."""
+    in_place: bool = False
+    """A residual that is read a second time behind our back, so that it has to be changed where it lies."""
+    folded: bool = False
+    """Batch and position come folded into one axis."""
+    minus: Port | None = None
+    """For a write that no module makes by itself (a gate sits between): the residual to subtract from this one."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block with one attention: sizes seen in a traced call, and where each component is."""
+
+    index: int
+    block: str
+    attention: str
+    kind: Literal["self", "cross"]
+    heads: int
+    kv_heads: int
+    d_head: int
+    d_value: int
+    out: str | None
+    """The output projection, whose input is z."""
+    interface: bool
+    """Whether the attention goes through transformers' interface; otherwise only the borders of modules are seen."""
+    ports: Mapping[str, Port] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Components this layer does not have, and why."""
+    implementation: str = ""
+
+    @property
+    def group(self) -> int:
+        """How many query heads read one kv head."""
+        return self.heads // self.kv_heads
+
+    def head_count(self, component: str, *, query_heads: bool = False) -> int:
+        """How many heads the component has in this layer."""
+        return self.kv_heads if component in KV and not query_heads else self.heads
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One stack of attention layers."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    width: int
+    bidirectional: bool
+    final_norm: Port | None = None
+    skipped: tuple[int, ...] = ()
+    """Layers that exist but did not run in the traced call."""
+
+    @cached_property
+    def by_index(self) -> dict[int, Layer]:
+        return {layer.index: layer for layer in self.layers}
+
+    def layer(self, index: int) -> Layer:
+        """The layer of that number, or an error that names those there are."""
+        if index in self.by_index:
+            return self.by_index[index]
+        why = " It exists but did not run in the traced call." if index in self.skipped else ""
+        raise SiteError(f"no layer {index} in the tower {self.name!r}: it has layers {sorted(self.by_index)}.{why}")
+
+    def __str__(self) -> str:
+        counts = sorted({(layer.heads, layer.kv_heads, layer.d_head) for layer in self.layers})
+        heads = ", ".join(f"{h} heads x {d}" + (f" over {k} kv heads" if k != h else "") for h, k, d in counts)
+        cross = sum(layer.kind == "cross" for layer in self.layers)
+        note = f", {cross} of them cross-attention" if 0 < cross < len(self.layers) else ""
+        return f"{self.name}: {len(self.layers)} layers{note}, width {self.width}, {heads}"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All towers of a model and its connectors."""
+
+    towers: Mapping[str, Tower]
+    main: str | None
+    """The tower meant when a site names none; None where that would be a guess."""
+    connector: Port | None = None
+
+    def tower(self, name: str | None, *, text: str) -> Tower:
+        """The tower a site means."""
+        name = self.main if name is None else name
+        if name is None:
+            raise SiteError(f"{text!r} names no tower, and this model has {', '.join(self.towers)}: write '{next(iter(self.towers))}.{text}'.")
+        if name not in self.towers:
+            raise SiteError(f"no tower {name!r} in {text!r}; this model has {', '.join(self.towers)}.{nearest(name, self.towers)}")
+        return self.towers[name]
+
+    def sites(self, spelled: str | Site) -> list[Site]:
+        """Every site that a spelling means in this model, in layer order, each checked to exist."""
+        pattern = parse(spelled)
+        if pattern.component == "logits":
+            return [Site(None, None, "logits")]
+        if pattern.component == "out":
+            return [self._connector(pattern)]
+        tower = self.tower(pattern.tower, text=pattern.text)
+        if pattern.component in MODEL:
+            return [Site(self._spelled(tower), None, pattern.component)]
+        found = [self._checked(tower, site) for site in self._layers(tower, pattern)]
+        wanted = [site for site in found if isinstance(site, Site)]
+        if not wanted:
+            raise SiteError(f"{pattern.text!r}: {next(str(why) for why in found)}")
+        return wanted
+
+    def _connector(self, pattern: Pattern) -> Site:
+        if pattern.tower != "connector" or self.connector is None:
+            there = "'connector.out'" if self.connector else "none here"
+            raise SiteError(f"{pattern.text!r}: 'out' is the output of a connector between towers; there is {there}.")
+        return Site("connector", None, "out")
+
+    def _layers(self, tower: Tower, pattern: Pattern) -> list[Site]:
+        def heads_of(layer: int) -> int:
+            return tower.layer(layer).head_count(pattern.component, query_heads=pattern.kind == "H")
+
+        return per_layer(pattern, sorted(tower.by_index), heads_of, tower=self._spelled(tower))
+
+    def _spelled(self, tower: Tower) -> str | None:
+        return None if len(self.towers) == 1 else tower.name
+
+    def _checked(self, tower: Tower, site: Site) -> Site | str:
+        """The site, or why this one layer lacks it: a wildcard may pass over such a layer, a single site may not."""
+        assert site.layer is not None
+        layer = tower.layer(site.layer)
+        component = site.component
+        if component in layer.missing:
+            return f"{tower.name} layer {layer.index} has no {component}: {layer.missing[component]}."
+        if component in LAYER and component not in layer.ports:
+            return f"{tower.name} layer {layer.index} has no {component}: no such tensor was found in its block."
+        if component in (HEAD | KV) and not layer.interface and component in CALL and component not in layer.ports:
+            return f"{tower.name} layer {layer.index} has no {component}: its attention does not go through transformers' interface and its family does not say where it is."
+        return site
+
+    def layer(self, site: Site) -> Layer:
+        """The layer a site lies in."""
+        assert site.layer is not None
+        return self.tower(site.tower, text=str(site)).layer(site.layer)
+
+    def one(self, spelled: str | Site) -> Site:
+        """The single site a spelling means."""
+        found = self.sites(spelled)
+        if len(found) != 1:
+            raise SiteError(f"{str(spelled)!r} means {len(found)} sites, expected one.")
+        return found[0]
+
+    def renamed(self, **changes: Tower) -> Anatomy:
+        """The same anatomy with some towers replaced."""
+        return replace(self, towers={**self.towers, **changes})
+
+    def __str__(self) -> str:
+        return "\n".join(str(tower) for tower in self.towers.values())

@@ -1,0 +1,118 @@
+"""What structure cannot tell about one kind of model, as data.
+
+Most models need none of this: their attention goes through transformers' interface and everything is found in a traced
+call. A family says where the heads are in a model outside it: which module attends, how many heads it has, which module
+is its output projection (whose input is z), which projections give q, k and v, and, where patterns shall be readable,
+how the scores come about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from interp.hooks.errors import ModelError
+
+View = Literal["heads", "thirds:0", "thirds:1", "thirds:2", "per_head:0", "per_head:1", "per_head:2"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How scores come from q and k: `scale * q.k`, visible where the causal rule or the module's own mask says so."""
+
+    causal: bool = False
+    mask: int | str | None = None
+    """Which argument of the attention module is its mask (Bool, True where visible, or added to the scores)."""
+    scale: float | None = None
+    """None for 1/sqrt(d_head)."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A module whose output, seen through `view`, is q, k or v per head."""
+
+    module: str
+    view: View = "heads"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the heads are in models of these types; module names are relative to the attention module."""
+
+    name: str
+    model_types: tuple[str, ...]
+    attention: str
+    """Dotted name of the attention modules from the root, with `*` for numbers: `transformer.h.*.attn`."""
+    out: str
+    heads: str
+    """Where the number of heads is: an attribute of the attention module or of the config."""
+    kv_heads: str | None = None
+    q: Projection | None = None
+    k: Projection | None = None
+    v: Projection | None = None
+    recipe: Recipe | None = None
+
+    def attentions(self, root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """The attention modules of a model, by name."""
+        wanted = re.compile(r"(?:.*\.)?" + re.escape(self.attention).replace(r"\*", r"\d+") + "$")
+        return ((name, module) for name, module in root.named_modules() if wanted.match(name))
+
+    def count(self, what: str, root: nn.Module, module: nn.Module) -> int:
+        """A number of heads, looked up where the family says."""
+        for owner in (module, getattr(module, "config", None), getattr(root, "config", None), getattr(root, "cfg", None)):
+            found = getattr(owner, what, None)
+            if isinstance(found, int):
+                return found
+        raise ModelError(f"the family {self.name!r} says the number of heads is {what!r}, which neither the attention module nor the config has.")
+
+
+FALCON = Family(
+    "falcon", ("falcon",), "h.*.self_attention", out="dense", heads="num_heads",
+)
+GPTJ = Family(
+    "gptj", ("gptj", "codegen"), "h.*.attn", out="out_proj", heads="num_attention_heads",
+    q=Projection("q_proj"), k=Projection("k_proj"), v=Projection("v_proj"),
+)
+BLOOM = Family(
+    "bloom", ("bloom",), "h.*.self_attention", out="dense", heads="num_heads",
+    q=Projection("query_key_value", "per_head:0"),
+    k=Projection("query_key_value", "per_head:1"),
+    v=Projection("query_key_value", "per_head:2"),
+)
+MPT = Family("mpt", ("mpt",), "blocks.*.attn", out="out_proj", heads="n_heads")
+GPT_NEO = Family(
+    "gpt_neo", ("gpt_neo",), "h.*.attn.attention", out="out_proj", heads="num_heads",
+    q=Projection("q_proj"), k=Projection("k_proj"), v=Projection("v_proj"),
+)
+PLAIN = Family(
+    "plain", ("AttentionOnly",), "blocks.*.attn", out="o", heads="heads",
+    q=Projection("q"), k=Projection("k"), v=Projection("v"), recipe=Recipe(mask=1),
+)
+_KNOWN: dict[str, Family] = {t: f for f in (FALCON, GPTJ, BLOOM, MPT, GPT_NEO, PLAIN) for t in f.model_types}
+
+
+def register(family: Family) -> Family:
+    """Make a family known to every later `attach` in this process, by the model types it names."""
+    for model_type in family.model_types:
+        _KNOWN[model_type] = family
+    return family
+
+
+def family_of(root: nn.Module) -> Family | None:
+    """The registered family of a model, by its config's `model_type` or the name of its class."""
+    config: Any = getattr(root, "config", None)
+    return _KNOWN.get(getattr(config, "model_type", None) or "") or _KNOWN.get(type(root).__name__)
+
+
+def split(tensor: Tensor, view: View, heads: int) -> Tensor:
+    """[b, s, width] seen per head: [b, s, heads, d]. A view of the same memory, so writing to it writes to the tensor."""
+    if view == "heads":
+        return tensor.unflatten(-1, (heads, -1))
+    layout, which = view.split(":")
+    if layout == "thirds":
+        return tensor.unflatten(-1, (3, heads, -1))[..., int(which), :, :]
+    return tensor.unflatten(-1, (heads, 3, -1))[..., int(which), :]

@@ -1,0 +1,434 @@
+"""One owner of everything that is put on a model: it stands at the sites, edits, records, and takes itself off again.
+
+A session is entered before a run and left after it, whatever happens in between. It belongs to the thread that entered it
+unless told otherwise, so that two threads can look into one model at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy import Anatomy, Layer, Port
+from interp.hooks.attention import Dense, HeadKV, pattern_of
+from interp.hooks.edits import AttentionEdit, Edit, ValueEdit
+from interp.hooks.errors import BudgetError, EditError, NotFired, SiteError
+from interp.hooks.family import Family, split
+from interp.hooks.inputs import Inputs, Positions
+from interp.hooks.interface import Call, Switch
+from interp.hooks.moment import Moment
+from interp.hooks.ports import head_results, stand_at
+from interp.hooks.sites import CALL, KV, Site
+from interp.hooks.tape import head_axis, select, tower_inputs
+
+READS_RESIDUAL = {"q_in": "resid_pre", "k_in": "resid_pre", "v_in": "resid_pre"}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An edit with its site found in this model."""
+
+    edit: Edit
+    site: Site
+
+
+@dataclass
+class Wish:
+    """What to record, and how."""
+
+    sites: Sequence[Site] = ()
+    positions: Positions | None = None
+    keys: Positions | None = None
+    grad: bool = False
+    dtype: torch.dtype | None = None
+    shelf: MutableMapping[Site, Tensor] = field(default_factory=dict)
+    cpu: bool = False
+    budget: int | None = None
+
+
+class Session:
+    """What is on a model during one run."""
+
+    def __init__(self, root: nn.Module, anatomy: Anatomy, *, edits: Iterable[Edit] = (), wish: Wish | None = None,
+                 inputs: Inputs | None = None, family: Family | None = None, all_threads: bool = False,
+                 describe: Callable[[Mapping[str, Any]], Inputs] | None = None) -> None:
+        self.root, self.anatomy, self.family = root, anatomy, family
+        self.wish = wish or Wish()
+        self.edits = [Placed(edit, site) for edit in edits for site in _places(anatomy, edit)]
+        self.moment = Moment(inputs, describe)
+        self.fired: dict[str, int] = defaultdict(int)
+        self.pieces: dict[Site, list[Tensor]] = defaultdict(list)
+        self.bytes = 0
+        self._thread = None if all_threads else threading.get_ident()
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Session:
+        try:
+            self._stand()
+        except BaseException:
+            self._undo.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._undo.close()
+        if exc[0] is not None:
+            self.pieces.clear()
+
+    def live(self) -> bool:
+        """Whether the current thread is the session's."""
+        return self._thread is None or self._thread == threading.get_ident()
+
+    def __repr__(self) -> str:
+        return f"Session({len(self.edits)} edits, {len(self.wish.sites)} sites recorded)"
+
+    def _stand(self) -> None:
+        self._on(self.root.register_forward_pre_hook(self._root_begins, with_kwargs=True, prepend=True))
+        for block, members in self._by_attention().items():
+            self._stand_at_heads(block, members)
+        for placed in self.edits:
+            self._stand_to_edit(placed)
+        for site in self.wish.sites:
+            self._stand_to_record(site)
+
+    def _on(self, handle: Any) -> None:
+        self._undo.callback(handle.remove)
+
+    def _root_begins(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.live():
+            self.moment.begin(args, kwargs)
+
+    def _by_attention(self) -> dict[str, tuple[Layer, list[Placed], list[Site]]]:
+        found: dict[str, tuple[Layer, list[Placed], list[Site]]] = {}
+        for placed in self.edits:
+            if placed.site.component in CALL:
+                layer = self.anatomy.layer(placed.site)
+                found.setdefault(layer.attention, (layer, [], []))[1].append(placed)
+        for site in self.wish.sites:
+            if site.component in CALL:
+                layer = self.anatomy.layer(site)
+                found.setdefault(layer.attention, (layer, [], []))[2].append(site)
+        return found
+
+    def _stand_at_heads(self, attention: str, members: tuple[Layer, list[Placed], list[Site]]) -> None:
+        layer, edits, sites = members
+        module = self.root.get_submodule(attention)
+        tap = HeadTap(self, layer, edits, sites)
+        if layer.interface:
+            Switch.watch(module, tap)
+            self._undo.callback(Switch.forget, module, tap)
+        else:
+            self._stand_at_border(layer, tap)
+
+    def _stand_at_border(self, layer: Layer, tap: HeadTap) -> None:
+        from interp.hooks.boundary import Border
+
+        for handle in Border(self.root, layer, self.family, tap).stand():
+            self._on(handle)
+
+    def _stand_to_edit(self, placed: Placed) -> None:
+        site = placed.site
+        if site.component in CALL:
+            return
+        if site.component == "result":
+            self._at(self._port(site), partial(self._edit_results, placed), with_input=self.anatomy.layer(site))
+            return
+        if site.component in READS_RESIDUAL:
+            raise EditError(f"{site.component!r} is what a head reads, for path methods; edit {READS_RESIDUAL[site.component]!r} or 'attn_in' instead.")
+        self._at(self._port(site), partial(self._edit_value, placed))
+
+    def _stand_to_record(self, site: Site) -> None:
+        if site.component in CALL:
+            return
+        if site.component == "result":
+            layer = self.anatomy.layer(site)
+            out = layer.out
+            if out is None:
+                raise SiteError(f"{site}: the output projection of this layer was not found.")
+            self._at(Port(out, "in", 0), partial(self._record_results, site, layer))
+            return
+        self._at(self._port(site), partial(self._record_value, site))
+
+    def _port(self, site: Site) -> Port:
+        if site.component == "logits":
+            return Port("", "out")
+        if site.component == "out":
+            assert self.anatomy.connector is not None
+            return self.anatomy.connector
+        tower = self.anatomy.tower(site.tower, text=str(site))
+        if site.component == "embed":
+            return tower.layer(min(tower.by_index)).ports["resid_pre"]
+        if site.component == "final_norm":
+            if tower.final_norm is None:
+                raise SiteError(f"the tower {tower.name!r} has no norm after its last layer.")
+            return tower.final_norm
+        layer = self.anatomy.layer(site)
+        component = READS_RESIDUAL.get(site.component, "attn_out" if site.component == "result" else site.component)
+        return layer.ports[component]
+
+    def _at(self, port: Port, change: Callable[..., Tensor], *, with_input: Layer | None = None) -> None:
+        if with_input is not None:
+            kept: dict[str, Tensor] = {}
+            assert with_input.out is not None
+            self._at(Port(with_input.out, "in", 0), partial(_keep, kept))
+            self._at(port, lambda x: change(x, self._by_head(kept["value"], with_input), with_input))
+            return
+        if port.minus is not None:
+            before: dict[str, Tensor] = {}
+            self._at(port.minus, partial(_keep, before))
+            inner = change
+            change = lambda x: _unless_same(x, inner, before)  # noqa: E731
+        if port.module == "" and port.key is None:
+            self._on(self.root.register_forward_hook(partial(_logits_hook, self, change)))
+            return
+        self._on(stand_at(self.root, port, lambda x: change(x) if self.live() else x, batch=self.moment.rows))
+
+    @staticmethod
+    def _by_head(z: Tensor, layer: Layer) -> Tensor:
+        return z.unflatten(-1, (layer.heads, layer.d_value))
+
+    def _edit_value(self, placed: Placed, x: Tensor) -> Tensor:
+        return self.changed(placed, x)
+
+    def _edit_results(self, placed: Placed, x: Tensor, z: Tensor, layer: Layer) -> Tensor:
+        assert layer.out is not None
+        heads = placed.site.heads or tuple(range(layer.heads))
+        old = head_results(self.root.get_submodule(layer.out), z, heads)
+        new = self.changed(Placed(placed.edit, placed.site.whole), old)
+        return x + (new - old).sum(2)
+
+    def _record_value(self, site: Site, x: Tensor) -> Tensor:
+        value = x
+        if site.component in READS_RESIDUAL:
+            layer = self.anatomy.layer(site)
+            count = layer.head_count(site.component) if site.heads is None else len(site.heads)
+            value = (x if self.wish.grad else x.clone())[:, :, None].expand(-1, -1, count, -1)
+        return self.keep(site, x, value)
+
+    def _record_results(self, site: Site, layer: Layer, z: Tensor) -> Tensor:
+        assert layer.out is not None
+        heads = site.heads if site.heads is not None else tuple(range(layer.heads))
+        self.keep(site, z, head_results(self.root.get_submodule(layer.out), self._by_head(z, layer), heads))
+        return z
+
+    def changed(self, placed: Placed, x: Tensor, *, axis: int = 1) -> Tensor:
+        """x with the edit applied at its positions, rows and heads; the same object where it does not apply now."""
+        edit, site = placed.edit, placed.site
+        assert isinstance(edit, ValueEdit)
+        if not self.moment.applies(edit):
+            return x
+        where = self.moment.where(edit, site, x.shape[0], x.shape[axis], x.device, keys=site.component in KV)
+        self.fired[repr(edit) + str(site)] += 1
+        heads = self.heads(site)
+        part = x if heads is None else x.index_select(head_axis(site.component), heads.to(x.device))
+        new = edit.change(part, self.moment.valid(site, x.shape[0], x.shape[axis])).to(x.dtype)
+        if where is not None:
+            shape = [1] * x.ndim
+            shape[0], shape[axis] = where.shape
+            new = torch.where(where.view(shape), new, part)
+        return new if heads is None else x.index_copy(head_axis(site.component), heads.to(x.device), new)
+
+    def heads(self, site: Site) -> Tensor | None:
+        """The site's heads as indices into the tensor; None for all of them."""
+        if site.heads is None:
+            return None
+        group = self.anatomy.layer(site).group if site.query_heads and site.component in KV else 1
+        return torch.tensor(sorted({h // group for h in site.heads}))
+
+    def keep(self, site: Site, x: Tensor, value: Tensor) -> Tensor:
+        """Record `value` at a site; returns what the model goes on with, which carries the gradient if one was asked for."""
+        self.fired["record " + str(site)] += 1
+        if self.wish.grad and value is x and value.is_floating_point() and not value.requires_grad:
+            x = value = value.detach().requires_grad_()
+        if self.wish.positions is not None and site.layer is not None and site.component not in ("pattern", "scores"):
+            value = select(value, self.moment.mask(self.wish.positions, site, value.shape[1]).to(value.device), axis=1)
+        self._put(site, value, fresh=value is not x)
+        return x
+
+    def _put(self, site: Site, value: Tensor, *, fresh: bool) -> None:
+        wish = self.wish
+        if not wish.grad:
+            value = value.detach()
+            whole = value.untyped_storage().nbytes() <= value.numel() * value.element_size()
+            safe = whole and (fresh or site.component in CALL)
+            value = value.to(device="cpu" if wish.cpu else None, dtype=wish.dtype)
+            value = value if safe or not whole and fresh else value.clone()
+        self.bytes += value.numel() * value.element_size()
+        if wish.budget is not None and self.bytes > wish.budget:
+            raise BudgetError(f"recording passed the budget of {wish.budget / 2**20:.0f} MiB at {site}: ask for fewer sites, heads or positions, store='cpu' or a directory, or a larger budget=.")
+        self.pieces[site].append(value)
+
+    def recorded(self) -> MutableMapping[Site, Tensor]:
+        """What was recorded, in the order it was asked for; raises where something never happened."""
+        missing = [str(s) for s in self.wish.sites if s not in self.pieces]
+        if missing:
+            raise NotFired(f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for these inputs (a skipped layer, or a tower without its input).")
+        for site in self.wish.sites:
+            parts = self.pieces.pop(site)
+            self.wish.shelf[site] = parts[0] if len(parts) == 1 else _join(site, parts)
+        return self.wish.shelf
+
+    def check_fired(self) -> None:
+        """Raise for every edit that never changed anything it was told to change."""
+        silent = [placed for placed in self.edits if not self.fired[repr(placed.edit) + str(placed.site)]]
+        if silent:
+            raise NotFired("these edits never fired: " + "; ".join(f"{p.edit!r} at {p.site}" for p in silent) + ". Did their layer run, and their phase or step come?")
+
+
+def _places(anatomy: Anatomy, edit: Edit) -> list[Site]:
+    if not isinstance(edit, Edit):
+        raise EditError(f"an edit is one of interp's edit values, such as interp.Zero('L5.H3.z'), got {edit!r}.")
+    sites = anatomy.sites(edit.site)
+    for site in sites:
+        attends = site.component == "attention"
+        if isinstance(edit, AttentionEdit) and not attends:
+            raise EditError(f"{edit!r} changes how heads attend: its site has no component, such as 'L5.H3' or 'L*.H*'.")
+        if isinstance(edit, ValueEdit) and attends:
+            raise EditError(f"{edit!r} changes a value: name the component, such as '{site}.z'.")
+        if site.query_heads and site.component in KV and not edit.expand and anatomy.layer(site).group > 1:
+            layer = anatomy.layer(site)
+            shared = ", ".join(f"H{h}" for h in range(layer.heads) if h // layer.group == site.heads[0] // layer.group)  # type: ignore[index]
+            raise EditError(f"{edit!r}: {site.component} of query head {site.heads[0]} is kv head {site.heads[0] // layer.group}, which {shared} all read."  # type: ignore[index]
+                            f" Write 'L{site.layer}.K{site.heads[0] // layer.group}.{site.component}' to change it for all of them, or expand=True for this head alone.")  # type: ignore[index]
+    return sites
+
+
+def _keep(into: dict[str, Tensor], x: Tensor) -> Tensor:
+    into["value"] = x.clone() if not x.requires_grad else x
+    return x
+
+
+def _unless_same(x: Tensor, change: Callable[[Tensor], Tensor], before: Mapping[str, Tensor]) -> Tensor:
+    """Apply a change to x minus the residual before it."""
+    residual = before["value"].reshape(x.shape)
+    write = x - residual
+    new = change(write)
+    return x if new is write else residual + new
+
+
+def _logits_hook(session: Session, change: Callable[[Tensor], Tensor], _: nn.Module, args: Any, output: Any) -> Any:
+    if not session.live():
+        return None
+    key = logits_key(output)
+    value = output if key is None else output[key] if isinstance(key, int) else getattr(output, key)
+    new = change(value)
+    if new is value:
+        return None
+    if isinstance(key, int):
+        return (*output[:key], new, *output[key + 1 :])
+    return new if key is None else replace(output, **{key: new})
+
+
+def logits_key(output: Any) -> str | int | None:
+    """Where a model's answer is in what it returns."""
+    if torch.is_tensor(output):
+        return None
+    for key in ("logits", "logits_per_image"):
+        if getattr(output, key, None) is not None:
+            return key
+    if isinstance(output, (tuple, list)) and output and torch.is_tensor(output[0]):
+        return 0
+    raise SiteError(f"{type(output).__name__} has no logits: load the model with a head (ForCausalLM, ForImageClassification, ...), or record 'final_norm' instead.")
+
+
+def _join(site: Site, parts: list[Tensor]) -> Tensor:
+    """Several calls of one module in one run: images one after the other (Qwen-VL), or steps of generating."""
+    if site.component not in ("pattern", "scores"):
+        return torch.cat(parts, dim=1)
+    rows, keys = sum(p.shape[2] for p in parts), sum(p.shape[3] for p in parts)
+    whole = parts[0].new_zeros(*parts[0].shape[:2], rows, keys)
+    r = c = 0
+    for part in parts:
+        whole[:, :, r : r + part.shape[2], c : c + part.shape[3]] = part
+        r, c = r + part.shape[2], c + part.shape[3]
+    return whole
+
+
+class HeadTap:
+    """A session at one attention: its edits of q, k, v, z and of the pattern, and what it records there."""
+
+    def __init__(self, session: Session, layer: Layer, edits: list[Placed], sites: list[Site]) -> None:
+        self.session, self.layer, self.edits, self.sites = session, layer, edits, sites
+
+    def live(self) -> bool:
+        return self.session.live()
+
+    @property
+    def differentiable(self) -> bool:
+        return self.session.wish.grad
+
+    def before(self, call: Call) -> None:
+        for name in ("q", "k", "v"):
+            value = getattr(call, name).transpose(1, 2)
+            new = self.border(name, value)
+            if new is not value:
+                setattr(call, name, new.transpose(1, 2))
+
+    def border(self, component: str, value: Tensor) -> Tensor:
+        """q, k or v [b, position, head, d] after this session's edits, recorded."""
+        for placed in self._value_edits(component):
+            if not (placed.edit.expand and placed.site.query_heads):
+                value = self.session.changed(placed, value)
+        for site in (s for s in self.sites if s.component == component):
+            value = self._record(site, value)
+        return value
+
+    def _value_edits(self, component: str) -> list[Placed]:
+        return [p for p in self.edits if p.site.component == component]
+
+    def _record(self, site: Site, value: Tensor) -> Tensor:
+        heads = self.session.heads(site)
+        if heads is None:
+            return self.session.keep(site, value, value)
+        self.session.keep(site, value, value.index_select(2, heads.to(value.device)))
+        return value
+
+    def attention_edits(self, call: Call) -> list[Any]:
+        session, found = self.session, []
+        for placed in self.edits:
+            edit, site = placed.edit, placed.site
+            if not session.moment.applies(edit):
+                continue
+            if isinstance(edit, AttentionEdit):
+                rows = session.moment.where(edit, site, call.q.shape[0], call.q.shape[2], call.q.device)
+                keys = {n: session.moment.keys(spec, site, call.k.shape[2]).to(call.q.device) for n, spec in edit.key_sets().items()}
+                session.fired[repr(edit) + str(site)] += 1
+                found.append(edit.kernel(site.heads, rows, keys))
+            elif site.component in ("pattern", "scores"):
+                found.append(Dense(site.component, site.heads or tuple(range(self.layer.heads)), partial(self._dense, placed)))
+            elif edit.expand and site.query_heads and site.heads is not None:
+                found.append(HeadKV(site.component, site.heads, partial(session.changed, Placed(edit, site.whole))))
+        return found
+
+    def _dense(self, placed: Placed, weights: Tensor) -> Tensor:
+        return self.session.changed(Placed(placed.edit, placed.site.whole), weights, axis=2)
+
+    def after(self, call: Call) -> None:
+        for placed in self._value_edits("z"):
+            call.z = self.session.changed(placed, call.z)
+
+    def record(self, call: Call) -> None:
+        for site in self.sites:
+            if site.component == "z":
+                call.z = self._record(site, call.z)
+            elif site.component in ("pattern", "scores"):
+                self._record_pattern(call, site)
+
+    def _record_pattern(self, call: Call, site: Site) -> None:
+        wish, moment = self.session.wish, self.session.moment
+        rows = None if wish.positions is None else moment.mask(wish.positions, site, call.q.shape[2])
+        value = pattern_of(call, site.component, site.heads, rows, call.edits)
+        if wish.keys is not None:
+            value = select(value, moment.keys(wish.keys, site, call.k.shape[2]).to(value.device), axis=3)
+        self.session.keep(site, call.z, value)
+
+
+__all__ = ["Session", "Wish", "logits_key", "split", "tower_inputs"]

@@ -1,0 +1,180 @@
+"""The grammar of places in a model, and its one parser.
+
+    site      = [tower "."] ["L" numbers "."] [("H" | "K") numbers "."] component
+    numbers   = number | "3-7" | "1,4" | "*"
+
+`L5.H3.z`, `vision.L*.H0-3.pattern`, `L2.K1.k`, `connector.out`, `logits`. A site without a component means the heads'
+attention (`L9.H*`). `L5H3`, `5.3`, `a5.h3` and TransformerLens' `blocks.5.attn.hook_z` are read as well; the first
+spelling is the one printed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from interp.hooks.errors import SiteError
+
+HEAD = frozenset({"q", "z", "result", "pattern", "scores", "attention", "q_in"})
+KV = frozenset({"k", "v", "k_in", "v_in"})
+LAYER = frozenset(
+    "resid_pre resid_mid resid_mid2 resid_post attn_in mlp_in attn_out mlp_out attn_write mlp_write neurons".split()
+)
+MODEL = frozenset({"embed", "final_norm", "logits", "out"})
+COMPONENTS = HEAD | KV | LAYER | MODEL
+CALL = frozenset({"q", "k", "v", "z", "pattern", "scores", "attention"})
+
+TRANSFORMER_LENS = {
+    "hook_embed": "embed",
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_attn_in": "attn_in",
+    "hook_mlp_in": "mlp_in",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_out": "mlp_out",
+    "attn.hook_q": "q",
+    "attn.hook_k": "k",
+    "attn.hook_v": "v",
+    "attn.hook_z": "z",
+    "attn.hook_result": "result",
+    "attn.hook_pattern": "pattern",
+    "attn.hook_attn_scores": "scores",
+    "mlp.hook_post": "neurons",
+}
+_NUMBERS = r"(?:\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
+_SITE = re.compile(
+    rf"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:L(?P<layers>{_NUMBERS})\.?)?(?:(?P<kind>[HK])(?P<heads>{_NUMBERS})\.?)?"
+    r"(?P<component>[a-z][a-z_0-9]*)?$"
+)
+_SHORT = re.compile(r"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:a)?(?P<layer>\d+)\.(?:h)?(?P<head>\d+)(?:\.(?P<component>[a-z_0-9]+))?$")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One component in one layer: what a tape stores, an edit changes and a result is labelled with.
+
+    `heads` is None for all of them. Heads of `k` and `v` are kv heads and print as `K`.
+    """
+
+    tower: str | None
+    layer: int | None
+    component: str
+    heads: tuple[int, ...] | None = None
+    query_heads: bool = False
+    """Whether `heads` of a k or v site was written with H: it then means the group that this query head reads."""
+
+    def __str__(self) -> str:
+        parts = [] if self.tower is None else [self.tower]
+        if self.layer is not None:
+            parts.append(f"L{self.layer}")
+        if self.heads is not None:
+            letter = "K" if self.component in KV and not self.query_heads else "H"
+            parts.append(letter + ",".join(map(str, self.heads)))
+        if self.component != "attention" or self.heads is None:
+            parts.append(self.component)
+        return ".".join(parts)
+
+    @property
+    def whole(self) -> Site:
+        """The same place with every head."""
+        return replace(self, heads=None, query_heads=False)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A parsed site before a model has said which layers and heads it has."""
+
+    text: str
+    tower: str | None
+    layers: str | None
+    kind: Literal["H", "K"] | None
+    heads: str | None
+    component: str
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean x?' when something known is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def parse(text: str | Site) -> Pattern:
+    """Read one site in any accepted spelling."""
+    spelled = _from_transformer_lens(str(text).strip())
+    if short := _SHORT.match(spelled):
+        tower, layer, head, component = short.group("tower", "layer", "head", "component")
+        tower = None if tower == "a" else tower
+        return _checked(Pattern(str(text), tower, layer, "H", head, component or "attention"))
+    if not spelled or not (found := _SITE.match(spelled)):
+        raise SiteError(
+            f"cannot read the site {str(text)!r}: expected [tower.][L<layers>.][H<heads>.]component,"
+            " for example 'L5.H3.z', 'vision.L*.z' or 'L2-4.resid_post'."
+        )
+    tower, layers, kind, heads, component = found.group("tower", "layers", "kind", "heads", "component")
+    if component is None and heads is None:
+        tower, component = (None, tower) if layers is None else (tower, None)
+    return _checked(Pattern(str(text), tower, layers, kind, heads, component or "attention"))
+
+
+def _checked(pattern: Pattern) -> Pattern:
+    component, text = pattern.component, pattern.text
+    if component not in COMPONENTS:
+        raise SiteError(f"no component {component!r} in the site {text!r}.{nearest(component, COMPONENTS)}"
+                        f" Components: {', '.join(sorted(COMPONENTS - {'attention'}))}.")
+    if component in MODEL and (pattern.layers or pattern.heads):
+        raise SiteError(f"{component!r} belongs to the whole tower, so {text!r} may not name a layer or heads.")
+    if component not in MODEL and pattern.layers is None:
+        raise SiteError(f"the site {text!r} names no layer: write 'L3.{component}' or 'L*.{component}'.")
+    if pattern.heads and component in LAYER:
+        raise SiteError(f"{component!r} has no heads, so {text!r} may not name any; per-head sites: {', '.join(sorted(HEAD | KV))}.")
+    if pattern.kind == "K" and component not in KV:
+        raise SiteError(f"{text!r} names kv heads, but {component!r} belongs to query heads: write H instead of K.")
+    return pattern
+
+
+def _from_transformer_lens(text: str) -> str:
+    found = re.match(r"^(?:(?P<stack>encoder|decoder)_)?blocks\.(?P<layer>\d+)\.(?P<name>.+)$", text)
+    if not found:
+        return {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm", "unembed.hook_out": "logits"}.get(text, text)
+    if found["name"] not in TRANSFORMER_LENS:
+        raise SiteError(f"no TransformerLens name {text!r} here; known after 'blocks.N.': {', '.join(TRANSFORMER_LENS)}.")
+    stack = f"{found['stack']}." if found["stack"] else ""
+    return f"{stack}L{found['layer']}.{TRANSFORMER_LENS[found['name']]}"
+
+
+def numbers(spelled: str, known: Sequence[int], *, what: str, text: str) -> tuple[int, ...]:
+    """The numbers that `3-7`, `1,4` or `*` mean among the known ones."""
+    if spelled == "*":
+        return tuple(known)
+    wanted: list[int] = []
+    for part in spelled.split(","):
+        first, _, last = part.partition("-")
+        if last and int(last) < int(first):
+            raise SiteError(f"the range {part!r} in {text!r} is empty: write the smaller number first.")
+        wanted.extend(range(int(first), int(last or first) + 1))
+    missing = [n for n in wanted if n not in set(known)]
+    if missing:
+        raise SiteError(f"no {what} {missing[0]} for {text!r}: this tower has {what}s {_spell(known)}.")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _spell(known: Sequence[int]) -> str:
+    if not known:
+        return "none"
+    contiguous = list(known) == list(range(known[0], known[-1] + 1))
+    return f"{known[0]}-{known[-1]}" if contiguous else ",".join(map(str, known))
+
+
+def per_layer(pattern: Pattern, layers: Sequence[int], heads_of: Callable[[int], int], *, tower: str | None) -> list[Site]:
+    """One site per layer that the pattern names, heads resolved against each layer's own count."""
+    sites = []
+    for layer in numbers(pattern.layers or "*", layers, what="layer", text=pattern.text):
+        heads = None
+        if pattern.heads is not None and pattern.heads != "*":
+            heads = numbers(pattern.heads, range(heads_of(layer)), what="head", text=pattern.text)
+        sites.append(Site(tower, layer, pattern.component, heads, pattern.kind == "H" and pattern.component in KV and heads is not None))
+    return sites
