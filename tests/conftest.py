@@ -1,4 +1,4 @@
-"""What every test stands on: two threads, fixed seeds, no network, poisoned uninitialised memory, areas by file name."""
+"""What every test stands on: two threads, fixed seeds, no network, poisoned memory, areas by file name."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def is_local(host: object) -> bool:
 
 
 def refuse_network(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook: a test that leaves this machine fails, in whatever library and under whatever `except Exception`."""
+    """An audit hook: a test that leaves this machine fails, in any library, under any `except Exception`."""
     if event in {"socket.getaddrinfo", "socket.gethostbyname"}:
         host = args[0]
     elif event in {"socket.connect", "socket.sendto"} and isinstance(args[1], tuple):

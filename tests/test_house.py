@@ -97,12 +97,13 @@ def test_a_method_never_imports_another_method() -> None:
 
 
 def broad(tree: ast.Module) -> list[int]:
-    """Lines of handlers that catch everything."""
+    """Lines of handlers that catch everything and keep it: one that ends in a plain `raise` has only tidied up."""
     lines = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
             caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"Exception"}
-            lines += [node.lineno] if caught & {"Exception", "BaseException"} else []
+            kept = not isinstance(node.body[-1], ast.Raise) or any(isinstance(n, ast.Return) for n in ast.walk(node))
+            lines += [node.lineno] if kept and caught & {"Exception", "BaseException"} else []
     return lines
 
 
@@ -113,6 +114,8 @@ def broad(tree: ast.Module) -> list[int]:
         ("except Exception:", True),
         ("except (KeyError, BaseException) as e:", True),
         ("except (KeyError, OSError):", False),
+        ("except BaseException:\n    tidy()\n    raise\nexcept OSError:", False),
+        ("except BaseException:\n    return\n    raise\nexcept OSError:", True),
     ],
 )
 def test_the_broad_rule_tells_right_from_wrong(handler: str, is_broad: bool) -> None:
