@@ -11,67 +11,67 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
+from interp.hooks import table
+from interp.hooks.arguments import checked, main_ids, main_tower, other_towers
 from interp.hooks.errors import InputsError
+from interp.hooks.pieces import Decoder, Offsets, covering, locate, not_found, read, shown
+from interp.hooks.positions import Span, resolve
 from interp.hooks.roles import Roles, roles
 
 Positions: TypeAlias = "str | Span | int | Sequence[int] | Sequence[Sequence[int]] | slice | range | Tensor"
-
-
-@dataclass(frozen=True)
-class Span:
-    """A stretch of tokens per row, `rows[i] = (start, end)`; None where the row has none."""
-
-    rows: tuple[tuple[int, int] | None, ...]
-    text: str = ""
-
-    def first(self) -> Span:
-        """Only the first token of each stretch."""
-        return Span(tuple(row and (row[0], row[0] + 1) for row in self.rows), self.text)
-
-    def last(self) -> Span:
-        """Only the last token of each stretch."""
-        return Span(tuple(row and (row[1] - 1, row[1]) for row in self.rows), self.text)
-
-    def __str__(self) -> str:
-        shown = ", ".join(f"row {i}: {row[0]}:{row[1]}" for i, row in enumerate(self.rows) if row)
-        return f"{self.text!r} at {shown}"
+ALIASES = {
+    "text": ("text", "decoder", "encoder", "cross"),
+    "decoder": ("decoder", "text", "cross"),
+    "vision": ("vision", "encoder"),
+    "encoder": ("encoder",),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inputs:
-    """The arguments of one batch and what is known about them; made by `prepare` or `Inputs.of`."""
+    """The arguments of one batch and what is known about them; made by `prepare` or `Inputs.of`.
 
-    kwargs: Mapping[str, Tensor]
-    valid: Tensor
+    `texts[row][start:end]` with `(start, end) = offsets[row][position]` is the text of a token; `continuation[row]` is
+    the column where a row's answer starts; `towers` holds the other towers, or why their positions are not known.
+    """
+
+    kwargs: Mapping[str, Any]
+    valid: Bool[Tensor, "batch position"]
     roles: Roles
     tokens: tuple[tuple[str, ...], ...] | None = None
     texts: tuple[str, ...] | None = None
-    offsets: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    offsets: tuple[Offsets, ...] | None = None
     continuation: tuple[int, ...] | None = None
-    towers: Mapping[str, Inputs] = field(default_factory=dict)
+    main: str = "text"
+    towers: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kwargs", MappingProxyType(dict(self.kwargs)))
         object.__setattr__(self, "towers", MappingProxyType(dict(self.towers)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        rest = (self.valid, self.roles, self.tokens, self.texts, self.offsets, self.continuation)
+        rest = (self.valid, self.roles, self.tokens, self.texts, self.offsets, self.continuation, self.main)
         return Inputs, (dict(self.kwargs), *rest, dict(self.towers))
 
     @classmethod
     def of(cls, kwargs: Mapping[str, Any], *, config: Any = None, tokenizer: Any = None) -> Inputs:
         """Wrap the arguments of a call as they are; ids are never retokenised."""
-        tensors = {name: torch.as_tensor(value) for name, value in kwargs.items() if value is not None}
-        ids = tensors["input_ids"]
-        valid = tensors["attention_mask"].bool() if "attention_mask" in tensors else torch.ones_like(ids).bool()
-        return cls(tensors, valid, roles(config, tensors, tokenizer=tokenizer, valid=valid))
+        call = checked(kwargs, config)
+        towers = {name: _tower(call, name, config, tokenizer) for name in other_towers(call)}
+        return _describe(call, main_tower(call), config, tokenizer, towers)
+
+    @property
+    def ids(self) -> Tensor | None:
+        """The main tower's ids, where it reads ids."""
+        return main_ids(self.kwargs, self.main)
 
     @property
     def batch(self) -> int:
@@ -87,92 +87,110 @@ class Inputs:
         return self.batch
 
     def tower(self, name: str) -> Inputs:
-        """The positions of another tower; the main tower's names give this object."""
-        if name in self.towers:
-            return self.towers[name]
-        if name in ("text", "decoder") or not self.towers:
-            return self
-        raise InputsError(f"no tower {name!r} in these inputs; they have {', '.join(self.towers)}")
+        """The positions of another tower; the main tower's own names give this object."""
+        found = self.towers.get(name, self if name in ALIASES[self.main] else None)
+        if isinstance(found, Inputs):
+            return found
+        known = ", ".join(dict.fromkeys((self.main, *self.towers)))
+        raise InputsError(found or f"no tower {name!r} in these inputs; they have {known}")
 
-    def valid_of(self, tower: str) -> Tensor:
+    def valid_of(self, tower: str) -> Bool[Tensor, "batch position"]:
         """Which positions of a tower are real."""
         return self.tower(tower).valid
 
-    def mask(self, spec: Positions) -> Tensor:
-        """The [batch, position] mask a specification stands for."""
-        if isinstance(spec, Tensor) and spec.dtype == torch.bool:
-            return self._boolean(spec)
-        if isinstance(spec, str):
-            return self._named(spec)
-        if isinstance(spec, Span):
-            return self._spans(spec)
-        return self._indexed(spec)
+    def mask(self, spec: Positions) -> Bool[Tensor, "batch position"]:
+        """The real positions a specification stands for.
 
-    def _boolean(self, spec: Tensor) -> Tensor:
-        if spec.shape != self.valid.shape:
-            raise InputsError(f"a mask of positions has shape {tuple(self.valid.shape)}, got {tuple(spec.shape)}")
-        return spec.to(self.valid.device)
-
-    def _named(self, spec: str) -> Tensor:
-        count = self.valid.cumsum(-1)
-        simple = {"all": self.valid, "first": self.valid & (count == 1), "last": self.valid & (count == count[:, -1:])}
-        if spec in simple:
-            return simple[spec].clone()
-        name, _, index = spec.partition(":")
-        if name not in self.roles.names():
-            near = get_close_matches(name, (*self.roles.names(), *simple), n=1)
-            raise InputsError(f"no role {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        found = self.roles.where(name) & self.valid
-        return found & (self.roles.image == int(index)) if index else found
-
-    def _spans(self, spec: Span) -> Tensor:
-        out = torch.zeros_like(self.valid)
-        for mask, row in zip(out, spec.rows, strict=True):
-            if row is not None:
-                mask[row[0] : row[1]] = True
-        return out
-
-    def _indexed(self, spec: Any) -> Tensor:
-        if isinstance(spec, slice):
-            spec = range(*spec.indices(self.length))
-        per_row = isinstance(spec, Sequence) and len(spec) > 0 and isinstance(spec[0], Sequence)
-        out = torch.zeros_like(self.valid)
-        for i in range(self.batch):
-            chosen = spec[i] if per_row else spec
-            for index in [chosen] if isinstance(chosen, int) else chosen:
-                out[i, self._column(int(index), i)] = True
-        return out
-
-    def _column(self, index: int, row: int) -> int:
-        last = int(self.valid[row].nonzero()[-1])
-        column = index if index >= 0 else last + 1 + index
-        if not 0 <= column < self.length:
-            raise InputsError(f"position {index} is out of range: row {row} has length {self.length}")
-        return column
+        A role (`"image"`, `"text"`, `"bos"`, `"image:0"`, `"newline"`, `"cls"`), `"all" "first" "last"`, `"prompt"
+        "continuation" "last_prompt"`, a `Span`, a column, columns, columns per row, a slice, a range, or a mask.
+        Negative numbers count from each row's last real token; a number that is padding in some row is an error.
+        """
+        return resolve(spec, self.valid, self.roles, self.continuation)
 
     def find(self, text: str, occurrence: int = 1, *, row: int | None = None) -> Span:
-        """Where a piece of text is, by characters."""
-        raise NotImplementedError("arrives with the next commit")
+        """The tokens that hold the n-th occurrence of a text, in every row or in one; -1 is the last occurrence."""
+        if self.texts is None or self.offsets is None:
+            raise InputsError("the text of these inputs is not known: make them with a tokenizer")
+        if not text or occurrence == 0:
+            raise InputsError("find needs a text of at least one character and an occurrence from 1 (or from -1)")
+        if row is not None and not -self.batch <= row < self.batch:
+            raise InputsError(f"no row {row} in a batch of {self.batch}")
+        wanted = range(self.batch) if row is None else [row % self.batch]
+        return Span(tuple(self._find(i, text, occurrence) if i in wanted else None for i in range(self.batch)), text)
+
+    def _find(self, row: int, text: str, occurrence: int) -> tuple[int, int]:
+        assert self.texts is not None
+        assert self.offsets is not None
+        where = locate(self.texts[row], text, occurrence)
+        span = covering(self.offsets[row], *where) if where else None
+        if span is None:
+            raise not_found(row, self.texts[row], text, occurrence)
+        return span
 
     def digest(self) -> str:
         """A sha256 of the data, the same on every machine."""
         total = hashlib.sha256()
         for name, value in sorted({**self.kwargs, "valid": self.valid}.items()):
+            if not isinstance(value, Tensor):
+                total.update(f"{name} {value!r}\n".encode())
+                continue
             array = value.detach().cpu().contiguous()
             total.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
-            total.update(array.reshape(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+            total.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
 
     def to(self, device: torch.device | str) -> Inputs:
         """The same inputs on another device."""
-        moved = {name: value.to(device) for name, value in self.kwargs.items()}
-        towers = {name: tower.to(device) for name, tower in self.towers.items()}
-        rest = (self.tokens, self.texts, self.offsets, self.continuation)
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.kwargs.items()}
+        towers = {name: tower.to(device) if isinstance(tower, Inputs) else tower for name, tower in self.towers.items()}
+        rest = (self.tokens, self.texts, self.offsets, self.continuation, self.main)
         return Inputs(moved, self.valid.to(device), self.roles.to(device), *rest, towers)
 
+    def save(self, folder: str | Path) -> None:
+        """Write everything but towers that are not known to a folder: `inputs.safetensors` and `inputs.json`."""
+        from interp.hooks.keep import save
+
+        save(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path) -> Inputs:
+        """Read what `save` wrote."""
+        from interp.hooks.keep import load
+
+        return load(Path(folder))
+
     def show(self) -> None:
-        """Print every position: column, id, token, role."""
-        print(self)
+        """Print every position: column, id, token, role; long stretches of patches or padding folded."""
+        print(table.text(self))
 
     def __repr__(self) -> str:
-        return f"Inputs({self.batch} rows of {self.length} positions, {self.roles!r})"
+        return f"Inputs({self.batch} x {self.length} positions, {int(self.valid.sum())} real, {self.roles!r})"
+
+    def _repr_html_(self) -> str:
+        return table.html(self)
+
+
+def _describe(
+    call: Mapping[str, Any], tower: str, config: Any, tokenizer: Any, towers: Mapping[str, Any] = MappingProxyType({})
+) -> Inputs:
+    labels = roles(config, call, tokenizer=tokenizer, tower=tower)
+    valid, ids = ~labels.where("pad"), main_ids(call, tower)
+    if ids is None or tokenizer is None:
+        return Inputs(call, valid, labels, main=tower, towers=towers)
+    decoder = Decoder(tokenizer)
+    rows = [(row.tolist(), real.tolist()) for row, real in zip(ids, valid, strict=True)]
+    texts, offsets = zip(*(read(decoder, row, real) for row, real in rows), strict=True)
+    return Inputs(
+        call, valid, labels, tuple(shown(decoder, row) for row, _ in rows), texts, offsets, None, tower, towers
+    )
+
+
+def _tower(call: Mapping[str, Any], name: str, config: Any, tokenizer: Any) -> Inputs | str:
+    """Another tower's inputs, or why its positions are not known."""
+    try:
+        return _describe(call, name, config, tokenizer if name in ("encoder", "text") else None)
+    except InputsError as reason:
+        return str(reason)
+
+
+__all__ = ["Inputs", "Positions", "Roles", "Span"]
