@@ -1,10 +1,10 @@
-"""Minimal valid inputs for a model nobody has given us inputs for: what the first traced call and the self-checks run on.
+"""Minimal valid inputs for a model nobody gave us inputs for: what the first traced call and the self-checks run on.
 
-Idea: sizes, token ids and counts are read from the config, never from a checkpoint's name, so a tiny random model and the
-released one go the same way. Language models get random words, image towers noise of the size they expect, models of both
-one image per row between words, encoder-decoders a shorter decoder row. Padded batches have rows of unlike length.
-Cost: no forward pass. Limits: the words mean nothing; one image per row, no video; a model that joins images and words in
-a way not listed in `PICTURES` is refused rather than guessed at.
+Idea: sizes, token ids and counts are read from the config, never from a checkpoint's name, so a tiny random model and
+the released one go the same way. Language models get random words, image towers noise of the size they expect, models
+of both one image per row between words, encoder-decoders a shorter decoder row. Padded batches have rows of unlike
+length. Cost: no forward pass. Limits: the words mean nothing; one image per row, no video; a model that joins images
+and words in a way not listed in `PICTURES` is refused rather than guessed at.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def example(
         raise InputsError(f"padding is None, 'left' or 'right', got {padding!r}.")
     ask = Ask(_underlying(module), batch, length, padding, torch.Generator().manual_seed(seed))
     made = _recipe(ask)(ask)
-    return {name: tensor.to(ask.device, ask.dtype if tensor.is_floating_point() else None) for name, tensor in made.items()}
+    return {
+        name: tensor.to(ask.device, ask.dtype if tensor.is_floating_point() else None) for name, tensor in made.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,9 @@ class Ask:
 
     @property
     def pad(self) -> int:
-        return next((p for p in (getattr(c, "pad_token_id", None) for c in (self.text, self.config)) if p is not None), 0)
+        return next(
+            (p for p in (getattr(c, "pad_token_id", None) for c in (self.text, self.config)) if p is not None), 0
+        )
 
     def noise(self, *shape: int) -> Tensor:
         """Pixels or mel bins."""
@@ -114,9 +118,11 @@ Recipe = Callable[[Ask], dict[str, Tensor]]
 def _recipe(ask: Ask) -> Recipe:
     """How to build inputs, by what the model says it is."""
     main = getattr(ask.module, "main_input_name", "input_ids")
-    if "input_ids" in ask.accepts and "pixel_values" in ask.accepts:
-        return _with_picture if getattr(ask.config, "model_type", None) in PICTURES else _pair
-    if main == "input_features" and hasattr(ask.config, "max_source_positions"):
+    if getattr(ask.config, "model_type", None) in PICTURES and {"input_ids", "pixel_values"} <= ask.accepts:
+        return _with_picture
+    if {"input_ids", "pixel_values"} <= ask.accepts:
+        return _pair
+    if main == "input_features" and hasattr(ask.config, "max_source_positions") and hasattr(ask.config, "num_mel_bins"):
         return _speech
     if main == "pixel_values" and "pixel_values" in ask.accepts and hasattr(ask.config, "image_size"):
         return lambda ask: {"pixel_values": _pixels(ask, ask.config, ask.batch)}
@@ -128,13 +134,15 @@ def _recipe(ask: Ask) -> Recipe:
 def _unknown(module: nn.Module, why: str) -> ModelError:
     kind = getattr(getattr(module, "config", None), "model_type", None)
     called = type(module).__name__ + (f" (model type {kind!r})" if kind else "")
-    return ModelError(f"no example inputs are known for {called}: {why}. Pass example={{name: tensor, ...}}, one valid call's arguments.")  # fmt: skip
+    return ModelError(
+        f"no example inputs are known for {called}: {why}. Pass example={{name: tensor, ...}}, a valid call."
+    )
 
 
 def _underlying(module: nn.Module) -> nn.Module:
     """The model inside torch.compile's, PEFT's or TransformerLens' wrapper."""
-    if hasattr(module, "get_base_model"):
-        return _underlying(module.get_base_model())
+    if callable(base := getattr(module, "get_base_model", None)):
+        return _underlying(base())
     for name in ("_orig_mod", "original_model"):
         if isinstance(inner := getattr(module, name, None), nn.Module):
             return _underlying(inner)
@@ -151,7 +159,7 @@ def _embedding(module: nn.Module) -> nn.Embedding:
 def _special(config: Any) -> set[int]:
     """Every id that a config names."""
     found: set[int] = set()
-    for name, value in vars(config).items() if config is not None else ():
+    for name, value in getattr(config, "__dict__", {}).items():
         if name.endswith(("_token_id", "_token_index")):
             found |= {i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int)}
     return found
@@ -178,7 +186,14 @@ def _positions(ask: Ask, mask: Tensor) -> dict[str, Tensor]:
 
 def _decoder(ask: Ask) -> dict[str, Tensor]:
     """A decoder row, shorter than the encoder's so that cross-attention is not square."""
-    start = next((i for i in (getattr(ask.config, n, None) for n in ("decoder_start_token_id", "bos_token_id")) if i is not None), ask.pad)  # fmt: skip
+    start = next(
+        (
+            i
+            for i in (getattr(ask.config, n, None) for n in ("decoder_start_token_id", "bos_token_id"))
+            if i is not None
+        ),
+        ask.pad,
+    )
     longest = max(1, ask.length - 2)
     ids, mask = ask.stack([[start, *ask.draw(count - 1)] for count in ask.lengths(longest)], longest)
     made = {"decoder_input_ids": ids}
@@ -194,11 +209,11 @@ def _speech(ask: Ask) -> dict[str, Tensor]:
 def _pair(ask: Ask) -> dict[str, Tensor]:
     """A caption and an image that are compared, not joined; a caption ends with the id it is pooled at."""
     vision = getattr(ask.config, "vision_config", None)
-    if vision is None or not hasattr(vision, "image_size") or getattr(ask.config, "image_token_id", None) is not None:
-        raise _unknown(ask.module, "how it places image tokens among words is not listed")
+    if not hasattr(ask.module, "logit_scale") or not hasattr(vision, "image_size"):
+        raise _unknown(ask.module, "it takes words and pixels, and how it joins them is not listed")
     made = _language(ask)
     end = getattr(ask.text, "eos_token_id", None)
-    if isinstance(end, int) and end < ask.text.vocab_size:
+    if isinstance(end, int) and end < ask.text.vocab_size and "attention_mask" in made:
         last = made["attention_mask"].cumsum(-1).argmax(-1)
         made["input_ids"][torch.arange(ask.batch), last] = end
     return made | {"pixel_values": _pixels(ask, vision, ask.batch)}
@@ -307,8 +322,8 @@ def _paligemma(ask: Ask) -> Picture:
     """The image opens the row, and the whole row is prefix (type 0), seen both ways."""
     vision = ask.config.vision_config
     tensors = {"pixel_values": _pixels(ask, vision, ask.batch)}
-    prefix: Callable[[Ask, Tensor, Tensor], dict[str, Tensor]] = lambda ask, ids, mask: {"token_type_ids": torch.zeros_like(ids)}  # noqa: E731  # fmt: skip
-    return Picture(_placeholders(ask, _cells(vision)), tensors, first=True, extra=prefix)
+    ids = _placeholders(ask, _cells(vision))
+    return Picture(ids, tensors, first=True, extra=lambda ask, ids, mask: {"token_type_ids": torch.zeros_like(ids)})
 
 
 def _idefics(ask: Ask) -> Picture:

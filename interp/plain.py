@@ -1,8 +1,8 @@
 """A two-layer attention-only transformer, small enough to read in one sitting.
 
-Each block reads the residual stream, lets every head attend to the tokens before it, and adds what the heads found. There
-is nothing else: no MLP, and by default no layer norm and no positions but the causal mask, so that what a head does can be
-followed by hand (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", section on two-layer models).
+Each block reads the residual stream, lets every head attend to the tokens before it, and adds what the heads found.
+There is nothing else: no MLP and by default no layer norm, so that what a head does can be followed by hand (Elhage et
+al. 2021, "A Mathematical Framework for Transformer Circuits", studies such models).
 Limits: no key-value cache, no dropout, no grouped queries; at most `context` tokens where positions are learned.
 """
 
@@ -50,7 +50,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Attend within `mask`, which is True where a query may look."""
-        q, k, v = (side(x).unflatten(-1, (self.heads, self.d_head)).transpose(1, 2) for side in (self.q, self.k, self.v))
+        sides = (side(x).unflatten(-1, (self.heads, self.d_head)) for side in (self.q, self.k, self.v))
+        q, k, v = (side.transpose(1, 2) for side in sides)
         z = scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o(z.transpose(1, 2).flatten(2))
 
