@@ -64,6 +64,10 @@ class Mask(ByContent):
         """Keys [a, b) outside which no query at positions low..high sees anything."""
         return 0, keys
 
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        """Keys [a, b) that every query at positions low..high certainly sees; empty where that is not known."""
+        return 0, 0
+
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         """Class of each block [1 or batch, 1 or head, len(q_low), len(k_low)]; bounds are inclusive positions."""
         rows = [self._row_of_blocks(int(a), int(b), k_low, k_high) for a, b in zip(q_low, q_high, strict=True)]
@@ -106,6 +110,11 @@ def _class(full: Tensor, empty: Tensor) -> Tensor:
     return torch.where(full, FULL, torch.where(empty, EMPTY, PARTIAL)).to(torch.int8)
 
 
+def _within(low: int, high: int, keys: int) -> tuple[int, int]:
+    low, high = max(low, 0), min(high, keys)
+    return (low, high) if low < high else (0, 0)
+
+
 def _positive(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise AttentionError(f"{name} must be an integer of at least 1; got {value!r}")
@@ -122,6 +131,9 @@ class Full(Mask):
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=i.device).expand(1, 1, len(i), len(j))
 
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        return 0, keys
+
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         return torch.full((1, 1, len(q_low), len(k_low)), FULL, dtype=torch.int8)
 
@@ -135,6 +147,9 @@ class Causal(Mask):
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return 0, max(0, min(keys, high + 1))
+
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        return 0, max(0, min(keys, low + 1))
 
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         return _four(_class(q_low[:, None] >= k_high, q_high[:, None] < k_low))
@@ -156,6 +171,9 @@ class Window(Mask):
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return min(max(low - self.n + 1, 0), keys), max(0, min(high + self.n, keys))
+
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        return _within(high - self.n + 1, low + self.n, keys)
 
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         least, most = q_low[:, None] - k_high, q_high[:, None] - k_low
@@ -183,6 +201,9 @@ class Prefix(Mask):
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return 0, min(keys, int(torch.as_tensor(self.n).max()))
+
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        return 0, min(keys, int(torch.as_tensor(self.n).min()))
 
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         n = self._n(k_low.device)
@@ -273,6 +294,10 @@ class Padding(Mask):
         first, last = self._span(torch.device("cpu"))
         return int(first.min()), int(last.max())
 
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        first, last = self._span(torch.device("cpu"))
+        return _within(int(first.max()), int(last.min()), keys)
+
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         low, high = self._span(k_low.device)
         full, empty = (k_low >= low) & (k_high < high), (k_low >= high) | (k_high < low)
@@ -310,7 +335,7 @@ class Neighborhood(Mask):
         each = [x if isinstance(x, tuple) else (x,) * n for x in (self.window, self.stride, self.dilation, self.causal)]
         if n == 0 or any(len(x) != n for x in each):
             raise AttentionError(
-                f"a neighbourhood on a grid of {n} axes needs one value, or {n}, per argument; got {self!r}"
+                f"a neighbourhood on a grid of {n} axes needs one value or {n} per argument; got {self!r}"
             )
         return list(zip(self.grid, *each, strict=True))
 
@@ -413,7 +438,7 @@ class Blocks(Mask):
         needed = -(-keys // self.size)
         if queries > keys or tuple(self.table.shape[-2:]) != (needed, needed):
             raise AttentionError(
-                f"{keys} keys in blocks of {self.size} need a table of {needed} x {needed} (queries are the last keys); "
+                f"{keys} keys in blocks of {self.size} need a table of {needed} x {needed} (queries come last); "
                 f"got {list(self.table.shape[-2:])} for {queries} queries"
             )
 
@@ -517,6 +542,9 @@ class Alibi(Mask):
     def additive(self, i: Tensor, j: Tensor) -> Tensor | None:
         return -self.slopes.to(i.device).reshape(1, -1, 1, 1) * (i[:, None] - j[None, :]).abs()
 
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        return 0, keys
+
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         return Full().blocks(q_low, q_high, k_low, k_high)
 
@@ -544,6 +572,10 @@ class And(Mask):
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         spans = [m.reach(low, high, keys) for m in self.masks]
         return max(s[0] for s in spans), min(s[1] for s in spans)
+
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        spans = [m.sure(low, high, keys) for m in self.masks]
+        return _within(max(s[0] for s in spans), min(s[1] for s in spans), keys)
 
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         parts = torch.broadcast_tensors(*(m.blocks(q_low, q_high, k_low, k_high) for m in self.masks))
@@ -573,6 +605,9 @@ class Or(Mask):
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return _hull([m.reach(low, high, keys) for m in self.masks])
+
+    def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
+        return max((m.sure(low, high, keys) for m in self.masks), key=lambda s: s[1] - s[0])
 
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         parts = torch.broadcast_tensors(*(m.blocks(q_low, q_high, k_low, k_high) for m in self.masks))
