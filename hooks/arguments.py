@@ -90,8 +90,8 @@ def _tensor(name: str, value: Any) -> Any:
 
 def check_ids(name: str, ids: Tensor, config: Any = None) -> None:
     """Refuse ids of the wrong type, shape or range."""
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise InputsError(f"{name} must be integers, got {ids.dtype}")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise InputsError(f"{name} must be int64 or int32, as embeddings are looked up with; got {ids.dtype}")
     if ids.dim() != 2:
         raise InputsError(f"{name} must be [batch, position], got shape {tuple(ids.shape)}")
     if not len(ids):

@@ -1,0 +1,363 @@
+"""Text, chats, ids, pictures or a processor's output, made into the frozen `Inputs` of one model.
+
+Idea: whatever comes in becomes rows of ids without padding; the answer to be scored is appended to them; then they are
+padded once, so that prompt ids never change and every start column is known. Nothing is inserted silently: special
+tokens are the tokenizer's, image tokens the processor's, and a count that does not match is an error.
+
+Padding. A model that generates is padded on the left, so that the last column is every row's last token and generation
+can go on from it; everything else (encoders, encoder-decoders, models without position ids) is padded on the right.
+Where left padding would shift positions the model gets explicit `position_ids`; models that number positions by the
+mask themselves, or by picture (Qwen-VL), are left to it. `padding=` overrides the side.
+
+Continuation. Answers are tokenised as they read after an ordinary word, on their own, so that the same answer has the
+same ids after every prompt. Encoder-decoders get them in the decoder, after its start token.
+
+Cost: no forward pass. Limits: video processors need torchvision; audio is Whisper's; a text is never cut.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interp.chats import Chat, is_chat, paint, render
+from interp.hooks.arguments import vocabulary
+from interp.hooks.errors import InputsError
+from interp.hooks.grids import Fit
+from interp.hooks.inputs import Inputs
+from interp.hooks.pieces import Decoder
+from interp.pictures import as_rows, count_check, sizes_of
+from interp.rows import Rows, from_batch, from_ids, from_texts, tokenise_answer
+
+Side = Literal["left", "right"]
+NESTED = ("gemma3", "mllama", "idefics3", "smolvlm", "paligemma")
+IMPLICIT = ("blip-2", "instructblip", "paligemma")
+FIRST_POSITION = {"paligemma": 1}
+BY_MASK = ("bloom", "mpt", "opt", "blip-2", "instructblip", "falcon")
+_warned: dict[str, weakref.WeakSet[nn.Module]] = {}
+
+
+def prepare(
+    module: nn.Module,
+    processor: Any,
+    data: Any = None,
+    *,
+    images: Any = None,
+    videos: Any = None,
+    audio: Any = None,
+    chat: bool | Mapping[str, Any] | None = None,
+    continuation: Any = None,
+    padding: Side | None = None,
+) -> Inputs:
+    """Inputs for a module from texts, messages, ids or a processor's output, with pictures and an answer if given."""
+    if padding not in (None, "left", "right"):
+        raise InputsError(f"padding is the side, 'left' or 'right', got {padding!r}")
+    call = Call(module, processor, padding)
+    if isinstance(data, Inputs):
+        _nothing_else(images=images, videos=videos, audio=audio, chat=chat)
+        data = data if continuation is None else data.kwargs
+    if isinstance(data, Inputs):
+        return data
+    if isinstance(data, Mapping) and not is_chat(data):
+        _nothing_else(images=images, videos=videos, audio=audio, chat=chat)
+        return call.finish_batch(data, continuation)
+    if audio is not None:
+        _nothing_else(images=images, videos=videos, chat=chat)
+        return call.listen(audio, data if continuation is None else continuation)
+    return call.read(data, images, videos, chat, continuation)
+
+
+def _nothing_else(**given: Any) -> None:
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        raise InputsError(f"{', '.join(extra)} cannot be added to arguments that are already made; give texts instead")
+
+
+class Call:
+    """One preparation: the module, what its processor consists of, and the side to pad on."""
+
+    def __init__(self, module: nn.Module, processor: Any, padding: Side | None) -> None:
+        self.module, self.processor = module, processor
+        self.config = getattr(module, "config", None)
+        self.family = getattr(self.config, "model_type", "")
+        self.tokenizer = getattr(processor, "tokenizer", processor if _tokenizes(processor) else None)
+        self.looks = getattr(processor, "image_processor", None if _tokenizes(processor) else processor)
+        self.two_stacks = bool(getattr(self.config, "is_encoder_decoder", False))
+        self.side: Side = padding or ("left" if self._goes_left() else "right")
+
+    def _goes_left(self) -> bool:
+        generates = getattr(self.module, "can_generate", None)
+        if self.two_stacks or not callable(generates) or not generates():
+            return False
+        return self.family in BY_MASK or self._takes("position_ids")
+
+    def _takes(self, name: str) -> bool:
+        import inspect
+
+        return name in inspect.signature(self.module.forward).parameters
+
+    def warn(self, kind: str, message: str) -> None:
+        """Say something once per model."""
+        said = _warned.setdefault(kind, weakref.WeakSet())
+        if self.module not in said:
+            said.add(self.module)
+            warnings.warn(message, UserWarning, stacklevel=5)
+
+    def read(self, data: Any, images: Any, videos: Any, chat: Any, continuation: Any) -> Inputs:
+        """Texts, chats or ids, alone or with pictures; or pictures alone."""
+        if data is None:
+            return self.look(images)
+        if _is_ids(data):
+            _nothing_else(images=images, videos=videos, chat=chat)
+            return self.finish(from_ids(data, self.pad_id), continuation)
+        chats = render(data, images, chat, self.processor, self.tokenizer)
+        texts = [chat.text for chat in chats] if chats else _texts(data)
+        if self.tokenizer is None:
+            raise InputsError("texts need a tokenizer: attach the model with its processor, or give ids")
+        if not chats and chat is None and _template(self.processor, self.tokenizer):
+            self.warn(
+                "raw",
+                "this tokenizer has a chat template, and the texts are used as they are; "
+                "chat=True wraps them as user messages, chat=False says that raw text is meant",
+            )
+        pictures = [p for chat in chats for p in chat.images] or images
+        if pictures is not images and images is not None:
+            raise InputsError("pictures are in the messages and in images=: give them once")
+        if pictures is None and videos is None:
+            rows = from_texts(self.tokenizer, texts, special=not chats)
+            return self.finish(rows, continuation, chats=chats)
+        return self.see(texts, pictures or None, videos, chats, continuation)
+
+    def see(self, texts: list[str], images: Any, videos: Any, chats: list[Chat], continuation: Any) -> Inputs:
+        """Texts with pictures, through the processor."""
+        if self.looks is None or self.processor is self.tokenizer:
+            raise InputsError("pictures need the model's processor (AutoProcessor), not its tokenizer alone")
+        token = _placeholder(self.processor, self.family)
+        counts = [text.count(token) if token else 1 for text in texts]
+        _count_videos(texts, videos, self.processor)
+        if self.family == "paligemma" and not any(counts):
+            texts, counts = [token + text for text in texts], [1] * len(texts)
+        pictures = as_rows(images, counts if token or self.family in IMPLICIT else None)
+        if token or self.family in IMPLICIT:
+            count_check(counts, pictures, token)
+        given = pictures if self.family in NESTED else [picture for row in pictures for picture in row]
+        extra = {"videos": videos} if videos is not None else {}
+        extra |= {"add_special_tokens": False} if chats else {}
+        batch = self.processor(
+            text=texts, images=given or None, padding=True, padding_side=self.side, return_tensors="pt", **extra
+        )
+        rows = from_batch(batch)
+        sizes = sizes_of(pictures)
+        return self.finish(rows, continuation, chats=chats, sizes=sizes)
+
+    def look(self, images: Any) -> Inputs:
+        """Pictures alone."""
+        if images is None:
+            raise InputsError("nothing to prepare: give texts, messages, ids, a processor's output or images=")
+        if self.looks is None:
+            raise InputsError("pictures need an image processor: attach the model with its processor, or give pixels")
+        pictures = as_rows(images, None)[0]
+        batch = self.looks(images=pictures, return_tensors="pt")
+        return self._with_pictures(self._inputs(dict(batch)), sizes_of([pictures]))
+
+    def listen(self, audio: Any, text: Any) -> Inputs:
+        """Sound for Whisper, sampled at the processor's rate; the text, if any, goes to the decoder."""
+        extractor = getattr(self.processor, "feature_extractor", self.processor)
+        if self.processor is None or not hasattr(extractor, "sampling_rate"):
+            raise InputsError("audio needs the model's processor, whose feature extractor says the sampling rate")
+        batch = extractor(audio, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        return self._two_stacks(dict(batch), len(batch["input_features"]), text)
+
+    def finish_batch(self, data: Mapping[str, Any], continuation: Any) -> Inputs:
+        """A processor's output: as it is, or with an answer appended."""
+        if continuation is None and not (self.two_stacks and "decoder_input_ids" not in data):
+            inputs = self._inputs(dict(data))
+            if not inputs.valid[:, 0].all() and "position_ids" not in data and self._needs_positions(data):
+                self.warn(
+                    "positions",
+                    "rows are padded on the left and have no position_ids: this model numbers "
+                    "columns, padding included; pass position_ids or let prepare do the padding",
+                )
+            return inputs
+        if self.two_stacks:
+            batch = {name: value for name, value in data.items() if value is not None}
+            return self._two_stacks(batch, len(next(iter(batch.values()))), continuation)
+        return self.finish(from_batch(data), continuation)
+
+    def finish(self, rows: Rows, continuation: Any, *, chats: Sequence[Chat] = (), sizes: Any = None) -> Inputs:
+        """Append the answer, pad, number positions, describe."""
+        rows.check()
+        self._check_bos(rows)
+        if self.two_stacks:
+            return self._two_stacks(rows.padded(self.side, self.pad_id), len(rows.ids), continuation, rows)
+        answers = self._answers(continuation, len(rows.ids))
+        starts = None
+        if answers is not None:
+            rows, starts = rows.appended(answers, self._decoder()), [len(ids) for ids in rows.ids]
+        call = rows.padded(self.side, self.pad_id)
+        if self._needs_positions(call):
+            count = call["attention_mask"].cumsum(-1) - 1 + FIRST_POSITION.get(self.family, 0)
+            call["position_ids"] = count.clamp(min=0)
+        inputs = self._inputs(call)
+        inputs = rows.described(inputs, self.side, starts)
+        return self._with_pictures(paint(inputs, chats, self.warn), sizes)
+
+    def _needs_positions(self, call: Mapping[str, Any]) -> bool:
+        """Whether padding before a token would shift the positions the model makes up."""
+        mask = call.get("attention_mask")
+        pictured = any(name in call for name in ("image_grid_thw", "video_grid_thw"))
+        shifted = isinstance(mask, Tensor) and bool((mask.cumsum(-1)[:, :1] == 0).any())
+        return shifted and self._takes("position_ids") and not pictured
+
+    def _answers(self, continuation: Any, batch: int) -> list[list[int]] | None:
+        if continuation is None:
+            return None
+        return tokenise_answer(self.tokenizer, continuation, batch)
+
+    def _decoder(self) -> Decoder | None:
+        return None if self.tokenizer is None else Decoder(self.tokenizer)
+
+    def _two_stacks(self, call: dict[str, Any], batch: int, answer: Any, rows: Rows | None = None) -> Inputs:
+        """The encoder's arguments with a decoder that starts, and goes on with the answer."""
+        start = _start_id(self.module, self.config)
+        answers = self._answers(answer, batch) or [[]] * batch
+        decoder = Rows([[start, *ids] for ids in answers], None, None, {}, {})
+        decoder.check()
+        padded = decoder.padded("right", self.pad_id)
+        call["decoder_input_ids"] = padded["input_ids"]
+        if not padded["attention_mask"].all():
+            call["decoder_attention_mask"] = padded["attention_mask"]
+        inputs = self._inputs(call)
+        if rows is not None:
+            towers = {**inputs.towers, "encoder": rows.described(inputs.tower("encoder"), self.side, None)}
+            inputs = replace(inputs, towers=towers)
+        return inputs if answer is None else replace(inputs, continuation=(1,) * batch)
+
+    def _inputs(self, call: dict[str, Any]) -> Inputs:
+        device, dtype = _home(self.module)
+        moved = {name: _at(value, name, device, dtype) for name, value in call.items()}
+        return Inputs.of(moved, config=self.config, tokenizer=self.tokenizer)
+
+    def _with_pictures(self, inputs: Inputs, sizes: Any) -> Inputs:
+        """Say how large the pictures were and how they were fitted, so that boxes can be drawn."""
+        if sizes is None:
+            return inputs
+        known = {"sizes": tuple(sizes), "fit": Fit.of(self.looks)}
+        towers = {
+            name: replace(tower, roles=replace(tower.roles, **known))
+            if name == "vision" and isinstance(tower, Inputs)
+            else tower
+            for name, tower in inputs.towers.items()
+        }
+        return replace(inputs, roles=replace(inputs.roles, **known), towers=towers)
+
+    def _check_bos(self, rows: Rows) -> None:
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        doubled = [i for i, ids in enumerate(rows.ids) if bos is not None and _doubled(ids, bos, self.config)]
+        if doubled:
+            self.warn(
+                "bos",
+                f"row {doubled[0]} starts with two BOS tokens ({bos}): the text has one and the tokenizer "
+                "adds one; nothing was removed",
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill up with; it is masked, so where there is no padding token any will do."""
+        text = self.config.get_text_config() if callable(getattr(self.config, "get_text_config", None)) else None
+        for holder in (self.tokenizer, self.config, text):
+            for name in ("pad_token_id", "eos_token_id"):
+                value = getattr(holder, name, None)
+                if isinstance(value, int) and 0 <= value < (vocabulary(self.config) or value + 1):
+                    return value
+        return 0
+
+
+def _tokenizes(processor: Any) -> bool:
+    return hasattr(processor, "convert_ids_to_tokens")
+
+
+def _template(processor: Any, tokenizer: Any) -> bool:
+    return bool(getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None))
+
+
+def _is_ids(data: Any) -> bool:
+    if isinstance(data, Tensor) or type(data).__module__ == "numpy":
+        return True
+    first = data[0] if isinstance(data, Sequence) and not isinstance(data, str) and len(data) else None
+    return isinstance(first, Integral) or (not isinstance(first, (str, Mapping)) and _is_ids_row(first))
+
+
+def _is_ids_row(row: Any) -> bool:
+    if isinstance(row, Tensor) or type(row).__module__ == "numpy":
+        return True
+    return isinstance(row, Sequence) and (not row or isinstance(row[0], Integral))
+
+
+def _texts(data: Any) -> list[str]:
+    texts = [data] if isinstance(data, str) else data
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise InputsError(
+            f"expected texts, messages, ids or a processor's output, got {type(data).__name__}: {data!r:.80}"
+        )
+    if not texts:
+        raise InputsError("an empty batch: give at least one text")
+    for index, text in enumerate(texts):
+        if not text:
+            raise InputsError(
+                f"text {index} is empty; a model needs at least one token to read (give ids for BOS alone)"
+            )
+    return list(texts)
+
+
+def _placeholder(processor: Any, family: str) -> str:
+    """What stands for one picture in a text; empty where the processor puts pictures in front by itself."""
+    if family in ("blip-2", "instructblip"):
+        return ""
+    token = getattr(processor, "image_token", None)
+    return str(getattr(token, "content", token) or "")
+
+
+def _count_videos(texts: Sequence[str], videos: Any, processor: Any) -> None:
+    token = str(getattr(processor, "video_token", None) or "")
+    places = sum(text.count(token) for text in texts) if token else 0
+    given = 0 if videos is None else len(videos) if isinstance(videos, (list, tuple)) else 1
+    if token and places != given:
+        raise InputsError(f"the texts have {places} {token!r} places, but {given} video(s) were given")
+
+
+def _start_id(module: nn.Module, config: Any) -> int:
+    text = config.get_text_config(decoder=True) if callable(getattr(config, "get_text_config", None)) else None
+    for holder in (getattr(module, "generation_config", None), config, text):
+        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int):
+                return value
+    raise InputsError("this encoder-decoder names no decoder_start_token_id: pass decoder_input_ids yourself")
+
+
+def _doubled(ids: Sequence[int], bos: int, config: Any) -> bool:
+    image = {getattr(config, name, None) for name in ("image_token_id", "image_token_index")}
+    words = [index for index in ids if index not in image][:2]
+    return words == [bos, bos]
+
+
+def _home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the module reads its inputs and in which precision."""
+    device = next((p.device for p in module.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return device, dtype
+
+
+def _at(value: Any, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    half = dtype in (torch.float16, torch.bfloat16) and name.startswith(("pixel_values", "input_features"))
+    return value.to(device, dtype) if half and value.is_floating_point() else value.to(device)
