@@ -53,7 +53,17 @@ def apply(call: Call, edits: Sequence[Any]) -> None:
     dense = [e for e in edits if isinstance(e, Dense)]
     z = _dense_z(part, touched, inner, dense) if dense else attend(part.q, part.k, part.v, edits=inner, **part.arguments).z
     index = torch.tensor(touched, device=z.device)
-    call.z = call.z.index_copy(2, index, z.transpose(1, 2).to(call.z.dtype))
+    new = z.transpose(1, 2).to(call.z.dtype)
+    rows = _rows_of(edits)
+    if rows is not None:
+        new = torch.where(rows[:, :, None, None], new, call.z[:, :, index])
+    call.z = call.z.index_copy(2, index, new)
+
+
+def _rows_of(edits: Sequence[Any]) -> Tensor | None:
+    """[b, row] that any edit touches; None for all of them. The other rows keep the model's own z."""
+    rows = [getattr(edit, "rows", None) for edit in edits]
+    return None if any(r is None for r in rows) else torch.stack(rows).any(0)
 
 
 def pattern_of(call: Call, component: str, heads: tuple[int, ...] | None, rows: Tensor | None, edits: Sequence[Any]) -> Tensor:
@@ -166,8 +176,12 @@ def _row_indices(rows: Tensor | None) -> Tensor | None:
 
 
 def _changed(part: _Part, heads: tuple[int, ...], component: str, inner: Sequence[kernel.Edit], dense: Sequence[Dense], rows: Tensor | None) -> Tensor:
-    read = pattern if component == "pattern" else scores
-    value = read(part.q, part.k, rows=rows, edits=inner, **part.arguments)
+    if component == "pattern":
+        value = pattern(part.q, part.k, rows=rows, edits=inner, **part.arguments)
+    else:
+        inner = [e for e in inner if e.stage <= kernel.MaskKeys.stage]
+        without_sinks = {name: value for name, value in part.arguments.items() if name != "sinks"}
+        value = scores(part.q, part.k, rows=rows, edits=inner, **without_sinks)
     for edit in (e for e in dense if e.component == component):
         at = torch.tensor([heads.index(h) for h in edit.heads if h in heads], device=value.device)
         if rows is None and len(at):

@@ -80,19 +80,19 @@ def dissect(
     then `known` names its output projection. Modules that ran more than once name no single tensor and are passed over."""
     once = Counter(e.name for e in events)
     events = sorted((e for e in events if once[e.name] == 1), key=lambda e: e.entered)
-    leaves = [e for e in events if _multiplies(e.module) and e.name != block]
+    leaves = [e for e in events if _multiplies(e.module) and e.name != block and first_tensor(e.inputs) is not None]
     read = first_tensor(event.inputs)
     key, post = outer_tensor(event.output)
     ports = {"resid_post": Port(block, "out", key)}
     if read is not None:
         ports["resid_pre"] = Port(block, "in", read[0])
-    outs = {name: _projection(name, z, leaves, known.get(name)) for name, z in heads.items()}
+    outs = {name: _projection(name, z, leaves, events, known.get(name)) for name, z in heads.items()}
     units = {name: _unit_of(name, leaves) for name in heads}
     stage = Stage(ports, {}, {n: o.name for n, o in outs.items() if o is not None}, post.shape[-1] if post.ndim else 0, {})
     mlp = [e for e in leaves if not any(_within(e, units[n]) for n in heads) and e.name not in stage.out.values()]
     for name in heads:
         stage.attention_ports[name] = _attention_ports(name, events, leaves, outs[name])
-    _mlp_ports(stage, block, events, mlp)
+    _mlp_ports(stage, block, events, mlp, 0 if read is None else read[1][..., 0].numel())
     if read is not None:
         _residuals(stage, block, read[1], post, events, [outs[n] for n in heads], list(heads), mlp)
     return stage
@@ -114,10 +114,10 @@ def _unit_of(attention: str, leaves: list[Event]) -> str:
     return attention if own else attention.rpartition(".")[0]
 
 
-def _projection(attention: str, z: Tensor | None, leaves: list[Event], known: str | None) -> Event | None:
+def _projection(attention: str, z: Tensor | None, leaves: list[Event], events: list[Event], known: str | None) -> Event | None:
     """The first matrix whose input is z, bit for bit; else, behind a gate, the next one of that width."""
     if z is None:
-        return next((e for e in leaves if e.name == known), None)
+        return next((e for e in events if e.name == known), None)
     flat = z.reshape(-1)
     width = z.shape[-1] * z.shape[-2]
     for event in leaves:
@@ -150,7 +150,7 @@ def _same_argument(call: Event, first: Event | None) -> int | str | None:
     return found[0] if found is not None else None
 
 
-def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event]) -> None:
+def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event], positions: int) -> None:
     if not mlp:
         stage.missing |= dict.fromkeys(("mlp_in", "mlp_out", "mlp_write", "neurons"), "it has no MLP")
         return
@@ -162,7 +162,11 @@ def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event]) 
     if (read := first_tensor(reader.inputs)) is not None:
         stage.ports["mlp_in"] = Port(reader.name, "in", read[0])
     stage.ports["mlp_out"] = Port(writer.name, "out", outer_tensor(writer.output)[0])
-    if experts:
+    if outer_tensor(writer.output)[1][..., 0].numel() != positions:
+        for component in ("mlp_in", "mlp_out"):
+            stage.ports.pop(component, None)
+        stage.missing |= dict.fromkeys(("mlp_in", "mlp_out", "neurons"), "its MLP runs on some of the positions at a time")
+    elif experts:
         stage.missing["neurons"] = EXPERTS
     elif (last := first_tensor(mlp[-1].inputs)) is not None:
         stage.ports["neurons"] = Port(mlp[-1].name, "in", last[0])
@@ -271,7 +275,8 @@ def _sums(residual: Tensor, begin: int, end: int, events: list[Event]) -> Iterat
         if writes:
             yield candidate, max(writes, key=lambda w: w.when).port
     for candidate in sorted(same, key=lambda c: (c.when, c.port.side)):
-        if any(_multiple(candidate.tensor - residual, w.tensor) for w in made if w.when <= candidate.when and w.port != candidate.port):
+        size = float(candidate.tensor.abs().max())
+        if any(_multiple(candidate.tensor - residual, w.tensor, size) for w in made if w.when <= candidate.when and w.port != candidate.port):
             yield candidate, None
 
 
@@ -285,15 +290,17 @@ def _like(candidate: _Candidate, residual: Tensor) -> _Candidate | None:
     return replace(candidate, port=replace(candidate.port, folded=True), tensor=tensor.reshape(residual.shape))
 
 
-def _multiple(difference: Tensor, write: Tensor) -> bool:
-    """Whether the difference is the write times one number."""
-    d, w = difference.double().flatten(), write.double().flatten()
-    norm = w @ w
-    if norm == 0 or not torch.isfinite(norm):
-        return False
-    c = (d @ w) / norm
-    bound = 64 * torch.finfo(difference.dtype).eps * float(difference.abs().max() + write.abs().max())
-    return bool(c.abs() > 1e-3) and bool((d - c * w).abs().max() <= bound)
+def _multiple(difference: Tensor, write: Tensor, size: float) -> bool:
+    """Whether the difference is the write times one number: in all (a gate), per channel (layer scale), or per position."""
+    d, w = difference.double(), write.double()
+    bound = 64 * torch.finfo(difference.dtype).eps * (size + float(write.abs().max()))
+    every = tuple(range(d.ndim))
+    for axes in (every, every[:-1], every[-1:]):
+        norm = (w * w).sum(axes, keepdim=True)
+        c = (d * w).sum(axes, keepdim=True) / norm.clamp(min=1e-30)
+        if bool(((d - c * w).abs() <= bound).all()) and float(c.abs().max()) > 1e-3:
+            return True
+    return False
 
 
 def _normed(sum_: _Candidate, end: int, events: list[Event]) -> Iterator[_Candidate]:
@@ -307,10 +314,12 @@ def _normed(sum_: _Candidate, end: int, events: list[Event]) -> Iterator[_Candid
 
 
 def _is_parallel(pre: Tensor, post: Tensor, outs: list[Event | None], mlp: list[Event], stage: Stage, events: list[Event]) -> bool:
-    if len(outs) != 1 or outs[0] is None or not mlp:
+    if len(outs) != 1 or outs[0] is None or not mlp or "mlp_out" not in stage.ports:
         return False
     whole = stage.ports["mlp_out"]
     wrote = next(outer_tensor(e.output)[1] for e in events if e.name == whole.module)
+    if wrote.numel() != pre.numel() or outer_tensor(outs[0].output)[1].numel() != pre.numel():
+        return False
     added = pre.double() + outer_tensor(outs[0].output)[1].double().reshape(pre.shape) + wrote.double().reshape(pre.shape)
     return bool((added - post.double()).abs().max() <= 64 * torch.finfo(post.dtype).eps * float(post.abs().max()))
 

@@ -46,7 +46,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     attention: str
-    """Dotted name of the attention modules from the root, with `*` for numbers: `transformer.h.*.attn`."""
+    """Dotted end of the attention modules' names, with `*` for numbers and `|` between alternatives: `h.*.attn`."""
     out: str
     heads: str
     """Where the number of heads is: an attribute of the attention module or of the config."""
@@ -58,15 +58,18 @@ class Family:
 
     def attentions(self, root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """The attention modules of a model, by name."""
-        wanted = re.compile(r"(?:.*\.)?" + re.escape(self.attention).replace(r"\*", r"\d+") + "$")
+        ends = re.escape(self.attention).replace(r"\*", r"\d+").replace(r"\|", "|")
+        wanted = re.compile(rf"(?:.*\.)?(?:{ends})$")
         return ((name, module) for name, module in root.named_modules() if wanted.match(name))
 
-    def count(self, what: str, root: nn.Module, module: nn.Module) -> int:
+    def count(self, what: str, root: nn.Module, module: nn.Module, *, otherwise: int | None = None) -> int:
         """A number of heads, looked up where the family says."""
         for owner in (module, getattr(module, "config", None), getattr(root, "config", None), getattr(root, "cfg", None)):
             found = getattr(owner, what, None)
             if isinstance(found, int):
                 return found
+        if otherwise is not None:
+            return otherwise
         raise ModelError(f"the family {self.name!r} says the number of heads is {what!r}, which neither the attention module nor the config has.")
 
 
@@ -91,6 +94,11 @@ GPT_NEO = Family(
 PLAIN = Family(
     "plain", ("AttentionOnly",), "blocks.*.attn", out="o", heads="heads",
     q=Projection("q"), k=Projection("k"), v=Projection("v"), recipe=Recipe(mask=1),
+)
+TRANSFORMER_BRIDGE = Family(
+    "transformer_bridge", (), "h.*._original_component.attn|layers.*._original_component.self_attn|layers.*._original_component.attention",
+    out="o", heads="num_attention_heads", kv_heads="num_key_value_heads",
+    q=Projection("q"), k=Projection("k"), v=Projection("v"),
 )
 _KNOWN: dict[str, Family] = {t: f for f in (FALCON, GPTJ, BLOOM, MPT, GPT_NEO, PLAIN) for t in f.model_types}
 

@@ -64,7 +64,7 @@ class Session:
         self.wish = wish or Wish()
         self.edits = [Placed(edit, site) for edit in edits for site in _places(anatomy, edit)]
         self.moment = Moment(inputs, describe)
-        self.fired: dict[str, int] = defaultdict(int)
+        self.fired: dict[tuple[int, str | None, int | None], int] = defaultdict(int)
         self.pieces: dict[Site, list[Tensor]] = defaultdict(list)
         self.bytes = 0
         self._thread = None if all_threads else threading.get_ident()
@@ -226,7 +226,7 @@ class Session:
         if not self.moment.applies(edit):
             return x
         where = self.moment.where(edit, site, x.shape[0], x.shape[axis], x.device, keys=site.component in KV)
-        self.fired[repr(edit) + str(site)] += 1
+        self.note(placed)
         heads = self.heads(site)
         part = x if heads is None else x.index_select(head_axis(site.component), heads.to(x.device))
         new = edit.change(part, self.moment.valid(site, x.shape[0], x.shape[axis])).to(x.dtype)
@@ -245,7 +245,6 @@ class Session:
 
     def keep(self, site: Site, x: Tensor, value: Tensor) -> Tensor:
         """Record `value` at a site; returns what the model goes on with, which carries the gradient if one was asked for."""
-        self.fired["record " + str(site)] += 1
         if self.wish.grad and value is x and value.is_floating_point() and not value.requires_grad:
             x = value = value.detach().requires_grad_()
         if self.wish.positions is not None and site.layer is not None and site.component not in ("pattern", "scores"):
@@ -276,9 +275,17 @@ class Session:
             self.wish.shelf[site] = parts[0] if len(parts) == 1 else _join(site, parts)
         return self.wish.shelf
 
+    @staticmethod
+    def _key(placed: Placed) -> tuple[int, str | None, int | None]:
+        return id(placed.edit), placed.site.tower, placed.site.layer
+
+    def note(self, placed: Placed) -> None:
+        """An edit did its work at its layer."""
+        self.fired[self._key(placed)] += 1
+
     def check_fired(self) -> None:
         """Raise for every edit that never changed anything it was told to change."""
-        silent = [placed for placed in self.edits if not self.fired[repr(placed.edit) + str(placed.site)]]
+        silent = [placed for placed in self.edits if not self.fired[self._key(placed)]]
         if silent:
             raise NotFired("these edits never fired: " + "; ".join(f"{p.edit!r} at {p.site}" for p in silent) + ". Did their layer run, and their phase or step come?")
 
@@ -327,6 +334,14 @@ def _logits_hook(session: Session, change: Callable[[Tensor], Tensor], _: nn.Mod
     return new if key is None else replace(output, **{key: new})
 
 
+def logits_of(output: Any) -> Tensor | None:
+    """The answer in what a model returns; None for a base model, which has none."""
+    for name in ("logits", "logits_per_image"):
+        if torch.is_tensor(found := getattr(output, name, None)):
+            return found
+    return output if torch.is_tensor(output) else None
+
+
 def logits_key(output: Any) -> str | int | None:
     """Where a model's answer is in what it returns."""
     if torch.is_tensor(output):
@@ -369,7 +384,7 @@ class HeadTap:
         for name in ("q", "k", "v"):
             value = getattr(call, name).transpose(1, 2)
             new = self.border(name, value)
-            if new is not value:
+            if new is not value or self.differentiable:
                 setattr(call, name, new.transpose(1, 2))
 
     def border(self, component: str, value: Tensor) -> Tensor:
@@ -388,8 +403,12 @@ class HeadTap:
         heads = self.session.heads(site)
         if heads is None:
             return self.session.keep(site, value, value)
-        self.session.keep(site, value, value.index_select(2, heads.to(value.device)))
-        return value
+        heads = heads.to(value.device)
+        part = value.index_select(2, heads)
+        if not self.differentiable:
+            self.session.keep(site, value, part)
+            return value
+        return value.index_copy(2, heads, self.session.keep(site, part, part))
 
     def attention_edits(self, call: Call) -> list[Any]:
         session, found = self.session, []
@@ -400,7 +419,7 @@ class HeadTap:
             if isinstance(edit, AttentionEdit):
                 rows = session.moment.where(edit, site, call.q.shape[0], call.q.shape[2], call.q.device)
                 keys = {n: session.moment.keys(spec, site, call.k.shape[2]).to(call.q.device) for n, spec in edit.key_sets().items()}
-                session.fired[repr(edit) + str(site)] += 1
+                session.note(placed)
                 found.append(edit.kernel(site.heads, rows, keys))
             elif site.component in ("pattern", "scores"):
                 found.append(Dense(site.component, site.heads or tuple(range(self.layer.heads)), partial(self._dense, placed)))

@@ -101,7 +101,10 @@ class Tape(Mapping[str, Any]):
         if missing:
             raise SiteError(f"{', '.join(missing)} not recorded exactly so; gradients are those of recorded tensors: {', '.join(self)}.")
         grads = torch.autograd.grad(value.sum(), [self._tensors[s] for s in wanted], retain_graph=keep_graph, allow_unused=True)
-        return {str(s): torch.zeros_like(self._tensors[s]) if g is None else g for s, g in zip(wanted, grads, strict=True)}
+        unused = [str(s) for s, g in zip(wanted, grads, strict=True) if g is None]
+        if unused:
+            raise InterpError(f"the metric does not depend on {', '.join(unused)}: patterns, scores and results are computed beside the model, and a layer whose output is dropped has no gradient; leave them out of sites=.")
+        return {str(s): g for s, g in zip(wanted, grads, strict=True) if g is not None}
 
     def to_transformer_lens(self) -> Any:
         """The same tensors under TransformerLens' names, as its ActivationCache where it is installed, else a dict."""

@@ -98,9 +98,8 @@ def trace(module: nn.Module, inputs: Mapping[str, Any], *, family: Family | None
     watch = _Watch(names)
     with ExitStack() as undo:
         _watch_all(module, watch, undo)
-        seen = dict(_boundary(module, family)) if family else {}
         _forward(module, inputs)
-    seen |= watch.seen
+    seen = watch.seen or (dict(_boundary(module, family)) if family else {})
     if not seen:
         raise ModelError(
             f"no attention call was seen in {type(module).__name__}: its attention does not go through transformers' interface."
@@ -127,14 +126,18 @@ def _boundary(root: nn.Module, family: Family) -> list[tuple[str, Seen]]:
     found = []
     for name, attention in family.attentions(root):
         heads = family.count(family.heads, root, attention)
-        kv_heads = family.count(family.kv_heads, root, attention) if family.kv_heads else heads
-        out = attention.get_submodule(family.out)
-        width = getattr(out, "in_features", None) or out.weight.shape[0 if type(out).__name__ == "Conv1D" else 1]  # type: ignore[union-attr,index]
-        d_head = int(width) // heads
+        kv_heads = family.count(family.kv_heads, root, attention, otherwise=heads) if family.kv_heads else heads
+        d_head = _input_width(attention.get_submodule(family.out)) // heads
         found.append((name, Seen(name, heads, kv_heads, d_head, d_head, cross=False, interface=False)))
     if not found:
         raise ModelError(f"the family {family.name!r} expects attention modules named {family.attention!r}; {type(root).__name__} has none.")
     return found
+
+
+def _input_width(out: nn.Module) -> int:
+    out = getattr(out, "_original_component", out)
+    weight: Any = out.weight
+    return int(weight.shape[0 if type(out).__name__ == "Conv1D" else 1])
 
 
 def _matrices(module: nn.Module) -> bool:

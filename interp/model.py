@@ -1,0 +1,267 @@
+"""A model one can look into: a module, its processor, and what was found out about its attention.
+
+`attach` takes a model that you hold and never moves, casts, merges, dequantises it or switches it to eval mode; `load` reads
+one from the hub, a local directory or the zoo. What is where is found on first use in a traced call (`hooks/trace.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy import Anatomy
+from interp.hooks.checks import Report, check
+from interp.hooks.edits import Edit
+from interp.hooks.errors import BudgetError, InputsError, ModelError
+from interp.hooks.example import example
+from interp.hooks.family import Family, family_of
+from interp.hooks.inputs import Inputs, Positions
+from interp.hooks.refusals import refuse
+from interp.hooks.roles import Roles
+from interp.hooks.session import Session, Wish
+from interp.hooks.shelf import Shelf
+from interp.hooks.sites import Site
+from interp.hooks.size import estimate, free_memory
+from interp.hooks.tape import Tape
+from interp.hooks.unwrap import Unwrapped, forced_eager, unwrap
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, Model] = weakref.WeakKeyDictionary()
+_LOCK = threading.RLock()
+
+Record = str | Site | Iterable[str | Site]
+Store = Literal["device", "cpu"] | str | Path
+
+
+class Model:
+    """A module with its processor and its towers. Made by `attach` or `load`, printable, undone by `reset`."""
+
+    def __init__(self, unwrapped: Unwrapped, processor: Any, *, family: Family | None, inputs: Mapping[str, Any] | None) -> None:
+        self.module = unwrapped.module
+        self.how = unwrapped.how
+        self.processor = processor if processor is not None else unwrapped.processor
+        self.family = family or unwrapped.family or family_of(self.module)
+        self._example = inputs
+        self._anatomy: Anatomy | None = None
+        self._report: Report | None = None
+        self._sessions: list[Session] = []
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        known = "\n".join(f"  {line}" for line in str(self._anatomy).splitlines()) if self._anatomy else "  not traced yet"
+        return f"Model of {type(self.module).__name__}{self.how}\n{known}"
+
+    @property
+    def config(self) -> Any:
+        """The module's config."""
+        return getattr(self.module, "config", None)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer in or as the processor."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the first parameter that is anywhere."""
+        real = (p.device for p in self.module.parameters() if p.device.type != "meta")
+        return next(real, torch.device("cpu"))
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Towers, layers, heads and ports; traced on first use."""
+        return self.discover()
+
+    @property
+    def towers(self) -> dict[str, Any]:
+        """The towers by name."""
+        return dict(self.anatomy.towers)
+
+    def example(self) -> Mapping[str, Any]:
+        """The inputs the model is traced and checked with: those given to `attach`, else made up from its config."""
+        return self._example if self._example is not None else example(self.module)
+
+    def discover(self, inputs: Any = None) -> Anatomy:
+        """Trace the model, once, or anew on given inputs (to find a tower the first ones did not reach)."""
+        from interp.hooks.trace import trace
+
+        with self._lock:
+            if self._anatomy is None or inputs is not None:
+                refuse(self.module)
+                kwargs = self.example() if inputs is None else self._inputs(inputs).kwargs
+                with forced_eager():
+                    self._anatomy = trace(self.module, self._called_with(kwargs), family=self.family)
+                self._report = None
+            return self._anatomy
+
+    def sites(self, pattern: str = "L*.z") -> list[str]:
+        """The sites a pattern means in this model."""
+        return [str(site) for site in self.anatomy.sites(pattern)]
+
+    def check(self, *, again: bool = False) -> Report:
+        """Hold what the hook layer says against what the model does; printed as a table, cached, run once on first use."""
+        if self._report is None or again:
+            anatomy = self.anatomy
+            with forced_eager():
+                self._report = check(self.module, anatomy, self._called_with(self.example()), family=self.family)
+        return self._report
+
+    def _ready(self) -> Anatomy:
+        refuse(self.module)
+        anatomy = self.anatomy
+        self.check().raise_failed()
+        return anatomy
+
+    def _called_with(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        device = self.device
+        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in kwargs.items()}
+
+    def _inputs(self, inputs: Any) -> Inputs:
+        if isinstance(inputs, Inputs):
+            return inputs
+        return self._describe(inputs) if isinstance(inputs, Mapping) else self.prepare(inputs)
+
+    def _describe(self, kwargs: Mapping[str, Any]) -> Inputs:
+        return Inputs.of(kwargs, config=self.config, tokenizer=self.tokenizer)
+
+    def prepare(self, given: Any, *, images: Any = None, videos: Any = None, audio: Any = None, chat: bool | None = None,
+                continuation: Any = None, padding: Literal["left", "right"] | None = None) -> Inputs:
+        """Text, chat messages, ids or a processor's output as frozen `Inputs`; see `interp/prepare.py`."""
+        from interp.prepare import prepare
+
+        return prepare(self.module, self.processor, given, images=images, videos=videos, audio=audio, chat=chat,
+                       continuation=continuation, padding=padding)
+
+    def roles(self, inputs: Any) -> Roles:
+        """What each token is: bos, text, image (index, row, column), pad, special, and so on."""
+        return self._inputs(inputs).roles
+
+    def run(self, inputs: Any, *, record: Record = (), edits: Iterable[Edit] = (), positions: Positions | None = None,
+            keys: Positions | None = None, grad: bool = False, store: Store = "device", dtype: torch.dtype | None = None,
+            budget: int | None = None, source_model: Model | None = None) -> Tape:
+        """One forward pass with edits; the tape holds the logits and what was asked for.
+
+        `positions` are those recorded (of patterns: the query rows), `keys` the key columns of patterns. `store` is where
+        recordings go: the model's device, "cpu", or a directory. `budget` bounds them in bytes (half the free memory unless
+        said); they are estimated first. `source_model` runs that model instead and records it under this model's sites.
+        """
+        if source_model is not None:
+            return self._source(source_model).run(inputs, record=record, edits=edits, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
+        anatomy = self._ready()
+        x = self._inputs(inputs)
+        sites = _wanted(anatomy, record)
+        wish = _wish(sites, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
+        _within(anatomy, wish, x)
+        session = Session(self.module, anatomy, edits=edits, wish=wish, inputs=x, family=self.family)
+        with self._on(session), torch.enable_grad() if grad else torch.no_grad():
+            output = self.module(**self._called_with(x.kwargs))
+        session.check_fired()
+        return Tape(anatomy, x, self._with_logits(session.recorded(), output, wish), meta=self._meta(x))
+
+    def _source(self, other: Model) -> Model:
+        mine, theirs = self.anatomy, other.anatomy
+        if str(mine) != str(theirs):
+            raise ModelError(f"source_model has other towers than this model, so sites do not mean the same:\n{mine}\n---\n{theirs}")
+        return other
+
+    @staticmethod
+    def _with_logits(shelf: MutableMapping[Site, Tensor], output: Any, wish: Wish) -> MutableMapping[Site, Tensor]:
+        from interp.hooks.session import logits_of
+
+        logits = logits_of(output)
+        if logits is not None and Site(None, None, "logits") not in shelf:
+            shelf[Site(None, None, "logits")] = logits if wish.grad else logits.detach()
+        return shelf
+
+    def _meta(self, x: Inputs) -> dict[str, Any]:
+        from interp.provenance import about
+
+        return about(self.module, x)
+
+    def stream(self, dataset: Iterable[Any], *, record: Record, batch: int = 16, **how: Any) -> Iterator[Tape]:
+        """One tape per batch of a dataset of texts (or of whatever `prepare` takes), each forgotten before the next."""
+        waiting = iter(dataset)
+        while some := list(islice(waiting, batch)):
+            if isinstance(some[0], Inputs):
+                yield from (self.run(x, record=record, **how) for x in some)
+            else:
+                yield self.run(some, record=record, **how)
+
+    @contextmanager
+    def edited(self, edits: Iterable[Edit]) -> Iterator[Session]:
+        """While inside, any code that calls the module runs with the edits, in every thread; contexts nest."""
+        anatomy = self._ready()
+        session = Session(self.module, anatomy, edits=edits, family=self.family, all_threads=True, describe=self._describe)
+        with self._on(session):
+            yield session
+
+    @contextmanager
+    def _on(self, session: Session) -> Iterator[None]:
+        self._sessions.append(session)
+        try:
+            with session, forced_eager():
+                yield
+        finally:
+            self._sessions.remove(session)
+
+    def generate(self, inputs: Any, *, edits: Iterable[Edit] = (), phase: Literal["prefill", "decode", "both"] | None = None, max_new_tokens: int = 20, **how: Any) -> Any:
+        """Generate with a KV cache under edits; see `interp/generate.py`."""
+        from interp.generate import generate
+
+        return generate(self, inputs, edits=edits, phase=phase, max_new_tokens=max_new_tokens, **how)
+
+    def handles(self) -> list[Session]:
+        """Everything that is on the model now."""
+        return list(self._sessions)
+
+    def reset(self) -> None:
+        """Take everything off, whoever left it there."""
+        for session in reversed(self._sessions):
+            session.__exit__(None, None, None)
+
+
+def attach(module: Any, processor: Any = None, *, family: Family | None = None, example: Mapping[str, Any] | None = None) -> Model:
+    """A model that you hold: an HF model, a TransformerLens bridge, an nnsight model, a compiled one, or any module.
+
+    Attaching twice gives the same Model. `family` says where the heads are in a model outside transformers' attention
+    interface, `example` gives keyword arguments for one forward pass where none can be made up from the config.
+    """
+    unwrapped = unwrap(module)
+    with _LOCK:
+        known = _KNOWN.get(unwrapped.module)
+        if known is not None and (processor is None or processor is known.processor) and family in (None, known.family) and example is None:
+            return known
+        model = Model(unwrapped, processor if processor is not None else known.processor if known else None, family=family, inputs=example)
+        _KNOWN[unwrapped.module] = model
+        return model
+
+
+def _wanted(anatomy: Anatomy, record: Record) -> list[Site]:
+    listed = [record] if isinstance(record, (str, Site)) else list(record)
+    sites = [site for spelled in listed for site in anatomy.sites(spelled)]
+    for site in sites:
+        if site.component == "attention":
+            raise InputsError(f"{str(site)!r} names heads but not what to record: write '{site}.z' or '{site}.pattern'.")
+    return list(dict.fromkeys(sites))
+
+
+def _wish(sites: Sequence[Site], *, positions: Positions | None, keys: Positions | None, grad: bool, store: Store, dtype: torch.dtype | None, budget: int | None) -> Wish:
+    if grad and (positions is not None or store != "device" or dtype is not None):
+        raise InputsError("grad=True keeps the tensors the model itself goes on with: leave out positions=, store= and dtype=, and select from the gradients afterwards.")
+    shelf: MutableMapping[Site, Tensor] = {} if store in ("device", "cpu") else Shelf(store)
+    limit = budget if budget is not None else free_memory() // 2
+    return Wish(sites, positions, keys, grad, dtype, shelf, store != "device", limit)
+
+
+def _within(anatomy: Anatomy, wish: Wish, x: Inputs) -> None:
+    needed = estimate(anatomy, wish, x)
+    if wish.budget is not None and needed > wish.budget:
+        raise BudgetError(f"recording {len(wish.sites)} sites of these inputs takes about {needed / 2**20:.0f} MiB, more than the {wish.budget / 2**20:.0f} MiB allowed:"
+                          " ask for fewer sites, heads or positions, store them in a directory, or pass a larger budget=.")
