@@ -275,8 +275,7 @@ def _sums(residual: Tensor, begin: int, end: int, events: list[Event]) -> Iterat
         if writes:
             yield candidate, max(writes, key=lambda w: w.when).port
     for candidate in sorted(same, key=lambda c: (c.when, c.port.side)):
-        size = float(candidate.tensor.abs().max())
-        if any(_multiple(candidate.tensor - residual, w.tensor, size) for w in made if w.when <= candidate.when and w.port != candidate.port):
+        if any(_multiple(candidate.tensor, residual, w.tensor) for w in made if w.when <= candidate.when and w.port != candidate.port):
             yield candidate, None
 
 
@@ -290,15 +289,15 @@ def _like(candidate: _Candidate, residual: Tensor) -> _Candidate | None:
     return replace(candidate, port=replace(candidate.port, folded=True), tensor=tensor.reshape(residual.shape))
 
 
-def _multiple(difference: Tensor, write: Tensor, size: float) -> bool:
-    """Whether the difference is the write times one number: in all (a gate), per channel (layer scale), or per position."""
-    d, w = difference.double(), write.double()
-    bound = 64 * torch.finfo(difference.dtype).eps * (size + float(write.abs().max()))
+def _multiple(sum_: Tensor, residual: Tensor, write: Tensor) -> bool:
+    """Whether sum minus residual is the write times one number: in all (a gate), per channel (layer scale), or per position."""
+    t, r, w = sum_.double(), residual.double(), write.double()
+    d, eps = t - r, 4 * torch.finfo(sum_.dtype).eps
     every = tuple(range(d.ndim))
     for axes in (every, every[:-1], every[-1:]):
         norm = (w * w).sum(axes, keepdim=True)
         c = (d * w).sum(axes, keepdim=True) / norm.clamp(min=1e-30)
-        if bool(((d - c * w).abs() <= bound).all()) and float(c.abs().max()) > 1e-3:
+        if bool(((d - c * w).abs() <= eps * (t.abs() + r.abs() + (c * w).abs())).all()) and float(c.abs().max()) > 1e-3:
             return True
     return False
 
@@ -320,8 +319,9 @@ def _is_parallel(pre: Tensor, post: Tensor, outs: list[Event | None], mlp: list[
     wrote = next(outer_tensor(e.output)[1] for e in events if e.name == whole.module)
     if wrote.numel() != pre.numel() or outer_tensor(outs[0].output)[1].numel() != pre.numel():
         return False
-    added = pre.double() + outer_tensor(outs[0].output)[1].double().reshape(pre.shape) + wrote.double().reshape(pre.shape)
-    return bool((added - post.double()).abs().max() <= 64 * torch.finfo(post.dtype).eps * float(post.abs().max()))
+    parts = [t.double().reshape(pre.shape) for t in (pre, outer_tensor(outs[0].output)[1], wrote)]
+    bound = 8 * torch.finfo(post.dtype).eps * sum(part.abs() for part in parts)
+    return bool(((sum(parts) - post.double()).abs() <= bound).all())
 
 
 def _parallel_writes(stage: Stage, names: list[str]) -> None:

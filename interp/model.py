@@ -95,9 +95,9 @@ class Model:
         with self._lock:
             if self._anatomy is None or inputs is not None:
                 refuse(self.module)
-                kwargs = self.example() if inputs is None else self._inputs(inputs).kwargs
+                kwargs = self.example() if inputs is None else self.inputs(inputs).kwargs
                 with forced_eager():
-                    self._anatomy = trace(self.module, self._called_with(kwargs), family=self.family)
+                    self._anatomy = trace(self.module, self.called_with(kwargs), family=self.family)
                 self._report = None
             return self._anatomy
 
@@ -110,20 +110,23 @@ class Model:
         if self._report is None or again:
             anatomy = self.anatomy
             with forced_eager():
-                self._report = check(self.module, anatomy, self._called_with(self.example()), family=self.family)
+                self._report = check(self.module, anatomy, self.called_with(self.example()), family=self.family)
         return self._report
 
-    def _ready(self) -> Anatomy:
+    def ready(self) -> Anatomy:
+        """The anatomy of a model that can be trusted: in eval mode, traced, and with its checks passed."""
         refuse(self.module)
         anatomy = self.anatomy
         self.check().raise_failed()
         return anatomy
 
-    def _called_with(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def called_with(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a forward pass, on the model's device."""
         device = self.device
         return {name: value.to(device) if torch.is_tensor(value) else value for name, value in kwargs.items()}
 
-    def _inputs(self, inputs: Any) -> Inputs:
+    def inputs(self, inputs: Any) -> Inputs:
+        """Whatever stands for inputs, as `Inputs`."""
         if isinstance(inputs, Inputs):
             return inputs
         return self._describe(inputs) if isinstance(inputs, Mapping) else self.prepare(inputs)
@@ -141,7 +144,7 @@ class Model:
 
     def roles(self, inputs: Any) -> Roles:
         """What each token is: bos, text, image (index, row, column), pad, special, and so on."""
-        return self._inputs(inputs).roles
+        return self.inputs(inputs).roles
 
     def run(self, inputs: Any, *, record: Record = (), edits: Iterable[Edit] = (), positions: Positions | None = None,
             keys: Positions | None = None, grad: bool = False, store: Store = "device", dtype: torch.dtype | None = None,
@@ -154,14 +157,14 @@ class Model:
         """
         if source_model is not None:
             return self._source(source_model).run(inputs, record=record, edits=edits, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
-        anatomy = self._ready()
-        x = self._inputs(inputs)
+        anatomy = self.ready()
+        x = self.inputs(inputs)
         sites = _wanted(anatomy, record)
         wish = _wish(sites, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
         _within(anatomy, wish, x)
         session = Session(self.module, anatomy, edits=edits, wish=wish, inputs=x, family=self.family)
-        with self._on(session), torch.enable_grad() if grad else torch.no_grad():
-            output = self.module(**self._called_with(x.kwargs))
+        with self.on(session), torch.enable_grad() if grad else torch.no_grad():
+            output = self.module(**self.called_with(x.kwargs))
         session.check_fired()
         return Tape(anatomy, x, self._with_logits(session.recorded(), output, wish), meta=self._meta(x))
 
@@ -197,13 +200,14 @@ class Model:
     @contextmanager
     def edited(self, edits: Iterable[Edit]) -> Iterator[Session]:
         """While inside, any code that calls the module runs with the edits, in every thread; contexts nest."""
-        anatomy = self._ready()
+        anatomy = self.ready()
         session = Session(self.module, anatomy, edits=edits, family=self.family, all_threads=True, describe=self._describe)
-        with self._on(session):
+        with self.on(session):
             yield session
 
     @contextmanager
-    def _on(self, session: Session) -> Iterator[None]:
+    def on(self, session: Session) -> Iterator[None]:
+        """A session on the model, listed in `handles()` while it lasts."""
         self._sessions.append(session)
         try:
             with session, forced_eager():

@@ -1,0 +1,70 @@
+"""Generate under edits, with a KV cache.
+
+Positions of edits are columns of the prompt and stay those in every step; `phase` says whether edits act on the prompt
+(`prefill`), on the tokens generated after it (`decode`), or on both. Edits of k and v are never written back to the cache:
+an edit that shall last acts in every step. Cost: that of transformers' own `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.hooks.edits import Edit
+from interp.hooks.errors import EditError, InputsError, ModelError
+from interp.hooks.session import Session
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What was generated: ids [row, new token], their log-probabilities, and text where there is a tokenizer."""
+
+    ids: Tensor
+    logprobs: Tensor
+    texts: tuple[str, ...] | None
+
+    @property
+    def text(self) -> str | None:
+        """The first row's text."""
+        return self.texts[0] if self.texts else None
+
+
+def generate(model: Model, inputs: Any, *, edits: Iterable[Edit] = (), phase: Literal["prefill", "decode", "both"] | None = None,
+             max_new_tokens: int = 20, **how: Any) -> Generated:
+    """Greedy unless told otherwise; `how` goes to transformers' `generate`."""
+    if how.get("num_beams", 1) != 1:
+        raise InputsError("generate under edits runs one beam: beams reorder the rows that edits and positions speak of.")
+    if not hasattr(model.module, "generate"):
+        raise ModelError(f"{type(model.module).__name__} cannot generate: it has no generate method.")
+    anatomy = model.ready()
+    x = model.inputs(inputs)
+    if "attention_mask" in x.kwargs and not bool(x.valid[:, -1].all()) and not model.config.is_encoder_decoder:
+        raise InputsError("generating goes on from the last column, so prompts are padded on the left: m.prepare(..., padding='left').")
+    placed = [edit if phase is None else replace(edit, phase=phase) for edit in edits]
+    session = Session(model.module, anatomy, edits=placed, inputs=x, family=model.family)
+    with model.on(session), torch.no_grad():
+        out = model.module.generate(**model.called_with(x.kwargs), max_new_tokens=max_new_tokens, return_dict_in_generate=True, output_logits=True, **({"do_sample": False} | how))
+    _fired(session, max_new_tokens)
+    return _read(model, out)
+
+
+def _fired(session: Session, max_new_tokens: int) -> None:
+    late = [p.edit for p in session.edits if p.edit.step is not None and p.edit.step >= max_new_tokens - 1]
+    if late:
+        raise EditError(f"{late[0]!r}: with max_new_tokens={max_new_tokens} the decoding steps are 0 to {max_new_tokens - 2}; the first new token comes from the prompt itself.")
+    session.check_fired()
+
+
+def _read(model: Model, out: Any) -> Generated:
+    logits = torch.stack(out.logits, dim=1).float()
+    ids = out.sequences[:, -logits.shape[1] :]
+    logprobs = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+    decode = getattr(model.tokenizer, "batch_decode", None)
+    return Generated(ids, logprobs, None if decode is None else tuple(decode(ids, skip_special_tokens=True)))
