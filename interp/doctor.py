@@ -51,6 +51,10 @@ class Row:
         """Whether every check that applies passed in every cell, and at least one cell ran."""
         return self.cells > 0 and "fail" not in self.verdicts.values()
 
+    def to_dict(self) -> dict[str, object]:
+        """The row as plain data."""
+        return {"family": self.family, "passed": self.passed, "cells": self.cells, "checks": self.verdicts, "notes": self.notes}
+
     def __str__(self) -> str:
         marks = "  ".join(f"{name} {self.verdicts.get(name, 'n/a'):<4}" for name in NAMES)
         head = f"{self.family:<22} {'pass' if self.passed else 'FAIL'}  {self.cells:>2} cells  {marks}"
