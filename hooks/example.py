@@ -13,18 +13,16 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.hooks.errors import InputsError, ModelError
 
-Padding = Literal["left", "right"] | None
-
 
 def example(
-    module: nn.Module, *, batch: int = 1, length: int = 8, padding: Padding = None, seed: int = 0
+    module: nn.Module, *, batch: int = 1, length: int = 8, padding: str | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Keyword arguments for one forward call; `length` counts words, image tokens come on top."""
     if batch < 1 or length < 1:
@@ -45,7 +43,7 @@ class Ask:
     module: nn.Module
     batch: int
     length: int
-    padding: Padding
+    padding: str | None
     random: torch.Generator
 
     @cached_property

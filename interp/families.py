@@ -55,6 +55,7 @@ def _rope(**more: Any) -> Config:
 NO_PADDING = {"padding": "an image tower sees every patch: there is no padding"}
 NO_SDPA = {"sdpa": "the class declares no sdpa: its scores are capped or have a sink"}
 OWN = {"sdpa": "the class has one attention of its own, which the setting does not change"}
+LENS = {"sdpa": "TransformerLens puts an eager attention of its own into the model"}
 OWN_SDPA = {"eager": "the module calls torch's sdpa itself and has no setting"}
 
 # Tables, several entries to a line: the formatter would give each number a line of its own.
@@ -169,7 +170,7 @@ TEXTS = (
     Tiny("bart", "BartForConditionalGeneration", BART),
     Tiny("whisper", "WhisperForConditionalGeneration", WHISPER),
     Tiny("plain", "AttentionOnly", {"vocab": 160}, OWN_SDPA, builder="plain"),
-    Tiny("transformer_bridge", "TransformerBridge", GPT, OWN, builder="bridge"),
+    Tiny("transformer_bridge", "TransformerBridge", GPT, LENS, builder="bridge"),
 )
 IMAGES = (
     Tiny("vit", "ViTForImageClassification", {**VISION, "image_size": (24, 32)}, NO_PADDING),
@@ -222,7 +223,7 @@ FAMILIES: Mapping[str, Tiny] = MappingProxyType({family.name: family for family 
 def tiny(name: str, *, attn: Attn | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """A tiny model of the family in eval mode, the same for the same seed.
 
-    `attn=None` takes the first setting the family has; bfloat16 weights are the float32 ones, rounded.
+    `attn=None` takes the first setting the family has; bfloat16 weights are the float32 ones up to rounding.
     """
     if name not in FAMILIES:
         raise ModelError(f"no tiny family {name!r}; there are {', '.join(FAMILIES)}.")
