@@ -13,7 +13,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,7 @@ class Call:
         self.z, self.weights = self.function(self.module, self.q, self.k, self.v, *args, **mask, **self.arguments)
 
 
+@runtime_checkable
 class Tap(Protocol):
     """What a watcher does with the calls of one module."""
 
@@ -105,6 +106,7 @@ class Tap(Protocol):
         """Read what the model goes on with."""
 
 
+@runtime_checkable
 class BorderTap(Tap, Protocol):
     """A tap that can also stand at the borders of modules."""
 
