@@ -68,6 +68,10 @@ class Mask(ByContent):
         """Keys [a, b) that every query at positions low..high certainly sees; empty where that is not known."""
         return 0, 0
 
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        """The keys [a, b) that each query at positions i sees, [1 or batch, len(i)], where they are one run of keys."""
+        return None
+
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
         """Class of each block [1 or batch, 1 or head, len(q_low), len(k_low)]; bounds are inclusive positions."""
         rows = [self._row_of_blocks(int(a), int(b), k_low, k_high) for a, b in zip(q_low, q_high, strict=True)]
@@ -131,6 +135,9 @@ class Full(Mask):
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=i.device).expand(1, 1, len(i), len(j))
 
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        return torch.zeros_like(i)[None], torch.full_like(i, keys)[None]
+
     def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return 0, keys
 
@@ -147,6 +154,9 @@ class Causal(Mask):
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return 0, max(0, min(keys, high + 1))
+
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        return torch.zeros_like(i)[None], (i + 1).clamp(0, keys)[None]
 
     def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return 0, max(0, min(keys, low + 1))
@@ -171,6 +181,9 @@ class Window(Mask):
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return min(max(low - self.n + 1, 0), keys), max(0, min(high + self.n, keys))
+
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        return (i - self.n + 1).clamp(0, keys)[None], (i + self.n).clamp(0, keys)[None]
 
     def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return _within(high - self.n + 1, low + self.n, keys)
@@ -201,6 +214,10 @@ class Prefix(Mask):
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return 0, min(keys, int(torch.as_tensor(self.n).max()))
+
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        n = self._n(i.device).reshape(-1, 1).clamp(max=keys)
+        return torch.zeros_like(n).expand(-1, len(i)), n.expand(-1, len(i))
 
     def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return 0, min(keys, int(torch.as_tensor(self.n).min()))
@@ -238,6 +255,13 @@ class Documents(Mask):
         ids = self._ids(i.device)
         a, b = ids[:, i, None], ids[:, None, j]
         return ((a == b) & (a >= 0))[:, None]
+
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        ids = self._ids(i.device)
+        if bool((ids.diff(dim=1) < 0).any()) or int(ids.min()) < 0:
+            return None
+        own = ids[:, i].contiguous()
+        return torch.searchsorted(ids, own), torch.searchsorted(ids, own, right=True)
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         ids = self._ids(torch.device("cpu"))
@@ -293,6 +317,10 @@ class Padding(Mask):
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         first, last = self._span(torch.device("cpu"))
         return int(first.min()), int(last.max())
+
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        low, high = self._span(i.device)
+        return low.reshape(-1, 1).expand(-1, len(i)), high.reshape(-1, 1).expand(-1, len(i))
 
     def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
         first, last = self._span(torch.device("cpu"))
@@ -573,6 +601,16 @@ class And(Mask):
         spans = [m.reach(low, high, keys) for m in self.masks]
         return max(s[0] for s in spans), min(s[1] for s in spans)
 
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        found = [m.interval(i, keys) for m in self.masks]
+        if any(f is None for f in found):
+            return None
+        low, high = zip(*(f for f in found if f is not None), strict=True)
+        first, last = low[0], high[0]
+        for a, b in zip(low[1:], high[1:], strict=True):
+            first, last = torch.maximum(first, a), torch.minimum(last, b)
+        return first, torch.maximum(first, last)
+
     def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
         spans = [m.sure(low, high, keys) for m in self.masks]
         return _within(max(s[0] for s in spans), min(s[1] for s in spans), keys)
@@ -605,6 +643,15 @@ class Or(Mask):
 
     def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return _hull([m.reach(low, high, keys) for m in self.masks])
+
+    def interval(self, i: Tensor, keys: int) -> tuple[Tensor, Tensor] | None:
+        found = [m.interval(i, keys) for m in self.masks]
+        if any(f is None or bool(f[0].any()) for f in found):
+            return None
+        first, last = found[0] or (i, i)
+        for part in found[1:]:
+            last = torch.maximum(last, part[1]) if part is not None else last
+        return first.expand_as(last), last
 
     def sure(self, low: int, high: int, keys: int) -> tuple[int, int]:
         return max((m.sure(low, high, keys) for m in self.masks), key=lambda s: s[1] - s[0])
