@@ -102,9 +102,13 @@ class Anatomy:
         """The tower a site means."""
         name = self.main if name is None else name
         if name is None:
-            raise SiteError(f"{text!r} names no tower, and this model has {', '.join(self.towers)}: write '{next(iter(self.towers))}.{text}'.")
+            raise SiteError(
+                f"{text!r} names no tower, and this model has {', '.join(self.towers)}: write '{next(iter(self.towers))}.{text}'."
+            )
         if name not in self.towers:
-            raise SiteError(f"no tower {name!r} in {text!r}; this model has {', '.join(self.towers)}.{nearest(name, self.towers)}")
+            raise SiteError(
+                f"no tower {name!r} in {text!r}; this model has {', '.join(self.towers)}.{nearest(name, self.towers)}"
+            )
         return self.towers[name]
 
     def sites(self, spelled: str | Site) -> list[Site]:

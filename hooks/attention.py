@@ -17,7 +17,8 @@ from interp.hooks.errors import EditError
 from interp.hooks.interface import Call
 from interp.kernels import edits as kernel
 from interp.kernels.attention import attend
-from interp.kernels.masks import Causal, Dense as DenseMask, Mask, Window
+from interp.kernels.masks import Causal, Mask, Window
+from interp.kernels.masks import Dense as DenseMask
 from interp.kernels.rows import pattern, scores
 
 CHUNK = 2**24
@@ -51,7 +52,11 @@ def apply(call: Call, edits: Sequence[Any]) -> None:
     part = _part(call, touched, [e for e in edits if isinstance(e, HeadKV)])
     inner = [_renumbered(e, touched) for e in edits if isinstance(e, kernel.Edit)]
     dense = [e for e in edits if isinstance(e, Dense)]
-    z = _dense_z(part, touched, inner, dense) if dense else attend(part.q, part.k, part.v, edits=inner, **part.arguments).z
+    z = (
+        _dense_z(part, touched, inner, dense)
+        if dense
+        else attend(part.q, part.k, part.v, edits=inner, **part.arguments).z
+    )
     index = torch.tensor(touched, device=z.device)
     new = z.transpose(1, 2).to(call.z.dtype)
     rows = _rows_of(edits)
@@ -66,13 +71,15 @@ def _rows_of(edits: Sequence[Any]) -> Tensor | None:
     return None if any(r is None for r in rows) else torch.stack(rows).any(0)
 
 
-def pattern_of(call: Call, component: str, heads: tuple[int, ...] | None, rows: Tensor | None, edits: Sequence[Any]) -> Tensor:
+def pattern_of(
+    call: Call, component: str, heads: tuple[int, ...] | None, rows: Tensor | None, edits: Sequence[Any]
+) -> Tensor:
     """The pattern or the scores of chosen heads and rows, as the edits leave them: [b, head, row, key]."""
     wanted = heads if heads is not None else tuple(range(call.q.shape[1]))
     part = _part(call, wanted, [e for e in edits if isinstance(e, HeadKV)])
     inner = [_renumbered(e, wanted) for e in edits if isinstance(e, kernel.Edit) and _concerns(e, wanted)]
     index = _row_indices(rows)
-    if index is None or torch.is_tensor(index) and index.ndim == 1:
+    if index is None or (torch.is_tensor(index) and index.ndim == 1):
         return _changed(part, wanted, component, inner, [e for e in edits if isinstance(e, Dense)], index)
     rows_of = [_changed(_row(part, b), wanted, component, inner, [], index[b]) for b in range(len(index))]
     return torch.cat(rows_of)
@@ -128,7 +135,9 @@ def _row(part: _Part, b: int) -> _Part:
         mask = DenseMask(mask.tensor[b : b + 1])
     bias = part.arguments["bias"]
     bias = bias[b : b + 1] if bias is not None and bias.shape[0] > 1 else bias
-    return _Part(part.q[b : b + 1], part.k[b : b + 1], part.v[b : b + 1], {**part.arguments, "mask": mask, "bias": bias})
+    return _Part(
+        part.q[b : b + 1], part.k[b : b + 1], part.v[b : b + 1], {**part.arguments, "mask": mask, "bias": bias}
+    )
 
 
 def visible(call: Call, heads: Tensor | None = None) -> Mask | None:
@@ -157,7 +166,9 @@ def visible(call: Call, heads: Tensor | None = None) -> Mask | None:
 
 def _from_block_mask(mask: Any, call: Call) -> Tensor:
     if not hasattr(mask, "mask_mod"):
-        raise EditError(f"cannot read a mask of type {type(mask).__name__} under the implementation {call.implementation!r}.")
+        raise EditError(
+            f"cannot read a mask of type {type(mask).__name__} under the implementation {call.implementation!r}."
+        )
     from torch.nn.attention.flex_attention import create_mask
 
     return create_mask(mask.mask_mod, call.q.shape[0], 1, call.q.shape[2], call.k.shape[2], device=call.q.device.type)
@@ -175,7 +186,14 @@ def _row_indices(rows: Tensor | None) -> Tensor | None:
     return torch.stack([r.nonzero().flatten() for r in rows])
 
 
-def _changed(part: _Part, heads: tuple[int, ...], component: str, inner: Sequence[kernel.Edit], dense: Sequence[Dense], rows: Tensor | None) -> Tensor:
+def _changed(
+    part: _Part,
+    heads: tuple[int, ...],
+    component: str,
+    inner: Sequence[kernel.Edit],
+    dense: Sequence[Dense],
+    rows: Tensor | None,
+) -> Tensor:
     if component == "pattern":
         value = pattern(part.q, part.k, rows=rows, edits=inner, **part.arguments)
     else:

@@ -32,7 +32,19 @@ from interp.hooks.session import Session, Wish, logits_of
 from interp.hooks.sites import Site
 
 Verdict = Literal["pass", "fail", "n/a"]
-RECORDED = ("resid_pre", "resid_mid", "resid_mid2", "resid_post", "attn_in", "attn_out", "attn_write", "mlp_in", "mlp_out", "mlp_write", "neurons")
+RECORDED = (
+    "resid_pre",
+    "resid_mid",
+    "resid_mid2",
+    "resid_post",
+    "attn_in",
+    "attn_out",
+    "attn_write",
+    "mlp_in",
+    "mlp_out",
+    "mlp_write",
+    "neurons",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,9 @@ class Report:
         """Raise the first failure."""
         for line in self.lines:
             if line.verdict == "fail":
-                raise CheckFailed(f"{self.model}: the check {line.name!r} failed: {line.note}. Nothing measured on this model can be trusted; m.check() prints the table.")
+                raise CheckFailed(
+                    f"{self.model}: the check {line.name!r} failed: {line.note}. Nothing measured on this model can be trusted; m.check() prints the table."
+                )
 
     def __str__(self) -> str:
         return "\n".join([self.model, *map(str, self.lines)])
@@ -74,7 +88,12 @@ def check(module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], *, fam
     seen = _Seen(module, anatomy, kwargs, family)
     lines = [seen.off(), seen.fired()]
     for tower in anatomy.towers.values():
-        for name, one in (("sum", seen.sums), ("zero", seen.zeroed), ("pattern", seen.patterns), ("residual", seen.residuals)):
+        for name, one in (
+            ("sum", seen.sums),
+            ("zero", seen.zeroed),
+            ("pattern", seen.patterns),
+            ("residual", seen.residuals),
+        ):
             label = name if len(anatomy.towers) == 1 else f"{tower.name}.{name}"
             lines.append(_line(label, one, tower))
     return Report(type(module).__name__, tuple(lines))
@@ -119,13 +138,23 @@ class _Seen:
 
     def __init__(self, module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], family: Family | None) -> None:
         self.module, self.anatomy, self.kwargs, self.family = module, anatomy, dict(kwargs), family
-        self.sites = [site for tower in anatomy.towers.values() for layer in tower.layers for site in _sites_of(anatomy, tower, layer)]
+        self.sites = [
+            site
+            for tower in anatomy.towers.values()
+            for layer in tower.layers
+            for site in _sites_of(anatomy, tower, layer)
+        ]
         self.plain = self._forward()
         self.again = self._forward()
         self.session = Session(module, anatomy, wish=Wish(self.sites), family=family)
         self.calls = _Calls()
         with self.session:
-            watched = [module.get_submodule(layer.attention) for t in anatomy.towers.values() for layer in t.layers if layer.interface]
+            watched = [
+                module.get_submodule(layer.attention)
+                for t in anatomy.towers.values()
+                for layer in t.layers
+                if layer.interface
+            ]
             for attention in watched:
                 Switch.watch(attention, self.calls)
             try:
@@ -191,7 +220,13 @@ class _Seen:
         if hasattr(projection, "_original_component"):
             projection, name = projection._original_component, f"{name}._original_component"
         weight = getattr(projection, "weight", None)
-        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or weight.ndim != 2 or weight.device.type == "meta" or type(weight) is not nn.Parameter:
+        if (
+            not isinstance(weight, nn.Parameter)
+            or not weight.is_floating_point()
+            or weight.ndim != 2
+            or weight.device.type == "meta"
+            or type(weight) is not nn.Parameter
+        ):
             return "the output projection has no plain weight to compare with"
         head = layer.heads - 1
         site = _site(self.anatomy, tower, layer, "z", (head,))
@@ -237,11 +272,19 @@ class _Seen:
         """(f)"""
         reasons = set()
         for layer in tower.layers:
-            stages = [("attn_write", "resid_pre", "resid_mid"), ("mlp_write", "resid_mid2" if "resid_mid2" in layer.ports else "resid_mid", "resid_post")]
+            stages = [
+                ("attn_write", "resid_pre", "resid_mid"),
+                ("mlp_write", "resid_mid2" if "resid_mid2" in layer.ports else "resid_mid", "resid_post"),
+            ]
             for write, before, after in stages:
                 values = [self._get(tower, layer, name) for name in (before, write, after)]
                 if any(value is None for value in values):
-                    reasons.add(layer.missing.get(write) or layer.missing.get(before) or layer.missing.get(after) or f"no {write}")
+                    reasons.add(
+                        layer.missing.get(write)
+                        or layer.missing.get(before)
+                        or layer.missing.get(after)
+                        or f"no {write}"
+                    )
                     continue
                 r, w, s = values
                 assert r is not None and w is not None and s is not None
@@ -249,7 +292,12 @@ class _Seen:
                     reasons.add("the block normalises after adding, so the sum is not a site")
                     continue
                 w = w.double().reshape(r.shape)
-                _close(r.double() + w, s, r.double().abs() + w.abs(), f"{tower.name} L{layer.index}: {before} + {write} = {after}")
+                _close(
+                    r.double() + w,
+                    s,
+                    r.double().abs() + w.abs(),
+                    f"{tower.name} L{layer.index}: {before} + {write} = {after}",
+                )
         return reasons.pop() if len(reasons) == 1 else None
 
 
@@ -265,7 +313,11 @@ def _site(anatomy: Anatomy, tower: Tower, layer: Layer, component: str, heads: t
 
 def _sites_of(anatomy: Anatomy, tower: Tower, layer: Layer) -> list[Site]:
     names = [n for n in RECORDED if n in layer.ports and n not in layer.missing]
-    names += [n for n in ("q", "k", "v", "z", "pattern") if n not in layer.missing and (layer.interface or n in layer.ports or n == "pattern")]
+    names += [
+        n
+        for n in ("q", "k", "v", "z", "pattern")
+        if n not in layer.missing and (layer.interface or n in layer.ports or n == "pattern")
+    ]
     return [_site(anatomy, tower, layer, name) for name in names]
 
 

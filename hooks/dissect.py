@@ -88,7 +88,9 @@ def dissect(
         ports["resid_pre"] = Port(block, "in", read[0])
     outs = {name: _projection(name, z, leaves, events, known.get(name)) for name, z in heads.items()}
     units = {name: _unit_of(name, leaves) for name in heads}
-    stage = Stage(ports, {}, {n: o.name for n, o in outs.items() if o is not None}, post.shape[-1] if post.ndim else 0, {})
+    stage = Stage(
+        ports, {}, {n: o.name for n, o in outs.items() if o is not None}, post.shape[-1] if post.ndim else 0, {}
+    )
     mlp = [e for e in leaves if not any(_within(e, units[n]) for n in heads) and e.name not in stage.out.values()]
     for name in heads:
         stage.attention_ports[name] = _attention_ports(name, events, leaves, outs[name])
@@ -114,7 +116,9 @@ def _unit_of(attention: str, leaves: list[Event]) -> str:
     return attention if own else attention.rpartition(".")[0]
 
 
-def _projection(attention: str, z: Tensor | None, leaves: list[Event], events: list[Event], known: str | None) -> Event | None:
+def _projection(
+    attention: str, z: Tensor | None, leaves: list[Event], events: list[Event], known: str | None
+) -> Event | None:
     """The first matrix whose input is z, bit for bit; else, behind a gate, the next one of that width."""
     if z is None:
         return next((e for e in events if e.name == known), None)
@@ -144,7 +148,12 @@ def _same_argument(call: Event, first: Event | None) -> int | str | None:
     """Which argument of the attention is what its first projection reads."""
     read = first_tensor(first.inputs) if first is not None else None
     for key, value in call.inputs.items():
-        if torch.is_tensor(value) and read is not None and value.numel() == read[1].numel() and torch.equal(value.reshape(-1), read[1].reshape(-1)):
+        if (
+            torch.is_tensor(value)
+            and read is not None
+            and value.numel() == read[1].numel()
+            and torch.equal(value.reshape(-1), read[1].reshape(-1))
+        ):
             return key
     found = first_tensor(call.inputs)
     return found[0] if found is not None else None
@@ -165,7 +174,9 @@ def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event], 
     if outer_tensor(writer.output)[1][..., 0].numel() != positions:
         for component in ("mlp_in", "mlp_out"):
             stage.ports.pop(component, None)
-        stage.missing |= dict.fromkeys(("mlp_in", "mlp_out", "neurons"), "its MLP runs on some of the positions at a time")
+        stage.missing |= dict.fromkeys(
+            ("mlp_in", "mlp_out", "neurons"), "its MLP runs on some of the positions at a time"
+        )
     elif experts:
         stage.missing["neurons"] = EXPERTS
     elif (last := first_tensor(mlp[-1].inputs)) is not None:
@@ -190,7 +201,16 @@ class _Candidate:
     tensor: Tensor
 
 
-def _residuals(stage: Stage, block: str, pre: Tensor, post: Tensor, events: list[Event], outs: list[Event | None], names: list[str], mlp: list[Event]) -> None:
+def _residuals(
+    stage: Stage,
+    block: str,
+    pre: Tensor,
+    post: Tensor,
+    events: list[Event],
+    outs: list[Event | None],
+    names: list[str],
+    mlp: list[Event],
+) -> None:
     """Follow the residual through the stages; write down where it and the writes are, or why they cannot be told."""
     writers: list[Event] = [o for o in outs if o is not None] + ([_last_left(mlp)] if mlp else [])
     if None in outs:
@@ -234,7 +254,9 @@ class _Step:
     write: Port | None
 
 
-def _follow(residual: Tensor, writers: list[Event], mlp: list[Event], events: list[Event], block: str, post: Tensor) -> list[_Step] | None:
+def _follow(
+    residual: Tensor, writers: list[Event], mlp: list[Event], events: list[Event], block: str, post: Tensor
+) -> list[_Step] | None:
     """Depth first: each way the next residual can be made, until the last one is the block's output."""
     if not writers:
         return [] if torch.equal(residual, post) else None
@@ -271,11 +293,21 @@ def _sums(residual: Tensor, begin: int, end: int, events: list[Event]) -> Iterat
     same = [like for c in _tensors(begin, end, events) if (like := _like(c, residual)) is not None]
     made = [c for c in same if c.port.side == "out"]
     for candidate in sorted(same, key=lambda c: (c.when, c.port.side)):
-        writes = [w for w in made if w.when <= candidate.when and w.port != candidate.port and torch.equal(residual + w.tensor, candidate.tensor)]
+        writes = [
+            w
+            for w in made
+            if w.when <= candidate.when
+            and w.port != candidate.port
+            and torch.equal(residual + w.tensor, candidate.tensor)
+        ]
         if writes:
             yield candidate, max(writes, key=lambda w: w.when).port
     for candidate in sorted(same, key=lambda c: (c.when, c.port.side)):
-        if any(_multiple(candidate.tensor, residual, w.tensor) for w in made if w.when <= candidate.when and w.port != candidate.port):
+        if any(
+            _multiple(candidate.tensor, residual, w.tensor)
+            for w in made
+            if w.when <= candidate.when and w.port != candidate.port
+        ):
             yield candidate, None
 
 
@@ -306,13 +338,21 @@ def _normed(sum_: _Candidate, end: int, events: list[Event]) -> Iterator[_Candid
     """Outputs of the module that reads the sum, for blocks that normalise after adding."""
     for event in events:
         read = first_tensor(event.inputs)
-        if read is not None and event.left <= end and event.entered >= sum_.when and read[1].shape == sum_.tensor.shape and torch.equal(read[1], sum_.tensor):
+        if (
+            read is not None
+            and event.left <= end
+            and event.entered >= sum_.when
+            and read[1].shape == sum_.tensor.shape
+            and torch.equal(read[1], sum_.tensor)
+        ):
             key, made = outer_tensor(event.output)
             if made.shape == sum_.tensor.shape and not _multiplies(event.module):
                 yield _Candidate(event.left, Port(event.name, "out", key), made)
 
 
-def _is_parallel(pre: Tensor, post: Tensor, outs: list[Event | None], mlp: list[Event], stage: Stage, events: list[Event]) -> bool:
+def _is_parallel(
+    pre: Tensor, post: Tensor, outs: list[Event | None], mlp: list[Event], stage: Stage, events: list[Event]
+) -> bool:
     if len(outs) != 1 or outs[0] is None or not mlp or "mlp_out" not in stage.ports:
         return False
     whole = stage.ports["mlp_out"]

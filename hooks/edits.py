@@ -37,7 +37,9 @@ class Edit(ByContent):
     """For `L5.H3.k` and `.v`: change what this query head alone reads, not the kv head it shares."""
 
     def __repr__(self) -> str:
-        said = [f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self)[1:] if getattr(self, f.name) != f.default]
+        said = [
+            f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self)[1:] if getattr(self, f.name) != f.default
+        ]
         return f"{type(self).__name__}({', '.join([repr(self.site), *said])})"
 
 
@@ -58,7 +60,9 @@ def _fit(value: Any, x: Tensor, edit: Edit) -> Tensor:
     try:
         return given.expand(x.shape)
     except RuntimeError:
-        raise EditError(f"{edit!r}: the value has shape {list(given.shape)}, which does not broadcast to the site's {list(x.shape)}.") from None
+        raise EditError(
+            f"{edit!r}: the value has shape {list(given.shape)}, which does not broadcast to the site's {list(x.shape)}."
+        ) from None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,7 +137,9 @@ class Project(ValueEdit):
         columns = torch.as_tensor(self.basis, dtype=torch.float32, device=x.device)
         columns = columns[:, None] if columns.ndim == 1 else columns
         if columns.shape[0] != x.shape[-1]:
-            raise EditError(f"{self!r}: the basis has {columns.shape[0]} rows, but the site has {x.shape[-1]} dimensions.")
+            raise EditError(
+                f"{self!r}: the basis has {columns.shape[0]} rows, but the site has {x.shape[-1]} dimensions."
+            )
         q, r = torch.linalg.qr(columns)
         q = q[:, r.diagonal().abs() > 1e-6 * r.diagonal().abs().max()]
         gap = (_fit(self.to, x, self) - x).to(torch.float32)

@@ -64,41 +64,81 @@ class Family:
 
     def count(self, what: str, root: nn.Module, module: nn.Module, *, otherwise: int | None = None) -> int:
         """A number of heads, looked up where the family says."""
-        for owner in (module, getattr(module, "config", None), getattr(root, "config", None), getattr(root, "cfg", None)):
+        for owner in (
+            module,
+            getattr(module, "config", None),
+            getattr(root, "config", None),
+            getattr(root, "cfg", None),
+        ):
             found = getattr(owner, what, None)
             if isinstance(found, int):
                 return found
         if otherwise is not None:
             return otherwise
-        raise ModelError(f"the family {self.name!r} says the number of heads is {what!r}, which neither the attention module nor the config has.")
+        raise ModelError(
+            f"the family {self.name!r} says the number of heads is {what!r}, which neither the attention module nor the config has."
+        )
 
 
 FALCON = Family(
-    "falcon", ("falcon",), "h.*.self_attention", out="dense", heads="num_heads",
+    "falcon",
+    ("falcon",),
+    "h.*.self_attention",
+    out="dense",
+    heads="num_heads",
 )
 GPTJ = Family(
-    "gptj", ("gptj", "codegen"), "h.*.attn", out="out_proj", heads="num_attention_heads",
-    q=Projection("q_proj"), k=Projection("k_proj"), v=Projection("v_proj"),
+    "gptj",
+    ("gptj", "codegen"),
+    "h.*.attn",
+    out="out_proj",
+    heads="num_attention_heads",
+    q=Projection("q_proj"),
+    k=Projection("k_proj"),
+    v=Projection("v_proj"),
 )
 BLOOM = Family(
-    "bloom", ("bloom",), "h.*.self_attention", out="dense", heads="num_heads",
+    "bloom",
+    ("bloom",),
+    "h.*.self_attention",
+    out="dense",
+    heads="num_heads",
     q=Projection("query_key_value", "per_head:0"),
     k=Projection("query_key_value", "per_head:1"),
     v=Projection("query_key_value", "per_head:2"),
 )
 MPT = Family("mpt", ("mpt",), "blocks.*.attn", out="out_proj", heads="n_heads")
 GPT_NEO = Family(
-    "gpt_neo", ("gpt_neo",), "h.*.attn.attention", out="out_proj", heads="num_heads",
-    q=Projection("q_proj"), k=Projection("k_proj"), v=Projection("v_proj"),
+    "gpt_neo",
+    ("gpt_neo",),
+    "h.*.attn.attention",
+    out="out_proj",
+    heads="num_heads",
+    q=Projection("q_proj"),
+    k=Projection("k_proj"),
+    v=Projection("v_proj"),
 )
 PLAIN = Family(
-    "plain", ("AttentionOnly",), "blocks.*.attn", out="o", heads="heads",
-    q=Projection("q"), k=Projection("k"), v=Projection("v"), recipe=Recipe(mask=1),
+    "plain",
+    ("AttentionOnly",),
+    "blocks.*.attn",
+    out="o",
+    heads="heads",
+    q=Projection("q"),
+    k=Projection("k"),
+    v=Projection("v"),
+    recipe=Recipe(mask=1),
 )
 TRANSFORMER_BRIDGE = Family(
-    "transformer_bridge", (), "h.*._original_component.attn|layers.*._original_component.self_attn|layers.*._original_component.attention",
-    out="o", heads="num_attention_heads", kv_heads="num_key_value_heads",
-    q=Projection("q"), k=Projection("k"), v=Projection("v"),
+    "transformer_bridge",
+    (),
+    "h.*._original_component.attn|layers.*._original_component.self_attn|layers.*._original_component.attention",
+    out="o",
+    heads="num_attention_heads",
+    kv_heads="num_key_value_heads",
+    q=Projection("q"),
+    k=Projection("k"),
+    v=Projection("v"),
 )
 _KNOWN: dict[str, Family] = {t: f for f in (FALCON, GPTJ, BLOOM, MPT, GPT_NEO, PLAIN) for t in f.model_types}
 

@@ -200,7 +200,8 @@ def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
             by_keyword = "attention_mask" in kwargs
             mask = kwargs.pop("attention_mask") if by_keyword else args[0] if args else None
             return through(
-                Call(module, str(attn_implementation), function, query, key, value, mask, kwargs, args[1:], by_keyword), taps
+                Call(module, str(attn_implementation), function, query, key, value, mask, kwargs, args[1:], by_keyword),
+                taps,
             )
 
         return call

@@ -50,7 +50,9 @@ class Moment:
         """The prompt's inputs, described from the call itself where nobody prepared them."""
         if self.inputs is None:
             if self.describe is None:
-                raise InputsError("positions, roles and key sets need to know the inputs: pass what m.prepare(...) returns.")
+                raise InputsError(
+                    "positions, roles and key sets need to know the inputs: pass what m.prepare(...) returns."
+                )
             self.inputs = self.describe(self._call)
         return self.inputs
 
@@ -86,7 +88,9 @@ class Moment:
             return None
         return valid
 
-    def where(self, edit: Edit, site: Site, rows: int, length: int, device: torch.device, *, keys: bool = False) -> Tensor | None:
+    def where(
+        self, edit: Edit, site: Site, rows: int, length: int, device: torch.device, *, keys: bool = False
+    ) -> Tensor | None:
         """[row, position] of what an edit touches now; None for everything."""
         if edit.positions is None and edit.rows is None:
             return None
@@ -94,7 +98,9 @@ class Moment:
         if edit.positions is not None:
             spec = self.keys(edit.positions, site, length) if keys else self.mask(edit.positions, site, length)
             if spec.shape != found.shape:
-                raise EditError(f"{edit!r}: positions are {list(spec.shape)} [row, position], but {site} has {list(found.shape)} here (windows, or images folded into rows); leave positions out.")
+                raise EditError(
+                    f"{edit!r}: positions are {list(spec.shape)} [row, position], but {site} has {list(found.shape)} here (windows, or images folded into rows); leave positions out."
+                )
             found = spec.cpu()
         if edit.rows is not None:
             bad = [r for r in edit.rows if not 0 <= r < rows]

@@ -47,9 +47,17 @@ def _at_input(port: Port, change: Change, batch: Callable[[], int | None]) -> Ca
 
 
 def _argument(port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    value = kwargs.get(port.key) if isinstance(port.key, str) else args[port.key or 0] if len(args) > (port.key or 0) else None
+    value = (
+        kwargs.get(port.key)
+        if isinstance(port.key, str)
+        else args[port.key or 0]
+        if len(args) > (port.key or 0)
+        else None
+    )
     if not torch.is_tensor(value):
-        raise ModelError(f"{port.module} was called without the argument {port.key!r} that it had in the traced call; trace it anew with m.discover(inputs).")
+        raise ModelError(
+            f"{port.module} was called without the argument {port.key!r} that it had in the traced call; trace it anew with m.discover(inputs)."
+        )
     return value
 
 

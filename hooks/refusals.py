@@ -9,9 +9,13 @@ from interp.hooks.errors import ModelError
 
 def refuse(module: nn.Module) -> None:
     """Raise for train mode and for weights that are not there."""
-    training = [name or type(module).__name__ for name, child in module.named_modules() if child.training and _random(child)]
+    training = [
+        name or type(module).__name__ for name, child in module.named_modules() if child.training and _random(child)
+    ]
     if training:
-        raise ModelError(f"{training[0]} is in train mode, where dropout changes every number: call model.eval() first (attach never does).")
+        raise ModelError(
+            f"{training[0]} is in train mode, where dropout changes every number: call model.eval() first (attach never does)."
+        )
     empty = [name for name, p in module.named_parameters() if p.device.type == "meta"]
     if empty and not _offloaded(module):
         raise ModelError(f"the parameter {empty[0]} is on the meta device, without values: load the weights first.")
@@ -19,8 +23,15 @@ def refuse(module: nn.Module) -> None:
 
 def _random(child: nn.Module) -> bool:
     """Whether being in train mode changes what the module computes; plain containers do not count."""
-    dropout = any(isinstance(getattr(child, name, None), float) and getattr(child, name) > 0 for name in ("p", "dropout", "attention_dropout", "activation_dropout"))
-    return dropout or type(child).__name__.endswith(("Dropout", "DropPath", "BatchNorm2d")) or next(child.children(), None) is not None
+    dropout = any(
+        isinstance(getattr(child, name, None), float) and getattr(child, name) > 0
+        for name in ("p", "dropout", "attention_dropout", "activation_dropout")
+    )
+    return (
+        dropout
+        or type(child).__name__.endswith(("Dropout", "DropPath", "BatchNorm2d"))
+        or next(child.children(), None) is not None
+    )
 
 
 def _offloaded(module: nn.Module) -> bool:

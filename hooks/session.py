@@ -57,9 +57,18 @@ class Wish:
 class Session:
     """What is on a model during one run."""
 
-    def __init__(self, root: nn.Module, anatomy: Anatomy, *, edits: Iterable[Edit] = (), wish: Wish | None = None,
-                 inputs: Inputs | None = None, family: Family | None = None, all_threads: bool = False,
-                 describe: Callable[[Mapping[str, Any]], Inputs] | None = None) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        anatomy: Anatomy,
+        *,
+        edits: Iterable[Edit] = (),
+        wish: Wish | None = None,
+        inputs: Inputs | None = None,
+        family: Family | None = None,
+        all_threads: bool = False,
+        describe: Callable[[Mapping[str, Any]], Inputs] | None = None,
+    ) -> None:
         self.root, self.anatomy, self.family = root, anatomy, family
         self.wish = wish or Wish()
         self.edits = [Placed(edit, site) for edit in edits for site in _places(anatomy, edit)]
@@ -142,7 +151,9 @@ class Session:
             self._at(self._port(site), partial(self._edit_results, placed), with_input=self.anatomy.layer(site))
             return
         if site.component in READS_RESIDUAL:
-            raise EditError(f"{site.component!r} is what a head reads, for path methods; edit {READS_RESIDUAL[site.component]!r} or 'attn_in' instead.")
+            raise EditError(
+                f"{site.component!r} is what a head reads, for path methods; edit {READS_RESIDUAL[site.component]!r} or 'attn_in' instead."
+            )
         self._at(self._port(site), partial(self._edit_value, placed))
 
     def _stand_to_record(self, site: Site) -> None:
@@ -259,17 +270,21 @@ class Session:
             whole = value.untyped_storage().nbytes() <= value.numel() * value.element_size()
             safe = whole and (fresh or site.component in CALL)
             value = value.to(device="cpu" if wish.cpu else None, dtype=wish.dtype)
-            value = value if safe or not whole and fresh else value.clone()
+            value = value if safe or (not whole and fresh) else value.clone()
         self.bytes += value.numel() * value.element_size()
         if wish.budget is not None and self.bytes > wish.budget:
-            raise BudgetError(f"recording passed the budget of {wish.budget / 2**20:.0f} MiB at {site}: ask for fewer sites, heads or positions, store='cpu' or a directory, or a larger budget=.")
+            raise BudgetError(
+                f"recording passed the budget of {wish.budget / 2**20:.0f} MiB at {site}: ask for fewer sites, heads or positions, store='cpu' or a directory, or a larger budget=."
+            )
         self.pieces[site].append(value)
 
     def recorded(self) -> MutableMapping[Site, Tensor]:
         """What was recorded, in the order it was asked for; raises where something never happened."""
         missing = [str(s) for s in self.wish.sites if s not in self.pieces]
         if missing:
-            raise NotFired(f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for these inputs (a skipped layer, or a tower without its input).")
+            raise NotFired(
+                f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for these inputs (a skipped layer, or a tower without its input)."
+            )
         for site in self.wish.sites:
             parts = self.pieces.pop(site)
             self.wish.shelf[site] = parts[0] if len(parts) == 1 else _join(site, parts)
@@ -287,7 +302,11 @@ class Session:
         """Raise for every edit that never changed anything it was told to change."""
         silent = [placed for placed in self.edits if not self.fired[self._key(placed)]]
         if silent:
-            raise NotFired("these edits never fired: " + "; ".join(f"{p.edit!r} at {p.site}" for p in silent) + ". Did their layer run, and their phase or step come?")
+            raise NotFired(
+                "these edits never fired: "
+                + "; ".join(f"{p.edit!r} at {p.site}" for p in silent)
+                + ". Did their layer run, and their phase or step come?"
+            )
 
 
 def _places(anatomy: Anatomy, edit: Edit) -> list[Site]:
@@ -297,14 +316,18 @@ def _places(anatomy: Anatomy, edit: Edit) -> list[Site]:
     for site in sites:
         attends = site.component == "attention"
         if isinstance(edit, AttentionEdit) and not attends:
-            raise EditError(f"{edit!r} changes how heads attend: its site has no component, such as 'L5.H3' or 'L*.H*'.")
+            raise EditError(
+                f"{edit!r} changes how heads attend: its site has no component, such as 'L5.H3' or 'L*.H*'."
+            )
         if isinstance(edit, ValueEdit) and attends:
             raise EditError(f"{edit!r} changes a value: name the component, such as '{site}.z'.")
         if site.query_heads and site.component in KV and not edit.expand and anatomy.layer(site).group > 1:
             layer = anatomy.layer(site)
             shared = ", ".join(f"H{h}" for h in range(layer.heads) if h // layer.group == site.heads[0] // layer.group)  # type: ignore[index]
-            raise EditError(f"{edit!r}: {site.component} of query head {site.heads[0]} is kv head {site.heads[0] // layer.group}, which {shared} all read."  # type: ignore[index]
-                            f" Write 'L{site.layer}.K{site.heads[0] // layer.group}.{site.component}' to change it for all of them, or expand=True for this head alone.")  # type: ignore[index]
+            raise EditError(
+                f"{edit!r}: {site.component} of query head {site.heads[0]} is kv head {site.heads[0] // layer.group}, which {shared} all read."  # type: ignore[index]
+                f" Write 'L{site.layer}.K{site.heads[0] // layer.group}.{site.component}' to change it for all of them, or expand=True for this head alone."
+            )  # type: ignore[index]
     return sites
 
 
@@ -351,7 +374,9 @@ def logits_key(output: Any) -> str | int | None:
             return key
     if isinstance(output, (tuple, list)) and output and torch.is_tensor(output[0]):
         return 0
-    raise SiteError(f"{type(output).__name__} has no logits: load the model with a head (ForCausalLM, ForImageClassification, ...), or record 'final_norm' instead.")
+    raise SiteError(
+        f"{type(output).__name__} has no logits: load the model with a head (ForCausalLM, ForImageClassification, ...), or record 'final_norm' instead."
+    )
 
 
 def _join(site: Site, parts: list[Tensor]) -> Tensor:
@@ -418,11 +443,16 @@ class HeadTap:
                 continue
             if isinstance(edit, AttentionEdit):
                 rows = session.moment.where(edit, site, call.q.shape[0], call.q.shape[2], call.q.device)
-                keys = {n: session.moment.keys(spec, site, call.k.shape[2]).to(call.q.device) for n, spec in edit.key_sets().items()}
+                keys = {
+                    n: session.moment.keys(spec, site, call.k.shape[2]).to(call.q.device)
+                    for n, spec in edit.key_sets().items()
+                }
                 session.note(placed)
                 found.append(edit.kernel(site.heads, rows, keys))
             elif site.component in ("pattern", "scores"):
-                found.append(Dense(site.component, site.heads or tuple(range(self.layer.heads)), partial(self._dense, placed)))
+                found.append(
+                    Dense(site.component, site.heads or tuple(range(self.layer.heads)), partial(self._dense, placed))
+                )
             elif edit.expand and site.query_heads and site.heads is not None:
                 found.append(HeadKV(site.component, site.heads, partial(session.changed, Placed(edit, site.whole))))
         return found

@@ -69,7 +69,9 @@ class Shelf(MutableMapping[Site, Tensor]):
             raise InterpError(f"{folder} holds no tape: expected {path}.")
         about = json.loads(path.read_text())
         if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads format {FORMAT}.")
+            raise InterpError(
+                f"{folder} was written in format {about.get('format')}; this version reads format {FORMAT}."
+            )
         shelf = cls(folder)
         shelf._files = {_site(fields): name for fields, name in about["files"]}
         inputs = Inputs.load(Path(folder) / "inputs") if about["inputs"] else None
@@ -91,8 +93,12 @@ def _layer(fields: Mapping[str, Any]) -> Layer:
 
 def _tower(fields: Mapping[str, Any]) -> Tower:
     layers = tuple(map(_layer, fields["layers"]))
-    return Tower(**{**fields, "layers": layers, "final_norm": _port(fields["final_norm"]), "skipped": tuple(fields["skipped"])})
+    return Tower(
+        **{**fields, "layers": layers, "final_norm": _port(fields["final_norm"]), "skipped": tuple(fields["skipped"])}
+    )
 
 
 def _anatomy(fields: Mapping[str, Any]) -> Anatomy:
-    return Anatomy({name: _tower(tower) for name, tower in fields["towers"].items()}, fields["main"], _port(fields["connector"]))
+    return Anatomy(
+        {name: _tower(tower) for name, tower in fields["towers"].items()}, fields["main"], _port(fields["connector"])
+    )

@@ -50,7 +50,9 @@ _SITE = re.compile(
     rf"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:L(?P<layers>{_NUMBERS})\.?)?(?:(?P<kind>[HK])(?P<heads>{_NUMBERS})\.?)?"
     r"(?P<component>[a-z][a-z_0-9]*)?$"
 )
-_SHORT = re.compile(r"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:a)?(?P<layer>\d+)\.(?:h)?(?P<head>\d+)(?:\.(?P<component>[a-z_0-9]+))?$")
+_SHORT = re.compile(
+    r"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:a)?(?P<layer>\d+)\.(?:h)?(?P<head>\d+)(?:\.(?P<component>[a-z_0-9]+))?$"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -123,14 +125,18 @@ def parse(text: str | Site) -> Pattern:
 def _checked(pattern: Pattern) -> Pattern:
     component, text = pattern.component, pattern.text
     if component not in COMPONENTS:
-        raise SiteError(f"no component {component!r} in the site {text!r}.{nearest(component, COMPONENTS)}"
-                        f" Components: {', '.join(sorted(COMPONENTS - {'attention'}))}.")
+        raise SiteError(
+            f"no component {component!r} in the site {text!r}.{nearest(component, COMPONENTS)}"
+            f" Components: {', '.join(sorted(COMPONENTS - {'attention'}))}."
+        )
     if component in MODEL and (pattern.layers or pattern.heads):
         raise SiteError(f"{component!r} belongs to the whole tower, so {text!r} may not name a layer or heads.")
     if component not in MODEL and pattern.layers is None:
         raise SiteError(f"the site {text!r} names no layer: write 'L3.{component}' or 'L*.{component}'.")
     if pattern.heads and component in LAYER:
-        raise SiteError(f"{component!r} has no heads, so {text!r} may not name any; per-head sites: {', '.join(sorted(HEAD | KV))}.")
+        raise SiteError(
+            f"{component!r} has no heads, so {text!r} may not name any; per-head sites: {', '.join(sorted(HEAD | KV))}."
+        )
     if pattern.kind == "K" and component not in KV:
         raise SiteError(f"{text!r} names kv heads, but {component!r} belongs to query heads: write H instead of K.")
     return pattern
@@ -139,9 +145,13 @@ def _checked(pattern: Pattern) -> Pattern:
 def _from_transformer_lens(text: str) -> str:
     found = re.match(r"^(?:(?P<stack>encoder|decoder)_)?blocks\.(?P<layer>\d+)\.(?P<name>.+)$", text)
     if not found:
-        return {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm", "unembed.hook_out": "logits"}.get(text, text)
+        return {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm", "unembed.hook_out": "logits"}.get(
+            text, text
+        )
     if found["name"] not in TRANSFORMER_LENS:
-        raise SiteError(f"no TransformerLens name {text!r} here; known after 'blocks.N.': {', '.join(TRANSFORMER_LENS)}.")
+        raise SiteError(
+            f"no TransformerLens name {text!r} here; known after 'blocks.N.': {', '.join(TRANSFORMER_LENS)}."
+        )
     stack = f"{found['stack']}." if found["stack"] else ""
     return f"{stack}L{found['layer']}.{TRANSFORMER_LENS[found['name']]}"
 
@@ -169,12 +179,22 @@ def _spell(known: Sequence[int]) -> str:
     return f"{known[0]}-{known[-1]}" if contiguous else ",".join(map(str, known))
 
 
-def per_layer(pattern: Pattern, layers: Sequence[int], heads_of: Callable[[int], int], *, tower: str | None) -> list[Site]:
+def per_layer(
+    pattern: Pattern, layers: Sequence[int], heads_of: Callable[[int], int], *, tower: str | None
+) -> list[Site]:
     """One site per layer that the pattern names, heads resolved against each layer's own count."""
     sites = []
     for layer in numbers(pattern.layers or "*", layers, what="layer", text=pattern.text):
         heads = None
         if pattern.heads is not None and pattern.heads != "*":
             heads = numbers(pattern.heads, range(heads_of(layer)), what="head", text=pattern.text)
-        sites.append(Site(tower, layer, pattern.component, heads, pattern.kind == "H" and pattern.component in KV and heads is not None))
+        sites.append(
+            Site(
+                tower,
+                layer,
+                pattern.component,
+                heads,
+                pattern.kind == "H" and pattern.component in KV and heads is not None,
+            )
+        )
     return sites

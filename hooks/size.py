@@ -28,7 +28,11 @@ def _numbers(anatomy: Anatomy, site: Site, wish: Wish, x: Inputs) -> int:
     if site.layer is None:
         return 0
     layer, tower = anatomy.layer(site), anatomy.tower(site.tower, text=str(site))
-    rows = tower_inputs(x, site).mask(wish.positions).sum().item() if wish.positions is not None else tower_inputs(x, site).valid.numel()
+    rows = (
+        tower_inputs(x, site).mask(wish.positions).sum().item()
+        if wish.positions is not None
+        else tower_inputs(x, site).valid.numel()
+    )
     heads = len(site.heads) if site.heads is not None else layer.head_count(site.component)
     if site.component in ("pattern", "scores"):
         keys = tower_inputs(x, Site(site.tower, site.layer, "k")).length

@@ -23,7 +23,9 @@ class Tape(Mapping[str, Any]):
     or all: z is [batch, position, head, d_head] with as many heads as recorded.
     """
 
-    def __init__(self, anatomy: Anatomy, inputs: Inputs | None, tensors: Mapping[Site, Tensor], *, meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self, anatomy: Anatomy, inputs: Inputs | None, tensors: Mapping[Site, Tensor], *, meta: Mapping[str, Any]
+    ) -> None:
         self.anatomy = anatomy
         self.inputs = inputs
         self.meta = dict(meta)
@@ -72,7 +74,9 @@ class Tape(Mapping[str, Any]):
             wanted = tuple(h // layer.group for h in wanted)
         if not set(wanted) <= set(heads):
             return None
-        return tensor.index_select(head_axis(want.component), torch.tensor([heads.index(h) for h in wanted], device=tensor.device))
+        return tensor.index_select(
+            head_axis(want.component), torch.tensor([heads.index(h) for h in wanted], device=tensor.device)
+        )
 
     def at(self, positions: Positions, site: str | Site | None = None) -> Any:
         """Only these positions: `tape.at("last")["L5.z"]` is [batch, head, d_head] at each row's last real token."""
@@ -85,25 +89,46 @@ class Tape(Mapping[str, Any]):
     def _pick(self, site: Site, tensor: Tensor, positions: Positions) -> Tensor:
         assert self.inputs is not None
         mask = tower_inputs(self.inputs, site).mask(positions).to(tensor.device)
-        return select(tensor, mask, axis=2 if site.component in ("pattern", "scores") else 1, squeeze=isinstance(positions, (str, int)))
+        return select(
+            tensor,
+            mask,
+            axis=2 if site.component in ("pattern", "scores") else 1,
+            squeeze=isinstance(positions, (str, int)),
+        )
 
-    def grad(self, metric: Callable[..., Tensor] | Tensor, sites: str | Site | Iterable[str | Site] = "*", *, keep_graph: bool = False) -> dict[str, Tensor]:
+    def grad(
+        self,
+        metric: Callable[..., Tensor] | Tensor,
+        sites: str | Site | Iterable[str | Site] = "*",
+        *,
+        keep_graph: bool = False,
+    ) -> dict[str, Tensor]:
         """Gradients of a metric's sum over the batch at recorded sites; needs a run with `grad=True`.
 
         A metric is `f(logits, inputs) -> [batch]`, or its value.
         """
-        wanted = list(self._tensors) if sites == "*" else [s for text in _listed(sites) for s in self.anatomy.sites(text)]
+        wanted = (
+            list(self._tensors) if sites == "*" else [s for text in _listed(sites) for s in self.anatomy.sites(text)]
+        )
         wanted = [s for s in wanted if s.component != "logits"]
         value = metric if torch.is_tensor(metric) else metric(self["logits"], self.inputs)
         if not value.requires_grad:
-            raise InterpError("the metric carries no gradient: record with m.run(..., grad=True), and do not detach in the metric.")
+            raise InterpError(
+                "the metric carries no gradient: record with m.run(..., grad=True), and do not detach in the metric."
+            )
         missing = [str(s) for s in wanted if s not in self._tensors]
         if missing:
-            raise SiteError(f"{', '.join(missing)} not recorded exactly so; gradients are those of recorded tensors: {', '.join(self)}.")
-        grads = torch.autograd.grad(value.sum(), [self._tensors[s] for s in wanted], retain_graph=keep_graph, allow_unused=True)
+            raise SiteError(
+                f"{', '.join(missing)} not recorded exactly so; gradients are those of recorded tensors: {', '.join(self)}."
+            )
+        grads = torch.autograd.grad(
+            value.sum(), [self._tensors[s] for s in wanted], retain_graph=keep_graph, allow_unused=True
+        )
         unused = [str(s) for s, g in zip(wanted, grads, strict=True) if g is None]
         if unused:
-            raise InterpError(f"the metric does not depend on {', '.join(unused)}: patterns, scores and results are computed beside the model, and a layer whose output is dropped has no gradient; leave them out of sites=.")
+            raise InterpError(
+                f"the metric does not depend on {', '.join(unused)}: patterns, scores and results are computed beside the model, and a layer whose output is dropped has no gradient; leave them out of sites=."
+            )
         return {str(s): g for s, g in zip(wanted, grads, strict=True) if g is not None}
 
     def to_transformer_lens(self) -> Any:
@@ -120,7 +145,11 @@ class Tape(Mapping[str, Any]):
 
     def save(self, directory: str | Path) -> Path:
         """Write a directory that `interp.open` reads back site by site."""
-        shelf = self._tensors if isinstance(self._tensors, Shelf) and self._tensors.folder == Path(directory) else Shelf(directory)
+        shelf = (
+            self._tensors
+            if isinstance(self._tensors, Shelf) and self._tensors.folder == Path(directory)
+            else Shelf(directory)
+        )
         for site, tensor in self._tensors.items():
             if site not in shelf:
                 shelf[site] = tensor
@@ -156,10 +185,14 @@ def tower_inputs(inputs: Inputs, site: Site) -> Inputs:
 def select(tensor: Tensor, mask: Tensor, *, axis: int, squeeze: bool = False) -> Tensor:
     """The masked positions of each row, which must be equally many: [batch, n, ...] in place of [batch, position, ...]."""
     if mask.shape[0] != tensor.shape[0] or mask.shape[1] != tensor.shape[axis]:
-        raise InputsError(f"positions for {list(mask.shape)} [batch, position], but the site has batch {tensor.shape[0]} and {tensor.shape[axis]} positions.")
+        raise InputsError(
+            f"positions for {list(mask.shape)} [batch, position], but the site has batch {tensor.shape[0]} and {tensor.shape[axis]} positions."
+        )
     counts = mask.sum(1).tolist()
     if len(set(counts)) > 1:
-        raise InputsError(f"rows select different numbers of positions ({counts}); select equally many, or record all and use tape.inputs.mask(...).")
+        raise InputsError(
+            f"rows select different numbers of positions ({counts}); select equally many, or record all and use tape.inputs.mask(...)."
+        )
     moved = tensor.movedim(axis, 1)
     picked = moved[mask].unflatten(0, (tensor.shape[0], counts[0] if counts else 0)).movedim(1, axis)
     return picked.squeeze(axis) if squeeze and counts and counts[0] == 1 else picked

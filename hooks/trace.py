@@ -68,8 +68,14 @@ class _Watch:
         seen = self.seen.setdefault(
             name,
             Seen(
-                name, call.q.shape[1], call.k.shape[1], call.q.shape[-1], call.v.shape[-1],
-                cross=_is_cross(call, name), interface=True, bidirectional=_looks_ahead(call),
+                name,
+                call.q.shape[1],
+                call.k.shape[1],
+                call.q.shape[-1],
+                call.v.shape[-1],
+                cross=_is_cross(call, name),
+                interface=True,
+                bidirectional=_looks_ahead(call),
                 implementation=call.implementation,
             ),
         )
@@ -86,7 +92,9 @@ def _is_cross(call: Call, name: str) -> bool:
 def _looks_ahead(call: Call) -> bool:
     if call.mask is None or not torch.is_tensor(call.mask) or call.mask.ndim != 4:
         return not call.causal
-    upper = torch.ones(call.mask.shape[-2:], dtype=torch.bool, device=call.mask.device).triu(1 + call.mask.shape[-1] - call.mask.shape[-2])
+    upper = torch.ones(call.mask.shape[-2:], dtype=torch.bool, device=call.mask.device).triu(
+        1 + call.mask.shape[-1] - call.mask.shape[-2]
+    )
     visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
     return bool((visible & upper).any())
 
@@ -130,7 +138,9 @@ def _boundary(root: nn.Module, family: Family) -> list[tuple[str, Seen]]:
         d_head = _input_width(attention.get_submodule(family.out)) // heads
         found.append((name, Seen(name, heads, kv_heads, d_head, d_head, cross=False, interface=False)))
     if not found:
-        raise ModelError(f"the family {family.name!r} expects attention modules named {family.attention!r}; {type(root).__name__} has none.")
+        raise ModelError(
+            f"the family {family.name!r} expects attention modules named {family.attention!r}; {type(root).__name__} has none."
+        )
     return found
 
 
@@ -164,7 +174,11 @@ def _block(root: nn.Module, attention: str, seen: Mapping[str, Seen]) -> str:
 def _unit(root: nn.Module, attention: str, prefix: str) -> str:
     """BERT keeps the call in `attention.self` and the projection in `attention.output`: the unit is `attention`."""
     inside = attention[len(prefix) + 1 :].split(".")
-    return f"{prefix}.{inside[0]}" if len(inside) > 1 and not inside[0].isdigit() and not inside[1].isdigit() else attention
+    return (
+        f"{prefix}.{inside[0]}"
+        if len(inside) > 1 and not inside[0].isdigit() and not inside[1].isdigit()
+        else attention
+    )
 
 
 class _Recorder:
@@ -182,7 +196,11 @@ class _Recorder:
 
 
 def _events(
-    root: nn.Module, inputs: Mapping[str, Any], blocks: set[str], watch: _Watch, seen: dict[str, Seen],
+    root: nn.Module,
+    inputs: Mapping[str, Any],
+    blocks: set[str],
+    watch: _Watch,
+    seen: dict[str, Seen],
     known: Mapping[str, str],
 ) -> dict[str, tuple[Stage, Event | None]]:
     recorder, found = _Recorder(), {}
@@ -201,9 +219,18 @@ def _events(
     return {block: (stage, _norm_after(recorder.norms, last[block])) for block, stage in found.items()}
 
 
-def _listen(child: nn.Module, name: str, owner: str | None, recorder: _Recorder, found: dict[str, Stage],
-            seen: Mapping[str, Seen], watch: _Watch, last: dict[str, Event], undo: ExitStack,
-            known: Mapping[str, str]) -> None:
+def _listen(
+    child: nn.Module,
+    name: str,
+    owner: str | None,
+    recorder: _Recorder,
+    found: dict[str, Stage],
+    seen: Mapping[str, Seen],
+    watch: _Watch,
+    last: dict[str, Event],
+    undo: ExitStack,
+    known: Mapping[str, str],
+) -> None:
     open_events: list[Event] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -232,10 +259,20 @@ def _copy(value: Any) -> Any:
     return value.clone() if torch.is_tensor(value) and value.is_floating_point() else value
 
 
-def _finish(block: str, event: Event, recorder: _Recorder, found: dict[str, Stage], seen: Mapping[str, Seen], watch: _Watch,
-            known: Mapping[str, str]) -> None:
+def _finish(
+    block: str,
+    event: Event,
+    recorder: _Recorder,
+    found: dict[str, Stage],
+    seen: Mapping[str, Seen],
+    watch: _Watch,
+    known: Mapping[str, str],
+) -> None:
     mine = [s for s in seen.values() if s.name.startswith(block + ".")]
-    heads = {s.name: (torch.cat(watch.seen[s.name].z, dim=1) if s.name in watch.seen and watch.seen[s.name].z else None) for s in mine}
+    heads = {
+        s.name: (torch.cat(watch.seen[s.name].z, dim=1) if s.name in watch.seen and watch.seen[s.name].z else None)
+        for s in mine
+    }
     found[block] = dissect(block, event, recorder.inside.pop(block), heads, known)
     for s in mine:
         if s.name in watch.seen:
@@ -246,13 +283,23 @@ def _norm_after(norms: list[Event], block: Event) -> Event | None:
     """The first norm outside the blocks that reads this block's output."""
     for event in sorted(norms, key=lambda e: e.entered):
         read = first_tensor(event.inputs)
-        if event.entered > block.left and read is not None and read[1].shape == block.output.shape and torch.equal(read[1], block.output):
+        if (
+            event.entered > block.left
+            and read is not None
+            and read[1].shape == block.output.shape
+            and torch.equal(read[1], block.output)
+        ):
             return event
     return None
 
 
-def _assemble(root: nn.Module, seen: Mapping[str, Seen], blocks: Mapping[str, str],
-              stages: Mapping[str, tuple[Stage, Event | None]], family: Family | None) -> Anatomy:
+def _assemble(
+    root: nn.Module,
+    seen: Mapping[str, Seen],
+    blocks: Mapping[str, str],
+    stages: Mapping[str, tuple[Stage, Event | None]],
+    family: Family | None,
+) -> Anatomy:
     stacks: dict[str, list[Seen]] = defaultdict(list)
     for s in seen.values():
         template = re.sub(r"\.\d+(?=\.|$)", ".*", blocks[s.name])
@@ -268,23 +315,50 @@ def _assemble(root: nn.Module, seen: Mapping[str, Seen], blocks: Mapping[str, st
     return Anatomy(towers, _main(towers), _connector(root))
 
 
-def _tower(root: nn.Module, name: str, template: str, members: list[Seen], blocks: Mapping[str, str],
-           stages: Mapping[str, tuple[Stage, Event | None]], family: Family | None) -> Tower:
+def _tower(
+    root: nn.Module,
+    name: str,
+    template: str,
+    members: list[Seen],
+    blocks: Mapping[str, str],
+    stages: Mapping[str, tuple[Stage, Event | None]],
+    family: Family | None,
+) -> Tower:
     order = _numbers(root, template, members, blocks)
     layers = []
     for s in members:
         stage = stages[blocks[s.name]][0]
         recipe_ports, missing = _heads_at_the_border(s, family)
         ports = {**stage.ports_of(s.name), **recipe_ports}
-        layers.append(Layer(order[blocks[s.name]], blocks[s.name], s.name, "cross" if s.cross else "self", s.heads, s.kv_heads,
-                            s.d_head, s.d_value, stage.out.get(s.name) or (f"{s.name}.{family.out}" if family and not s.interface else None),
-                            s.interface, ports, {**stage.missing, **missing}, s.implementation))
+        layers.append(
+            Layer(
+                order[blocks[s.name]],
+                blocks[s.name],
+                s.name,
+                "cross" if s.cross else "self",
+                s.heads,
+                s.kv_heads,
+                s.d_head,
+                s.d_value,
+                stage.out.get(s.name) or (f"{s.name}.{family.out}" if family and not s.interface else None),
+                s.interface,
+                ports,
+                {**stage.missing, **missing},
+                s.implementation,
+            )
+        )
     last = max(layers, key=lambda layer: layer.index)
     stage, norm = stages[last.block]
     final = Port(norm.name, "out", outer_tensor(norm.output)[0]) if norm is not None else None
     skipped = tuple(sorted(set(_siblings(root, template)) - set(order.values()))) if template.count("*") == 1 else ()
-    return Tower(name, tuple(sorted(layers, key=lambda layer: layer.index)), stage.width,
-                 any(s.bidirectional for s in members), final, skipped)
+    return Tower(
+        name,
+        tuple(sorted(layers, key=lambda layer: layer.index)),
+        stage.width,
+        any(s.bidirectional for s in members),
+        final,
+        skipped,
+    )
 
 
 def _beside(cross: Tower, towers: Mapping[str, Tower]) -> Tower:
@@ -297,7 +371,9 @@ def _beside(cross: Tower, towers: Mapping[str, Tower]) -> Tower:
             return layer
         shared = [c for c in layer.ports if c.startswith(("resid", "mlp", "neurons"))]
         ports = {c: port for c, port in layer.ports.items() if c not in shared}
-        return replace(layer, ports=ports, missing={**layer.missing, **dict.fromkeys(shared, f"it belongs to the tower {owner!r}")})
+        return replace(
+            layer, ports=ports, missing={**layer.missing, **dict.fromkeys(shared, f"it belongs to the tower {owner!r}")}
+        )
 
     return replace(cross, layers=tuple(map(lean, cross.layers)), final_norm=None)
 
@@ -314,7 +390,7 @@ def _heads_at_the_border(s: Seen, family: Family | None) -> tuple[dict[str, Port
     missing = {}
     if family.recipe is None:
         reason = f"the attention of {family.name!r} does not go through transformers' interface, and its family gives no recipe for scores"
-        missing = {component: reason for component in ("pattern", "scores", "attention")}
+        missing = dict.fromkeys(("pattern", "scores", "attention"), reason)
     return ports, missing
 
 
@@ -344,7 +420,11 @@ def _kind_of_tower(root: nn.Module, template: str, members: list[Seen]) -> str:
         return "qformer" if not template.endswith(" cross") else "cross"
     if template.endswith(" cross"):
         return "cross"
-    if re.search(r"vision|visual", template) or "vision" in config or getattr(owner, "main_input_name", "") == "pixel_values":
+    if (
+        re.search(r"vision|visual", template)
+        or "vision" in config
+        or getattr(owner, "main_input_name", "") == "pixel_values"
+    ):
         return "vision"
     if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
         return "encoder" if re.search(r"\bencoder\b", template) else "decoder"

@@ -41,7 +41,9 @@ def unwrap(held: Any) -> Unwrapped:
 
 def _module(held: Any, found: Any) -> nn.Module:
     if not isinstance(found, nn.Module):
-        raise ModelError(f"expected a torch module, or a TransformerLens or nnsight model, got {type(held).__name__}: {held!r:.80}.")
+        raise ModelError(
+            f"expected a torch module, or a TransformerLens or nnsight model, got {type(held).__name__}: {held!r:.80}."
+        )
     return found
 
 

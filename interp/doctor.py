@@ -53,7 +53,13 @@ class Row:
 
     def to_dict(self) -> dict[str, object]:
         """The row as plain data."""
-        return {"family": self.family, "passed": self.passed, "cells": self.cells, "checks": self.verdicts, "notes": self.notes}
+        return {
+            "family": self.family,
+            "passed": self.passed,
+            "cells": self.cells,
+            "checks": self.verdicts,
+            "notes": self.notes,
+        }
 
     def __str__(self) -> str:
         marks = "  ".join(f"{name} {self.verdicts.get(name, 'n/a'):<4}" for name in NAMES)

@@ -36,21 +36,38 @@ class Generated:
         return self.texts[0] if self.texts else None
 
 
-def generate(model: Model, inputs: Any, *, edits: Iterable[Edit] = (), phase: Literal["prefill", "decode", "both"] | None = None,
-             max_new_tokens: int = 20, **how: Any) -> Generated:
+def generate(
+    model: Model,
+    inputs: Any,
+    *,
+    edits: Iterable[Edit] = (),
+    phase: Literal["prefill", "decode", "both"] | None = None,
+    max_new_tokens: int = 20,
+    **how: Any,
+) -> Generated:
     """Greedy unless told otherwise; `how` goes to transformers' `generate`."""
     if how.get("num_beams", 1) != 1:
-        raise InputsError("generate under edits runs one beam: beams reorder the rows that edits and positions speak of.")
+        raise InputsError(
+            "generate under edits runs one beam: beams reorder the rows that edits and positions speak of."
+        )
     if not hasattr(model.module, "generate"):
         raise ModelError(f"{type(model.module).__name__} cannot generate: it has no generate method.")
     anatomy = model.ready()
     x = model.inputs(inputs)
     if "attention_mask" in x.kwargs and not bool(x.valid[:, -1].all()) and not model.config.is_encoder_decoder:
-        raise InputsError("generating goes on from the last column, so prompts are padded on the left: m.prepare(..., padding='left').")
+        raise InputsError(
+            "generating goes on from the last column, so prompts are padded on the left: m.prepare(..., padding='left')."
+        )
     placed = [edit if phase is None else replace(edit, phase=phase) for edit in edits]
     session = Session(model.module, anatomy, edits=placed, inputs=x, family=model.family)
     with model.on(session), torch.no_grad():
-        out = model.module.generate(**model.called_with(x.kwargs), max_new_tokens=max_new_tokens, return_dict_in_generate=True, output_logits=True, **({"do_sample": False} | how))
+        out = model.module.generate(
+            **model.called_with(x.kwargs),
+            max_new_tokens=max_new_tokens,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **({"do_sample": False} | how),
+        )
     _fired(session, max_new_tokens)
     return _read(model, out)
 
@@ -58,7 +75,9 @@ def generate(model: Model, inputs: Any, *, edits: Iterable[Edit] = (), phase: Li
 def _fired(session: Session, max_new_tokens: int) -> None:
     late = [p.edit for p in session.edits if p.edit.step is not None and p.edit.step >= max_new_tokens - 1]
     if late:
-        raise EditError(f"{late[0]!r}: with max_new_tokens={max_new_tokens} the decoding steps are 0 to {max_new_tokens - 2}; the first new token comes from the prompt itself.")
+        raise EditError(
+            f"{late[0]!r}: with max_new_tokens={max_new_tokens} the decoding steps are 0 to {max_new_tokens - 2}; the first new token comes from the prompt itself."
+        )
     session.check_fired()
 
 

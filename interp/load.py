@@ -58,7 +58,13 @@ def load(
     common = {"revision": revision, "local_files_only": local or offline, "trust_remote_code": remote_code}
     source = str(folder) if local else str(name)
     module = _class(source, common).from_pretrained(
-        source, dtype=dtype, attn_implementation=attn, device_map=device_map, use_safetensors=None if pickle else True, **common, **how
+        source,
+        dtype=dtype,
+        attn_implementation=attn,
+        device_map=device_map,
+        use_safetensors=None if pickle else True,
+        **common,
+        **how,
     )
     if device is not None:
         module = module.to(device)
@@ -76,7 +82,9 @@ def _complete(folder: Path, *, pickle: bool) -> None:
         return
     pickles = [found.name for pattern in PICKLES for found in folder.glob(pattern)]
     if pickles:
-        raise ModelError(f"{folder} holds its weights in {pickles[0]}, a pickle, which can run code when opened: convert it to safetensors, or pass pickle=True if you trust it.")
+        raise ModelError(
+            f"{folder} holds its weights in {pickles[0]}, a pickle, which can run code when opened: convert it to safetensors, or pass pickle=True if you trust it."
+        )
     raise ModelError(f"{folder} has a config but no *.safetensors.")
 
 
@@ -92,7 +100,9 @@ def _class(source: str, common: dict[str, Any]) -> Any:
         auto = getattr(transformers, name)
         if type(config) in auto._model_mapping:
             return auto
-    raise ModelError(f"{source}: transformers has no model for {type(config).__name__}; load it yourself and use interp.attach(model).")
+    raise ModelError(
+        f"{source}: transformers has no model for {type(config).__name__}; load it yourself and use interp.attach(model)."
+    )
 
 
 def _processor(source: str, common: dict[str, Any]) -> Any:
