@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from interp.hooks.errors import InputsError
+
 
 @dataclass(frozen=True)
 class AttentionOnlyConfig:
@@ -86,6 +88,8 @@ class AttentionOnly(nn.Module):
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         x = self.embed(input_ids)
         if self.positions is not None:
+            if input_ids.shape[-1] > self.config.context:
+                raise InputsError(f"this model reads at most {self.config.context} tokens, got {input_ids.shape[-1]}.")
             x = x + self.positions((valid.cumsum(-1) - 1).clamp(min=0))
         mask = visible(valid)
         for block in self.blocks:

@@ -118,6 +118,25 @@ def test_images_stand_between_words_and_nowhere_else(name: str):
             assert not (ids == config.video_token_id).any()
 
 
+def test_a_caption_ends_where_clip_pools_it():
+    made = example(built("clip"), batch=3, padding="right")
+    ends = made["input_ids"] == built("clip").config.text_config.eos_token_id
+    assert torch.equal(ends.nonzero()[:, 1], made["attention_mask"].sum(-1) - 1)
+
+
+def test_mllama_words_before_the_image_are_blind_to_it():
+    made = example(built("mllama"), batch=3, padding="left")
+    start = (made["input_ids"] == built("mllama").config.image_token_id).int().argmax(-1)
+    seen = made["cross_attention_mask"].any(-1).any(-1)
+    assert (start > 0).all()
+    for row in range(3):
+        assert not seen[row, : start[row]].any()
+        assert seen[row, start[row] :].all()
+    tiles = made["aspect_ratio_mask"].sum((1, 2)).tolist()
+    assert tiles == [1, 2, 1]
+    assert (made["pixel_values"].abs().sum((1, 3, 4, 5)) > 0).sum(-1).tolist() == tiles
+
+
 def test_every_known_layout_is_tried():
     types = {getattr(built(name).config, "model_type", None) for name in WITH_IMAGE}
     assert types == set(PICTURES)

@@ -8,9 +8,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from interp.families import FAMILIES, Tiny, tiny
-from interp.hooks.errors import ModelError
+from interp.families import FAMILIES, Tiny, stir, tiny
+from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.example import example
+from interp.plain import AttentionOnly, AttentionOnlyConfig
 
 PROMISED = (
     "gpt2 gpt_neox opt llama mistral qwen2 qwen3 gemma2 gemma3 phi3 gpt_oss deepseek_v3 falcon gptj bloom bert roberta "
@@ -150,3 +151,26 @@ def test_sinks_caps_windows_and_layer_scales_act():
             silence(model)
             after = run(model)[0]
         assert (before - after).abs().max() > 1e-2, name
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_plain_model_is_attention_and_nothing_else(norm: bool):
+    """Against the sum over heads written out, in float64."""
+    config = AttentionOnlyConfig(vocab=11, d_model=6, heads=2, d_head=4, layers=2, context=5, positions=norm, norm=norm)
+    model = AttentionOnly(config).double().eval()
+    stir(model)
+    ids = torch.randint(11, (2, 5))
+    x = model.embed.weight[ids] + (model.positions.weight if norm else 0)
+    for block in model.blocks:
+        read = block.norm(x)
+        for head in range(2):
+            of = slice(4 * head, 4 * head + 4)
+            q, k, v = (read @ getattr(block.attn, side).weight[of].T for side in "qkv")
+            scores = (q @ k.mT / 2).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+            x = x + scores.softmax(-1) @ v @ block.attn.o.weight[:, of].T
+    torch.testing.assert_close(model(ids).logits, model.norm(x) @ model.unembed.weight.T)
+
+
+def test_the_plain_model_refuses_more_tokens_than_it_has_positions():
+    with pytest.raises(InputsError, match=r"at most 3 tokens.*got 4"):
+        AttentionOnly(AttentionOnlyConfig(context=3))(torch.zeros(1, 4, dtype=torch.long))
