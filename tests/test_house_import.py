@@ -28,7 +28,10 @@ def test_a_package_kernels_further_along_the_path_wins_over_the_folder(tmp_path:
 
 @pytest.mark.parametrize("without", [(), ("torchvision",)], ids=["as-installed", "no-torchvision"])
 def test_transformers_imports_from_the_root(without: tuple[str, ...]) -> None:
-    """With whatever is installed (a peer may bring torchvision along), and with that absent."""
+    """With what is installed, and without torchvision.
+
+    A torchvision of another build than torch (CUDA beside CPU) fails here as it fails every model: uninstall it.
+    """
     absent = "".join(f"sys.modules[{name!r}] = None; " for name in without)
     uses = "import transformers.integrations.hub_kernels, transformers.models.llama.modeling_llama as llama"
     assert python(f"import sys; {absent}{uses}; print(llama.LlamaForCausalLM.__name__)") == "LlamaForCausalLM"
@@ -82,10 +85,6 @@ def test_the_wheel_works_away_from_the_clone(wheel: Path, tmp_path: Path) -> Non
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = "import interp.hooks.errors, interp.kernels.errors as e; print(e.__file__)"
     assert python(code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site")).startswith(str(tmp_path))
-
-
-def test_type_checkers_are_told_that_the_package_is_typed(wheel: Path) -> None:
-    assert "interp/py.typed" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_shapes_are_checked_behind_the_links() -> None:
