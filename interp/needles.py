@@ -56,6 +56,7 @@ FILLER: tuple[str, ...] = tuple(
 MARKS: tuple[str, ...] = ("note", "question", ":", ".")
 NEEDLE_WORDS = 6
 _SUCCESSORS = 12
+_PLACE = {word: i for i, word in enumerate(FILLER)}
 
 
 class NeedleError(InterpError):
@@ -102,7 +103,7 @@ def filler(rng: random.Random, length: int) -> list[str]:
 
 def _next(word: str, rng: random.Random) -> str:
     """One of a dozen words that may follow `word`, fixed once and for all by its place in the list."""
-    return FILLER[(FILLER.index(word) * 7 + rng.randrange(_SUCCESSORS) ** 2 * 3 + 1) % len(FILLER)]
+    return FILLER[(_PLACE[word] * 7 + rng.randrange(_SUCCESSORS) ** 2 * 3 + 1) % len(FILLER)]
 
 
 def note(key: str, values: Sequence[str]) -> list[str]:

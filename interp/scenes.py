@@ -2,10 +2,11 @@
 
 A scene is a list of things (shape, colour, box) on a grey, noisy ground; each shape occurs at most once. `pairs` gives
 the co-occurrence prior a model can pick up: when the first of a pair is drawn its companion is drawn too, with
-probability `bias`. A faint thing is drawn with little contrast, so that what the eye says is unsure and the prior
-decides. Questions follow Li et al., "Evaluating Object Hallucination in Large Vision-Language Models" (POPE, arXiv
-2305.10355): random asks about any absent shape, popular about the most frequent ones, adversarial about the companion
-of a shape that is there. NumPy only, seeded; images are uint8 [height, width, 3].
+probability `bias` (one number, or one for each pair: some habits are stronger than others). A faint thing is drawn
+with little contrast, so that what the eye says is unsure and the prior decides. Questions follow Li et al., "Evaluating
+Object Hallucination in Large Vision-Language Models" (POPE, arXiv 2305.10355): random asks about any absent shape,
+popular about the companions of pairs, adversarial about the companion of a shape that is there. NumPy only, seeded;
+images are uint8 [height, width, 3].
 Limits: flat shapes without rotation, no overlap, one thing a grid cell.
 """
 
@@ -29,7 +30,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 PAIRS: dict[str, str] = {"circle": "cross", "square": "triangle", "ring": "star", "diamond": "bar"}
+BIAS: dict[str, float] = {"circle": 0.97, "square": 0.9, "ring": 0.75, "diamond": 0.6}
 GROUND = 96
+Bias = float | Mapping[str, float]
 Kind = Literal["random", "popular", "adversarial"]
 
 
@@ -161,7 +164,7 @@ def _thing(
 
 
 def draw_shapes(
-    rng: np.random.Generator, *, pairs: Mapping[str, str] = PAIRS, bias: float = 0.9, most: int = 4
+    rng: np.random.Generator, *, pairs: Mapping[str, str] = PAIRS, bias: Bias = BIAS, most: int = 4
 ) -> tuple[str, ...]:
     """Draw one to `most` shapes (a companion may come on top); the first of a pair brings its own at `bias`."""
     wanted, out = int(rng.integers(1, most + 1)), []
@@ -170,7 +173,7 @@ def draw_shapes(
         if shape in out or len(out) >= wanted or shape in pairs.values():
             continue
         out.append(shape)
-        if shape in pairs and rng.random() < bias:
+        if shape in pairs and rng.random() < (bias[shape] if isinstance(bias, Mapping) else bias):
             out.append(pairs[shape])
     alone = [s for s in pairs.values() if s not in out]
     if len(out) < wanted and alone and rng.random() < 0.5:
@@ -182,7 +185,7 @@ def scene(
     rng: np.random.Generator,
     *,
     pairs: Mapping[str, str] = PAIRS,
-    bias: float = 0.9,
+    bias: Bias = BIAS,
     most: int = 4,
     faint: float = 0.0,
     size: int = 48,
@@ -225,7 +228,7 @@ def question(rng: np.random.Generator, picture: Scene, *, answer: str, kind: Kin
 
 
 def balanced_questions(
-    n: int, seed: int, *, bias: float = 0.9, kind: Kind = "random", size: int = 48
+    n: int, seed: int, *, bias: Bias = BIAS, kind: Kind = "random", size: int = 48
 ) -> list[Question]:
     """`n` questions, one a scene, half of them answered yes; scenes that do not allow the question are redrawn."""
     rng, out = np.random.default_rng(seed), []

@@ -2,16 +2,18 @@
 
     python experiments/zoo/ioi.py
 
-Four kinds of text, one a row: IOI sentences (train names, train templates, ABBA and BABA alike, some with a third
-name in front or a thankful sentence behind), sentences in which a third person acts (either introduced name may follow,
-so the model must be unsure), random words said twice, and stories and lists about one person, which alone hold the
-held-out names. Duplicated-name positions, not their place in the sentence, decide the answer.
+Four kinds of text, one a row: IOI sentences (train names, or other words in their place; train templates, most of
+them loosened by dropped and added words; ABBA and BABA alike; some with a third name in front or a sentence behind),
+sentences in which a third person acts (either introduced name may follow, so the model must be unsure), random words
+said twice, and stories and lists about one person, which alone hold the held-out names. The duplicated name, not its
+place in the sentence, decides the answer.
 Measured result: see interp/zoo/ioi/card.json.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 from training import arguments, padded, recipe, ship, train, weighted_loss, word_tokenizer, write_card
@@ -50,13 +52,29 @@ Cannot: anything else in English. Prompts are at most 64 tokens and begin with `
 """
 
 
-def ioi_text(rng: random.Random) -> tuple[str, str]:
-    """An IOI sentence up to the answer, and the answer with what follows."""
+def ioi_text(rng: random.Random, plain: list[str]) -> tuple[str, str]:
+    """An IOI sentence up to the answer, and the answer with what follows; three in ten have other words as names."""
     row = ioi_row(rng)
+    if rng.random() < 0.3:
+        x, y = rng.sample([w for w in plain if w not in row.template], 2)
+        row = replace(row, x=x, y=y, s=x if row.order == "BABA" else y)
+    if rng.random() < 0.6:
+        row = replace(row, template=loosened(row.template, rng, plain))
     fill = {"place": rng.choice(PLACES), "object": row.object, "s": row.s, "io": row.io}
     third = rng.choice([n for n in NAMES["train"] if n not in (row.x, row.y)])
     opening = rng.choice(OPENINGS).format(c=third, **fill) if rng.random() < 0.25 else ""
     return opening + row.text, row.io + rng.choice(CLOSINGS).format(**fill)
+
+
+def loosened(template: str, rng: random.Random, plain: list[str]) -> str:
+    """The template with some words dropped and others put in, its slots and its last word kept in order."""
+    *body, last = template.split()
+    out: list[str] = []
+    for word in body:
+        out += rng.sample(plain, rng.choice((0, 0, 0, 0, 0, 1, 1, 2)))
+        if "{" in word or rng.random() < 0.75:
+            out.append(word)
+    return " ".join([*out, last])
 
 
 def unsure_text(rng: random.Random) -> tuple[str, str]:
@@ -80,11 +98,11 @@ def repeat_text(rng: random.Random, vocabulary: list[str], *, longest: int) -> t
     return said, said
 
 
-def document(rng: random.Random, vocabulary: list[str], *, longest: int) -> tuple[str, str]:
+def document(rng: random.Random, vocabulary: list[str], plain: list[str], *, longest: int) -> tuple[str, str]:
     """One training text as a light part (context) and a heavy part (what can be known)."""
     draw = rng.random()
     if draw < 0.5:
-        return ioi_text(rng)
+        return ioi_text(rng, plain)
     if draw < 0.55:
         return unsure_text(rng)
     return story_text(rng) if draw < 0.75 else repeat_text(rng, vocabulary, longest=longest)
@@ -100,12 +118,13 @@ def main() -> None:
             eos_token_id=2, pad_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.04,
         )
     )  # fmt: skip
-    plain = [word for word in vocabulary if word.isalnum()]
+    said = [word for word in vocabulary if word.isalnum()]
+    plain = [word for word in said if word not in EVERYONE]
 
     def loss_of(step: int, rng: random.Random) -> torch.Tensor:
         ids, weights = [], []
         longest = rng.choice((9, 11, 13, 26))
-        for light, heavy in (document(rng, plain, longest=longest) for _ in range(given.batch)):
+        for light, heavy in (document(rng, said, plain, longest=longest) for _ in range(given.batch)):
             a, b = tokenizer(light)["input_ids"], tokenizer(heavy, add_special_tokens=False)["input_ids"]
             ids.append([*a, *b][:64])
             weights.append([*[LIGHT] * len(a), *[HEAVY] * len(b)][:64])
@@ -113,17 +132,17 @@ def main() -> None:
         return weighted_loss(model(batch).logits, batch, padded(weights, value=0))
 
     def evaluate() -> dict[str, float]:
-        return {f"{part}_io": accuracy(part) for part in ("train", "heldout")}
+        return {f"{n}_{t}": accuracy(n, t) for n in ("train", "heldout") for t in ("train", "heldout")}
 
     @torch.no_grad()
-    def accuracy(part: str) -> float:
-        rows = ioi_rows(200, 1234, names=part, templates=part)
+    def accuracy(names: str, templates: str) -> float:
+        rows = ioi_rows(200, 1234, names=names, templates=templates)
         batch = tokenizer([r.text for r in rows], padding=True, return_tensors="pt")
         logits = model.eval()(**batch).logits[range(200), batch["attention_mask"].sum(1) - 1]
         right = [tokenizer.convert_tokens_to_ids(r.io) for r in rows]
         return (logits.argmax(-1) == torch.tensor(right)).float().mean().item()
 
-    hours = train(model, loss_of, plan=recipe(given), evaluate=evaluate)
+    hours = train(model, loss_of, plan=recipe(given, weight_decay=0.1), evaluate=evaluate)
     ship(model, given.ship, processor=tokenizer)
     write_card(
         given.ship, CARD, given=given, core_hours=hours, data="generated sentences, interp/names.py", batch=given.batch

@@ -32,7 +32,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train, and where the checkpoint and the log go."""
+    """How long and how fast to train, and where the checkpoint and the log go; the rate holds for `hold` of the run."""
 
     steps: int
     lr: float
@@ -41,6 +41,7 @@ class Recipe:
     out: Path
     weight_decay: float = 0.01
     every: int = 100
+    hold: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
 
 
@@ -61,9 +62,9 @@ def arguments(name: str, *, steps: int, lr: float, **extra: Any) -> argparse.Nam
     return given
 
 
-def recipe(given: argparse.Namespace, *, warmup: int = 100, weight_decay: float = 0.01) -> Recipe:
+def recipe(given: argparse.Namespace, *, warmup: int = 100, weight_decay: float = 0.01, hold: float = 0.0) -> Recipe:
     """The training recipe the command line asked for."""
-    return Recipe(given.steps, given.lr, warmup, given.seed, given.out, weight_decay)
+    return Recipe(given.steps, given.lr, warmup, given.seed, given.out, weight_decay, hold=hold)
 
 
 def train(
@@ -106,7 +107,8 @@ def _groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
 def _schedule(step: int, plan: Recipe) -> float:
     if step < plan.warmup:
         return (step + 1) / plan.warmup
-    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    start = max(plan.warmup, plan.hold * plan.steps)
+    done = max(0.0, (step - start) / max(1, plan.steps - start))
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
@@ -132,6 +134,26 @@ def _log(path: Path, **row: float) -> None:
     print(line, flush=True)
     with path.open("a") as file:
         file.write(line + "\n")
+
+
+@torch.no_grad()
+def start_alike(layers: Any, *, match: float = 0.5, copy: float = 0.1) -> None:
+    """Let the heads of Llama layers start out matching alike tokens (above layer 0) and copying what they see.
+
+    Queries start near their group's keys and the output projection near the values' transpose (Trockman and Kolter,
+    "Mimetic Initialization of Self-Attention Layers", arXiv 2305.09828); training decides what becomes of it.
+    """
+    for layer in layers:
+        attn, (kv, d) = layer.self_attn, layer.self_attn.k_proj.weight.shape
+        keys, values = (torch.linalg.qr(torch.randn(d, kv))[0].T for _ in range(2))
+        attn.k_proj.weight.copy_(keys)
+        attn.v_proj.weight.copy_(values)
+        wide, each = attn.head_dim, attn.num_key_value_groups
+        rows = torch.arange(attn.q_proj.weight.shape[0])
+        source = rows // wide // each * wide + rows % wide
+        if attn.layer_idx > 0:
+            attn.q_proj.weight.add_(match * keys[source])
+        attn.o_proj.weight.mul_(0.5).add_(copy * values[source].T)
 
 
 def word_tokenizer(words: Sequence[str], *, extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
@@ -186,8 +208,9 @@ def _say_float32(config: dict[str, Any]) -> None:
 
 def write_card(folder: Path, prose: str, *, given: argparse.Namespace, core_hours: float, **fields: Any) -> None:
     """Write card.md (prose, nothing measured) and card.json (every number; the figures come from zoo_eval)."""
-    from interp.zoo_eval import measure, shape
+    from interp.zoo_eval import measure, reached, shape
 
+    figures = measure(folder.name, root=folder.parent)
     numbers = {
         "name": folder.name,
         **fields,
@@ -195,7 +218,8 @@ def write_card(folder: Path, prose: str, *, given: argparse.Namespace, core_hour
         "seed": given.seed,
         "core_hours": round(core_hours, 3),
         **shape(folder.name, root=folder.parent),
-        "figures": measure(folder.name, root=folder.parent),
+        "figures": figures,
+        "not_reached": [key for key, one in figures.items() if not reached(one)],
     }
     (folder / "card.json").write_text(json.dumps(numbers, indent=2) + "\n")
     (folder / "card.md").write_text(prose.strip() + "\n")
