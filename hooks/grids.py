@@ -41,9 +41,12 @@ class View:
     tiles: tuple[int, int] | int | None = None
     area: Area | None = None
     picture: int = 0
+    known: bool = True
 
     def fractions(self, size: tuple[int, int], fit: Fit | None) -> Area:
         """Fractions of the picture's width and height."""
+        if not self.known:
+            raise InputsError("where this family's tiles lie in the picture is not known, so there are no boxes")
         if self.area is not None:
             return self.area
         if self.tiles is None:
@@ -96,12 +99,12 @@ class Fit:
         out_height, out_width = self._resized(height, width)
         seen_height, seen_width = self.crop or (out_height, out_width)
         down, right = (1 - seen_height / out_height) / 2, (1 - seen_width / out_width) / 2
-        x, y = (_unpad(edge, width, size[1]) for edge in ((right, 1 - right), (down, 1 - down)))
+        x, y = _unpad((right, 1 - right), width, size[1]), _unpad((down, 1 - down), height, size[0])
         return x[0], y[0], x[1], y[1]
 
     def _resized(self, height: int, width: int) -> tuple[float, float]:
         if self.resize is not None:
-            return self.resize
+            return float(self.resize[0]), float(self.resize[1])
         scale = self.shortest / min(height, width) if self.shortest else 1.0
         return height * scale, width * scale
 

@@ -76,7 +76,7 @@ class Roles:
         return " ".join(words) + (f" ({int(self.row[at])},{int(self.col[at])})" if self.row[at] >= 0 else "")
 
     def boxes(self, image_sizes: Sequence[tuple[int, int]] | None = None, *, fit: Fit | None = None) -> Tensor:
-        """[batch, position, 4] of (left, top, right, bottom) in pixels of the original pictures; NaN where no cell.
+        """[batch, position, 4] of (left, top, right, bottom) in pixels of the original pictures; NaN where none.
 
         `image_sizes` are the pictures' (height, width): all images in the order they were given, then all videos.
         `prepare` knows them, and `fit` (how the processor resized and cropped).
@@ -104,7 +104,9 @@ class Roles:
         x, y = (right - left) / cols, (bottom - top) / rows
         xs = [((left + x * (across + step)) * width).clamp(0, width) for step in (0, 1)]
         ys = [((top + y * (down + step)) * height).clamp(0, height) for step in (0, 1)]
-        out[here] = torch.stack([xs[0], ys[0], xs[1], ys[1]], -1).float()
+        boxes = torch.stack([xs[0], ys[0], xs[1], ys[1]], -1).float()
+        boxes[(boxes[:, :2] >= boxes[:, 2:]).any(-1)] = math.nan  # a cell of padding shows nothing
+        out[here] = boxes
 
     def to(self, device: torch.device | str) -> Roles:
         """The same labels on another device."""

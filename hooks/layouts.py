@@ -94,7 +94,8 @@ def _anyres(config: Any, base: Block, size: tuple[int, int]) -> Picture:
     tile, patch = config.vision_config.image_size, config.vision_config.patch_size
     height, width = best_resolution(size, config.image_grid_pinpoints)
     shape, cut = unpadded((height // tile * (tile // patch), width // tile * (tile // patch)), size)
-    area = _stitched_area(size, (height, width), cut, shape, patch)
+    start = [cut[i] * patch for i in (0, 1)]
+    area = _canvas_area(size, (height, width), start, [start[i] + shape[i] * patch for i in (0, 1)])
     return [base, grid((1, *shape), newline=True, view=View(area=area))]
 
 
@@ -120,17 +121,15 @@ def unpadded(shape: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, 
     return (rows, cols - 2 * cut), (0, cut)
 
 
-def _stitched_area(
-    size: tuple[int, int], canvas: tuple[int, int], cut: tuple[int, int], shape: tuple[int, int], patch: int
-) -> Area:
-    by_width = canvas[1] / size[1] < canvas[0] / size[0]
-    scale = canvas[1] / size[1] if by_width else canvas[0] / size[0]
-    fitted = [min(math.ceil(side * scale), limit) for side, limit in zip(size, canvas, strict=True)]
-    fitted[1 if by_width else 0] = canvas[1 if by_width else 0]
-    top, left = (((canvas[i] - fitted[i]) // 2) for i in (0, 1))
-    edges = [(cut[i] * patch - start) / fitted[i] for i, start in ((1, left), (0, top))]
-    ends = [((cut[i] + shape[i]) * patch - start) / fitted[i] for i, start in ((1, left), (0, top))]
-    return edges[0], edges[1], ends[0], ends[1]
+def _canvas_area(size: tuple[int, int], canvas: tuple[int, int], start: Sequence[int], end: Sequence[int]) -> Area:
+    """Fractions of a picture between two (row, column) pixels of the canvas it was fitted into and centred on."""
+    scales = [canvas[i] / size[i] for i in (0, 1)]
+    short = 0 if scales[0] > scales[1] else 1
+    fitted = list(canvas)
+    fitted[short] = min(math.ceil(size[short] * scales[1 - short]), canvas[short])
+    before = [(canvas[i] - fitted[i]) // 2 for i in (0, 1)]
+    (top, left), (bottom, right) = ([(at[i] - before[i]) / fitted[i] for i in (0, 1)] for at in (start, end))
+    return left, top, right, bottom
 
 
 def _qwen(config: Any, kwargs: Mapping[str, Tensor], rows: Sequence[Text]) -> list[list[Picture]]:
@@ -256,9 +255,29 @@ def vision_rows(config: Any, kwargs: Mapping[str, Tensor]) -> list[list[Picture]
     if "qwen" in vision.model_type:
         return [_qwen_vision(vision, kwargs)]
     if vision.model_type == "mllama_vision_model":
-        return _mllama_vision(vision, kwargs["pixel_values"])
+        return _mllama_vision(vision, kwargs)
     pixels = kwargs["pixel_values"]
     return [[[picture(vision, pixels)]] for _ in range(_tile_count(config, kwargs, pixels))]
+
+
+def vision_views(config: Any, kwargs: Mapping[str, Tensor]) -> list[View] | None:
+    """What each row of a tower that is called with tiles shows; None where every row is a picture."""
+    if config.model_type == "llava_next":
+        sizes = [(int(h), int(w)) for h, w in kwargs["image_sizes"].tolist()]
+        return [view for index, size in enumerate(sizes) for view in _tile_views(config, size, index)]
+    if config.model_type not in ("internvl", "idefics3", "smolvlm") or "input_ids" not in kwargs:
+        return None
+    texts = [Text(ids, (ids == config.image_token_id).nonzero().flatten()) for ids in kwargs["input_ids"]]
+    pictures = [picture for row in IMAGES[config.model_type](config, kwargs, texts) for picture in row]
+    return [replace(block.view, picture=index) for index, picture in enumerate(pictures) for block in picture]
+
+
+def _tile_views(config: Any, size: tuple[int, int], index: int) -> list[View]:
+    side = config.vision_config.image_size
+    canvas = best_resolution(size, config.image_grid_pinpoints)
+    starts = itertools.product(range(0, canvas[0], side), range(0, canvas[1], side))
+    areas = [_canvas_area(size, canvas, (y, x), (y + side, x + side)) for y, x in starts]
+    return [View(area=area, picture=index) for area in (WHOLE, *areas)]
 
 
 def _tile_count(config: Any, kwargs: Mapping[str, Tensor], pixels: Tensor) -> int:
@@ -289,10 +308,11 @@ def _qwen_patches(config: Any, shape: tuple[int, int, int]) -> Block:
     return Block(shape, cells, {}, View(area=WHOLE))
 
 
-def _mllama_vision(config: Any, pixels: Tensor) -> list[list[Picture]]:
+def _mllama_vision(config: Any, kwargs: Mapping[str, Tensor]) -> list[list[Picture]]:
     """All tiles of a picture in one row, each with its CLS token first and filled up to a multiple of eight."""
+    pixels = kwargs["pixel_values"]
     batch, media, tiles = pixels.shape[:3]
-    one = grid((1, *patch_grid(config, pixels)), lead=("cls",))
-    filler = tokens(-len(one) % 8, "filler")
-    row = [block for _ in range(tiles) for block in (one, filler) if len(block)]
-    return [[row] for _ in range(batch * media)]
+    real = kwargs.get("aspect_ratio_mask", torch.ones(batch, media, tiles)).reshape(-1, tiles).bool().tolist()
+    one = grid((1, *patch_grid(config, pixels)), lead=("cls",), view=View(known=False))
+    fill, none = tokens(-len(one) % 8, "filler"), tokens(len(one), "filler")
+    return [[[block for here in row for block in (one if here else none, fill) if len(block)]] for row in real]

@@ -4,8 +4,8 @@ Idea: a tower's positions are labelled from the ids, the mask and the shapes the
 a square root or an assumed contiguous span. Image tokens are found by id equality; the order of their cells comes from
 the family (`layouts.py`), and a count that does not fit is an error. Cost: no forward pass.
 Limits: `system user assistant template` are known only where `prepare` rendered the chat; elsewhere those tokens are
-`text`. Image tokens of a family without a layout have no grid. In a vision tower `image` counts the tower's own rows
-(pictures or tiles; for Qwen-VL, whose tower has one row, the pictures in it).
+`text`. Image tokens of a family without a layout have no grid. In a tower that reads pictures from text (`vision` of a
+LLaVA) `image` numbers the pictures of the batch; a row is a picture or a tile, for Qwen-VL all pictures.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from interp.hooks.arguments import IDS, MASKS, main_embeds, main_ids, main_tower
 from interp.hooks.errors import InputsError
+from interp.hooks.grids import View
 from interp.hooks.labels import CODE, FIELDS, KINDS, Roles
-from interp.hooks.layouts import IMAGES, VIDEOS, Picture, Text, unknown, vision_rows
+from interp.hooks.layouts import IMAGES, VIDEOS, Picture, Text, unknown, vision_rows, vision_views
 
 OPENS = ("vision_start_token_id", "boi_token_id", "start_image_token_id", "image_start_token_id")
 CLOSES = ("vision_end_token_id", "eoi_token_id", "end_image_token_id", "image_end_token_id")
@@ -38,6 +39,8 @@ def special_ids(config: Any = None, tokenizer: Any = None) -> tuple[set[int], se
     """The ids that open a sequence, and every id that is not a word."""
     bos = _ids(tokenizer, "bos_token_id") or _ids(tokenizer, "cls_token_id") or _config_ids(config, "bos_token_id")
     special = set(getattr(tokenizer, "all_special_ids", None) or ())
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    special |= {index for index, token in added.items() if getattr(token, "special", False)}
     for name in ("bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", *OPENS, *CLOSES):
         special |= _config_ids(config, name) | _ids(tokenizer, name)
     return bos, special
@@ -181,9 +184,20 @@ def vision_roles(config: Any, kwargs: Mapping[str, Tensor]) -> Roles:
     lengths = {sum(len(block) for picture in row for block in picture) for row in rows}
     valid = torch.ones(len(rows), max(lengths, default=0), dtype=torch.bool)
     labels = place(plain(valid), "image", [torch.arange(valid.shape[1])] * len(rows), rows)
+    labels = _viewed(labels, vision_views(config, kwargs)) if "input_ids" in kwargs else labels
     kind = torch.where(labels.patch, CODE["image"], CODE["special"])
     kind[labels.tags.get("filler", ~valid)] = CODE["pad"]
     return replace(labels, kind=kind).to(next(kwargs[name] for name in PIXELS.values() if name in kwargs).device)
+
+
+def _viewed(labels: Roles, views: Sequence[View] | None) -> Roles:
+    """In a tower that reads pictures from text: which picture each row shows, and for tiles which part of it."""
+    if views is not None:
+        if len(views) != len(labels.kind):
+            raise InputsError(f"the vision tower is called with {len(labels.kind)} tiles, the text has {len(views)}")
+        labels = replace(labels, views=tuple((view,) for view in views))
+    first = torch.tensor([row[0].picture for row in labels.views])[:, None]
+    return replace(labels, image=torch.where(labels.image >= 0, labels.image + first, labels.image))
 
 
 def audio_roles(config: Any, kwargs: Mapping[str, Tensor]) -> Roles:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from interp.hooks.errors import InputsError
 
@@ -31,7 +32,7 @@ def picture(value: Any, name: str = "image") -> Any:
     return value
 
 
-def _array(value: Any, name: str) -> np.ndarray[Any, Any]:
+def _array(value: Any, name: str) -> NDArray[np.uint8]:
     """An array of bytes, channels last."""
     array = np.asarray(value.detach().cpu() if callable(getattr(value, "detach", None)) else value)
     if array.dtype != np.uint8:
