@@ -30,6 +30,10 @@ def content(value: object) -> object:
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous()
         return (str(flat.dtype), tuple(flat.shape), flat.reshape(-1).view(torch.uint8).numpy().tobytes())
+    if isinstance(value, list | tuple):
+        return tuple(map(content, value))
+    if isinstance(value, slice):
+        return ("slice", value.start, value.stop, value.step)
     return value
 
 
