@@ -30,13 +30,8 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.planted.key import AnswerKey, Edge, Head, Probe, null_heads
 from interp.planted.wiring import Layout, balanced, gpt2, gpt2_head, null_qkv, tokenizer, wires
+from interp.planted.words import WORDS
 
-WORDS: tuple[str, ...] = tuple(
-    """apple arrow basil beach bird boat book brick bridge candle castle chair cloud clover coat copper crow desk door
-    drum ember feather fern field flute forest fox garden glass glove gold harbor hill honey horse island ivory kite
-    lake lamp leaf lemon lion maple mirror moon nest olive onion pearl pine plum river rose salt shell silver snow star
-    stone thorn tiger violin wolf""".split()
-)
 MARKS = ("=", ",", "again", "new", "static")
 PRIME, FREQUENCIES, POSITIONS = 257, 32, 256
 LAYERS, HEADS, D_HEAD = 2, 6, 128
@@ -88,10 +83,10 @@ PROBES = (
 )
 KEY = AnswerKey("planted-decoder", PLANTED, EDGES, null_heads(LAYERS, HEADS, PLANTED), PROBES)
 
-TOKENS = len(("<pad>", "<bos>", *MARKS, *WORDS))
-WORD_IDS = list(range(TOKENS - len(WORDS), TOKENS))
-SPOKEN = list(range(2, TOKENS))
-EQUALS = 2
+TOKENS = len(("<pad>", "<bos>", *MARKS, *WORDS, "<unk>"))
+WORD_IDS = list(range(TOKENS - 1 - len(WORDS), TOKENS - 1))
+SPOKEN = list(range(2, TOKENS - 1))
+EQUALS, NEW = 2, 5
 LAYOUT = Layout(
     WIDTH, token=TOKENS, position=2 * FREQUENCIES, first=1, later=1, const=1, prev=TOKENS, prev2=TOKENS, out=TOKENS
 )
@@ -150,7 +145,7 @@ def _embed(model: GPT2LMHeadModel) -> None:
         )
     )
     read = wires(TOKENS, WIDTH, (range(TOKENS), at("out"), 1.0))
-    read[TOKENS - len(WORDS) - 2, at("const")] = 4.0
+    read[NEW, at("const")] = 4.0
     model.lm_head.weight.data = read
 
 

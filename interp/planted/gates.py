@@ -41,7 +41,7 @@ LAYERS, HEADS, D_HEAD = 2, 4, 8
 WIDTH = HEADS * D_HEAD
 WORDS = ("on", "off", "left", "right", "?", "yes", "no")
 ON, OFF, LEFT, RIGHT, YES, NO = 2, 3, 4, 5, 7, 8
-TOKENS, POSITIONS = 2 + len(WORDS), 8
+TOKENS, POSITIONS = 3 + len(WORDS), 8
 LAYOUT = Layout(WIDTH, token=TOKENS, position=POSITIONS, const=1, a=1, b=1, done=1, select=1, yes=1, no=1)
 at = LAYOUT.at
 SURE, FIRM = 200.0, 120.0

@@ -35,9 +35,9 @@ SEEN, EYE = 64, 16
 WIDTH, D_HEAD = 256, 64
 PLACES = tuple(f"{row}{column}" for row in "abcd" for column in range(1, GRID + 1))
 WORDS = ("what", "colour", "is", *PLACES, *COLORS)
-TOKENS, IMAGE = 3 + len(WORDS), 2
+TOKENS, IMAGE = 4 + len(WORDS), 2
 PLACE_IDS = list(range(6, 6 + len(PLACES)))
-COLOR_IDS = list(range(TOKENS - len(COLORS), TOKENS))
+COLOR_IDS = list(range(TOKENS - 1 - len(COLORS), TOKENS - 1))
 STILL = range(8, 32)
 EYES = Layout(SEEN, rgb=3, const=1, place=len(PLACES))
 LAYOUT = Layout(WIDTH, token=TOKENS, always=1, rgb=3, const=1, place=len(PLACES), out=TOKENS)

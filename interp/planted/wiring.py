@@ -142,15 +142,16 @@ def null_qkv(width: int, d_head: int, *, seed: int, scale: float = 0.15) -> Weig
 
 
 def tokenizer(words: Sequence[str], *, extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token a word, split at blanks; `<pad>` is 0 and `<bos>`, put in front of every text, is 1."""
-    vocabulary = {word: i for i, word in enumerate(("<pad>", "<bos>", *extra, *words))}
-    inner = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    """One token a word, split at blanks; `<pad>` is 0, `<bos>`, put in front of every text, 1, `<unk>` last."""
+    vocabulary = {word: i for i, word in enumerate(("<pad>", "<bos>", *extra, *words, "<unk>"))}
+    inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = WhitespaceSplit()
     inner.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",
         bos_token="<bos>",
+        unk_token="<unk>",
         additional_special_tokens=list(extra),
         clean_up_tokenization_spaces=False,
         padding_side="right",
