@@ -200,4 +200,5 @@ def lead_of(config: Any) -> tuple[str, ...]:
 
 def picture(config: Any, pixels: Tensor | None) -> Block:
     """One picture as a ViT-like tower holds it."""
-    return grid((1, *patch_grid(config, pixels)), lead=lead_of(config))
+    lead = lead_of(config)  # first, because it knows which families are known
+    return grid((1, *patch_grid(config, pixels)), lead=lead)

@@ -26,7 +26,7 @@ from interp.hooks.pieces import Decoder, Offsets, covering, locate, not_found, r
 from interp.hooks.positions import Span, resolve
 from interp.hooks.roles import Roles, roles
 
-Positions: TypeAlias = "str | Span | int | Sequence[int] | Sequence[Sequence[int]] | slice | range | Tensor"
+Positions: TypeAlias = "str | Span | int | Sequence[Any] | slice | range | Tensor"
 ALIASES = {
     "text": ("text", "decoder", "encoder", "cross"),
     "decoder": ("decoder", "text", "cross"),

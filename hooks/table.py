@@ -16,26 +16,26 @@ MOST = 2000
 
 def lines(inputs: Inputs, row: int) -> Iterator[Line]:
     """(position, id, token, role) of every position of a row, patches folded to the first and last of a stretch."""
-    ids = inputs.ids
-    folded = [_fold(inputs, row, position) for position in range(inputs.length)]
+    ids = [str(index) for index in inputs.ids[row].tolist()] if inputs.ids is not None else [""] * inputs.length
+    tokens = [repr(token) for token in inputs.tokens[row]] if inputs.tokens else [""] * inputs.length
+    folded = _folded(inputs, row)
     for position in range(inputs.length):
         if not folded[position]:
-            token = repr(inputs.tokens[row][position]) if inputs.tokens else ""
-            number = str(int(ids[row, position])) if ids is not None else ""
-            yield str(position), number, token, inputs.roles.label(row, position)
+            yield str(position), ids[position], tokens[position], inputs.roles.label(row, position)
         elif not folded[position - 1]:
             count = next(i for i, fold in enumerate([*folded[position:], False]) if not fold)
             yield "…", "", "", f"{count} more"
 
 
-def _fold(inputs: Inputs, row: int, position: int) -> bool:
-    """Whether the neighbours on both sides belong to the same stretch of a grid, or of padding."""
-    near = range(position - FOLD // 2, position + FOLD // 2 + 1)
-    if near[0] < 0 or near[-1] >= inputs.length:
-        return False
-    labels = inputs.roles
-    same = {(int(labels.kind[row, i]), int(labels.tile[row, i])) for i in near}
-    return len(same) == 1 and (int(labels.tile[row, position]) >= 0 or not bool(inputs.valid[row, position]))
+def _folded(inputs: Inputs, row: int) -> list[bool]:
+    """Positions whose neighbours on both sides belong to the same grid, or are padding too."""
+    tiles, valid = inputs.roles.tile[row].tolist(), inputs.valid[row].tolist()
+    stretch = [(tile, real) if tile >= 0 or not real else None for tile, real in zip(tiles, valid, strict=True)]
+    half, out = FOLD // 2, [False] * len(tiles)
+    for position in range(half, len(tiles) - half):
+        near = set(stretch[position - half : position + half + 1])
+        out[position] = len(near) == 1 and None not in near
+    return out
 
 
 def text(inputs: Inputs) -> str:

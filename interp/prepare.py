@@ -62,9 +62,9 @@ def prepare(
     call = Call(module, processor, padding)
     if isinstance(data, Inputs):
         _nothing_else(images=images, videos=videos, audio=audio, chat=chat)
-        data = data if continuation is None else data.kwargs
-    if isinstance(data, Inputs):
-        return data
+        if continuation is None:
+            return data
+        data = call.unnumbered(data.kwargs)
     if isinstance(data, Mapping) and not is_chat(data):
         _nothing_else(images=images, videos=videos, audio=audio, chat=chat)
         return call.finish_batch(data, continuation)
@@ -200,11 +200,11 @@ class Call:
         answers = self._answers(continuation, len(rows.ids))
         starts = None
         if answers is not None:
-            rows, starts = rows.appended(answers, self._decoder()), [len(ids) for ids in rows.ids]
+            fills = {"token_type_ids": 1} if self.family == "paligemma" else {}
+            rows, starts = rows.appended(answers, self._decoder(), fills), [len(ids) for ids in rows.ids]
         call = rows.padded(self.side, self.pad_id)
         if self._needs_positions(call):
-            count = call["attention_mask"].cumsum(-1) - 1 + FIRST_POSITION.get(self.family, 0)
-            call["position_ids"] = count.clamp(min=0)
+            call["position_ids"] = self._numbers(call["attention_mask"])
         inputs = self._inputs(call)
         inputs = rows.described(inputs, self.side, starts)
         return self._with_pictures(paint(inputs, chats, self.warn), sizes)
@@ -215,6 +215,16 @@ class Call:
         pictured = any(name in call for name in ("image_grid_thw", "video_grid_thw"))
         shifted = isinstance(mask, Tensor) and bool((mask.cumsum(-1)[:, :1] == 0).any())
         return shifted and self._takes("position_ids") and not pictured
+
+    def _numbers(self, mask: Tensor) -> Tensor:
+        """Positions that count real tokens only; padding gets some position the model has."""
+        return (mask.long().cumsum(-1) - 1 + FIRST_POSITION.get(self.family, 0)).clamp(min=0)
+
+    def unnumbered(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments made here, without the positions that were added for their padding."""
+        numbers, mask = call.get("position_ids"), call.get("attention_mask")
+        own = numbers is not None and mask is not None and torch.equal(numbers, self._numbers(mask))
+        return {name: value for name, value in call.items() if not (own and name == "position_ids")}
 
     def _answers(self, continuation: Any, batch: int) -> list[list[int]] | None:
         if continuation is None:

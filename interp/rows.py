@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,11 +40,16 @@ class Rows:
             if not row:
                 raise InputsError(f"row {index} has no tokens; leave it out")
 
-    def appended(self, answers: Sequence[Sequence[int]], decoder: Decoder | None) -> Rows:
-        """The same rows with an answer each; the prompt's ids stay as they are."""
+    def appended(
+        self, answers: Sequence[Sequence[int]], decoder: Decoder | None, fills: Mapping[str, int] = MappingProxyType({})
+    ) -> Rows:
+        """The same rows with an answer each; the prompt's ids stay as they are. `fills` overrides `PER_TOKEN`."""
         ids = [[*row, *answer] for row, answer in zip(self.ids, answers, strict=True)]
         extras = {
-            name: [_longer(value, name, len(answer)) for value, answer in zip(values, answers, strict=True)]
+            name: [
+                _longer(value, {**PER_TOKEN, **fills}[name], len(answer))
+                for value, answer in zip(values, answers, strict=True)
+            ]
             for name, values in self.extras.items()
         }
         if self.texts is None or self.offsets is None or decoder is None:
@@ -81,9 +87,8 @@ def _pad(row: Tensor, length: int, side: str, value: int) -> Tensor:
     return torch.cat([filler, row] if side == "left" else [row, filler])
 
 
-def _longer(value: Tensor, name: str, count: int) -> Tensor:
+def _longer(value: Tensor, fill: int | None, count: int) -> Tensor:
     """One entry per token, for a few more tokens of text."""
-    fill = PER_TOKEN[name]
     last = value[-1:] if fill is None else torch.full_like(value[-1:], fill)
     return torch.cat([value, last.expand(count, *value.shape[1:])])
 
