@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from interp.hooks.errors import SiteError
-from interp.hooks.sites import CALL, HEAD, KV, LAYER, MODEL, Pattern, Site, nearest, parse, per_layer
+from interp.hooks.sites import KV, LAYER, MODEL, Pattern, Site, nearest, parse, per_layer
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,14 @@ class Layer:
         """How many heads the component has in this layer."""
         return self.kv_heads if component in KV and not query_heads else self.heads
 
+    def heads_of(self, site: Site) -> tuple[int, ...]:
+        """The heads along a site's head axis, in the order they were written; kv heads for `k` and `v`."""
+        if site.heads is None:
+            return tuple(range(self.head_count(site.component)))
+        if site.query_heads and site.component in KV:
+            return tuple(dict.fromkeys(head // self.group for head in site.heads))
+        return site.heads
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -103,7 +111,8 @@ class Anatomy:
         name = self.main if name is None else name
         if name is None:
             raise SiteError(
-                f"{text!r} names no tower, and this model has {', '.join(self.towers)}: write '{next(iter(self.towers))}.{text}'."
+                f"{text!r} names no tower, and this model has {', '.join(self.towers)}:"
+                f" write '{next(iter(self.towers))}.{text}'."
             )
         if name not in self.towers:
             raise SiteError(
@@ -151,8 +160,11 @@ class Anatomy:
             return f"{tower.name} layer {layer.index} has no {component}: {layer.missing[component]}."
         if component in LAYER and component not in layer.ports:
             return f"{tower.name} layer {layer.index} has no {component}: no such tensor was found in its block."
-        if component in (HEAD | KV) and not layer.interface and component in CALL and component not in layer.ports:
-            return f"{tower.name} layer {layer.index} has no {component}: its attention does not go through transformers' interface and its family does not say where it is."
+        if component in ("q", "k", "v", "z") and not layer.interface and component not in layer.ports:
+            return (
+                f"{tower.name} layer {layer.index} has no {component}: its attention does not go through transformers'"
+                " interface and its family does not say where it is."
+            )
         return site
 
     def layer(self, site: Site) -> Layer:

@@ -7,7 +7,7 @@ implementation. Heads that nobody edits keep the model's own z, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,6 @@ from interp.kernels.attention import attend
 from interp.kernels.masks import Causal, Mask, Window
 from interp.kernels.masks import Dense as DenseMask
 from interp.kernels.rows import pattern, scores
-
-CHUNK = 2**24
-"""Weights held at a time while patterns are edited."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,16 @@ class HeadKV:
     change: Callable[[Tensor], Tensor]
 
 
-def apply(call: Call, edits: Sequence[Any]) -> None:
+def apply(call: Call, edits: Sequence[Any], attend_all: Callable[[], None] | None = None) -> None:
     """Run the user's implementation, then compute the edited heads anew and put them in their places."""
-    call.attend()
+    (attend_all or call.attend)()
     touched = _touched(call, edits)
     if not touched:
         return
-    part = _part(call, touched, [e for e in edits if isinstance(e, HeadKV)])
+    part = part_of(call, touched, [e for e in edits if isinstance(e, HeadKV)])
     inner = [_renumbered(e, touched) for e in edits if isinstance(e, kernel.Edit)]
     dense = [e for e in edits if isinstance(e, Dense)]
-    z = (
-        _dense_z(part, touched, inner, dense)
-        if dense
-        else attend(part.q, part.k, part.v, edits=inner, **part.arguments).z
-    )
+    z = _dense_z(part, touched, inner, dense) if dense else _attended(part, inner)
     index = torch.tensor(touched, device=z.device)
     new = z.transpose(1, 2).to(call.z.dtype)
     rows = _rows_of(edits)
@@ -68,7 +61,8 @@ def apply(call: Call, edits: Sequence[Any]) -> None:
 def _rows_of(edits: Sequence[Any]) -> Tensor | None:
     """[b, row] that any edit touches; None for all of them. The other rows keep the model's own z."""
     rows = [getattr(edit, "rows", None) for edit in edits]
-    return None if any(r is None for r in rows) else torch.stack(rows).any(0)
+    known = [r for r in rows if r is not None]
+    return torch.stack(known).any(0) if len(known) == len(rows) else None
 
 
 def pattern_of(
@@ -76,17 +70,42 @@ def pattern_of(
 ) -> Tensor:
     """The pattern or the scores of chosen heads and rows, as the edits leave them: [b, head, row, key]."""
     wanted = heads if heads is not None else tuple(range(call.q.shape[1]))
-    part = _part(call, wanted, [e for e in edits if isinstance(e, HeadKV)])
-    inner = [_renumbered(e, wanted) for e in edits if isinstance(e, kernel.Edit) and _concerns(e, wanted)]
     index = _row_indices(rows)
-    if index is None or (torch.is_tensor(index) and index.ndim == 1):
-        return _changed(part, wanted, component, inner, [e for e in edits if isinstance(e, Dense)], index)
-    rows_of = [_changed(_row(part, b), wanted, component, inner, [], index[b]) for b in range(len(index))]
-    return torch.cat(rows_of)
+    own = [e for e in edits if isinstance(e, Dense | HeadKV) and set(e.heads) & set(wanted)]
+    computed = tuple(dict.fromkeys([*wanted, *(head for edit in own for head in edit.heads)]))
+    part = part_of(call, computed, [e for e in own if isinstance(e, HeadKV)])
+    inner = [_renumbered(e, computed) for e in edits if isinstance(e, kernel.Edit) and _concerns(e, computed)]
+    dense = [e for e in own if isinstance(e, Dense)]
+    if dense:
+        value = _rows_picked(_edited(part, computed, component, inner, dense), index)
+    elif index is None or index.ndim == 1:
+        value = _plain(part, component, inner, index)
+    else:
+        value = torch.cat([_plain(_row(part, b), component, _of_row(inner, b), index[b]) for b in range(len(index))])
+    return value[:, : len(wanted)]
+
+
+def _rows_picked(value: Tensor, index: Tensor | None) -> Tensor:
+    if index is None:
+        return value
+    if index.ndim == 1:
+        return value[:, :, index]
+    return torch.stack([one[:, at] for one, at in zip(value, index, strict=True)])
+
+
+def _of_row(edits: Sequence[Any], b: int) -> list[Any]:
+    """The same edits for one example: their rows and key sets are kept per example."""
+
+    def one(value: Any) -> Any:
+        return value[b : b + 1] if torch.is_tensor(value) and value.dtype == torch.bool and value.ndim == 2 else value
+
+    return [replace(e, **{f.name: one(getattr(e, f.name)) for f in fields(e) if f.init}) for e in edits]
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
+    """What the kernels need of some heads of a call, k and v given per query head."""
+
     q: Tensor
     k: Tensor
     v: Tensor
@@ -109,7 +128,7 @@ def _renumbered(edit: kernel.Edit, heads: tuple[int, ...]) -> kernel.Edit:
     return replace(edit, heads=tuple(heads.index(h) for h in edit.heads if h in heads))  # type: ignore[type-var]
 
 
-def _part(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV]) -> _Part:
+def part_of(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV] = ()) -> Part:
     index = torch.tensor(heads, device=call.q.device)
     group = call.q.shape[1] // call.k.shape[1]
     k, v = call.k[:, index // group], call.v[:, index // group]
@@ -126,18 +145,16 @@ def _part(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV]) -> _Par
         "bias": bias if bias is None or bias.shape[1] == 1 else bias[:, index],
         "sinks": None if sinks is None else sinks.flatten()[index],
     }
-    return _Part(call.q[:, index], k, v, arguments)
+    return Part(call.q[:, index], k, v, arguments)
 
 
-def _row(part: _Part, b: int) -> _Part:
+def _row(part: Part, b: int) -> Part:
     mask = part.arguments["mask"]
     if isinstance(mask, DenseMask) and mask.tensor.ndim == 4 and mask.tensor.shape[0] > 1:
         mask = DenseMask(mask.tensor[b : b + 1])
     bias = part.arguments["bias"]
     bias = bias[b : b + 1] if bias is not None and bias.shape[0] > 1 else bias
-    return _Part(
-        part.q[b : b + 1], part.k[b : b + 1], part.v[b : b + 1], {**part.arguments, "mask": mask, "bias": bias}
-    )
+    return Part(part.q[b : b + 1], part.k[b : b + 1], part.v[b : b + 1], {**part.arguments, "mask": mask, "bias": bias})
 
 
 def visible(call: Call, heads: Tensor | None = None) -> Mask | None:
@@ -186,37 +203,59 @@ def _row_indices(rows: Tensor | None) -> Tensor | None:
     return torch.stack([r.nonzero().flatten() for r in rows])
 
 
-def _changed(
-    part: _Part,
-    heads: tuple[int, ...],
-    component: str,
-    inner: Sequence[kernel.Edit],
-    dense: Sequence[Dense],
-    rows: Tensor | None,
-) -> Tensor:
+def _plain(part: Part, component: str, inner: Sequence[kernel.Edit], rows: Tensor | None) -> Tensor:
+    """The pattern or the scores under edits that need no N x N."""
     if component == "pattern":
-        value = pattern(part.q, part.k, rows=rows, edits=inner, **part.arguments)
+        return pattern(part.q, part.k, rows=rows, edits=inner, **part.arguments)
+    without_sinks = {name: value for name, value in part.arguments.items() if name != "sinks"}
+    early = [e for e in inner if e.stage <= kernel.MaskKeys.stage]
+    return scores(part.q, part.k, rows=rows, edits=early, **without_sinks)
+
+
+def _edited(
+    part: Part, heads: tuple[int, ...], component: str, inner: Sequence[kernel.Edit], dense: Sequence[Dense]
+) -> Tensor:
+    """The same with edits of the numbers themselves: N x N for these heads, which is what was asked for."""
+    of_scores = [e for e in dense if e.component == "scores"]
+    if component == "pattern" and not of_scores:
+        weights = _plain(part, "pattern", inner, None)
     else:
-        inner = [e for e in inner if e.stage <= kernel.MaskKeys.stage]
-        without_sinks = {name: value for name, value in part.arguments.items() if name != "sinks"}
-        value = scores(part.q, part.k, rows=rows, edits=inner, **without_sinks)
-    for edit in (e for e in dense if e.component == component):
-        at = torch.tensor([heads.index(h) for h in edit.heads if h in heads], device=value.device)
-        if rows is None and len(at):
-            value = value.index_copy(1, at, edit.change(value[:, at]))
+        weights = _changed(_plain(part, "scores", inner, None), heads, of_scores)
+    if component == "scores":
+        return weights
+    if of_scores:
+        _refuse_after_scores(part, inner)
+        weights = torch.softmax(weights, -1).masked_fill(weights.isneginf().all(-1, keepdim=True), 0.0)
+    return _changed(weights, heads, [e for e in dense if e.component == "pattern"])
+
+
+def _refuse_after_scores(part: Part, inner: Sequence[kernel.Edit]) -> None:
+    if part.arguments["sinks"] is not None:
+        raise EditError("scores of a model with learned sinks cannot be edited; edit the pattern.")
+    late = [e for e in inner if e.stage > kernel.MaskKeys.stage]
+    if late:
+        raise EditError(
+            f"scores and {type(late[0]).__name__} cannot be edited at one head in one run: the one acts before the"
+            " softmax, the other moves weights after it; edit the pattern instead of the scores."
+        )
+
+
+def _changed(value: Tensor, heads: tuple[int, ...], edits: Sequence[Dense]) -> Tensor:
+    """Scores or weights after edits of their own; a key that was hidden stays hidden from edited scores."""
+    for edit in edits:
+        at = torch.tensor([heads.index(h) for h in edit.heads], device=value.device)
+        old = value[:, at]
+        new = edit.change(old).to(value.dtype)
+        value = value.index_copy(1, at, new.masked_fill(old.isneginf(), -torch.inf))
     return value
 
 
-def _dense_z(part: _Part, heads: tuple[int, ...], inner: Sequence[kernel.Edit], dense: Sequence[Dense]) -> Tensor:
-    """z of heads whose pattern is edited itself: N x N for those heads, which is what was asked for."""
-    if any(e.component == "scores" for e in dense):
-        logits = _changed(part, heads, "scores", inner, dense, None)
-        weights = torch.softmax(logits.float(), -1).nan_to_num(0.0).to(logits.dtype)
-        if part.arguments["sinks"] is not None:
-            raise EditError("scores of a model with learned sinks cannot be edited; edit the pattern.")
-    else:
-        weights = _changed(part, heads, "pattern", inner, [], None)
-    for edit in (e for e in dense if e.component == "pattern"):
-        at = torch.tensor([heads.index(h) for h in edit.heads], device=weights.device)
-        weights = weights.index_copy(1, at, edit.change(weights[:, at]))
-    return weights.to(part.v.dtype) @ part.v
+def _attended(part: Part, inner: Sequence[kernel.Edit]) -> Tensor:
+    z = attend(part.q, part.k, part.v, edits=inner, **part.arguments).z
+    assert z is not None
+    return z
+
+
+def _dense_z(part: Part, heads: tuple[int, ...], inner: Sequence[kernel.Edit], dense: Sequence[Dense]) -> Tensor:
+    weights = _edited(part, heads, "pattern", inner, dense)
+    return weights @ part.v.to(weights.dtype)

@@ -6,6 +6,7 @@ rotary positions, if the model has them). The pattern is available only where th
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from interp.hooks.family import Family, Projection, split
 from interp.hooks.interface import BorderTap, Call
 
 
+class _Now(threading.local):
+    """The call that is passing, in each thread its own."""
+
+    call: Call | None = None
+
+
 class Border:
     """Turns what passes the borders of one attention module into the calls that a tap understands."""
 
@@ -26,7 +33,7 @@ class Border:
             raise ModelError(f"{layer.attention} is outside transformers' interface and no family describes it.")
         self.module = root.get_submodule(layer.attention)
         self.layer, self.family, self.tap = layer, family, tap
-        self.call: Call | None = None
+        self.now = _Now()
 
     def stand(self) -> list[Any]:
         """Hooks at the projections and at the output projection."""
@@ -47,11 +54,11 @@ class Border:
         where = None if self.family.recipe is None else self.family.recipe.mask
         mask = kwargs.get(where) if isinstance(where, str) else None if where is None else args[where]
         empty = torch.empty(0)
-        self.call = Call(self.module, "border", lambda *a, **k: (empty, None), empty, empty, empty, mask, {})
+        self.now.call = Call(self.module, "border", lambda *a, **k: (empty, None), empty, empty, empty, mask, {})
 
     def _projected(self, components: list[str]) -> Any:
         def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            if not self.tap.live() or self.call is None:
+            if not self.tap.live() or self.now.call is None:
                 return None
             result = output
             for component in components:
@@ -60,7 +67,7 @@ class Border:
                 assert projection is not None
                 old = split(output, projection.view, heads)
                 new = self.tap.border(component, old)
-                setattr(self.call, component, new.transpose(1, 2))
+                setattr(self.now.call, component, new.transpose(1, 2))
                 if new is not old or self.tap.differentiable:
                     result = output.clone() if result is output else result
                     split(result, projection.view, heads).copy_(new)
@@ -69,9 +76,9 @@ class Border:
         return hook
 
     def _finish(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.tap.live() or self.call is None:
+        if not self.tap.live() or self.now.call is None:
             return None
-        call, flat = self.call, args[0]
+        call, flat = self.now.call, args[0]
         z = flat.unflatten(-1, (self.layer.heads, self.layer.d_value))
         call.function = lambda *a, **k: (z, None)
         if self.family.recipe is not None:
@@ -81,5 +88,5 @@ class Border:
         apply(call, call.edits)
         self.tap.after(call)
         self.tap.record(call)
-        self.call = None
+        self.now.call = None
         return None if call.z is z and not self.tap.differentiable else (call.z.flatten(-2), *args[1:])

@@ -50,6 +50,11 @@ def _short(value: Any) -> str:
 class ValueEdit(Edit):
     """An edit of the tensor at a site."""
 
+    @property
+    def needs_valid(self) -> bool:
+        """Whether `change` has to be told which positions are real."""
+        return False
+
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """The new value of x [row, position, ..., d]; `valid` says which positions are real."""
         raise NotImplementedError
@@ -99,6 +104,10 @@ class Mean(ValueEdit):
     """Put the mean there: the one given, or the mean over this run's rows and real positions."""
 
     value: Any = None
+
+    @property
+    def needs_valid(self) -> bool:
+        return self.value is None
 
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         if self.value is not None:

@@ -18,6 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+MARK = "_interp_wrapper"
+
 
 @dataclass
 class Call:
@@ -118,6 +120,17 @@ class BorderTap(Tap, Protocol):
         """Change and record q, k or v as [b, position, head, d]."""
 
 
+@runtime_checkable
+class Attending(Tap, Protocol):
+    """A tap that can attend in the place of the user's implementation."""
+
+    def attends(self) -> bool:
+        """Whether it does."""
+
+    def attend(self, call: Call) -> None:
+        """Set the call's z."""
+
+
 def through(call: Call, taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
     """Send one call through its taps, outermost first, and attend once between them."""
     from interp.hooks.attention import apply
@@ -125,7 +138,8 @@ def through(call: Call, taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
     for tap in taps:
         tap.before(call)
     call.edits = [edit for tap in taps for edit in tap.attention_edits(call)]
-    apply(call, call.edits)
+    own = next((tap for tap in taps if isinstance(tap, Attending) and tap.attends()), None)
+    apply(call, call.edits, call.attend if own is None else functools.partial(own.attend, call))
     for tap in taps:
         tap.after(call)
     for tap in taps:
@@ -136,8 +150,9 @@ def through(call: Call, taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
 class Switch:
     """Who watches which module, and the wrapped method while anybody does.
 
-    The table hangs on the wrapper itself, so that a module reloaded by autoreload finds and extends it
-    instead of wrapping the wrapper.
+    The wrapper hangs on transformers' class and the table on the wrapper, so that a module reloaded by autoreload finds
+    and extends them instead of wrapping the wrapper. Where another library has wrapped the method since, ours stays
+    underneath and passes everything through until the other one is gone: taking theirs off is not ours to do.
     """
 
     _lock = threading.RLock()
@@ -146,43 +161,53 @@ class Switch:
     def watch(cls, module: nn.Module, tap: Tap) -> None:
         """Send the attention calls of `module` through `tap`."""
         with cls._lock:
-            cls._table(install=True).setdefault(id(module), []).append(tap)
+            cls._installed().interp_taps.setdefault(id(module), []).append(tap)
 
     @classmethod
     def forget(cls, module: nn.Module, tap: Tap) -> None:
         """Undo `watch`; the last one out puts transformers' own method back."""
         with cls._lock:
-            table = cls._table(install=False)
-            taps = [other for other in table.get(id(module), []) if other is not tap]
-            table[id(module)] = taps
-            if not taps:
+            wrapper = cls._wrapper()
+            if wrapper is None:
+                return
+            table = wrapper.interp_taps
+            table[id(module)] = [other for other in table.get(id(module), []) if other is not tap]
+            if not table[id(module)]:
                 table.pop(id(module))
             if not table:
-                cls._uninstall()
+                cls._uninstall(wrapper)
 
     @classmethod
     def watched(cls) -> int:
         """How many modules are being watched in this process."""
-        return len(cls._table(install=False))
+        wrapper = cls._wrapper()
+        return 0 if wrapper is None else len(wrapper.interp_taps)
 
     @staticmethod
-    def _table(*, install: bool) -> dict[int, list[Tap]]:
+    def _wrapper() -> Any:
+        """Our wrapper, wherever it is among those of others; None while nobody watches."""
         from transformers.modeling_utils import AttentionInterface
 
-        current = AttentionInterface.get_interface
-        if not hasattr(current, "interp_taps"):
-            if not install:
-                return {}
-            AttentionInterface.get_interface = current = _wrapped(current)  # type: ignore[method-assign]
-        return current.interp_taps  # type: ignore[attr-defined]
+        return AttentionInterface.__dict__.get(MARK)
+
+    @classmethod
+    def _installed(cls) -> Any:
+        from transformers.modeling_utils import AttentionInterface
+
+        wrapper = cls._wrapper()
+        if wrapper is None:
+            wrapper = _wrapped(AttentionInterface.get_interface)
+            AttentionInterface.get_interface = wrapper
+            setattr(AttentionInterface, MARK, wrapper)
+        return wrapper
 
     @staticmethod
-    def _uninstall() -> None:
+    def _uninstall(wrapper: Any) -> None:
         from transformers.modeling_utils import AttentionInterface
 
-        original = getattr(AttentionInterface.get_interface, "interp_original", None)
-        if original is not None:
-            AttentionInterface.get_interface = original  # type: ignore[method-assign]
+        if AttentionInterface.get_interface is wrapper:
+            AttentionInterface.get_interface = wrapper.interp_original
+            delattr(AttentionInterface, MARK)
 
 
 def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:

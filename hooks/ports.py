@@ -93,7 +93,7 @@ def head_results(out: nn.Module, z: Tensor, heads: tuple[int, ...]) -> Tensor:
     projection on one head's z at a time.
     """
     weight = getattr(out, "weight", None)
-    plain = type(out) in (nn.Linear,) or type(out).__name__ == "Conv1D"
+    plain = type(out) is nn.Linear or type(out).__name__ == "Conv1D"
     if plain and type(weight) is nn.Parameter and weight.is_floating_point() and weight.device == z.device:
         by_head = (weight if type(out).__name__ == "Conv1D" else weight.T).unflatten(0, z.shape[-2:])
         return torch.einsum("bshd,hdo->bsho", z[:, :, list(heads)], by_head[list(heads)])

@@ -19,15 +19,17 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy import Anatomy, Layer, Port
 from interp.hooks.attention import Dense, HeadKV, pattern_of
-from interp.hooks.edits import AttentionEdit, Edit, ValueEdit
+from interp.hooks.edits import AttentionEdit, Edit, Mean, ValueEdit
 from interp.hooks.errors import BudgetError, EditError, NotFired, SiteError
 from interp.hooks.family import Family, split
 from interp.hooks.inputs import Inputs, Positions
 from interp.hooks.interface import Call, Switch
 from interp.hooks.moment import Moment
 from interp.hooks.ports import head_results, stand_at
+from interp.hooks.shelf import Shelf
 from interp.hooks.sites import CALL, KV, Site
 from interp.hooks.tape import head_axis, select, tower_inputs
+from interp.hooks.unwrap import forced_eager
 
 READS_RESIDUAL = {"q_in": "resid_pre", "k_in": "resid_pre", "v_in": "resid_pre"}
 
@@ -78,28 +80,38 @@ class Session:
         self.bytes = 0
         self._thread = None if all_threads else threading.get_ident()
         self._undo = ExitStack()
+        self._on_model = False
+        self.ran = False
+        """Whether the model has run since."""
 
     def __enter__(self) -> Session:
+        self._on_model = True
         try:
             self._stand()
         except BaseException:
-            self._undo.close()
+            self.close()
             raise
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._undo.close()
+        self.close()
         if exc[0] is not None:
             self.pieces.clear()
 
+    def close(self) -> None:
+        """Take everything off; harmless a second time."""
+        self._on_model = False
+        self._undo.close()
+
     def live(self) -> bool:
-        """Whether the current thread is the session's."""
-        return self._thread is None or self._thread == threading.get_ident()
+        """Whether the session is on, for the current thread."""
+        return self._on_model and self._thread in (None, threading.get_ident())
 
     def __repr__(self) -> str:
         return f"Session({len(self.edits)} edits, {len(self.wish.sites)} sites recorded)"
 
     def _stand(self) -> None:
+        self._undo.enter_context(forced_eager())
         self._on(self.root.register_forward_pre_hook(self._root_begins, with_kwargs=True, prepend=True))
         for block, members in self._by_attention().items():
             self._stand_at_heads(block, members)
@@ -113,6 +125,7 @@ class Session:
 
     def _root_begins(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.live():
+            self.ran = True
             self.moment.begin(args, kwargs)
 
     def _by_attention(self) -> dict[str, tuple[Layer, list[Placed], list[Site]]]:
@@ -187,13 +200,13 @@ class Session:
 
     def _at(self, port: Port, change: Callable[..., Tensor], *, with_input: Layer | None = None) -> None:
         if with_input is not None:
-            kept: dict[str, Tensor] = {}
+            kept = _Kept()
             assert with_input.out is not None
             self._at(Port(with_input.out, "in", 0), partial(_keep, kept))
-            self._at(port, lambda x: change(x, self._by_head(kept["value"], with_input), with_input))
+            self._at(port, lambda x: change(x, self._by_head(kept.value, with_input), with_input))
             return
         if port.minus is not None:
-            before: dict[str, Tensor] = {}
+            before = _Kept()
             self._at(port.minus, partial(_keep, before))
             inner = change
             change = lambda x: _unless_same(x, inner, before)  # noqa: E731
@@ -236,32 +249,45 @@ class Session:
         assert isinstance(edit, ValueEdit)
         if not self.moment.applies(edit):
             return x
-        where = self.moment.where(edit, site, x.shape[0], x.shape[axis], x.device, keys=site.component in KV)
+        rows, length, cross = x.shape[0], x.shape[axis], self.cross(site)
+        where = self.moment.where(edit, site, rows, length, x.device, keys=site.component in KV, cross=cross)
+        if where is not None and not bool(where.any()):
+            return x
         self.note(placed)
         heads = self.heads(site)
         part = x if heads is None else x.index_select(head_axis(site.component), heads.to(x.device))
-        new = edit.change(part, self.moment.valid(site, x.shape[0], x.shape[axis])).to(x.dtype)
+        valid = self.moment.valid(site, rows, length, cross=cross) if edit.needs_valid else None
+        new = edit.change(part, valid).to(x.dtype)
         if where is not None:
             shape = [1] * x.ndim
             shape[0], shape[axis] = where.shape
             new = torch.where(where.view(shape), new, part)
         return new if heads is None else x.index_copy(head_axis(site.component), heads.to(x.device), new)
 
+    def cross(self, site: Site) -> bool:
+        """Whether the site lies in a cross-attention layer."""
+        return site.layer is not None and self.anatomy.layer(site).kind == "cross"
+
     def heads(self, site: Site) -> Tensor | None:
         """The site's heads as indices into the tensor; None for all of them."""
         if site.heads is None:
             return None
-        group = self.anatomy.layer(site).group if site.query_heads and site.component in KV else 1
-        return torch.tensor(sorted({h // group for h in site.heads}))
+        return torch.tensor(self.anatomy.layer(site).heads_of(site))
 
     def keep(self, site: Site, x: Tensor, value: Tensor) -> Tensor:
         """Record `value` at a site; returns what the model goes on with, which carries the gradient if one was asked for."""
         if self.wish.grad and value is x and value.is_floating_point() and not value.requires_grad:
             x = value = value.detach().requires_grad_()
-        if self.wish.positions is not None and site.layer is not None and site.component not in ("pattern", "scores"):
-            value = select(value, self.moment.mask(self.wish.positions, site, value.shape[1]).to(value.device), axis=1)
+        spec = self.wish.positions
+        if spec is not None and site.component not in ("pattern", "scores", "logits", "out"):
+            value = select(value, self._chosen(spec, site, value.shape[1]).to(value.device), axis=1)
         self._put(site, value, fresh=value is not x)
         return x
+
+    def _chosen(self, spec: Positions, site: Site, length: int) -> Tensor:
+        if site.component in KV:
+            return self.moment.keys(spec, site, length, cross=self.cross(site))
+        return self.moment.mask(spec, site, length)
 
     def _put(self, site: Site, value: Tensor, *, fresh: bool) -> None:
         wish = self.wish
@@ -269,23 +295,34 @@ class Session:
             value = value.detach()
             whole = value.untyped_storage().nbytes() <= value.numel() * value.element_size()
             safe = whole and (fresh or site.component in CALL)
-            value = value.to(device="cpu" if wish.cpu else None, dtype=wish.dtype)
-            value = value if safe or (not whole and fresh) else value.clone()
+            moved = value.to(device="cpu" if wish.cpu else None, dtype=wish.dtype)
+            value = value.clone() if moved is value and not safe else moved
         self.bytes += value.numel() * value.element_size()
         if wish.budget is not None and self.bytes > wish.budget:
             raise BudgetError(
-                f"recording passed the budget of {wish.budget / 2**20:.0f} MiB at {site}: ask for fewer sites, heads or positions, store='cpu' or a directory, or a larger budget=."
+                f"recording passed the budget of {wish.budget / 2**20:.0f} MiB at {site}: ask for fewer sites, heads"
+                " or positions, store='cpu' or a directory, or a larger budget=."
             )
-        self.pieces[site].append(value)
+        if isinstance(wish.shelf, Shelf):
+            self._shelve(site, value)
+        else:
+            self.pieces[site].append(value)
+
+    def _shelve(self, site: Site, value: Tensor) -> None:
+        """Write at once, so that memory holds one tensor at a time."""
+        shelf = self.wish.shelf
+        shelf[site] = _join(site, [shelf[site], value]) if self.pieces[site] else value
+        self.pieces[site] = [value[:0]]
 
     def recorded(self) -> MutableMapping[Site, Tensor]:
         """What was recorded, in the order it was asked for; raises where something never happened."""
         missing = [str(s) for s in self.wish.sites if s not in self.pieces]
         if missing:
             raise NotFired(
-                f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for these inputs (a skipped layer, or a tower without its input)."
+                f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for these"
+                " inputs (a skipped layer, or a tower without its input)."
             )
-        for site in self.wish.sites:
+        for site in () if isinstance(self.wish.shelf, Shelf) else self.wish.sites:
             parts = self.pieces.pop(site)
             self.wish.shelf[site] = parts[0] if len(parts) == 1 else _join(site, parts)
         return self.wish.shelf
@@ -321,24 +358,39 @@ def _places(anatomy: Anatomy, edit: Edit) -> list[Site]:
             )
         if isinstance(edit, ValueEdit) and attends:
             raise EditError(f"{edit!r} changes a value: name the component, such as '{site}.z'.")
-        if site.query_heads and site.component in KV and not edit.expand and anatomy.layer(site).group > 1:
-            layer = anatomy.layer(site)
-            shared = ", ".join(f"H{h}" for h in range(layer.heads) if h // layer.group == site.heads[0] // layer.group)  # type: ignore[index]
-            raise EditError(
-                f"{edit!r}: {site.component} of query head {site.heads[0]} is kv head {site.heads[0] // layer.group}, which {shared} all read."  # type: ignore[index]
-                f" Write 'L{site.layer}.K{site.heads[0] // layer.group}.{site.component}' to change it for all of them, or expand=True for this head alone."
-            )  # type: ignore[index]
+        if isinstance(edit, Mean) and edit.value is None and site.component in ("pattern", "scores"):
+            raise EditError(f"{edit!r}: rows of a pattern see different keys, so they have no mean; give a value.")
+        if site.query_heads and site.component in KV and not edit.expand:
+            _refuse_shared(edit, site, anatomy.layer(site))
     return sites
 
 
-def _keep(into: dict[str, Tensor], x: Tensor) -> Tensor:
-    into["value"] = x.clone() if not x.requires_grad else x
+def _refuse_shared(edit: Edit, site: Site, layer: Layer) -> None:
+    """An edit of one query head's k or v would change what others of its group read."""
+    if layer.group == 1 or site.heads is None:
+        return
+    head, kv = site.heads[0], site.heads[0] // layer.group
+    shared = ", ".join(f"H{h}" for h in range(layer.heads) if h // layer.group == kv)
+    raise EditError(
+        f"{edit!r}: {site.component} of query head {head} is kv head {kv}, which {shared} all read. Write"
+        f" 'L{site.layer}.K{kv}.{site.component}' to change it for all of them, or expand=True for this head alone."
+    )
+
+
+class _Kept(threading.local):
+    """A tensor seen earlier in the same forward pass."""
+
+    value: Tensor
+
+
+def _keep(into: _Kept, x: Tensor) -> Tensor:
+    into.value = x.clone() if not x.requires_grad else x
     return x
 
 
-def _unless_same(x: Tensor, change: Callable[[Tensor], Tensor], before: Mapping[str, Tensor]) -> Tensor:
+def _unless_same(x: Tensor, change: Callable[[Tensor], Tensor], before: _Kept) -> Tensor:
     """Apply a change to x minus the residual before it."""
-    residual = before["value"].reshape(x.shape)
+    residual = before.value.reshape(x.shape)
     write = x - residual
     new = change(write)
     return x if new is write else residual + new
@@ -402,6 +454,11 @@ class HeadTap:
         return self.session.live()
 
     @property
+    def cross(self) -> bool:
+        """Whether the keys here are another tower's."""
+        return self.layer.kind == "cross"
+
+    @property
     def differentiable(self) -> bool:
         return self.session.wish.grad
 
@@ -442,13 +499,9 @@ class HeadTap:
             if not session.moment.applies(edit):
                 continue
             if isinstance(edit, AttentionEdit):
-                rows = session.moment.where(edit, site, call.q.shape[0], call.q.shape[2], call.q.device)
-                keys = {
-                    n: session.moment.keys(spec, site, call.k.shape[2]).to(call.q.device)
-                    for n, spec in edit.key_sets().items()
-                }
-                session.note(placed)
-                found.append(edit.kernel(site.heads, rows, keys))
+                if (kernel := self._resolved(edit, site, call)) is not None:
+                    session.note(placed)
+                    found.append(kernel)
             elif site.component in ("pattern", "scores"):
                 found.append(
                     Dense(site.component, site.heads or tuple(range(self.layer.heads)), partial(self._dense, placed))
@@ -456,6 +509,18 @@ class HeadTap:
             elif edit.expand and site.query_heads and site.heads is not None:
                 found.append(HeadKV(site.component, site.heads, partial(session.changed, Placed(edit, site.whole))))
         return found
+
+    def _resolved(self, edit: AttentionEdit, site: Site, call: Call) -> Any:
+        """The edit in the kernels' terms; None where it touches no row now."""
+        moment, device = self.session.moment, call.q.device
+        rows = moment.where(edit, site, call.q.shape[0], call.q.shape[2], device, keys=False, cross=self.cross)
+        if rows is not None and not bool(rows.any()):
+            return None
+        keys = {name: self._keys(spec, site, call).to(device) for name, spec in edit.key_sets().items()}
+        return edit.kernel(site.heads, rows, keys)
+
+    def _keys(self, spec: Positions, site: Site, call: Call) -> Tensor:
+        return self.session.moment.keys(spec, site, call.k.shape[2], cross=self.cross)
 
     def _dense(self, placed: Placed, weights: Tensor) -> Tensor:
         return self.session.changed(Placed(placed.edit, placed.site.whole), weights, axis=2)
@@ -476,7 +541,7 @@ class HeadTap:
         rows = None if wish.positions is None else moment.mask(wish.positions, site, call.q.shape[2])
         value = pattern_of(call, site.component, site.heads, rows, call.edits)
         if wish.keys is not None:
-            value = select(value, moment.keys(wish.keys, site, call.k.shape[2]).to(value.device), axis=3)
+            value = select(value, self._keys(wish.keys, site, call).to(value.device), axis=3)
         self.session.keep(site, call.z, value)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from interp.hooks.anatomy import Anatomy, Layer, Port, Tower
-from interp.hooks.errors import InterpError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site
+from interp.kernels.errors import InterpError
 
 FORMAT = 1
 
@@ -29,6 +29,7 @@ class Shelf(MutableMapping[Site, Tensor]):
     def __setitem__(self, site: Site, tensor: Tensor) -> None:
         from safetensors.torch import save_file
 
+        (self.folder / "tape.json").unlink(missing_ok=True)  # no tape until it is closed again
         name = self._files.setdefault(site, f"{len(self._files):05d}.safetensors")
         save_file({"value": tensor.detach().cpu().contiguous()}, str(self.folder / name))
 

@@ -116,9 +116,10 @@ def parse(text: str | Site) -> Pattern:
             f"cannot read the site {str(text)!r}: expected [tower.][L<layers>.][H<heads>.]component,"
             " for example 'L5.H3.z', 'vision.L*.z' or 'L2-4.resid_post'."
         )
-    tower, layers, kind, heads, component = found.group("tower", "layers", "kind", "heads", "component")
-    if component is None and heads is None:
-        tower, component = (None, tower) if layers is None else (tower, None)
+    tower, layers, heads, component = found.group("tower", "layers", "heads", "component")
+    kind: Literal["H", "K"] | None = None if heads is None else "K" if found["kind"] == "K" else "H"
+    if component is None and layers is None:
+        raise SiteError(f"{str(text)!r} names a tower and nothing in it: write '{tower}.L3.z', for example.")
     return _checked(Pattern(str(text), tower, layers, kind, heads, component or "attention"))
 
 
@@ -163,10 +164,14 @@ def numbers(spelled: str, known: Sequence[int], *, what: str, text: str) -> tupl
     wanted: list[int] = []
     for part in spelled.split(","):
         first, _, last = part.partition("-")
-        if last and int(last) < int(first):
+        low, high = int(first), int(last or first)
+        if high < low:
             raise SiteError(f"the range {part!r} in {text!r} is empty: write the smaller number first.")
-        wanted.extend(range(int(first), int(last or first) + 1))
-    missing = [n for n in wanted if n not in set(known)]
+        beyond = next((n for n in (low, high) if n not in known), None)
+        if beyond is not None:
+            raise SiteError(f"no {what} {beyond} for {text!r}: this tower has {what}s {_spell(known)}.")
+        wanted.extend(range(low, high + 1))
+    missing = [n for n in wanted if n not in known]
     if missing:
         raise SiteError(f"no {what} {missing[0]} for {text!r}: this tower has {what}s {_spell(known)}.")
     return tuple(dict.fromkeys(wanted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from interp.hooks.anatomy import Anatomy
-from interp.hooks.errors import InputsError, InterpError, SiteError
+from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs import Inputs, Positions
 from interp.hooks.shelf import Shelf
 from interp.hooks.sites import CALL, HEAD, KV, TRANSFORMER_LENS, Site
+from interp.kernels.errors import InterpError
 
 
 class Tape(Mapping[str, Any]):
@@ -44,8 +45,14 @@ class Tape(Mapping[str, Any]):
         return len(self._tensors)
 
     def __repr__(self) -> str:
-        rows = [f"  {site}: {list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for site, t in self._tensors.items()]
-        return "\n".join([f"Tape of {len(self)} sites, {self.bytes / 2**20:.1f} MiB", *rows])
+        return "\n".join([f"Tape of {len(self)} sites", *(f"  {site}: {self._shown(site)}" for site in self._tensors)])
+
+    def _shown(self, site: Site) -> str:
+        try:
+            tensor = self._tensors[site]
+        except InputsError as reason:
+            return str(reason)
+        return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -68,10 +75,7 @@ class Tape(Mapping[str, Any]):
     def _heads(self, have: Site, want: Site, tensor: Tensor) -> Tensor | None:
         """The wanted heads out of a recording that holds them."""
         layer = self.anatomy.layer(have)
-        heads = have.heads if have.heads is not None else tuple(range(layer.head_count(have.component)))
-        wanted = want.heads if want.heads is not None else tuple(range(layer.head_count(want.component)))
-        if want.query_heads:
-            wanted = tuple(h // layer.group for h in wanted)
+        heads, wanted = layer.heads_of(have), layer.heads_of(want)
         if not set(wanted) <= set(heads):
             return None
         return tensor.index_select(
@@ -82,19 +86,16 @@ class Tape(Mapping[str, Any]):
         """Only these positions: `tape.at("last")["L5.z"]` is [batch, head, d_head] at each row's last real token."""
         if self.inputs is None:
             raise InputsError("this tape does not know its inputs, so positions cannot be looked up.")
-        picked = {s: self._pick(s, t, positions) for s, t in self._tensors.items()}
+        picked = _Lazy(self._tensors, lambda one, tensor: self._pick(one, tensor, positions))
         found = Tape(self.anatomy, self.inputs, picked, meta=self.meta | {"positions": str(positions)})
         return found if site is None else found[site]
 
     def _pick(self, site: Site, tensor: Tensor, positions: Positions) -> Tensor:
         assert self.inputs is not None
-        mask = tower_inputs(self.inputs, site).mask(positions).to(tensor.device)
-        return select(
-            tensor,
-            mask,
-            axis=2 if site.component in ("pattern", "scores") else 1,
-            squeeze=isinstance(positions, (str, int)),
-        )
+        cross = site.layer is not None and self.anatomy.layer(site).kind == "cross"
+        mask = tower_inputs(self.inputs, site, cross=cross).mask(positions).to(tensor.device)
+        axis = 2 if site.component in ("pattern", "scores") else 1
+        return select(tensor, mask, axis=axis, squeeze=isinstance(positions, (str, int)))
 
     def grad(
         self,
@@ -133,15 +134,24 @@ class Tape(Mapping[str, Any]):
 
     def to_transformer_lens(self) -> Any:
         """The same tensors under TransformerLens' names, as its ActivationCache where it is installed, else a dict."""
+        named = {name: tensor for site, tensor in self._tensors.items() if (name := self._lens_name(site)) is not None}
+        try:
+            from transformer_lens import ActivationCache
+        except ImportError:
+            return named
+        return ActivationCache(named, model=None)
+
+    def _lens_name(self, site: Site) -> str | None:
+        """TransformerLens' name of a site; None where it has none."""
+        if site.heads is not None and len(site.heads) < self.anatomy.layer(site).head_count(site.component):
+            raise SiteError(
+                f"{site} holds some of the heads, and TransformerLens' caches hold all: record '{site.whole}'."
+            )
+        if site.layer is None:
+            return {"embed": "hook_embed", "final_norm": "ln_final.hook_normalized"}.get(site.component)
         reverse = {ours: theirs for theirs, ours in TRANSFORMER_LENS.items()}
-        named = {}
-        for site, tensor in self._tensors.items():
-            if site.layer is not None and site.component in reverse:
-                stack = f"{site.tower}_" if site.tower in ("encoder", "decoder") else ""
-                named[f"{stack}blocks.{site.layer}.{reverse[site.component]}"] = tensor
-            elif site.component == "embed":
-                named["hook_embed"] = tensor
-        return named
+        stack = f"{site.tower}_" if site.tower in ("encoder", "decoder") else ""
+        return f"{stack}blocks.{site.layer}.{reverse[site.component]}" if site.component in reverse else None
 
     def save(self, directory: str | Path) -> Path:
         """Write a directory that `interp.open` reads back site by site."""
@@ -155,6 +165,22 @@ class Tape(Mapping[str, Any]):
                 shelf[site] = tensor
         shelf.close(self.anatomy, self.inputs, {k: v for k, v in self.meta.items() if _plain(v)})
         return shelf.folder
+
+
+class _Lazy(Mapping[Site, Tensor]):
+    """A mapping whose values are worked out when they are asked for."""
+
+    def __init__(self, whole: Mapping[Site, Tensor], change: Callable[[Site, Tensor], Tensor]) -> None:
+        self._whole, self._change = whole, change
+
+    def __getitem__(self, site: Site) -> Tensor:
+        return self._change(site, self._whole[site])
+
+    def __iter__(self) -> Iterator[Site]:
+        return (site for site in self._whole if site.component not in ("logits", "out") or self._whole[site].ndim == 3)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _plain(value: Any) -> bool:
@@ -174,11 +200,17 @@ def head_axis(component: str) -> int:
     raise SiteError(f"{component!r} has no heads.")
 
 
-def tower_inputs(inputs: Inputs, site: Site) -> Inputs:
-    """The positions a site's position axis counts: cross-attention's queries are the decoder's, its keys the encoder's."""
-    name = site.tower
-    if name == "cross":
-        name = "encoder" if site.component in KV else "decoder"
+def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
+    """The positions a site's position axis counts; `cross` says that its layer is a cross-attention.
+
+    There queries are a decoder's and keys its encoder's, or, without a decoder, queries a Q-Former's (in a tower of
+    their own) or the text's, and keys the image's.
+    """
+    name, two = site.tower, inputs.main == "decoder"
+    if (cross or name == "cross") and site.component in KV:
+        name = "encoder" if two else "vision"
+    elif name == "cross":
+        name = "decoder" if two else "qformer"
     return inputs if name is None else inputs.tower(name)
 
 

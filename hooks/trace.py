@@ -8,7 +8,7 @@ equals residual before plus some module's output, bit for bit. No table of archi
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -189,6 +189,7 @@ class _Recorder:
         self.inside: dict[str, list[Event]] = defaultdict(list)
         self.stack: list[str] = []
         self.norms: list[Event] = []
+        self.attended: Counter[str] = Counter()
 
     def tick(self) -> int:
         self.clock += 1
@@ -203,7 +204,8 @@ def _events(
     seen: dict[str, Seen],
     known: Mapping[str, str],
 ) -> dict[str, tuple[Stage, Event | None]]:
-    recorder, found = _Recorder(), {}
+    recorder = _Recorder()
+    found: dict[str, Stage] = {}
     last: dict[str, Event] = {}
     watch.keep = True
     with ExitStack() as undo:
@@ -216,6 +218,7 @@ def _events(
             _listen(child, name, owner, recorder, found, seen, watch, last, undo, known)
         _forward(root, inputs)
     watch.keep = False
+    _refuse_shared(recorder.attended)
     return {block: (stage, _norm_after(recorder.norms, last[block])) for block, stage in found.items()}
 
 
@@ -234,7 +237,11 @@ def _listen(
     open_events: list[Event] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        event = Event(name, child, recorder.tick(), {k: _copy(v) for k, v in (*enumerate(args), *kwargs.items())})
+        if name in seen:
+            recorder.attended[name] += 1
+        given: dict[int | str, Any] = dict(enumerate(args))
+        given.update(kwargs)  # type: ignore[arg-type]
+        event = Event(name, child, recorder.tick(), {key: _copy(value) for key, value in given.items()})
         event.calls_before = {s: len(watch.seen[s].z) for s in seen if s in watch.seen} if owner is not None else {}
         open_events.append(event)
 
@@ -252,6 +259,15 @@ def _listen(
 
     undo.callback(child.register_forward_pre_hook(enter, with_kwargs=True, prepend=False).remove)
     undo.callback(child.register_forward_hook(leave, with_kwargs=True).remove)
+
+
+def _refuse_shared(attended: Counter[str]) -> None:
+    name, times = max(attended.items(), key=lambda item: item[1], default=("", 0))
+    if times > 1:
+        raise ModelError(
+            f"{name} ran {times} times in one forward pass: layers that share one module (as ALBERT's do) cannot be told"
+            " apart, and a site would mean all of them at once."
+        )
 
 
 def _copy(value: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +55,34 @@ def forced_eager() -> Iterator[None]:
     if dynamo is None:
         yield
         return
-    import torch
-
-    with torch.compiler.set_stance("force_eager") if not _stance_is_eager() else nullcontext():
+    _EAGER.enter()
+    try:
         yield
+    finally:
+        _EAGER.leave()
 
 
-def _stance_is_eager() -> bool:
-    from torch._dynamo import eval_frame
+class _Eager:
+    """The stance is one for the whole process, so the first in sets it and the last out puts the old one back."""
 
-    return getattr(eval_frame, "_stance", None) is not None and eval_frame._stance.stance == "force_eager"
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.stance: Any = None
+
+    def enter(self) -> None:
+        import torch
+
+        with self.lock:
+            if self.inside == 0:
+                self.stance = torch.compiler.set_stance("force_eager")
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.stance.__exit__(None, None, None)
+
+
+_EAGER = _Eager()

@@ -7,7 +7,7 @@ not support is n/a, with the reason, and never counts as a pass. Cost: seconds a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 
 from interp.families import FAMILIES, tiny
-from interp.hooks.errors import InterpError
 from interp.hooks.example import example
+from interp.kernels.errors import InterpError
 from interp.model import attach
 
 NAMES = ("off", "fired", "sum", "zero", "pattern", "residual")
@@ -126,7 +126,7 @@ def _note(row: Row, note: str) -> None:
         row.notes.append(note)
 
 
-def doctor(families: Iterable[str] = (), cells: Iterable[Cell] = CELLS) -> Iterator[Row]:
+def doctor(families: Sequence[str] = (), cells: Iterable[Cell] = CELLS) -> Iterator[Row]:
     """One row per family, as each is done."""
     chosen = list(cells)
     for family in families or FAMILIES:

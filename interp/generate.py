@@ -7,7 +7,7 @@ an edit that shall last acts in every step. Cost: that of transformers' own `gen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """What was generated: ids [row, new token], their log-probabilities, and text where there is a tokenizer."""
+    """What was generated: ids [row, new token], their log-probabilities, and text where there is a tokenizer.
+
+    A row that ends early is filled up, with log-probabilities 0, so that sums are those of its text.
+    """
 
     ids: Tensor
     logprobs: Tensor
@@ -46,10 +49,7 @@ def generate(
     **how: Any,
 ) -> Generated:
     """Greedy unless told otherwise; `how` goes to transformers' `generate`."""
-    if how.get("num_beams", 1) != 1:
-        raise InputsError(
-            "generate under edits runs one beam: beams reorder the rows that edits and positions speak of."
-        )
+    _refuse(how)
     if not hasattr(model.module, "generate"):
         raise ModelError(f"{type(model.module).__name__} cannot generate: it has no generate method.")
     anatomy = model.ready()
@@ -60,8 +60,9 @@ def generate(
         )
     placed = [edit if phase is None else replace(edit, phase=phase) for edit in edits]
     session = Session(model.module, anatomy, edits=placed, inputs=x, family=model.family)
+    module: Any = model.module
     with model.on(session), torch.no_grad():
-        out = model.module.generate(
+        out = module.generate(
             **model.called_with(x.kwargs),
             max_new_tokens=max_new_tokens,
             return_dict_in_generate=True,
@@ -69,7 +70,20 @@ def generate(
             **({"do_sample": False} | how),
         )
     _fired(session, max_new_tokens)
-    return _read(model, out)
+    return _read(model, out, how)
+
+
+def _refuse(how: Mapping[str, Any]) -> None:
+    """Ways of generating in which the rows, or the steps, are not the ones that edits speak of."""
+    if how.get("num_beams", 1) != 1 or how.get("num_return_sequences", 1) != 1:
+        raise InputsError("generate runs one beam and one sequence a row: others reorder the rows that edits speak of.")
+    if not how.get("use_cache", True):
+        raise InputsError(
+            "generate needs the KV cache: without it each step is a prompt of its own. Leave out use_cache."
+        )
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
+        if how.get(name) is not None:
+            raise InputsError(f"generate computes one token a step, and the prompt in one: leave out {name}=.")
 
 
 def _fired(session: Session, max_new_tokens: int) -> None:
@@ -81,9 +95,18 @@ def _fired(session: Session, max_new_tokens: int) -> None:
     session.check_fired()
 
 
-def _read(model: Model, out: Any) -> Generated:
+def _read(model: Model, out: Any, how: Mapping[str, Any]) -> Generated:
+    """Ids and their log-probabilities; 0 for what fills up a row after its last token."""
     logits = torch.stack(out.logits, dim=1).float()
     ids = out.sequences[:, -logits.shape[1] :]
     logprobs = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+    ends = torch.isin(ids, _ends(model, how).to(ids.device)).long()
+    logprobs = logprobs.masked_fill(ends.cumsum(-1) - ends > 0, 0.0)
     decode = getattr(model.tokenizer, "batch_decode", None)
     return Generated(ids, logprobs, None if decode is None else tuple(decode(ids, skip_special_tokens=True)))
+
+
+def _ends(model: Model, how: Mapping[str, Any]) -> Tensor:
+    """The ids that end a text."""
+    found = how.get("eos_token_id", getattr(getattr(model.module, "generation_config", None), "eos_token_id", None))
+    return torch.tensor([] if found is None else found, dtype=torch.long).flatten()

@@ -6,16 +6,18 @@ one from the hub, a local directory or the zoo. What is where is found on first 
 
 from __future__ import annotations
 
+import shutil
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.hooks.anatomy import Anatomy
 from interp.hooks.checks import Report, check
@@ -33,7 +35,8 @@ from interp.hooks.size import estimate, free_memory
 from interp.hooks.tape import Tape
 from interp.hooks.unwrap import Unwrapped, forced_eager, unwrap
 
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, Model] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
+"""By the module's id, which cannot be taken by another one while the Model holds the module."""
 _LOCK = threading.RLock()
 
 Record = str | Site | Iterable[str | Site]
@@ -73,6 +76,11 @@ class Model:
         """Where inputs go: the device of the first parameter that is anywhere."""
         real = (p.device for p in self.module.parameters() if p.device.type != "meta")
         return next(real, torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in: the dtype of its first floating parameter."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -152,8 +160,8 @@ class Model:
         """One forward pass with edits; the tape holds the logits and what was asked for.
 
         `positions` are those recorded (of patterns: the query rows), `keys` the key columns of patterns. `store` is where
-        recordings go: the model's device, "cpu", or a directory. `budget` bounds them in bytes (half the free memory unless
-        said); they are estimated first. `source_model` runs that model instead and records it under this model's sites.
+        recordings go: the model's device, "cpu", or a directory (which `interp.open` reads). `budget` bounds them in bytes
+        (half of what is free unless said); they are estimated first. `source_model` runs that model instead and records it under this model's sites.
         """
         if source_model is not None:
             return self._source(source_model).run(inputs, record=record, edits=edits, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
@@ -161,12 +169,15 @@ class Model:
         x = self.inputs(inputs)
         sites = _wanted(anatomy, record)
         wish = _wish(sites, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
-        _within(anatomy, wish, x)
+        _within(wish, estimate(anatomy, wish, x, dtype=self.dtype))
         session = Session(self.module, anatomy, edits=edits, wish=wish, inputs=x, family=self.family)
         with self.on(session), torch.enable_grad() if grad else torch.no_grad():
             output = self.module(**self.called_with(x.kwargs))
         session.check_fired()
-        return Tape(anatomy, x, self._with_logits(session.recorded(), output, wish), meta=self._meta(x))
+        tape = Tape(anatomy, x, self._with_logits(session.recorded(), output, wish), meta=self._meta(x))
+        if isinstance(wish.shelf, Shelf):
+            tape.save(wish.shelf.folder)
+        return tape
 
     def _source(self, other: Model) -> Model:
         mine, theirs = self.anatomy, other.anatomy
@@ -204,16 +215,19 @@ class Model:
         session = Session(self.module, anatomy, edits=edits, family=self.family, all_threads=True, describe=self._describe)
         with self.on(session):
             yield session
+        if session.ran:
+            session.check_fired()
 
     @contextmanager
     def on(self, session: Session) -> Iterator[None]:
         """A session on the model, listed in `handles()` while it lasts."""
         self._sessions.append(session)
         try:
-            with session, forced_eager():
+            with session:
                 yield
         finally:
-            self._sessions.remove(session)
+            if session in self._sessions:
+                self._sessions.remove(session)
 
     def generate(self, inputs: Any, *, edits: Iterable[Edit] = (), phase: Literal["prefill", "decode", "both"] | None = None, max_new_tokens: int = 20, **how: Any) -> Any:
         """Generate with a KV cache under edits; see `interp/generate.py`."""
@@ -221,14 +235,24 @@ class Model:
 
         return generate(self, inputs, edits=edits, phase=phase, max_new_tokens=max_new_tokens, **how)
 
+    def attention(self, inputs: Any, **how: Any) -> Any:
+        """Statistics of how heads attend, at any length, without N x N; see `interp/attention.py`."""
+        from interp.attention import attention
+
+        return attention(self, inputs, **how)
+
+    def last_logits_only(self) -> dict[str, int]:
+        """The argument that keeps a model from computing logits nobody reads, where its forward has one."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.module.forward).parameters else {}
+
     def handles(self) -> list[Session]:
         """Everything that is on the model now."""
         return list(self._sessions)
 
     def reset(self) -> None:
         """Take everything off, whoever left it there."""
-        for session in reversed(self._sessions):
-            session.__exit__(None, None, None)
+        while self._sessions:
+            self._sessions.pop().close()
 
 
 def attach(module: Any, processor: Any = None, *, family: Family | None = None, example: Mapping[str, Any] | None = None) -> Model:
@@ -239,11 +263,11 @@ def attach(module: Any, processor: Any = None, *, family: Family | None = None, 
     """
     unwrapped = unwrap(module)
     with _LOCK:
-        known = _KNOWN.get(unwrapped.module)
+        known = _KNOWN.get(id(unwrapped.module))
         if known is not None and (processor is None or processor is known.processor) and family in (None, known.family) and example is None:
             return known
         model = Model(unwrapped, processor if processor is not None else known.processor if known else None, family=family, inputs=example)
-        _KNOWN[unwrapped.module] = model
+        _KNOWN[id(unwrapped.module)] = model
         return model
 
 
@@ -260,12 +284,12 @@ def _wish(sites: Sequence[Site], *, positions: Positions | None, keys: Positions
     if grad and (positions is not None or store != "device" or dtype is not None):
         raise InputsError("grad=True keeps the tensors the model itself goes on with: leave out positions=, store= and dtype=, and select from the gradients afterwards.")
     shelf: MutableMapping[Site, Tensor] = {} if store in ("device", "cpu") else Shelf(store)
-    limit = budget if budget is not None else free_memory() // 2
+    free = shutil.disk_usage(shelf.folder).free if isinstance(shelf, Shelf) else free_memory()
+    limit = budget if budget is not None else free // 2
     return Wish(sites, positions, keys, grad, dtype, shelf, store != "device", limit)
 
 
-def _within(anatomy: Anatomy, wish: Wish, x: Inputs) -> None:
-    needed = estimate(anatomy, wish, x)
+def _within(wish: Wish, needed: int) -> None:
     if wish.budget is not None and needed > wish.budget:
         raise BudgetError(f"recording {len(wish.sites)} sites of these inputs takes about {needed / 2**20:.0f} MiB, more than the {wish.budget / 2**20:.0f} MiB allowed:"
                           " ask for fewer sites, heads or positions, store them in a directory, or pass a larger budget=.")

@@ -40,7 +40,7 @@ def versions() -> tuple[tuple[str, str], ...]:
 
 def model_hash(module: nn.Module) -> str:
     """A digest of every parameter's name, shape and a spread of its values; quick, and different after training or pruning."""
-    stamp = sum(p._version for p in module.parameters())
+    stamp = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in module.parameters()))
     known = _HASHES.get(module)
     if known is not None and known[0] == stamp:
         return known[1]
