@@ -37,7 +37,7 @@ def _array(value: Any, name: str) -> NDArray[np.uint8]:
     array = np.asarray(value.detach().cpu() if callable(getattr(value, "detach", None)) else value)
     if array.dtype != np.uint8:
         raise InputsError(f"{name} is an array of {array.dtype}, expected uint8 from 0 to 255")
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]

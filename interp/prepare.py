@@ -61,15 +61,15 @@ def prepare(
         raise InputsError(f"padding is the side, 'left' or 'right', got {padding!r}")
     call = Call(module, processor, padding)
     if isinstance(data, Inputs):
-        _nothing_else(images=images, videos=videos, audio=audio, chat=chat)
+        _nothing_else(images=images, videos=videos, audio=audio, chat=chat or None)
         if continuation is None:
             return data
         data = call.unnumbered(data.kwargs)
     if isinstance(data, Mapping) and not is_chat(data):
-        _nothing_else(images=images, videos=videos, audio=audio, chat=chat)
+        _nothing_else(images=images, videos=videos, audio=audio, chat=chat or None)
         return call.finish_batch(data, continuation)
     if audio is not None:
-        _nothing_else(images=images, videos=videos, chat=chat)
+        _nothing_else(images=images, videos=videos, chat=chat or None)
         return call.listen(audio, data if continuation is None else continuation)
     return call.read(data, images, videos, chat, continuation)
 
@@ -115,7 +115,7 @@ class Call:
         if data is None:
             return self.look(images)
         if _is_ids(data):
-            _nothing_else(images=images, videos=videos, chat=chat)
+            _nothing_else(images=images, videos=videos, chat=chat or None)
             return self.finish(from_ids(data, self.pad_id), continuation)
         chats = render(data, images, chat, self.processor, self.tokenizer)
         texts = [chat.text for chat in chats] if chats else _texts(data)
@@ -131,6 +131,9 @@ class Call:
         if pictures is not images and images is not None:
             raise InputsError("pictures are in the messages and in images=: give them once")
         if pictures is None and videos is None:
+            token = _placeholder(self.processor, self.family)
+            counts = [text.count(token) if token else 0 for text in texts]
+            count_check(counts, [[] for _ in texts], token)
             rows = from_texts(self.tokenizer, texts, special=not chats)
             return self.finish(rows, continuation, chats=chats)
         return self.see(texts, pictures or None, videos, chats, continuation)

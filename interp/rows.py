@@ -154,7 +154,15 @@ def from_batch(batch: Mapping[str, Any]) -> Rows:
     extras = {
         name: [row[keep] for row, keep in zip(data.pop(name), kept, strict=True)] for name in PER_TOKEN if name in data
     }
+    _to_the_right(data, "qformer_input_ids", "qformer_attention_mask")
     return Rows([row[keep].tolist() for row, keep in zip(ids, kept, strict=True)], None, None, extras, data)
+
+
+def _to_the_right(data: dict[str, Tensor], name: str, mask: str) -> None:
+    """Pad on the right what goes to a Q-Former, which numbers columns."""
+    if name in data and mask in data:
+        order = torch.argsort(~data[mask].bool(), dim=1, stable=True)
+        data[name], data[mask] = data[name].gather(1, order), data[mask].gather(1, order)
 
 
 def tokenise_answer(tokenizer: Any, answer: Any, batch: int) -> list[list[int]]:

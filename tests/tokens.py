@@ -109,7 +109,7 @@ def wordpiece() -> Any:
     backend.train_from_iterator(CORPUS * 3, trainer)
     ends = [(name, backend.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    return _fast(backend, named)
+    return _fast(backend, named, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
 
 
 def words(vocabulary: Sequence[str], *, bos: bool = True) -> Any:
