@@ -38,7 +38,7 @@ from interp.prepare import prepare
 from interp.scenes import COLORS, SHAPES
 from interp.task import Row, Task
 from interp.tasks.draw import where
-from interp.tasks.needle import Needle
+from interp.tasks.haystack import Needle
 from interp.vocabulary import TaskError, Vocabulary
 
 

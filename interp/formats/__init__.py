@@ -1,0 +1,20 @@
+"""Readers for the files researchers already have, one format a file; every complaint names the file and the line.
+
+`eap_ig mib auto_circuit sva` return a `Task`; `needles ruler pope chair amber` return frozen records. Nothing is
+downloaded and no pickle is ever opened.
+"""
+
+from __future__ import annotations
+
+from interp.formats.amber import amber
+from interp.formats.auto_circuit import auto_circuit
+from interp.formats.chair import chair
+from interp.formats.eap_ig import eap_ig
+from interp.formats.mib import mib
+from interp.formats.needles import needles
+from interp.formats.pope import pope
+from interp.formats.reading import FormatError
+from interp.formats.ruler import ruler
+from interp.formats.sva import sva
+
+__all__ = ["FormatError", "amber", "auto_circuit", "chair", "eap_ig", "mib", "needles", "pope", "ruler", "sva"]
