@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interp.kernels import reference
+from interp.kernels import merge, native, reference, sweep
 from interp.kernels import rows as tiles
 from interp.kernels.edits import Edit
 from interp.kernels.errors import AttentionError
@@ -57,17 +57,24 @@ def _always(made: Request) -> str | None:
 
 @dataclass(frozen=True)
 class Implementation:
-    """Who can compute a request: `refuses` gives the reason why not, or None."""
+    """Who can compute a request: `refuses` gives the reason why not, or None; `declines` the same when choosing."""
 
     name: str
     refuses: Callable[[Request], str | None]
     run: Callable[[Request], Found]
-    automatic: bool = True
+    declines: Callable[[Request], str | None] | None = None
+
+    def passed_over(self, made: Request) -> str | None:
+        """Why `auto` does not take it."""
+        return (self.declines or self.refuses)(made)
 
 
 IMPLEMENTATIONS = [
-    Implementation("sweep", _always, tiles.attend),
-    Implementation("reference", _always, _reference, automatic=False),
+    Implementation("native", native.refuses, native.attend),
+    Implementation("merge", merge.refuses, merge.attend),
+    Implementation("sweep", sweep.refuses, sweep.attend, sweep.worthwhile),
+    Implementation("rows", _always, tiles.attend),
+    Implementation("reference", _always, _reference, lambda made: "dense; only when asked for by name"),
 ]
 
 
@@ -117,7 +124,7 @@ def names() -> list[str]:
 
 def _choose(made: Request, impl: str) -> Implementation:
     if impl == "auto":
-        return next(i for i in IMPLEMENTATIONS if i.automatic and i.refuses(made) is None)
+        return next(i for i in IMPLEMENTATIONS if i.passed_over(made) is None)
     found = next((i for i in IMPLEMENTATIONS if i.name == impl), None)
     if found is None:
         raise AttentionError(f"no implementation {impl!r}; there are auto, {', '.join(names())}")
@@ -132,13 +139,10 @@ def explain(q: Tensor, k: Tensor, v: Tensor | None, **arguments: object) -> dict
     impl = str(arguments.pop("impl", "auto"))
     arguments.pop("reduce_groups", None)
     made = request(q, k, v, **arguments)  # type: ignore[arg-type]
-    reasons = {i.name: i.refuses(made) for i in IMPLEMENTATIONS}
-    able = [i.name for i in IMPLEMENTATIONS if reasons[i.name] is None and (i.automatic or i.name == impl)]
-    taken = (able[0] if able else "") if impl == "auto" else impl if impl in able else ""
-    return {n: _reason(n, r, taken) for n, r in reasons.items()}
-
-
-def _reason(name: str, reason: str | None, taken: str) -> str:
-    if name == taken:
-        return "taken"
-    return reason or ("only when asked for by name" if name == "reference" else f"could, but {taken} comes first")
+    if impl == "auto":
+        reasons = {i.name: i.passed_over(made) for i in IMPLEMENTATIONS}
+        taken = next(n for n, reason in reasons.items() if reason is None)
+    else:
+        reasons = {i.name: i.refuses(made) for i in IMPLEMENTATIONS}
+        taken = impl if impl in reasons and reasons[impl] is None else ""
+    return {n: "taken" if n == taken else reason or f"could, but {taken} is taken" for n, reason in reasons.items()}

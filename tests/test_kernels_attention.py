@@ -1,13 +1,12 @@
 """Every implementation against the dense fp64 reference, and the reference against brute force.
 
-The tolerance is not a number somebody liked: it is the error that the dense reference itself makes when it is computed in
-the precision of the implementation, on the same inputs, times four, and no less than a score's rounding does to exp(s).
+The tolerance is not a number somebody liked: it is the error that the dense reference itself makes when it is computed
+in the precision of the implementation, on the same inputs, times four, and no less than a score's rounding does to
+exp(s).
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Any
 
 import pytest
@@ -15,9 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from interp.kernels import attention, reference, rows
+from interp.kernels import attention, reference
 from interp.kernels import edits as E
 from interp.kernels import masks as M
 from interp.kernels.errors import AttentionError
@@ -27,7 +25,7 @@ STATS = [
     "lse", "entropy", "max", "argmax", "topk:1", "topk:4", "distance", "first", "previous", "self", "sink",
     "mass:some", "mass:none", "received", "seen", "received_mean",
 ]  # fmt: skip
-PORTABLE = ["sweep", "native", "merge"]
+PORTABLE = ["rows", "sweep", "native", "merge"]
 
 
 @st.composite
@@ -66,7 +64,7 @@ MASKS = {
     "documents": lambda g, b, h, n, m: M.Documents(_ids(g, m)) & M.Causal() if n <= m else M.Full(),
     "padding": lambda g, b, h, n, m: M.Padding(torch.randint(0, m + 1, (b,), generator=g)) & M.Causal(),
     "left": lambda g, b, h, n, m: M.Padding(torch.randint(0, m + 1, (b,), generator=g), "left", m) & M.Causal(),
-    "heads": lambda g, b, h, n, m: M.PerHead(tuple([M.Causal(), M.Full(), M.Strided(3), M.Power()][i % 4] for i in range(h))),
+    "heads": lambda g, b, h, n, m: M.PerHead((M.Causal(), M.Full(), M.Strided(3), M.Power(), M.Full(), M.Causal())[:h]),
     "bool": lambda g, b, h, n, m: torch.rand(b, 1, n, m, generator=g) > 0.6,
     "additive": lambda g, b, h, n, m: torch.where(
         torch.rand(1, h, n, m, generator=g) > 0.3, torch.randn(1, h, n, m, generator=g), torch.finfo(torch.float32).min
@@ -120,7 +118,7 @@ def build(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]
 
 
 def tolerance(low: Tensor, high: Tensor, scores: float) -> float:
-    """Four times the error of the same mathematics in the same precision, and what rounding the scores must do at least."""
+    """Four times the error of the same mathematics in the same precision, and no less than rounding the scores does."""
     real = high.isfinite()
     if not bool(real.any()):
         return 0.0
@@ -178,11 +176,11 @@ def same_keys(found: Tensor, expected: Tensor, p: Tensor, near: float) -> None:
 
 @pytest.mark.parametrize("impl", PORTABLE)
 @given(call=calls())
-@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_equals_the_reference(impl: str, call: dict[str, Any]) -> None:
     q, k, v, more = build(call)
-    if impl not in attention.names() or attention.explain(q, k, v, impl=impl, **more)[impl] != "taken":
-        with pytest.raises(AttentionError, match="cannot compute this|no implementation"):
+    if attention.explain(q, k, v, impl=impl, **more)[impl] != "taken":
+        with pytest.raises(AttentionError, match="cannot compute this"):
             attention.attend(q, k, v, impl=impl, **more)
         return
     check(q, k, v, more, impl)

@@ -51,6 +51,7 @@ CASES = {
     "strided": (M.Strided(4), lambda b, i, j: abs(i - j) < 4 or abs(i - j) % 4 == 0),
     "power": (M.Power(), lambda b, i, j: abs(i - j) in (0, 1, 2, 4, 8)),
     "blocks": (M.Blocks(torch.eye(3, dtype=torch.bool), 4), lambda b, i, j: i // 4 == j // 4),
+    "sorted": (M.Documents(IDS[1].flip(0).clamp(min=0)), lambda b, i, j: (i > 0) + (i > 2) == (j > 0) + (j > 2)),
     "either": (M.Window(2) | M.Strided(5), lambda b, i, j: abs(i - j) < 5 or abs(i - j) % 5 == 0),
 }
 
@@ -124,6 +125,18 @@ def test_nothing_is_seen_outside_the_reach(name: str) -> None:
         assert all(a <= j < b for j in seen), (low, high)
         c, d = mask.sure(low, high, 10)
         assert bool(dense[:, :, low : high + 1, c:d].all()), (low, high)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_intervals_are_the_mask(name: str) -> None:
+    found = ALL[name].interval(torch.arange(2, 10), 10)
+    if found is None:
+        assert name not in ("full", "causal", "window", "sliding", "prefix", "prefixes", "padding", "left")
+        return
+    j = torch.arange(10)
+    seen = (j >= found[0][..., None]) & (j < found[1][..., None])
+    dense = ALL[name].dense(10, 10)[:, 0, 2:]
+    assert torch.equal(seen.expand(2, 8, 10), dense.expand(2, 8, 10))
 
 
 def test_masks_compare_by_content() -> None:
