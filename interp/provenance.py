@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interp.hooks.inputs import Inputs
 
@@ -39,18 +39,46 @@ def versions() -> tuple[tuple[str, str], ...]:
 
 
 def model_hash(module: nn.Module) -> str:
-    """A digest of every parameter's name, shape and a spread of its values; quick, and different after training or pruning."""
-    stamp = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in module.parameters()))
+    """A digest of every parameter's name, shape and a spread of its values; quick, and another after any training."""
+    stamp = hash(tuple(map(_stamp, module.parameters())))
     known = _HASHES.get(module)
     if known is not None and known[0] == stamp:
         return known[1]
     total = hashlib.sha256()
     for name, p in module.named_parameters():
         total.update(f"{name} {tuple(p.shape)} {p.dtype}\n".encode())
-        if p.device.type != "meta" and p.numel():
-            flat = p.detach().reshape(-1)
-            spread = flat[torch.linspace(0, flat.numel() - 1, min(64, flat.numel())).long().to(flat.device)]
-            total.update(repr(spread.double().tolist()).encode())
+        for values in _plain(_held(module, name, p).detach()):
+            total.update(repr(_spread(values.reshape(-1)).double().tolist()).encode())
     digest = total.hexdigest()[:16]
     _HASHES[module] = (stamp, digest)
     return digest
+
+
+def _stamp(p: Tensor) -> tuple[int, int]:
+    """Changes when the parameter does; offloaded ones come and go with every call and are taken as they are."""
+    return (0, 0) if p.device.type == "meta" else (id(p), 0 if p.is_inference() else p._version)
+
+
+def _held(module: nn.Module, name: str, p: Tensor) -> Tensor:
+    """A parameter, or what accelerate holds for it elsewhere."""
+    if p.device.type != "meta":
+        return p
+    owner, _, leaf = name.rpartition(".")
+    hook = getattr(module.get_submodule(owner), "_hf_hook", None)
+    maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,)))
+    return next((held[leaf] for held in maps if held is not None), p)
+
+
+def _plain(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors with the values: those inside one of torchao's, none for a weight that is nowhere."""
+    if tensor.device.type == "meta" or not tensor.numel():
+        return []
+    if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor.as_subclass(Tensor)]
+    return [inner for name in tensor.__tensor_flatten__()[0] for inner in _plain(getattr(tensor, name))]
+
+
+def _spread(flat: Tensor) -> Tensor:
+    """At most 64 values from the first to the last; integer indices, since floats cannot count large tensors."""
+    last, count = flat.numel() - 1, min(64, flat.numel())
+    return flat[torch.arange(count, device=flat.device) * last // max(1, count - 1)]

@@ -2,11 +2,11 @@
 
     .venv/bin/python experiments/bench/overhead.py
 
-A GPT-2-small-shaped random model (12 layers of 12 heads, width 768, its whole vocabulary) on 8 x 64 tokens, two threads, no
-download. `bare` is a second module over the same parameters that was never attached; `attached` is the module with an empty
-session on it; `record_z` is `m.run(x, record="L*.z")` from the arguments to the tape. The three run one after the other in
-every round, in an order that turns, and a ratio is the median over rounds of the round's own ratio: what else the machine
-does slows both sides of a pair. Cost: four forward passes a round, about two minutes.
+A GPT-2-small-shaped random model (12 layers of 12 heads, width 768, its whole vocabulary) on 8 x 64 tokens, two
+threads, no download. `bare` is a second module over the same parameters that was never attached; `attached` is the
+module with an empty session on it; `record_z` is `m.run(x, record="L*.z")` from the arguments to the tape. All run one
+after the other in every round, in an order that turns, and a ratio is the median over rounds of the round's own ratio:
+what else the machine does slows both sides of a pair. Cost: four forward passes a round, about two minutes.
 """
 
 from __future__ import annotations
