@@ -8,10 +8,11 @@ from functools import cache
 import pytest
 import torch
 
+import interp.planted
 from interp.kernels.errors import InterpError
 from interp.planted import GATES, NAMES, build, key
 from interp.planted import decoder as planted_decoder
-from interp.planted.key import AnswerKey, Expected, Probe
+from interp.planted.answers import AnswerKey, Expected, Probe
 from interp.planted.oracle import changed, difference, inputs, locate, put, record, zero
 
 TOLERANCE = 5e-5
@@ -218,6 +219,14 @@ def test_the_lvlm_answers_for_every_place():
         x = processor(text=f"<image> what colour is {place}", images=draw(picture), return_tensors="pt")
         with torch.no_grad():
             assert processor.tokenizer.decode([model(**x).logits[0, -1].argmax().item()]) == color
+
+
+def test_loading_a_part_hides_no_function():
+    for name in NAMES:
+        build(name)
+    assert interp.planted.key is key
+    assert interp.planted.build is build
+    assert callable(key)
 
 
 def test_an_unknown_name_is_refused():

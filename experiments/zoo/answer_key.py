@@ -15,7 +15,7 @@ import sys
 import torch
 
 from interp.planted import NAMES, build, key
-from interp.planted.key import AnswerKey, Probe
+from interp.planted.answers import AnswerKey, Probe
 from interp.planted.oracle import changed, difference, inputs, zero
 
 VISIBLE = 0.1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from interp.kernels.errors import InterpError
 
 if TYPE_CHECKING:
-    from interp.planted.key import AnswerKey
+    from interp.planted.answers import AnswerKey
 
 WHOLE = {"planted-decoder": "decoder", "planted-vit": "vit", "planted-lvlm": "lvlm"}
 GATES = ("planted-and", "planted-or", "planted-backup", "planted-cancel", "planted-saturated")

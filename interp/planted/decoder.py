@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from interp.planted.key import AnswerKey, Edge, Head, Probe, null_heads
+from interp.planted.answers import AnswerKey, Edge, Head, Probe, null_heads
 from interp.planted.wiring import Layout, balanced, gpt2, gpt2_head, null_qkv, tokenizer, wires
 from interp.planted.words import WORDS
 

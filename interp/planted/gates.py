@@ -34,7 +34,7 @@ from collections.abc import Callable
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from interp.planted.key import AnswerKey, Edge, Expected, Head, Method, Probe, null_heads
+from interp.planted.answers import AnswerKey, Edge, Expected, Head, Method, Probe, null_heads
 from interp.planted.wiring import Layout, Wire, balanced, gpt2, gpt2_head, null_qkv, tokenizer, wires
 
 LAYERS, HEADS, D_HEAD = 2, 4, 8

@@ -26,7 +26,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from interp.planted.key import AnswerKey, Edge, Head, Picture, Probe, null_heads
+from interp.planted.answers import AnswerKey, Edge, Head, Picture, Probe, null_heads
 from interp.planted.pictures import COLORS, GRID, PATCH, SIDE, color_readout, filters
 from interp.planted.wiring import EPS, Layout, balanced, blank, linear_head, null_qkv, tokenizer, wires
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.planted.key import Probe
+from interp.planted.answers import Probe
 from interp.planted.pictures import draw
 
 Change = Callable[[Tensor], Tensor]

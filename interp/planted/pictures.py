@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interp.planted.key import Picture
+from interp.planted.answers import Picture
 
 SIDE, PATCH, GRID = 32, 8, 4
 LEVEL = 102
