@@ -67,8 +67,8 @@ def load(folder: Path, kwargs: dict[str, Any] | None = None) -> Inputs:
     tensors = load_file(folder / "inputs.safetensors")
     call = kwargs if kwargs is not None else {**about["scalars"], **_under(tensors, "kwargs.")}
     towers = {name: why or load(folder / name, call) for name, why in about["towers"].items()}
-    rest = [_frozen(about[name]) for name in ("tokens", "texts", "offsets", "continuation")]
-    return Inputs(call, tensors["valid"], _roles(about, tensors), *rest, about["main"], towers)
+    told = {name: _frozen(about[name]) for name in ("tokens", "texts", "offsets", "continuation", "main")}
+    return Inputs(call, tensors["valid"], _roles(about, tensors), **told, towers=towers)
 
 
 def _under(tensors: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
@@ -82,8 +82,9 @@ def _frozen(value: Any) -> Any:
 def _roles(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Roles:
     views = tuple(tuple(_frozen_fields(View(), view) for view in row) for row in about["views"])
     fit = _frozen_fields(Fit(), about["fit"]) if about["fit"] else None
-    labels = Roles(**_under(tensors, "roles."), tags=_under(tensors, "tags."))
-    return replace(labels, grids=_frozen(about["grids"]), views=views, sizes=_frozen(about["sizes"]), fit=fit)
+    fields: dict[str, Any] = dict(_under(tensors, "roles."))
+    fields |= {"grids": _frozen(about["grids"]), "views": views, "sizes": _frozen(about["sizes"]), "fit": fit}
+    return Roles(**fields, tags=_under(tensors, "tags."))
 
 
 def _frozen_fields(blank: Any, fields: dict[str, Any]) -> Any:

@@ -169,7 +169,7 @@ def _mllama(config: Any, kwargs: Mapping[str, Tensor], rows: Sequence[Text]) -> 
 def _internvl(config: Any, kwargs: Mapping[str, Tensor], rows: Sequence[Text]) -> list[list[Picture]]:
     pixels = kwargs.get("pixel_values")
     patches = patch_grid(config.vision_config, pixels)
-    shape = (1, *(int(side * config.downsample_ratio) for side in patches))
+    shape = (1, int(patches[0] * config.downsample_ratio), int(patches[1] * config.downsample_ratio))
     pictures = [[_tiled(shape, end - start) for start, end in row.runs] for row in rows]
     found = sum(len(tiles) for row in pictures for tiles in row)
     if pixels is not None and found != len(pixels):

@@ -67,14 +67,15 @@ class Decoder:
 def read(decoder: Decoder, ids: Sequence[int], real: Sequence[bool]) -> tuple[str, Offsets]:
     """The text of one row's real tokens, and each token's characters; padding covers none."""
     columns = [column for column, is_real in enumerate(real) if is_real]
-    text, spans = "", [(0, 0)] * len(ids)
-    start = 0
-    for count, piece in decoder.pieces([ids[column] for column in columns]):
-        piece = piece if start else decoder.alone([ids[column] for column in columns[:count]])
+    kept, spans = [ids[column] for column in columns], [(0, 0)] * len(ids)
+    parts: list[str] = []
+    start = length = 0
+    for count, piece in decoder.pieces(kept):
+        parts.append(piece if start else decoder.alone(kept[:count]))
         for column in columns[start : start + count]:
-            spans[column] = (len(text), len(text) + len(piece))
-        text, start = text + piece, start + count
-    return text, tuple(spans)
+            spans[column] = (length, length + len(parts[-1]))
+        start, length = start + count, length + len(parts[-1])
+    return "".join(parts), tuple(spans)
 
 
 def shown(decoder: Decoder, ids: Sequence[int]) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ CLOSES = ("vision_end_token_id", "eoi_token_id", "end_image_token_id", "image_en
 def plain(valid: Tensor, kind: str = "text") -> Roles:
     """Roles of a tower about which only the padding is known."""
     kinds = torch.where(valid, CODE[kind], CODE["pad"])
-    rest = [torch.full_like(kinds, -1) for _ in FIELDS[1:]]
-    return Roles(kinds, *rest, grids=((),) * len(valid), views=((),) * len(valid))
+    image, tile, frame, row, col = (torch.full_like(kinds, -1) for _ in FIELDS[1:])
+    return Roles(kinds, image, tile, frame, row, col, grids=((),) * len(valid), views=((),) * len(valid))
 
 
 def special_ids(config: Any = None, tokenizer: Any = None) -> tuple[set[int], set[int]]:
@@ -229,10 +229,11 @@ def roles(
     if name not in IDS:
         raise InputsError(f"no roles for tower {name!r}; there are {', '.join(IDS)} and vision")
     ids, mask, embeds = main_ids(kwargs, name), kwargs.get(MASKS[name]), main_embeds(kwargs)
-    if ids is None and embeds is None:
+    shape = ids if ids is not None else embeds[..., 0] if embeds is not None else None
+    if shape is None:
         raise InputsError(f"no {IDS[name]} for tower {name!r}; the call has {', '.join(kwargs)}")
     if valid is None:
-        valid = mask.bool() if mask is not None else torch.ones_like(embeds[..., 0] if ids is None else ids).bool()
+        valid = mask.bool() if mask is not None else torch.ones_like(shape, dtype=torch.bool)
     return plain(valid) if ids is None else text_roles(config, kwargs, ids, valid, tokenizer)
 
 

@@ -262,14 +262,11 @@ class Call:
         """Say how large the pictures were and how they were fitted, so that boxes can be drawn."""
         if sizes is None:
             return inputs
-        known = {"sizes": tuple(sizes), "fit": Fit.of(self.looks)}
-        towers = {
-            name: replace(tower, roles=replace(tower.roles, **known))
-            if name == "vision" and isinstance(tower, Inputs)
-            else tower
-            for name, tower in inputs.towers.items()
-        }
-        return replace(inputs, roles=replace(inputs.roles, **known), towers=towers)
+        fit = Fit.of(self.looks)
+        towers = dict(inputs.towers)
+        if isinstance(towers.get("vision"), Inputs):
+            towers["vision"] = _sized(towers["vision"], sizes, fit)
+        return replace(_sized(inputs, sizes, fit), towers=towers)
 
     def _check_bos(self, rows: Rows) -> None:
         bos = getattr(self.tokenizer, "bos_token_id", None)
@@ -284,13 +281,21 @@ class Call:
     @property
     def pad_id(self) -> int:
         """An id to fill up with; it is masked, so where there is no padding token any will do."""
-        text = self.config.get_text_config() if callable(getattr(self.config, "get_text_config", None)) else None
+        text = _text_config(self.config)
         for holder in (self.tokenizer, self.config, text):
             for name in ("pad_token_id", "eos_token_id"):
                 value = getattr(holder, name, None)
                 if isinstance(value, int) and 0 <= value < (vocabulary(self.config) or value + 1):
                     return value
         return 0
+
+
+def _sized(inputs: Inputs, sizes: Sequence[tuple[int, int]], fit: Fit) -> Inputs:
+    return replace(inputs, roles=replace(inputs.roles, sizes=tuple(sizes), fit=fit))
+
+
+def _text_config(config: Any, **which: bool) -> Any:
+    return config.get_text_config(**which) if callable(getattr(config, "get_text_config", None)) else None
 
 
 def _tokenizes(processor: Any) -> bool:
@@ -347,7 +352,7 @@ def _count_videos(texts: Sequence[str], videos: Any, processor: Any) -> None:
 
 
 def _start_id(module: nn.Module, config: Any) -> int:
-    text = config.get_text_config(decoder=True) if callable(getattr(config, "get_text_config", None)) else None
+    text = _text_config(config, decoder=True)
     for holder in (getattr(module, "generation_config", None), config, text):
         for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
             value = getattr(holder, name, None)

@@ -77,6 +77,7 @@ def test_the_arguments_cannot_be_changed(pair: Inputs) -> None:
         (torch.arange(11) == 6, [[6], [6]]),
         (torch.ones(2, 11).bool(), [list(range(11)), [5, 6, 7, 8, 9, 10]]),
         (Span(((1, 3), None)), [[1, 2], []]),
+        (Span(((1, 3), (3, 7))), [[1, 2], [5, 6]]),
         ("prompt", [list(range(11)), [5, 6, 7, 8, 9, 10]]),
         ("last_prompt", [[10], [10]]),
     ],

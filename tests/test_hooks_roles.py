@@ -254,6 +254,16 @@ def test_llava_next_counts_are_the_processors(size: tuple[int, int]) -> None:
     assert x.mask("image").sum() == len(feature[0])
 
 
+def test_llava_next_boxes_take_the_padding_into_account() -> None:
+    model, processor = pictured("llava_next")
+    x = prepare(model, processor, ["<image>a"], images=[gray((30, 100))], chat=False)
+    assert x.roles.grids == (((1, 4, 4), (1, 4, 12)),)
+    boxes = x.roles.boxes()[0][x.roles.tile[0] == 1]
+    # 30 x 100 fits 28 x 84 as 26 x 84, one line of padding above and one below
+    assert boxes[0].tolist() == pytest.approx([0, 0, 100 / 12, 6 / 26 * 30])
+    assert boxes[13].tolist() == pytest.approx([0, 6 / 26 * 30, 100 / 12, 13 / 26 * 30])
+
+
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_qwen_cells_are_the_rope_indices(name: str) -> None:
     model = pictured(name)[0].model

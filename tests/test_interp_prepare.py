@@ -449,6 +449,15 @@ def test_places_without_pictures_are_refused_by_the_counts() -> None:
         prepare(model, processor, "<image>a", chat=False)
 
 
+def test_paligemma_counts_positions_from_one() -> None:
+    model, processor = pictured("paligemma")
+    texts = ["<image>What is in the image?", "<image>describe"]
+    x = prepare(model, processor, texts, images=[[picture()], [picture()]], chat=False)
+    for row in range(2):
+        real = x.kwargs["position_ids"][row][x.valid[row]]
+        assert real.tolist() == list(range(1, len(real) + 1))
+
+
 def test_paligemma_without_a_place_puts_pictures_in_front() -> None:
     model, processor = pictured("paligemma")
     with_place = prepare(model, processor, "<image>describe", images=[picture()])
@@ -504,9 +513,13 @@ def test_what_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [("", "continuation 0 is empty"), ([" a"], "1 continuations for a batch of 3"), ([[1], [], [2]], "continuation 1 is empty"),
-     ([[1], [2], [420]], "outside the vocabulary")],
-)  # fmt: skip
+    [
+        ("", "continuation 0 is empty"),
+        ([" a"], "1 continuations for a batch of 3"),
+        ([[1], [], [2]], "continuation 1 is empty"),
+        ([[1], [2], [420]], "outside the vocabulary"),
+    ],
+)
 def test_answers_that_are_refused(answer: Any, message: str) -> None:
     with pytest.raises(InputsError, match=message):
         prepare(built("gpt2"), bpe(bos=True), TEXTS, continuation=answer)
