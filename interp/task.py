@@ -276,6 +276,7 @@ def _check_fit(task: Task) -> None:
                 f" {task.name!r}: {row.clean!r} and {row.corrupt!r}"
             )
     _check_known(task)
+    _check_room(task)
 
 
 def _check_towers(task: Task) -> None:
@@ -309,6 +310,18 @@ def _check_known(task: Task) -> None:
                 f"this tokenizer has no token for some words of row {i} of {task.name!r}: {task.rows[i].clean!r};"
                 " the task is not made for this model's vocabulary"
             )
+
+
+def _check_room(task: Task) -> None:
+    """Learned positions end somewhere; rotary ones do not."""
+    assert task.model is not None
+    config = getattr(task.model.module, "config", None)
+    room = getattr(config, "n_positions", None) or getattr(config, "context", None)
+    longest = max(_lengths(task.clean))
+    if isinstance(room, int) and longest > room:
+        raise TaskError(
+            f"expected prompts of at most {room} tokens, which this model reads, got {longest} in {task.name!r}"
+        )
 
 
 def _single(vocabulary: Vocabulary, rows: Sequence[Sequence[str | int]]) -> Ids:

@@ -30,9 +30,11 @@ from transformers import (
 
 import interp.names
 import interp.needles
-from interp import planted, tasks
+from interp import catalog, planted, tasks
+from interp.kernels.errors import InterpError
 from interp.metrics import LogitDifference, LogProb, Probability
 from interp.planted import decoder as planted_decoder
+from interp.planted.probes import probe_task
 from interp.planted.wiring import tokenizer as planted_tokenizer
 from interp.prepare import prepare
 from interp.scenes import COLORS, SHAPES
@@ -104,6 +106,22 @@ def byte_pairs() -> Stand:
 
 
 @cache
+def sentence_pieces() -> Stand:
+    """A Llama style tokenizer: blanks are part of the word, a BOS in front."""
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    made = [getattr(tasks, name)(None, n=80, split=split) for name in TEXTS[:3] for split in ("train", "heldout")]
+    texts = [row.clean + "".join(map(str, row.answers + row.wrong)) for task in made for row in task.rows]
+    texts += [" " + " ".join([*interp.names.NAMES["train"], "is are was were has have"])] * 5
+    trainer = trainers.BpeTrainer(vocab_size=3000, special_tokens=["<unk>", "<s>"], show_progress=False)
+    inner.train_from_iterator(texts, trainer)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="<s>")
+    return Stand(tiny_gpt2(inner.get_vocab_size()), tokenizer)
+
+
+@cache
 def planted_model(name: str) -> Stand:
     return Stand(*planted.build(name))
 
@@ -149,6 +167,7 @@ def tiny_lvlm() -> Stand:
 TEXTS = ("ioi", "greater_than", "key_value", "needle", "copy_colors", "docstring", "subject_verb")
 FITS = [
     *((name, byte_pairs) for name in (*TEXTS, "induction")),
+    *((name, sentence_pieces) for name in ("ioi", "key_value", "induction")),
     ("ioi", lambda: word_level("ioi")),
     ("induction", lambda: word_level("ioi")),
     ("needle", lambda: word_level("needle")),
@@ -202,6 +221,51 @@ def test_a_task_fits_its_model(name, host, split):
 def test_a_task_that_does_not_fit_says_why(name, host, says):
     with pytest.raises(TaskError, match=says):
         getattr(tasks, name)(host(), n=4)
+
+
+ZOO_FITS = {
+    "induction": {"induction"},
+    "ioi": {"ioi", "induction"},
+    "needle": {"needle", "induction"},
+    "shapes-vit": {"shapes"},
+    "shapes-vit-registers": {"shapes"},
+    "shapes-lvlm": {"shapes"},
+    "planted-decoder": {"induction", "key_value"},
+}
+
+
+@pytest.mark.parametrize("zoo", [one.name for one in catalog.entries()])
+def test_every_task_fits_a_zoo_model_or_says_why_not(zoo):
+    model = Stand(*catalog.build(zoo))
+    fits, refused = set(), {}
+    for name in tasks.__all__:
+        try:
+            task = getattr(tasks, name)(model, n=2)
+        except TaskError as error:
+            refused[name] = str(error)
+            continue
+        fits.add(name)
+        assert lengths(task.clean) == lengths(task.corrupt)
+        assert all(len(row) >= 1 for row in task.answer_ids)
+    assert all(len(said) > 30 for said in refused.values())
+    assert fits >= ZOO_FITS.get(zoo, set())
+
+
+@pytest.mark.parametrize("name", planted.NAMES)
+def test_probes_are_tasks(name):
+    model = planted_model(name)
+    for probe in planted.key(name).probes:
+        task = probe_task(name, probe.name, model=model)
+        clean, corrupt = (task.metric(model.run(side)["logits"], side) for side in (task.clean, task.corrupt))
+        assert clean.item() > 0.9
+        assert corrupt.item() < -0.9
+    with pytest.raises(InterpError, match="expected a probe of"):
+        probe_task(name, "nothing")
+
+
+def test_prompts_longer_than_the_model_reads_are_refused():
+    with pytest.raises(TaskError, match="at most 512 tokens"):
+        tasks.needle(word_level("needle"), lengths=(600,), depths=(0.5,))
 
 
 def digest(task: Task) -> str:

@@ -11,8 +11,11 @@ itself says zeroing misses (an OR pair, a backup, a sink) are marked "hidden". E
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from interp.planted import NAMES, build, key
 from interp.planted.answers import AnswerKey, Probe
@@ -31,7 +34,7 @@ def effects(name: str, probe: Probe) -> tuple[float, dict[str, float]]:
         return base, {site: _without(model, processor, probe, clean, site=site) - base for site in sites}
 
 
-def _without(model, processor, probe, clean, *, site) -> float:
+def _without(model: nn.Module, processor: Any, probe: Probe, clean: Mapping[str, Tensor], *, site: str) -> float:
     with changed(model, {site: zero}):
         return difference(model, processor, probe, clean).item()
 
@@ -54,25 +57,29 @@ def verdict(answers: AnswerKey, probe: Probe, site: str, effect: float) -> str:
     return "hidden" if site in probe.heads or paper == 0 else "not asked here"
 
 
+def show(answers: AnswerKey, probe: Probe) -> int:
+    """Print one probe's table; returns how many rows disagree with the key."""
+    base, changes = effects(answers.model, probe)
+    print(f"  probe {probe.name}: {probe.answer!r} over {probe.wrong!r} by {base:.2f}")
+    wrong = 0
+    for head in answers.heads:
+        said = verdict(answers, probe, head.site, changes[head.site])
+        wrong += said.startswith("WRONG")
+        print(f"    without {head.site:<12} {changes[head.site]:+7.2f}  {said}")
+    loud = [site for site in answers.null if changes[site] != 0]
+    print(f"    without any one null head: {'exactly 0' if not loud else f'WRONG: {loud}'}")
+    return wrong + len(loud)
+
+
 def main() -> int:
     """Print the tables; say how many rows disagree."""
     torch.set_num_threads(1)
     wrong = 0
-    for name in NAMES:
-        answers = key(name)
-        print(f"\n{name}: {len(answers.heads)} planted heads, {len(answers.null)} null heads")
+    for answers in map(key, NAMES):
+        print(f"\n{answers.model}: {len(answers.heads)} planted heads, {len(answers.null)} null heads")
         for head in answers.heads:
             print(f"  {head.site:<12} {head.role:<20} {head.does}")
-        for probe in answers.probes:
-            base, changes = effects(name, probe)
-            print(f"  probe {probe.name}: {probe.answer!r} over {probe.wrong!r} by {base:.2f}")
-            for head in answers.heads:
-                said = verdict(answers, probe, head.site, changes[head.site])
-                wrong += said.startswith("WRONG")
-                print(f"    without {head.site:<12} {changes[head.site]:+7.2f}  {said}")
-            loud = [site for site in answers.null if changes[site] != 0]
-            wrong += len(loud)
-            print(f"    without any one null head: {'exactly 0' if not loud else f'WRONG: {loud}'}")
+        wrong += sum(show(answers, probe) for probe in answers.probes)
     print("\nevery row agrees with the key" if not wrong else f"\n{wrong} rows disagree with the key")
     return int(wrong > 0)
 

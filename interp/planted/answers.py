@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from interp.kernels.errors import InterpError
+
 Method = Literal["denoise", "noise", "zero", "attribute-denoise", "attribute-noise"]
 
 
@@ -80,7 +82,10 @@ class AnswerKey:
 
     def probe(self, name: str) -> Probe:
         """The probe of that name."""
-        return next(probe for probe in self.probes if probe.name == name)
+        found = {probe.name: probe for probe in self.probes}
+        if name not in found:
+            raise InterpError(f"expected a probe of {self.model} among {', '.join(found)}, got {name!r}")
+        return found[name]
 
 
 def null_heads(layers: int, heads: int, planted: tuple[Head, ...], *, tower: str = "") -> tuple[str, ...]:
