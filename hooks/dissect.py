@@ -169,9 +169,10 @@ def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event], 
     experts = experts or (module is not None and any("expert" in n.lower() for n, _ in module.module.named_modules()))
     reader, writer = module or mlp[0], module or mlp[-1]
     if (read := first_tensor(reader.inputs)) is not None:
-        stage.ports["mlp_in"] = Port(reader.name, "in", read[0])
-    stage.ports["mlp_out"] = Port(writer.name, "out", outer_tensor(writer.output)[0])
-    if outer_tensor(writer.output)[1][..., 0].numel() != positions:
+        stage.ports["mlp_in"] = Port(reader.name, "in", read[0], folded=read[1].ndim == 2)
+    key, wrote = outer_tensor(writer.output)
+    stage.ports["mlp_out"] = Port(writer.name, "out", key, folded=wrote.ndim == 2)
+    if wrote[..., 0].numel() != positions:
         for component in ("mlp_in", "mlp_out"):
             stage.ports.pop(component, None)
         stage.missing |= dict.fromkeys(
@@ -180,7 +181,7 @@ def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event], 
     elif experts:
         stage.missing["neurons"] = EXPERTS
     elif (last := first_tensor(mlp[-1].inputs)) is not None:
-        stage.ports["neurons"] = Port(mlp[-1].name, "in", last[0])
+        stage.ports["neurons"] = Port(mlp[-1].name, "in", last[0], folded=last[1].ndim == 2)
 
 
 def _common(block: str, names: list[str]) -> str | None:

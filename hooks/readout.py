@@ -1,0 +1,110 @@
+"""From the last block's output to the logits that a metric reads.
+
+Where the logits are `head(norm(x))`, possibly scaled or capped, which is checked against the run itself, only the positions
+and columns read are computed. Otherwise the model's own forward runs with its blocks stepping aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy import Tower
+from interp.hooks.dissect import outer_tensor
+from interp.hooks.errors import ModelError
+from interp.hooks.recording import Recording
+from interp.hooks.session import logits_of
+
+
+class Readout:
+    """Logits of chosen positions [row, position, column] from final hidden states [row, position, d]."""
+
+    def __init__(self, module: nn.Module, tower: Tower, base: Recording, kwargs: Mapping[str, Any]) -> None:
+        self.module, self.tower, self.base, self.kwargs = module, tower, base, kwargs
+        logits = logits_of(base.output)
+        if logits is None:
+            raise ModelError(f"{type(module).__name__} has no logits to measure: load it with a head.")
+        self.logits = logits
+        self.head = getattr(module, "get_output_embeddings", lambda: None)()
+        self.norm = module.get_submodule(tower.final_norm.module) if tower.final_norm is not None else None
+        self.finish = self._linear()
+
+    @property
+    def by_position(self) -> bool:
+        """Whether each position's logits depend on that position's hidden state alone, through a known head."""
+        return self.finish is not None
+
+    def _linear(self) -> Callable[[Tensor], Tensor] | None:
+        """What is done to `head(norm(x))`, if that explains the logits of this run."""
+        if self.head is None or self.logits.ndim != 3 or self.logits.shape[1] != self.base.length:
+            return None
+        with torch.no_grad():
+            plain = self.head(self._normed(self.base.left[:, -1:]))
+        for finish in _finishes(getattr(self.module, "config", None)):
+            if torch.allclose(finish(plain), self.logits[:, -1:].to(plain.dtype), atol=1e-4, rtol=1e-4):
+                return finish
+        return None
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.norm(x)
+
+    def read(self, hidden: Tensor, columns: Sequence[int] | None) -> Tensor:
+        """Logits for hidden states of read positions; needs `by_position`."""
+        assert self.finish is not None
+        x = self._normed(hidden)
+        if columns is None or type(self.head) is not nn.Linear:
+            made = self.finish(self.head(x))
+            return made if columns is None else made[..., list(columns)]
+        index = torch.as_tensor(columns, device=x.device)
+        bias = self.head.bias
+        return self.finish(nn.functional.linear(x, self.head.weight[index], None if bias is None else bias[index]))
+
+    def whole(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """The model's answer for whole final hidden states [row, position, d], its blocks stepping aside."""
+        with ExitStack() as undo:
+            for layer in self.tower.layers:
+                block = self.module.get_submodule(layer.block)
+                undo.callback(_step_aside(block, layer.ports["resid_post"].key, hidden if layer is self.tower.layers[-1] else None))
+            kwargs = {n: v[prompts] if torch.is_tensor(v) and v.shape[0] == self.base.prompts else v for n, v in self.kwargs.items()}
+            logits = logits_of(self.module(**kwargs))
+        assert logits is not None
+        return logits
+
+
+def _step_aside(block: nn.Module, key: Any, result: Tensor | None) -> Callable[[], None]:
+    """Let a block return a given tensor, or what it was given, without running."""
+    had = "forward" in vars(block)
+    own = vars(block).get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        x = result if result is not None else (args[0] if args else kwargs["hidden_states"])
+        return x if key is None else (x,)
+
+    def undo() -> None:
+        if had:
+            block.forward = own  # type: ignore[assignment]
+        else:
+            del block.forward
+
+    block.forward = forward  # type: ignore[method-assign]
+    return undo
+
+
+def _finishes(config: Any) -> list[Callable[[Tensor], Tensor]]:
+    text = getattr(config, "get_text_config", lambda: config)()
+    cap, scale, divide = (getattr(text, n, None) for n in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+    found: list[Callable[[Tensor], Tensor]] = [lambda x: x]
+    if cap:
+        found.append(lambda x: cap * torch.tanh(x / cap))
+    if scale:
+        found.append(lambda x: x * scale)
+    if divide:
+        found.append(lambda x: x / divide)
+    return found
+
+
+__all__ = ["Readout", "outer_tensor"]

@@ -1,0 +1,165 @@
+"""Everything of one plain run that a sweep goes on from: each block's input and arguments, each attention's keys and values.
+
+The output of block l must be the input of block l + 1, bit for bit; where something happens in between (DeepStack, stages)
+the tower cannot be driven block by block, and that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy import Anatomy, Layer, Tower
+from interp.hooks.attention import visible
+from interp.hooks.dissect import outer_tensor
+from interp.hooks.errors import InterpError
+from interp.hooks.interface import Call, Switch
+from interp.hooks.packed import Shared
+
+
+class CannotDrive(InterpError):
+    """A tower whose blocks cannot be run one by one; full forward passes are used instead."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block as it was called."""
+
+    layer: Layer
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    entered: Tensor
+    shared: Shared
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A plain run of one tower."""
+
+    tower: Tower
+    blocks: tuple[Block, ...]
+    left: Tensor
+    """The last block's output."""
+    output: Any
+
+    @property
+    def length(self) -> int:
+        return self.left.shape[1]
+
+    @property
+    def prompts(self) -> int:
+        return self.left.shape[0]
+
+
+class _Tap:
+    """Keeps one attention's call."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def live(self) -> bool:
+        return True
+
+    def before(self, call: Call) -> None:
+        pass
+
+    def attention_edits(self, call: Call) -> list[Any]:
+        return []
+
+    def after(self, call: Call) -> None:
+        pass
+
+    def record(self, call: Call) -> None:
+        self.calls.append(call)
+
+
+def record(module: nn.Module, anatomy: Anatomy, tower: Tower, kwargs: Mapping[str, Any]) -> Recording:
+    """One forward pass without a cache, kept block by block."""
+    reason = _undrivable(anatomy, tower)
+    if reason is not None:
+        raise CannotDrive(reason)
+    taps = {layer.index: _Tap() for layer in tower.layers}
+    entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    left: dict[int, Tensor] = {}
+    with ExitStack() as undo, torch.no_grad():
+        for layer in tower.layers:
+            attention, block = module.get_submodule(layer.attention), module.get_submodule(layer.block)
+            Switch.watch(attention, taps[layer.index])
+            undo.callback(Switch.forget, attention, taps[layer.index])
+            undo.callback(block.register_forward_pre_hook(_keep_input(entered, layer.index), with_kwargs=True).remove)
+            undo.callback(block.register_forward_hook(_keep_output(left, layer.index)).remove)
+        output = module(**{**kwargs, **_without_cache(module)})
+    return _checked(tower, taps, entered, left, output)
+
+
+def _undrivable(anatomy: Anatomy, tower: Tower) -> str | None:
+    if tower.name not in (anatomy.main, "vision") or (tower.name == "vision" and len(anatomy.towers) > 1):
+        return f"the tower {tower.name!r} feeds another one, so its blocks are not the end of the run"
+    for layer in tower.layers:
+        if not layer.interface or layer.kind == "cross":
+            return f"layer {layer.index} is outside the attention interface" if not layer.interface else f"layer {layer.index} attends to another tower"
+    if len({layer.block for layer in tower.layers}) < len(tower.layers) or "cross" in anatomy.towers:
+        return "blocks with several attentions"
+    return None
+
+
+def _without_cache(module: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if hasattr(getattr(module, "config", None), "use_cache") else {}
+
+
+def _keep_input(into: dict[int, Any], index: int) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        into[index] = (args, dict(kwargs))
+
+    return hook
+
+
+def _keep_output(into: dict[int, Tensor], index: int) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        into[index] = outer_tensor(output)[1]
+
+    return hook
+
+
+def _checked(tower: Tower, taps: Mapping[int, _Tap], entered: Mapping[int, Any], left: Mapping[int, Tensor], output: Any) -> Recording:
+    blocks: list[Block] = []
+    before: Tensor | None = None
+    for layer in tower.layers:
+        if layer.index not in entered or len(taps[layer.index].calls) != 1:
+            raise CannotDrive(f"layer {layer.index} attended {len(taps[layer.index].calls)} times in one run")
+        args, kwargs = entered[layer.index]
+        key = layer.ports["resid_pre"].key
+        hidden = kwargs[key] if isinstance(key, str) else args[key or 0]
+        if before is not None and not torch.equal(before, hidden):
+            raise CannotDrive(f"something is added between layers {layer.index - 1} and {layer.index}")
+        call = taps[layer.index].calls[0]
+        if call.q.shape[0] != hidden.shape[0] or call.q.shape[2] != hidden.shape[1]:
+            raise CannotDrive(f"layer {layer.index} attends in windows")
+        blocks.append(Block(layer, args, kwargs, hidden, _shared(call)))
+        before = left[layer.index]
+    assert before is not None
+    return Recording(tower, tuple(blocks), before, output)
+
+
+def _shared(call: Call) -> Shared:
+    return Shared(call.k, call.v, _bias(call), call.scale, call.softcap, call.sinks)
+
+
+def _bias(call: Call) -> Tensor | None:
+    """Mask, position bias and additive mask in one tensor added to the scores."""
+    mask, n = visible(call), call.q.shape[2]
+    bias = call.bias
+    if mask is None:
+        return bias
+    i = torch.arange(n, device=call.q.device)
+    hidden = torch.zeros((), dtype=call.q.dtype).masked_fill(torch.tensor(True), -torch.inf)
+    total = torch.where(mask.dense(n, n, device=call.q.device), torch.zeros((), dtype=call.q.dtype), hidden)
+    added = mask.additive(i, i)
+    for part in (added, bias):
+        total = total if part is None else total + part.to(total.dtype)
+    return total
