@@ -15,8 +15,9 @@ Cost: about 3 + 2 x towers forward passes on the example inputs, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,12 @@ from interp.hooks.errors import CheckFailed
 from interp.hooks.family import Family
 from interp.hooks.interface import Call, Switch
 from interp.hooks.ports import head_results
+from interp.hooks.quantised import rounds_its_input
 from interp.hooks.session import Session, Wish, logits_of
 from interp.hooks.sites import Site
+
+if TYPE_CHECKING:
+    from interp.hooks.capabilities import Table
 
 Verdict = Literal["pass", "fail", "n/a"]
 RECORDED = (
@@ -65,6 +70,13 @@ class Report:
 
     model: str
     lines: tuple[Line, ...]
+    ask: Callable[[], Table] | None = field(default=None, repr=False, compare=False)
+    """How to find out what can be done with the model: when the report is printed, since it takes forward passes."""
+
+    @cached_property
+    def capabilities(self) -> Table | None:
+        """What can be done with the model as it is held; tried now, once."""
+        return None if self.ask is None else self.ask()
 
     @property
     def passed(self) -> bool:
@@ -80,7 +92,8 @@ class Report:
                 )
 
     def __str__(self) -> str:
-        return "\n".join([self.model, *map(str, self.lines)])
+        table = [] if self.capabilities is None else ["", str(self.capabilities)]
+        return "\n".join([self.model, *map(str, self.lines), *table])
 
 
 def check(module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], *, family: Family | None = None) -> Report:
@@ -172,9 +185,9 @@ class _Seen:
         return answer(output)
 
     def off(self) -> Line:
-        if not _same(self.plain, self.again):
+        if not same(self.plain, self.again):
             return Line("off", "fail", "two plain runs differ: the model is not deterministic")
-        if not _same(self.plain, self.recorded_logits):
+        if not same(self.plain, self.recorded_logits):
             return Line("off", "fail", f"recording changed the logits by {_gap(self.plain, self.recorded_logits):.3g}")
         return Line("off", "pass")
 
@@ -191,17 +204,27 @@ class _Seen:
 
     def sums(self, tower: Tower) -> str | None:
         """(b)"""
-        checked = 0
+        checked, rounding = 0, ""
         for layer in tower.layers:
             z, out = self._get(tower, layer, "z"), self._get(tower, layer, "attn_out")
             if layer.out is None or z is None or out is None:
+                continue
+            if rounds_its_input(projection := self.module.get_submodule(layer.out)):
+                rounding = self._reads(tower, layer, projection, z, out)
                 continue
             parts, bias = self._results(layer, z)
             size = parts.abs().sum(2) + bias.abs() + out.double().abs().reshape(parts[:, :, 0].shape)
             total = (parts.sum(2) + bias).reshape(out.shape)
             _close(total, out, size.reshape(out.shape), f"{tower.name} L{layer.index}: sum of head results")
             checked += 1
-        return None if checked else "no output projection was found"
+        return None if checked else rounding or "no output projection was found"
+
+    def _reads(self, tower: Tower, layer: Layer, projection: nn.Module, z: Tensor, out: Tensor) -> str:
+        """Of a projection that rounds its input only this can be asked: that z is what it reads."""
+        with torch.no_grad():
+            made = projection.forward(z.flatten(-2)).reshape(out.shape)
+        _close(made, out, out.abs().max(), f"{tower.name} L{layer.index}: the projection of z")
+        return f"{type(projection).__name__} rounds its input too, so head results do not add up; z is what it reads"
 
     def _results(self, layer: Layer, z: Tensor) -> tuple[Tensor, Tensor]:
         assert layer.out is not None
@@ -219,7 +242,7 @@ class _Seen:
         projection: Any = self.module.get_submodule(name)
         if hasattr(projection, "_original_component"):
             projection, name = projection._original_component, f"{name}._original_component"
-        weight = getattr(projection, "weight", None)
+        weight = projection._parameters.get("weight")
         if (
             not isinstance(weight, nn.Parameter)
             or not weight.is_floating_point()
@@ -255,7 +278,8 @@ class _Seen:
             values = v.double().repeat_interleave(layer.group, 2)
             made, size = (torch.einsum("bhij,bjhd->bihd", weights.double(), x) for x in (values, values.abs()))
             sees = weights.sum(-1).gt(0).all(1)[:, :, None, None]
-            _close(made * sees, z * sees, size + z.abs().max(), f"{tower.name} L{layer.index}: pattern times v")
+            what, least = f"{tower.name} L{layer.index}: pattern times v", _softmax_dtype(layer, z)
+            _close(made * sees, z * sees, size + z.abs().max(), what, least=least)
             self._allowed(tower, layer, weights)
         return None
 
@@ -343,7 +367,7 @@ def answer(output: Any) -> Tensor:
     raise CheckFailed(f"cannot tell which tensor of {type(output).__name__} is the model's answer")
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit; not-a-number equals itself, since it is reported where it arises."""
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
@@ -352,9 +376,16 @@ def _gap(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
 
 
-def _close(got: Tensor, expected: Tensor, size: Tensor | float, what: str) -> None:
+def _softmax_dtype(layer: Layer, z: Tensor) -> torch.dtype:
+    """transformers' own eager attention takes its softmax in float32 even where the model is in float64."""
+    return torch.float32 if z.dtype == torch.float64 and layer.implementation == "eager" else z.dtype
+
+
+def _close(
+    got: Tensor, expected: Tensor, size: Tensor | float, what: str, *, least: torch.dtype | None = None
+) -> None:
     """Equal up to rounding: eight units in the last place of the terms that were summed, element by element."""
-    bound = 8 * torch.finfo(expected.dtype).eps * size + 1e-12
+    bound = 8 * torch.finfo(least or expected.dtype).eps * size + 1e-12
     gap = (got.double() - expected.double()).abs()
     if not bool((gap <= bound).all()):
         raise _Wrong(f"{what} is off by {float(gap.max()):.3g}, more than rounding explains")

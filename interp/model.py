@@ -11,10 +11,11 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +35,9 @@ from interp.hooks.sites import Site
 from interp.hooks.size import estimate, free_memory
 from interp.hooks.tape import Tape
 from interp.hooks.unwrap import Unwrapped, forced_eager, unwrap
+
+if TYPE_CHECKING:
+    from interp.hooks.capabilities import Table
 
 _KNOWN: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
 """By the module's id, which cannot be taken by another one while the Model holds the module."""
@@ -118,8 +122,16 @@ class Model:
         if self._report is None or again:
             anatomy = self.anatomy
             with forced_eager():
-                self._report = check(self.module, anatomy, self.called_with(self.example()), family=self.family)
+                report = check(self.module, anatomy, self.called_with(self.example()), family=self.family)
+            self._report = replace(report, ask=self.capabilities)
         return self._report
+
+    def capabilities(self) -> Table:
+        """Whether recording, edits and gradients work with the model as it is held, by trying; `m.check()` prints it."""
+        from interp.hooks.capabilities import capabilities
+
+        kwargs = self.called_with(self.example())
+        return capabilities(self.module, anatomy=self.anatomy, inputs=kwargs, family=self.family, how=self.how)
 
     def ready(self) -> Anatomy:
         """The anatomy of a model that can be trusted: in eval mode, traced, and with its checks passed."""
