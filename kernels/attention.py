@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interp.kernels import merge, native, reference, sweep
+from interp.kernels import fused, merge, native, reference, sweep
 from interp.kernels import rows as tiles
 from interp.kernels.edits import Edit
 from interp.kernels.errors import AttentionError
@@ -70,6 +70,7 @@ class Implementation:
 
 
 IMPLEMENTATIONS = [
+    Implementation("triton", fused.refuses, fused.attend, fused.worthwhile),
     Implementation("native", native.refuses, native.attend),
     Implementation("merge", merge.refuses, merge.attend),
     Implementation("sweep", sweep.refuses, sweep.attend, sweep.worthwhile),
