@@ -381,9 +381,7 @@ def _softmax_dtype(layer: Layer, z: Tensor) -> torch.dtype:
     return torch.float32 if z.dtype == torch.float64 and layer.implementation == "eager" else z.dtype
 
 
-def _close(
-    got: Tensor, expected: Tensor, size: Tensor | float, what: str, *, least: torch.dtype | None = None
-) -> None:
+def _close(got: Tensor, expected: Tensor, size: Tensor | float, what: str, *, least: torch.dtype | None = None) -> None:
     """Equal up to rounding: eight units in the last place of the terms that were summed, element by element."""
     bound = 8 * torch.finfo(least or expected.dtype).eps * size + 1e-12
     gap = (got.double() - expected.double()).abs()
