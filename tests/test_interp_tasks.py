@@ -366,6 +366,19 @@ def test_the_planted_decoder_does_its_tasks():
     assert corrupt.max() < -15
 
 
+def test_places_in_prompts_of_ids_are_shifted_by_the_padding():
+    model = planted_model("planted-decoder")
+    short, long = (tasks.induction(model, n=1, length=length) for length in (6, 12))
+    both = replace(short, rows=short.rows + long.rows).on(model)
+    ids = both.clean.kwargs["input_ids"]
+    assert not both.clean.valid[0, 0]
+    for name in ("first A", "first B", "second A"):
+        for i, (start, end) in enumerate(both.positions[name].rows):
+            first, last = both.rows[i].positions[name]
+            assert ids[i, start:end].tolist() == list(both.rows[i].clean[first:last])
+    assert ids[0, both.positions["first B"].rows[0][0]] == both.answer_ids[0][0]
+
+
 def test_filter_keeps_what_is_right_and_says_how_many(capsys):
     model = planted_model("planted-decoder")
     task = tasks.key_value(model, n=6)
