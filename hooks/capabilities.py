@@ -239,7 +239,7 @@ def _quantised(root: nn.Module) -> Iterator[str]:
 
 
 def _adapted(root: nn.Module) -> Iterator[str]:
-    layers = [child for child in root.modules() if hasattr(child, "base_layer") and hasattr(child, "active_adapters")]
+    layers: list[Any] = [c for c in root.modules() if hasattr(c, "base_layer") and hasattr(c, "active_adapters")]
     states: Counter[str] = Counter()
     for child in layers:
         states["merged" if getattr(child, "merged", False) else f"{', '.join(child.active_adapters)} attached"] += 1
