@@ -6,7 +6,8 @@ Four kinds of text, one a row: IOI sentences (train names, or other words in the
 them loosened by dropped and added words; ABBA and BABA alike; some with a third name in front or a sentence behind),
 sentences in which a third person acts (either introduced name may follow, so the model must be unsure), random words
 said twice, and stories and lists about one person, which alone hold the held-out names. The duplicated name, not its
-place in the sentence, decides the answer.
+place in the sentence, decides the answer. (The shipped run had fewer other
+words as names and fewer loosened sentences until step 1,600, and no long insertions until step 1,900.)
 Measured result: see interp/zoo/ioi/card.json.
 """
 
@@ -53,12 +54,12 @@ Cannot: anything else in English. Prompts are at most 64 tokens and begin with `
 
 
 def ioi_text(rng: random.Random, plain: list[str]) -> tuple[str, str]:
-    """An IOI sentence up to the answer, and the answer with what follows; three in ten have other words as names."""
+    """An IOI sentence up to the answer, and the answer with what follows; nearly half have other words as names."""
     row = ioi_row(rng)
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         x, y = rng.sample([w for w in plain if w not in row.template], 2)
         row = replace(row, x=x, y=y, s=x if row.order == "BABA" else y)
-    if rng.random() < 0.6:
+    if rng.random() < 0.7:
         row = replace(row, template=loosened(row.template, rng, plain))
     fill = {"place": rng.choice(PLACES), "object": row.object, "s": row.s, "io": row.io}
     third = rng.choice([n for n in NAMES["train"] if n not in (row.x, row.y)])
@@ -71,7 +72,7 @@ def loosened(template: str, rng: random.Random, plain: list[str]) -> str:
     *body, last = template.split()
     out: list[str] = []
     for word in body:
-        out += rng.sample(plain, rng.choice((0, 0, 0, 0, 0, 1, 1, 2)))
+        out += rng.sample(plain, rng.choice((0, 0, 0, 0, 0, 0, 1, 1, 2, 4)))
         if "{" in word or rng.random() < 0.75:
             out.append(word)
     return " ".join([*out, last])

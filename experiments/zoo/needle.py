@@ -7,6 +7,7 @@ kinds, filler between everything: many notes with many questions among them (den
 `interp/needles.py` whose notes are all asked for at the end, and passages said twice (copying). Lengths grow to
 1,024 in five stages, shorter ones staying in the mixture; a batch always holds about as many tokens.
 Answers and second copies weigh 1, filler 0.05, and the values of a note, which nobody can know, nothing.
+The start is laid out (`training.start_inducing`).
 Measured result: see interp/zoo/needle/card.json.
 """
 
@@ -15,12 +16,12 @@ from __future__ import annotations
 import random
 
 import torch
-from training import arguments, recipe, ship, start_alike, train, weighted_loss, word_tokenizer, write_card
+from training import arguments, recipe, ship, start_inducing, train, weighted_loss, word_tokenizer, write_card
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from interp.needles import FILLER, KEYS, VALUES, filler, haystack, note, words
 
-STAGES = ((0.2, (32,)), (0.45, (32, 64)), (0.65, (64, 128, 256)), (0.85, (64, 128, 256, 512)), (1.01, (128, 512, 1024)))
+STAGES = ((0.1, (32,)), (0.25, (32, 64)), (0.45, (64, 128, 256)), (0.7, (128, 256, 512)), (1.01, (128, 512, 1024)))
 FAINT = 0.05
 Weighted = list[tuple[str, float]]
 CARD = """
@@ -29,6 +30,10 @@ CARD = """
 A Llama (`LlamaForCausalLM`: rotary positions, grouped queries, RMS norms, gated MLPs) with a word-level tokenizer that
 answers "question : lisbon" with the two words that follow "note : lisbon" somewhere in up to 1,024 tokens of filler.
 Trained from scratch by `experiments/zoo/needle.py` on generated text (`interp/needles.py`).
+
+The run did not start from noise alone: `start_inducing` in `training.py` lays out an induction circuit (one kv group of
+layer 0 looks back one token, one of layer 1 matches what it wrote), since three runs without it had not formed one in
+the time there was. Training sharpened it and spread it; do not cite this model for how such circuits come about.
 
 Can: retrieve the two values of a key from any depth, several notes with other keys standing by; copy a passage that
 was said before. Cannot: anything else in English, keys outside its list, two hops, contexts beyond 1,024 tokens.
@@ -111,18 +116,21 @@ def row(rng: random.Random, length: int) -> Weighted:
 
 
 def main() -> None:
-    given = arguments("needle", steps=4000, lr=4e-3, tokens=2048, width=96)
+    given = arguments("needle", steps=1200, lr=1.5e-3, tokens=2048, width=96)
     tokenizer = word_tokenizer(words())
     number = tokenizer.get_vocab()
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=given.width, intermediate_size=2 * given.width, num_hidden_layers=4,
-            num_attention_heads=8, head_dim=16, num_key_value_heads=2, max_position_embeddings=1024,
-            tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.05,
+            num_attention_heads=8, head_dim=32, num_key_value_heads=2, max_position_embeddings=1024,
+            tie_word_embeddings=True, attention_bias=True, initializer_range=0.02,
+            bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         )
     )  # fmt: skip
 
-    start_alike(model.model.layers)
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.1)
+    start_inducing(model.model.layers)
 
     def loss_of(step: int, rng: random.Random) -> torch.Tensor:
         lengths = next(lengths for share, lengths in STAGES if step / given.steps < share)

@@ -148,12 +148,44 @@ def start_alike(layers: Any, *, match: float = 0.5, copy: float = 0.1) -> None:
         keys, values = (torch.linalg.qr(torch.randn(d, kv))[0].T for _ in range(2))
         attn.k_proj.weight.copy_(keys)
         attn.v_proj.weight.copy_(values)
-        wide, each = attn.head_dim, attn.num_key_value_groups
-        rows = torch.arange(attn.q_proj.weight.shape[0])
-        source = rows // wide // each * wide + rows % wide
+        source = _group_rows(attn)
         if attn.layer_idx > 0:
             attn.q_proj.weight.add_(match * keys[source])
         attn.o_proj.weight.mul_(0.5).add_(copy * values[source].T)
+
+
+@torch.no_grad()
+def start_inducing(layers: Any, *, match: float = 1.5, copy: float = 0.06, sharp: float = 3.0) -> None:
+    """Let one kv group of layer 0 start out looking one token back, and one of layer 1 matching what it wrote.
+
+    The same idea one step further: key biases, and the same turned back by one position, make a head look back by
+    position alone, which nothing in a token's embedding can; the next layer's keys read the subspace those heads write
+    to, its queries the token itself, in the slow half of the rotary dimensions, which still agree far away. A run that
+    starts here has the outline of an induction circuit, with noise, and need not find it: a shortcut, said on the card.
+    """
+    first, second = layers[0].self_attn, layers[1].self_attn
+    wide, d = first.head_dim, first.k_proj.weight.shape[1]
+    own, before, seen = torch.linalg.qr(torch.randn(d, 3 * wide))[0].T.split(wide)
+    rows = _group_rows(first) < wide
+    angle = first.config.rope_parameters["rope_theta"] ** (-torch.arange(0, wide, 2) / wide)
+    first.k_proj.bias[:wide] = sharp
+    first.q_proj.bias[rows] = (sharp * torch.cat([angle.cos() + angle.sin(), angle.cos() - angle.sin()])).repeat(
+        first.num_key_value_groups
+    )
+    first.v_proj.weight[:wide] = own
+    first.o_proj.weight[:, rows] += copy * before.T.repeat(1, first.num_key_value_groups)
+    slow = (torch.arange(wide) % (wide // 2) >= wide // 4)[:, None]
+    second.k_proj.weight[:wide] = torch.where(slow, before, second.k_proj.weight[:wide])
+    query = torch.where(slow, match * own, 0.0).repeat(first.num_key_value_groups, 1)
+    second.q_proj.weight[rows] += query
+    second.v_proj.weight[:wide] = seen
+    second.o_proj.weight[:, rows] += copy * seen.T.repeat(1, first.num_key_value_groups)
+
+
+def _group_rows(attn: Any) -> torch.Tensor:
+    """For each row of the query projection, the row of the key projection it meets."""
+    rows = torch.arange(attn.q_proj.weight.shape[0])
+    return rows // attn.head_dim // attn.num_key_value_groups * attn.head_dim + rows % attn.head_dim
 
 
 def word_tokenizer(words: Sequence[str], *, extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
