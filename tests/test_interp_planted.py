@@ -156,6 +156,13 @@ def test_role_scores_put_the_head_of_the_role_first():
     assert torch.equal(pattern[0, 3, 1:, 0], torch.ones(n - 1))
 
 
+def test_heads_that_find_nothing_rest_on_the_first_position():
+    """Scores of 10 and 16 above everything else: at most 60 e^-9.8 of the weight goes astray."""
+    _, pattern = patterns(" ".join(random.Random(4).sample(planted_decoder.WORDS, 60)))
+    for layer, head in ((0, 2), (1, 2), (1, 4)):
+        assert pattern[layer, head, 1:, 0].min() > 0.996
+
+
 def test_retrieval_looks_at_the_value_and_only_at_the_question():
     ids, pattern = patterns("fox = apple , lake = stone , hill = moon , lake =")
     head = pattern[1, 2]
