@@ -9,6 +9,8 @@ end.
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -18,6 +20,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+@no_type_check
 def _scores(
     q, k, i_low, i_high, j, bias, scale, softcap, CAP: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr
 ):
@@ -34,6 +37,7 @@ def _scores(
 
 
 @triton.jit
+@no_type_check
 def forward(
     Q, K, V, LOW, HIGH, BIASES, SETS, POSITION, Z, LSE, ENTROPY, TOP, AT, DISTANCE, MASS,
     heads, group, rows, keys, splits, span, low_batch, scale, softcap,
@@ -108,6 +112,7 @@ def forward(
 
 
 @triton.jit
+@no_type_check
 def received(
     Q, K, LOW, HIGH, BIASES, LSE, SHARE, RECEIVED, SEEN,
     heads, group, rows, keys, low_batch, scale, softcap,

@@ -1,4 +1,4 @@
-"""What comparing with the reference cannot show: brute force, memory, gradients, chunks, bad input, poisoned outputs."""
+"""What comparing with the reference cannot show: brute force, memory, gradients, chunks, bad input, poisoned memory."""
 
 from __future__ import annotations
 
