@@ -21,6 +21,6 @@ def fused(module: nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         for child in module.modules():
             if type(child).__name__ in TANH_GELU and "forward" not in vars(child) and not torch.is_grad_enabled():
-                child.forward = _gelu  # type: ignore[method-assign]
+                child.forward = _gelu
                 undo.callback(vars(child).pop, "forward")
         yield

@@ -1,8 +1,8 @@
 """Attention for many rows of a sweep at once, each row a suffix of one of the base prompts.
 
-Tokens of all rows lie one after the other, [1, token, d], so that every projection is one large product. Rows that start at
-the same column form a rectangle. Keys and values before that column are the base prompt's, shared by all of its rows and
-never copied per row: scores against them are one product per prompt.
+Tokens of all rows lie one after the other, [1, token, d], so that every projection is one large product. Rows that
+start at the same column form a rectangle. Keys and values before that column are the base prompt's, shared by all of
+its rows and never copied per row: scores against them are one product per prompt.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Rectangle:
         return self.rows * len(self.columns)
 
 
-def attend(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], rectangles: Sequence[Rectangle], shared: Shared) -> Tensor:
+def attend(
+    q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], rectangles: Sequence[Rectangle], shared: Shared
+) -> Tensor:
     """z [1, token, head, d] for q [1, head, token, d]; k and v are each rectangle's own [row, kv head, column, d]."""
     out = q.new_empty(1, q.shape[2], q.shape[1], v[0].shape[-1])
     for r, own_k, own_v in zip(rectangles, k, v, strict=True):
@@ -95,11 +97,14 @@ def _alike(q: Tensor, k: Tensor, v: Tensor, prompts: Tensor, r: Rectangle, share
     scores = torch.cat([before, own.unflatten(2, (-1, queries)).flatten(1, 2)], -1) * shared.scale
     weights = _softmax(scores, prompts, each, r, shared).unflatten(1, (kv_heads, -1))
     z = weights[..., r.start :].flatten(2, 3) @ v
-    return _against(weights[..., : r.start], shared.v[prompts, :, : r.start], each) + z.unflatten(2, (-1, queries)).flatten(1, 2)
+    return _against(weights[..., : r.start], shared.v[prompts, :, : r.start], each) + z.unflatten(
+        2, (-1, queries)
+    ).flatten(1, 2)
 
 
 def _against(x: Tensor, base: Tensor, each: int) -> Tensor:
-    """x [row, kv head, group, query, n] times base [prompt, kv head, n, m], one product per prompt and kv head: [row, head, query, m]."""
+    """x [row, kv head, group, query, n] times base [prompt, kv head, n, m], one product per prompt and kv head: [row,
+    head, query, m]."""
     prompts = len(base)
     by_prompt = x.unflatten(0, (prompts, each)).transpose(1, 2)
     made = by_prompt.flatten(2, 4) @ base

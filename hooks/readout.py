@@ -1,7 +1,7 @@
 """From the last block's output to the logits that a metric reads.
 
-Where the logits are `head(norm(x))`, possibly scaled or capped, which is checked against the run itself, only the positions
-and columns read are computed. Otherwise the model's own forward runs with its blocks stepping aside.
+Where the logits are `head(norm(x))`, possibly scaled or capped, which is checked against the run itself, only the
+positions and columns read are computed. Otherwise the model's own forward runs with its blocks stepping aside.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy import Tower
-from interp.hooks.dissect import outer_tensor
 from interp.hooks.errors import ModelError
 from interp.hooks.recording import Recording
 from interp.hooks.session import logits_of
@@ -29,7 +28,8 @@ class Readout:
         if logits is None:
             raise ModelError(f"{type(module).__name__} has no logits to measure: load it with a head.")
         self.logits = logits
-        self.head = getattr(module, "get_output_embeddings", lambda: None)()
+        embeddings: Callable[[], Any] = getattr(module, "get_output_embeddings", lambda: None)
+        self.head: Any = embeddings()
         self.norm = module.get_submodule(tower.final_norm.module) if tower.final_norm is not None else None
         self.finish = self._linear()
 
@@ -68,8 +68,15 @@ class Readout:
         with ExitStack() as undo:
             for layer in self.tower.layers:
                 block = self.module.get_submodule(layer.block)
-                undo.callback(_step_aside(block, layer.ports["resid_post"].key, hidden if layer is self.tower.layers[-1] else None))
-            kwargs = {n: v[prompts] if torch.is_tensor(v) and v.shape[0] == self.base.prompts else v for n, v in self.kwargs.items()}
+                undo.callback(
+                    _step_aside(
+                        block, layer.ports["resid_post"].key, hidden if layer is self.tower.layers[-1] else None
+                    )
+                )
+            kwargs = {
+                n: v[prompts] if torch.is_tensor(v) and v.shape[0] == self.base.prompts else v
+                for n, v in self.kwargs.items()
+            }
             logits = logits_of(self.module(**kwargs))
         assert logits is not None
         return logits
@@ -90,7 +97,7 @@ def _step_aside(block: nn.Module, key: Any, result: Tensor | None) -> Callable[[
         else:
             del block.forward
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
     return undo
 
 
@@ -105,6 +112,3 @@ def _finishes(config: Any) -> list[Callable[[Tensor], Tensor]]:
     if divide:
         found.append(lambda x: x / divide)
     return found
-
-
-__all__ = ["Readout", "outer_tensor"]

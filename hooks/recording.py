@@ -1,7 +1,8 @@
-"""Everything of one plain run that a sweep goes on from: each block's input and arguments, each attention's keys and values.
+"""Everything of one plain run that a sweep goes on from: each block's input and arguments, each attention's keys and
+values.
 
-The output of block l must be the input of block l + 1, bit for bit; where something happens in between (DeepStack, stages)
-the tower cannot be driven block by block, and that is said.
+The output of block l must be the input of block l + 1, bit for bit; where something happens in between (DeepStack,
+stages) the tower cannot be driven block by block, and that is said.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from interp.hooks.anatomy import Anatomy, Layer, Tower
 from interp.hooks.attention import visible
 from interp.hooks.dissect import outer_tensor
-from interp.hooks.errors import InterpError
 from interp.hooks.interface import Call, Switch
 from interp.hooks.packed import Shared
+from interp.kernels.errors import InterpError
 
 
 class CannotDrive(InterpError):
@@ -102,7 +103,11 @@ def _undrivable(anatomy: Anatomy, tower: Tower) -> str | None:
         return f"the tower {tower.name!r} feeds another one, so its blocks are not the end of the run"
     for layer in tower.layers:
         if not layer.interface or layer.kind == "cross":
-            return f"layer {layer.index} is outside the attention interface" if not layer.interface else f"layer {layer.index} attends to another tower"
+            return (
+                f"layer {layer.index} is outside the attention interface"
+                if not layer.interface
+                else f"layer {layer.index} attends to another tower"
+            )
     if len({layer.block for layer in tower.layers}) < len(tower.layers) or "cross" in anatomy.towers:
         return "blocks with several attentions"
     return None
@@ -126,7 +131,9 @@ def _keep_output(into: dict[int, Tensor], index: int) -> Any:
     return hook
 
 
-def _checked(tower: Tower, taps: Mapping[int, _Tap], entered: Mapping[int, Any], left: Mapping[int, Tensor], output: Any) -> Recording:
+def _checked(
+    tower: Tower, taps: Mapping[int, _Tap], entered: Mapping[int, Any], left: Mapping[int, Tensor], output: Any
+) -> Recording:
     blocks: list[Block] = []
     before: Tensor | None = None
     for layer in tower.layers:

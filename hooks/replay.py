@@ -1,12 +1,13 @@
 """Run many changed versions of a few prompts, recomputing only what each change can reach.
 
-A change at layer l, first column p, leaves layers below l and columns before p untouched. So the prompts are run once and
-kept; then the blocks are driven from here, layer by layer. A changed version (a row) joins the batch when its layer is
-reached, as its suffix from column p on; keys and values before p are the prompt's own. The last layer computes only the
-columns that are read. Rows whose change changes nothing cost nothing, and their effect is exactly 0.
+A change at layer l, first column p, leaves layers below l and columns before p untouched. So the prompts are run once
+and kept; then the blocks are driven from here, layer by layer. A changed version (a row) joins the batch when its
+layer is reached, as its suffix from column p on; keys and values before p are the prompt's own. The last layer
+computes only the columns that are read. Rows whose change changes nothing cost nothing, and their effect is exactly
+0.
 
-Every wave carries one unchanged row per prompt: effects subtract it, and how far it is from the recorded run is the noise
-floor, since other batch shapes take other matrix products.
+Every wave carries one unchanged row per prompt: effects subtract it, and how far it is from the recorded run is the
+noise floor, since other batch shapes take other matrix products.
 """
 
 from __future__ import annotations
@@ -158,12 +159,16 @@ class _Slice:
 class Replay:
     """One tower's recorded run of some prompts, and its changed versions."""
 
-    def __init__(self, module: nn.Module, anatomy: Anatomy, tower: Tower, kwargs: Mapping[str, Any], valid: Tensor) -> None:
+    def __init__(
+        self, module: nn.Module, anatomy: Anatomy, tower: Tower, kwargs: Mapping[str, Any], valid: Tensor
+    ) -> None:
         self.module, self.tower, self.kwargs = module, tower, kwargs
         self.base: Recording = record(module, anatomy, tower, kwargs)
         self.readout = Readout(module, tower, self.base, kwargs)
         self.ends = _ends(valid) if self.readout.by_position else torch.full((len(valid),), self.base.length)
-        self.earliest = _closed(self.base) if self.readout.by_position else torch.zeros(self.base.length, dtype=torch.long)
+        self.earliest = (
+            _closed(self.base) if self.readout.by_position else torch.zeros(self.base.length, dtype=torch.long)
+        )
 
     def row(self, number: int, prompt: int, changes: Sequence[Change]) -> Row | None:
         """The row of these changes; None where none of them changes anything, by comparison with the recorded run."""
@@ -175,7 +180,10 @@ class Replay:
 
     def run(self, rows: Sequence[Row], read: Tensor, columns: Sequence[int] | None) -> Tensor:
         """Logits [row, read, column] at `read` [prompt, read position] for every row, in their order."""
-        order = sorted(range(len(rows)), key=lambda n: (rows[n].start, int(self.ends[rows[n].prompt]), rows[n].layer, rows[n].prompt))
+        order = sorted(
+            range(len(rows)),
+            key=lambda n: (rows[n].start, int(self.ends[rows[n].prompt]), rows[n].layer, rows[n].prompt),
+        )
         groups = self._groups([rows[n] for n in order])
         with torch.no_grad(), fused(self.module):
             self._drive(groups, read)
@@ -188,7 +196,9 @@ class Replay:
         for row in rows:
             found[row.start, int(self.ends[row.prompt])].append(row)
         d, dtype = self.base.left.shape[-1], self.base.left.dtype
-        return [Group(s, e, members, torch.empty(len(members), e - s, d, dtype=dtype)) for (s, e), members in found.items()]
+        return [
+            Group(s, e, members, torch.empty(len(members), e - s, d, dtype=dtype)) for (s, e), members in found.items()
+        ]
 
     def _drive(self, groups: Sequence[Group], read: Tensor) -> None:
         for n, block in enumerate(self.base.blocks):
@@ -226,17 +236,23 @@ class Replay:
             made = self._call(whole, _packed(pieces))
             for piece in pieces:
                 width = piece.group.end - piece.group.start
-                piece.group.hidden[piece.low : piece.high] = made[0, piece.at : piece.at + (piece.high - piece.low) * width].unflatten(0, (-1, width))
+                piece.group.hidden[piece.low : piece.high] = made[
+                    0, piece.at : piece.at + (piece.high - piece.low) * width
+                ].unflatten(0, (-1, width))
             return
         whole.harvest = True
         self._call(whole, _packed(pieces))
         narrow = _narrowed(pieces, columns)
         part = _Slice(block, narrow, columns, whole.own)
-        hidden = torch.cat([p.group.hidden[p.low : p.high][:, columns - p.group.start].flatten(0, 1) for p in pieces])[None]
+        hidden = torch.cat([p.group.hidden[p.low : p.high][:, columns - p.group.start].flatten(0, 1) for p in pieces])[
+            None
+        ]
         made = self._call(part, hidden)
         for piece in narrow:
             rows = piece.high - piece.low
-            piece.group.hidden[piece.low : piece.high, columns - piece.group.start] = made[0, piece.at : piece.at + rows * len(columns)].unflatten(0, (rows, -1))
+            piece.group.hidden[piece.low : piece.high, columns - piece.group.start] = made[
+                0, piece.at : piece.at + rows * len(columns)
+            ].unflatten(0, (rows, -1))
 
     def _call(self, slice_: _Slice, hidden: Tensor) -> Tensor:
         block, layer = slice_.block, slice_.block.layer
@@ -246,8 +262,18 @@ class Replay:
         with ExitStack() as undo:
             Switch.watch(attention, slice_)
             undo.callback(Switch.forget, attention, slice_)
-            for component in {c.component for p in slice_.pieces for r in p.group.rows[p.low : p.high] for c in r.changes if c.layer == layer.index}:
-                if component not in CALLED and component in layer.ports and component not in ("resid_pre", "resid_post"):
+            for component in {
+                c.component
+                for p in slice_.pieces
+                for r in p.group.rows[p.low : p.high]
+                for c in r.changes
+                if c.layer == layer.index
+            }:
+                if (
+                    component not in CALLED
+                    and component in layer.ports
+                    and component not in ("resid_pre", "resid_post")
+                ):
                     write = _writer(slice_, component)
                     undo.callback(stand_at(self.module, layer.ports[component], write, batch=lambda: 1).remove)
             try:
@@ -271,13 +297,17 @@ class Replay:
         parts = []
         for some in torch.arange(len(prompts)).split(max(1, TOKENS // self.base.length)):
             logits = self.readout.whole(group.hidden[some], prompts[some])
-            logits = logits[:, None] if logits.ndim == 2 else logits[torch.arange(len(some))[:, None], read[prompts[some]]]
+            logits = (
+                logits[:, None] if logits.ndim == 2 else logits[torch.arange(len(some))[:, None], read[prompts[some]]]
+            )
             parts.append(logits if columns is None else logits[..., list(columns)])
         return torch.cat(parts)
 
     def unchanged(self, start: int = 0) -> list[Row]:
         """One row per prompt that changes nothing, to subtract."""
-        return [Row(-1, b, (), int(self.earliest[min(start, self.base.length - 1)]), 0) for b in range(self.base.prompts)]
+        return [
+            Row(-1, b, (), int(self.earliest[min(start, self.base.length - 1)]), 0) for b in range(self.base.prompts)
+        ]
 
 
 def _writer(slice_: _Slice, component: str) -> Any:
@@ -285,8 +315,14 @@ def _writer(slice_: _Slice, component: str) -> Any:
 
 
 def _plain_last(pieces: Sequence[Piece], block: Block) -> bool:
-    """Whether the last layer may be cut to the columns read: no row changes something there but the residual before it."""
-    return all(c.layer != block.layer.index or c.component in ("resid_pre", "q", "k", "v", "z") for p in pieces for r in p.group.rows[p.low : p.high] for c in r.changes)
+    """Whether the last layer may be cut to the columns read: no row changes something there but the residual before
+    it."""
+    return all(
+        c.layer != block.layer.index or c.component in ("resid_pre", "q", "k", "v", "z")
+        for p in pieces
+        for r in p.group.rows[p.low : p.high]
+        for c in r.changes
+    )
 
 
 def _ends(valid: Tensor) -> Tensor:
@@ -347,7 +383,9 @@ def _whereabouts(slice_: _Slice) -> tuple[Tensor, Tensor]:
     return torch.cat(prompts), torch.cat(columns)
 
 
-def _narrow(block: Block, prompts: Tensor, columns: Tensor, hidden: Tensor, base: Recording) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _narrow(
+    block: Block, prompts: Tensor, columns: Tensor, hidden: Tensor, base: Recording
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The block's recorded arguments for these tokens; the residual replaced, masks left to the attention."""
 
     def one(name: int | str, value: Any) -> Any:
@@ -360,9 +398,11 @@ def _narrow(block: Block, prompts: Tensor, columns: Tensor, hidden: Tensor, base
 
 
 def _tokens(value: Any, prompts: Tensor, columns: Tensor, base: Recording) -> Any:
-    """An argument that has an entry per position, at these tokens; others as they are."""
+    """An argument that has an entry per position, at these tokens; others as they are; a cache is left out."""
     if isinstance(value, tuple):
         return tuple(_tokens(v, prompts, columns, base) for v in value)
+    if hasattr(value, "get_seq_length"):
+        return None
     if not torch.is_tensor(value):
         return value
     n, b = base.length, base.prompts

@@ -1,7 +1,8 @@
 """Statistics of the attention of chosen layers, taken while the model runs, without its N x N patterns.
 
-The model's own implementation computes z; the statistics come from what the call received. With `impl` the kernels compute
-both in one pass, and the model goes on with their z. Padding is not a row: padded queries take no part in sums over rows.
+The model's own implementation computes z; the statistics come from what the call received. With `impl` the kernels
+compute both in one pass, and the model goes on with their z. Padding is not a row: padded queries take no part in
+sums over rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from interp.hooks.tape import tower_inputs
 from interp.kernels.attention import attend
 from interp.kernels.masks import Dense, as_mask
 from interp.kernels.stats import Stat, concat, parse_all
-
 
 FIRST = "mass:first"
 """The mass on the first real token is the mass on a key set: a sliding window may have dropped that key."""
@@ -104,7 +104,9 @@ class StatTap:
             key_sets=self._key_sets(queries, keys), **arguments,
         )  # fmt: skip
         self.ran.add(done.impl)
-        self.parts.append({name: _placed(name, value, self._first_key(queries, keys)) for name, value in done.stats.items()})
+        self.parts.append(
+            {name: _placed(name, value, self._first_key(queries, keys)) for name, value in done.stats.items()}
+        )
         return done.z
 
     def _start(self) -> int:
@@ -121,7 +123,10 @@ class StatTap:
             return None
         mask = self._queries().mask(self.request.rows)[:, self._start() : self._start() + queries]
         if not bool((mask == mask[:1]).all()):
-            raise InputsError("rows= must mean the same columns in every example here; pad on the left, or take all rows and select afterwards.")
+            raise InputsError(
+                "rows= must mean the same columns in every example here; pad on the left, or take all rows and select"
+                " afterwards."
+            )
         return mask[0].nonzero().flatten()
 
     def _without_padding(self, mask: Any, queries: int, keys: int) -> Any:
@@ -136,7 +141,11 @@ class StatTap:
 
     def _key_sets(self, queries: int, keys: int) -> dict[str, Tensor]:
         start = self._first_key(queries, keys)
-        return {s.argument: self._keys().mask(s.argument)[:, start : start + keys] for s in self.request.stats if s.kind == "mass"}
+        return {
+            s.argument: self._keys().mask(s.argument)[:, start : start + keys]
+            for s in self.request.stats
+            if s.kind == "mass"
+        }
 
     def merged(self) -> dict[str, Tensor]:
         """All chunks as one run, reduced over groups if that was asked."""
@@ -159,13 +168,23 @@ def _placed(name: str, value: Tensor, first_key: int) -> Tensor:
     return torch.nn.functional.pad(value, (first_key, 0)) if Stat(name).per_key else value
 
 
-def stream(root: nn.Module, anatomy: Anatomy, sites: Sequence[Site], request: Request, inputs: Inputs,
-           forward: Callable[[], None], offset: Callable[[], int]) -> dict[Site, StatTap]:
+def stream(
+    root: nn.Module,
+    anatomy: Anatomy,
+    sites: Sequence[Site],
+    request: Request,
+    inputs: Inputs,
+    forward: Callable[[], None],
+    offset: Callable[[], int],
+) -> dict[Site, StatTap]:
     """Run `forward` with a tap at every site's attention; returns the taps with what they took."""
     taps = {site: StatTap(request, site, anatomy.layer(site), inputs, offset) for site in sites}
     outside = [str(site) for site, tap in taps.items() if not tap.layer.interface]
     if outside:
-        raise InputsError(f"{outside[0]}: statistics need the attention call, and this family's does not go through transformers' interface.")
+        raise InputsError(
+            f"{outside[0]}: statistics need the attention call, and this family's does not go through transformers'"
+            " interface."
+        )
     watched: Mapping[Site, nn.Module] = {site: root.get_submodule(tap.layer.attention) for site, tap in taps.items()}
     for site, module in watched.items():
         Switch.watch(module, taps[site])

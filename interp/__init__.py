@@ -5,12 +5,17 @@ Everything public is listed here and loaded when first used, so that `import int
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 _HOME = {
     "attach": "interp.model",
     "load": "interp.load",
+    "patch": "interp.patch",
+    "Task": "interp.task",
+    "Effects": "interp.effects",
     "open": "interp.hooks.tape:open_tape",
     "Model": "interp.model",
     "Tape": "interp.hooks.tape",
@@ -36,10 +41,24 @@ _HOME = {
     "InterpError": "interp.kernels.errors",
 }
 __version__ = "0.1.0"
-__all__ = sorted(_HOME)  # noqa: PLE0605
+_ROOMS = ("tasks", "metrics", "formats")
+__all__ = sorted([*_HOME, *_ROOMS])
+
+
+class _Public(ModuleType):
+    """Keeps `interp.load` the call when the file of the same name is imported, which would put the file in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Public
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"interp.{name}")
     if name not in _HOME:
         raise AttributeError(f"interp has no {name!r}; it has {', '.join(__all__)}")
     module, _, renamed = _HOME[name].partition(":")

@@ -1,10 +1,10 @@
 """How heads attend, as numbers per row and per key, at any length.
 
-Entropy, the largest weight and its key, mass on the first token or on a role, attention received: each is taken layer by
-layer while the model runs, from the queries and keys of the call, in memory linear in the number of tokens. A long prompt is
-read in chunks with the KV cache, and the statistics of the chunks are merged exactly.
-Cost: one forward pass, plus about one more attention per layer (none with `impl=`, where one pass gives both).
-Limits: models whose attention goes through transformers' interface; chunks need a causal model with a cache.
+Entropy, the largest weight and its key, mass on the first token or on a role, attention received: each is taken layer
+by layer while the model runs, from the queries and keys of the call, in memory linear in the number of tokens. A long
+prompt is read in chunks with the KV cache, and the statistics of the chunks are merged exactly. Cost: one forward
+pass, plus about one more attention per layer (none with `impl=`, where one pass gives both). Limits: models whose
+attention goes through transformers' interface; chunks need a causal model with a cache.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class _Progress:
             or self.model.anatomy.tower(None, text="chunk").bidirectional
         ):
             raise InputsError(
-                f"chunk= reads a text in pieces of at least one token through a causal model's cache; got chunk={chunk}"
-                + (f" and {', '.join(extra)}." if extra else ".")
+                "chunk= reads a text in pieces of at least one token through a causal model's cache; got"
+                f" chunk={chunk}" + (f" and {', '.join(extra)}." if extra else ".")
             )
 
     def run(self) -> None:

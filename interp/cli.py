@@ -1,4 +1,5 @@
-"""The command line: `interp demo`, `interp doctor`, `interp zoo`. Each command's work is a function that Python can call too.
+"""The command line: `interp demo`, `interp doctor`, `interp zoo`. Each command's work is a function that Python can
+call too.
 
 Exit codes: 0 done, 1 a check failed, 2 the request could not be carried out (the message says what to do).
 """
@@ -35,13 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="interp", description="Look inside attention heads, and change what they do, in any transformer.")
+    parser = argparse.ArgumentParser(
+        prog="interp", description="Look inside attention heads, and change what they do, in any transformer."
+    )
     commands = parser.add_subparsers(metavar="command", required=True)
     demo = _command(commands, "demo", "attach a model, check it, switch a head off", DEMO)
     demo.set_defaults(run=_demo)
     doctor = _command(commands, "doctor", "hold the hook layer against what models do", DOCTOR)
     doctor.add_argument("model", nargs="?", help="a zoo name, a local directory or a hub name")
-    doctor.add_argument("--families", nargs="*", metavar="FAMILY", help="tiny random models of these families, or of all")
+    doctor.add_argument(
+        "--families", nargs="*", metavar="FAMILY", help="tiny random models of these families, or of all"
+    )
     doctor.add_argument("--json", action="store_true", help="one JSON object a line")
     doctor.set_defaults(run=_doctor)
     zoo = _command(commands, "zoo", "the models that ship with the toolkit", ZOO)
@@ -52,8 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, epilog: str) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, epilog: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:

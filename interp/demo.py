@@ -1,7 +1,8 @@
 """The first thing to run: a model whose heads are known, checked, and one head switched off.
 
-The model is planted (`interp/planted`): its weights were set by hand, so the answer key says beforehand which head copies
-the word that followed last time. The demo finds what every head does for that prediction by switching each off in turn.
+The model is planted (`interp/planted`): its weights were set by hand, so the answer key says beforehand which head
+copies the word that followed last time. The demo finds what every head does for that prediction by switching each off
+in turn.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ def demo() -> str:
     prompt = model.prepare(probe.clean)
     tokens = [model.tokenizer.convert_tokens_to_ids(word) for word in (probe.answer, probe.wrong)]
     plain = model.run(prompt)["logits"]
-    effects = {head: _difference(_without(model, prompt, head), tokens) - _difference(plain, tokens) for head in _heads(model)}
+    effects = {
+        head: _difference(_without(model, prompt, head), tokens) - _difference(plain, tokens) for head in _heads(model)
+    }
     known = {head.site: head.does for head in answers.heads}
     ranked = sorted(effects, key=lambda head: -abs(effects[head]))
     found = f"{ranked[0]}, which {known.get(ranked[0], 'nobody planted')}"
     rows = [f"  {head:<8}{effects[head]:+9.3f}   {known.get(head, '')}" for head in ranked[:6]]
     return "\n".join(
         [
-            repr(model), "", str(model.check()), "",
+            repr(model),
+            "",
+            str(model.check()),
+            "",
             f"Prompt: {probe.clean!r}. The model says {probe.answer!r} over {probe.wrong!r} by {_difference(plain, tokens):.2f}.",
-            "Switching off one head at a time changes that by:", *rows,
+            "Switching off one head at a time changes that by:",
+            *rows,
             f"The head that matters most is {found}. The answer key expected {', '.join(probe.heads)}.",
         ]  # fmt: skip
     )

@@ -1,8 +1,8 @@
 """Run the self-checks of the hook layer over a matrix of tiny random models, one line a family.
 
-Each family is built from its real class and a tiny config, and checked under sdpa and eager, alone and in batches of three
-padded on the left and on the right, in float32 and bfloat16. A check passes when it passes in every cell; what a class does
-not support is n/a, with the reason, and never counts as a pass. Cost: seconds a family.
+Each family is built from its real class and a tiny config, and checked under sdpa and eager, alone and in batches of
+three padded on the left and on the right, in float32 and bfloat16. A check passes when it passes in every cell; what
+a class does not support is n/a, with the reason, and never counts as a pass. Cost: seconds a family.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Row:
         return "\n".join([head.rstrip(), *(f"{'':<24}{note}" for note in self.notes)])
 
 
+ATTENTIONS: tuple[Literal["sdpa", "eager"], ...] = ("sdpa", "eager")
+BATCHES: tuple[tuple[int, Padding], ...] = ((1, None), (3, "left"), (3, "right"))
 CELLS = tuple(
     Cell(attention, dtype, batch, padding)
-    for attention, dtype, (batch, padding) in product(
-        ("sdpa", "eager"), (torch.float32, torch.bfloat16), ((1, None), (3, "left"), (3, "right"))
-    )
+    for attention, dtype, (batch, padding) in product(ATTENTIONS, (torch.float32, torch.bfloat16), BATCHES)
 )
 
 

@@ -16,7 +16,9 @@ from interp.kernels.errors import AttentionError
 STATS = ["entropy", "max", "argmax", "first", "previous", "self", "received", "received_mean", "distance", "topk:3"]
 
 
-def model_and_ids(name: str, *, rows: int = 2, length: int = 24, pad: int = 5) -> tuple[interp.Model, dict[str, Tensor]]:
+def model_and_ids(
+    name: str, *, rows: int = 2, length: int = 24, pad: int = 5
+) -> tuple[interp.Model, dict[str, Tensor]]:
     ids = torch.randint(5, 90, (rows, length))
     mask = torch.ones_like(ids)
     mask[0, :pad] = 0
@@ -76,8 +78,15 @@ def test_mass_on_an_image_in_both_towers_of_a_language_vision_model() -> None:
     text = m.attention(kwargs, stats=["mass:image", "entropy"], heads="text.L*")
     image = m.inputs(kwargs).mask("image")
     pattern = m.run(kwargs, record="text.L*.pattern")["text.L1.pattern"]
-    torch.testing.assert_close(text.at("text.L1", "mass:image"), (pattern * image[:, None, None]).sum(-1), atol=1e-5, rtol=1e-5)
-    assert m.attention(kwargs, stats="entropy", heads="vision.L*")["entropy"].dims == ("layer", "example", "head", "position")
+    torch.testing.assert_close(
+        text.at("text.L1", "mass:image"), (pattern * image[:, None, None]).sum(-1), atol=1e-5, rtol=1e-5
+    )
+    assert m.attention(kwargs, stats="entropy", heads="vision.L*")["entropy"].dims == (
+        "layer",
+        "example",
+        "head",
+        "position",
+    )
 
 
 def test_rows_heads_groups_and_labels() -> None:
@@ -87,7 +96,9 @@ def test_rows_heads_groups_and_labels() -> None:
     pairs = m.attention(x, stats="entropy", reduce_groups="mean")
     torch.testing.assert_close(pairs.at("L0", "entropy"), every.at("L0", "entropy").unflatten(1, (2, 2)).mean(2))
     assert list(every["entropy"].coords["layer"].values) == ["L0", "L1"]
-    torch.testing.assert_close(torch.tensor(every.mean("entropy").values[1]), every.at("L1", "entropy").mean((0, 2)), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor(every.mean("entropy").values[1]), every.at("L1", "entropy").mean((0, 2)), atol=1e-6, rtol=1e-6
+    )
 
 
 def test_means_leave_padding_out() -> None:
@@ -116,7 +127,9 @@ def test_no_tensor_of_queries_times_keys_is_made_on_the_way() -> None:
     ids = {"input_ids": torch.randint(5, 90, (1, 2048))}
     m.module.config.max_position_embeddings = 4096
     with Largest():
-        m.attention(ids, stats=["entropy", "received", "max", "argmax"], impl="native" if _native() else "sweep", chunk=512)
+        m.attention(
+            ids, stats=["entropy", "received", "max", "argmax"], impl="native" if _native() else "sweep", chunk=512
+        )
     assert Largest.size < 2048 * 2048
 
 

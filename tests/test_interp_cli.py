@@ -42,7 +42,9 @@ def test_doctor_of_a_local_model(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "residual" in capsys.readouterr().out
 
 
-def test_a_request_that_cannot_be_met_exits_with_2_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_request_that_cannot_be_met_exits_with_2_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["doctor", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
     assert main(["doctor"]) == 2

@@ -12,7 +12,11 @@ from interp.hooks.checks import check
 from interp.hooks.errors import CheckFailed
 from interp.hooks.trace import trace
 
-QUICK = (Cell("sdpa", torch.float32, 3, "left"), Cell("eager", torch.float32, 3, "left"), Cell("sdpa", torch.float32, 1, None))
+QUICK = (
+    Cell("sdpa", torch.float32, 3, "left"),
+    Cell("eager", torch.float32, 3, "left"),
+    Cell("sdpa", torch.float32, 1, None),
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

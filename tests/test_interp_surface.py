@@ -54,6 +54,8 @@ def test_an_edit_is_a_value(name: str) -> None:
         one.site = "L0.H2"
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`python (experiments/[\w/]+\.py)`|`make test ARGS=\"(tests/[\w.]+)\"`", README))))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"`python (experiments/[\w/]+\.py)`|`make test ARGS=\"(tests/[\w.]+)\"`", README)))
+)
 def test_every_command_of_the_promises_names_a_file_that_is_there(command: tuple[str, str]) -> None:
     assert (Path(__file__).parent.parent / "".join(command)).exists()

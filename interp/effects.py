@@ -1,0 +1,152 @@
+"""Effects of patches: labelled, per example, with intervals, and with what they mean written beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.hooks.sites import parse
+from interp.kernels.errors import InterpError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """`values` [cell, example] = metric(patched) - metric(base); cells are sites, or sites times positions."""
+
+    sites: tuple[str, ...]
+    positions: tuple[int, ...] | None
+    values: Tensor
+    base: Tensor
+    """The metric of the base run, per example."""
+    source: Tensor | None
+    """The metric of the source run, per example, where the source is a run."""
+    noise_floor: float
+    """How far unchanged rows are from the plain run in these batch shapes: smaller effects are not effects."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean effect per cell."""
+        return self.values.mean(1)
+
+    @property
+    def normalised(self) -> Tensor:
+        """Mean effect over the mean difference of source and base; not clipped."""
+        if self.source is None:
+            raise InterpError("zero and mean sources have no run to normalise by: use .mean.")
+        gap = float((self.source - self.base).double().mean())
+        if abs(gap) <= max(self.noise_floor, 1e-12):
+            raise InterpError(
+                f"the metric of source and base differs by {gap:.3g}, which is within the noise floor: nothing to"
+                " normalise by."
+            )
+        return self.mean / gap
+
+    def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Bootstrap interval of the mean over examples."""
+        random = torch.Generator().manual_seed(seed)
+        picks = torch.randint(self.values.shape[1], (draws, self.values.shape[1]), generator=random)
+        means = self.values[:, picks].mean(-1)
+        low, high = (1 - level) / 2, (1 + level) / 2
+        bounds = torch.quantile(means, torch.tensor([low, high], dtype=means.dtype), dim=1)
+        return bounds[0], bounds[1]
+
+    def to_frame(self) -> Any:
+        """One row per cell: tower, layer, head, position, estimate, low, high, noise floor."""
+        import pandas
+
+        low, high = self.interval()
+        per_site = len(self.positions) if self.positions is not None else 1
+        rows = []
+        for n, site in enumerate(self.sites):
+            where = parse(site)
+            head = None if where.heads is None else int(where.heads)
+            position = self.positions[n % per_site] if self.positions is not None else None
+            rows.append({"site": site, "tower": where.tower, "layer": int(where.layers or 0), "head": head, "component": where.component,
+                         "position": position, "n": self.values.shape[1], "estimate": float(self.mean[n]), "low": float(low[n]),
+                         "high": float(high[n]), "noise_floor": self.noise_floor})  # fmt: skip
+        return pandas.DataFrame(rows)
+
+    def to_array(self) -> Any:
+        """Mean effects as a labelled array (xarray): [layer, head], [layer], or with a position axis."""
+        frame = self.to_frame()
+        axes = [name for name in ("layer", "head", "position") if frame[name].notna().any()]
+        return frame.set_index(axes)["estimate"].to_xarray()
+
+    def top(self, n: int = 10, *, by: Literal["abs", "high", "low"] = "abs") -> Any:
+        """The n cells with the largest effects, positive or negative ones only if asked."""
+        frame = self.to_frame()
+        order = {"abs": frame["estimate"].abs(), "high": frame["estimate"], "low": -frame["estimate"]}[by]
+        return frame.loc[order.sort_values(ascending=False, kind="stable").index].head(n)
+
+    def plot(self) -> Any:
+        """A map of the effects (plotly), on a scale that is the same on both sides of 0."""
+        import plotly.graph_objects as go
+
+        array = self.to_array()
+        data = array.values if array.ndim == 2 else array.values.reshape(len(array[array.dims[0]]), -1)
+        bound = float(abs(array).max()) or 1.0
+        figure = go.Figure(go.Heatmap(z=data, zmin=-bound, zmax=bound, colorscale="RdBu", colorbar_title="effect"))
+        return figure.update_layout(
+            xaxis_title=str(array.dims[-1]), yaxis_title=str(array.dims[0]), yaxis_autorange="reversed"
+        )
+
+    def __repr__(self) -> str:
+        best = int(self.mean.abs().argmax())
+        return (
+            f"Effects of {len(self.values)} cells on {self.values.shape[1]} examples; largest {self.sites[best]}"
+            f" {float(self.mean[best]):+.4g} (base {float(self.base.mean()):.4g}, noise floor {self.noise_floor:.2g};"
+            f" {self.meta.get('metric', '')})"
+        )
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `effects.safetensors`, `effects.parquet` and `run.json`; read back with `Effects.load`."""
+        from safetensors.torch import save_file
+
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"values": self.values, "base": self.base} | ({} if self.source is None else {"source": self.source})
+        save_file({n: t.contiguous() for n, t in tensors.items()}, str(folder / "effects.safetensors"))
+        self.to_frame().to_parquet(folder / "effects.parquet")
+        about = {
+            "format": FORMAT,
+            "sites": self.sites,
+            "positions": self.positions,
+            "noise_floor": self.noise_floor,
+            "meta": dict(self.meta),
+        }
+        scratch = folder / "run.json.part"
+        scratch.write_text(json.dumps(about, indent=1, default=str))
+        scratch.rename(folder / "run.json")
+        return folder
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Effects:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        folder = Path(directory)
+        about = json.loads((folder / "run.json").read_text())
+        if about.get("format") != FORMAT:
+            raise InterpError(
+                f"{folder} was written in format {about.get('format')}; this version reads format {FORMAT}."
+            )
+        tensors = load_file(str(folder / "effects.safetensors"))
+        positions = None if about["positions"] is None else tuple(about["positions"])
+        return cls(
+            tuple(about["sites"]),
+            positions,
+            tensors["values"],
+            tensors["base"],
+            tensors.get("source"),
+            about["noise_floor"],
+            about["meta"],
+        )
