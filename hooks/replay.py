@@ -96,6 +96,17 @@ class _Slice:
     """Only these columns are queries (in the last layer); keys and values were taken before."""
     own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     harvest: bool = False
+    changes: dict[str, list[tuple[Change, Row, Tensor, int]]] = field(default_factory=dict)
+    """By component, what this layer's rows change: the columns of their tokens, and where in the slice they begin."""
+
+    def __post_init__(self) -> None:
+        for piece in self.pieces:
+            columns = torch.arange(piece.group.start, piece.group.end) if self.columns is None else self.columns
+            for n, row in enumerate(piece.group.rows[piece.low : piece.high]):
+                for change in row.changes:
+                    if change.layer == self.block.layer.index:
+                        at = piece.at + n * len(columns)
+                        self.changes.setdefault(change.component, []).append((change, row, columns, at))
 
     def live(self) -> bool:
         return True
@@ -135,14 +146,11 @@ class _Slice:
 
     def write(self, component: str, x: Tensor) -> Tensor:
         """x [1, token, ...] with the changes of this layer's rows written into it."""
-        result = x
-        for piece in self.pieces:
-            columns = torch.arange(piece.group.start, piece.group.end) if self.columns is None else self.columns
-            for n, row in enumerate(piece.group.rows[piece.low : piece.high]):
-                for change in row.changes:
-                    if change.layer == self.block.layer.index and change.component == component:
-                        result = result.clone() if result is x else result
-                        self._put(result, change, row, columns, piece.at + n * len(columns))
+        if component not in self.changes:
+            return x
+        result = x.clone()
+        for change, row, columns, at in self.changes[component]:
+            self._put(result, change, row, columns, at)
         return result
 
     @staticmethod
@@ -262,13 +270,7 @@ class Replay:
         with ExitStack() as undo:
             Switch.watch(attention, slice_)
             undo.callback(Switch.forget, attention, slice_)
-            for component in {
-                c.component
-                for p in slice_.pieces
-                for r in p.group.rows[p.low : p.high]
-                for c in r.changes
-                if c.layer == layer.index
-            }:
+            for component in slice_.changes:
                 if (
                     component not in CALLED
                     and component in layer.ports
