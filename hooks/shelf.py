@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ class Shelf(MutableMapping[Site, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def sort(self, sites: Sequence[Site]) -> None:
+        """List these sites in this order, and no others."""
+        self._files = {site: self._files[site] for site in sites}
 
     def close(self, anatomy: Anatomy, inputs: Inputs | None, meta: Mapping[str, Any]) -> None:
         """Write what makes the files a tape; last, and by rename, so that a killed run leaves no half tape."""
