@@ -322,7 +322,10 @@ class Session:
                 f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for these"
                 " inputs (a skipped layer, or a tower without its input)."
             )
-        for site in () if isinstance(self.wish.shelf, Shelf) else self.wish.sites:
+        if isinstance(self.wish.shelf, Shelf):
+            self.wish.shelf.sort(self.wish.sites)
+            return self.wish.shelf
+        for site in self.wish.sites:
             parts = self.pieces.pop(site)
             self.wish.shelf[site] = parts[0] if len(parts) == 1 else _join(site, parts)
         return self.wish.shelf
