@@ -49,6 +49,11 @@ class Layer:
     implementation: str = ""
 
     @property
+    def gated(self) -> bool:
+        """Whether something stands between the attention and its output projection: z is what the projection reads."""
+        return self.interface and "z" in self.ports
+
+    @property
     def group(self) -> int:
         """How many query heads read one kv head."""
         return self.heads // self.kv_heads

@@ -15,6 +15,7 @@ Cost: about 3 + 2 x towers forward passes on the example inputs, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -146,6 +147,14 @@ class _Calls:
         self.calls.setdefault(id(call.module), []).append(call)
 
 
+class _Without(_Calls):
+    """Takes the last head out of what the attention gives."""
+
+    def after(self, call: Call) -> None:
+        call.z = call.z.clone()
+        call.z[:, :, -1] = 0
+
+
 class _Seen:
     """One plain run, one recorded run, and what they say."""
 
@@ -204,6 +213,7 @@ class _Seen:
 
     def sums(self, tower: Tower) -> str | None:
         """(b)"""
+        self._gated(tower)
         checked, rounding = 0, ""
         for layer in tower.layers:
             z, out = self._get(tower, layer, "z"), self._get(tower, layer, "attn_out")
@@ -213,11 +223,19 @@ class _Seen:
                 rounding = self._reads(tower, layer, projection, z, out)
                 continue
             parts, bias = self._results(layer, z)
-            size = parts.abs().sum(2) + bias.abs() + out.double().abs().reshape(parts[:, :, 0].shape)
+            size = self._terms(projection, z, parts) + bias.abs() + out.double().abs().reshape(parts[:, :, 0].shape)
             total = (parts.sum(2) + bias).reshape(out.shape)
             _close(total, out, size.reshape(out.shape), f"{tower.name} L{layer.index}: sum of head results")
             checked += 1
         return None if checked else rounding or "no output projection was found"
+
+    @staticmethod
+    def _terms(projection: nn.Module, z: Tensor, parts: Tensor) -> Tensor:
+        """The size of what was summed: all products of z and the weight where that is plain, else the results."""
+        weight = projection._parameters.get("weight")
+        if type(weight) is not nn.Parameter or type(projection) is not nn.Linear or weight.device != z.device:
+            return parts.abs().sum(2)
+        return (z.flatten(-2).double().abs() @ weight.detach().T.double().abs()).reshape(parts[:, :, 0].shape)
 
     def _reads(self, tower: Tower, layer: Layer, projection: nn.Module, z: Tensor, out: Tensor) -> str:
         """Of a projection that rounds its input only this can be asked: that z is what it reads."""
@@ -271,7 +289,8 @@ class _Seen:
         if reasons:
             return reasons.pop()
         for layer in tower.layers:
-            weights, v, z = (self._get(tower, layer, name) for name in ("pattern", "v", "z"))
+            weights, v = (self._get(tower, layer, name) for name in ("pattern", "v"))
+            z = self._attended(layer) if layer.gated else self._get(tower, layer, "z")
             assert weights is not None
             assert v is not None
             assert z is not None
@@ -282,6 +301,28 @@ class _Seen:
             _close(made * sees, z * sees, size + z.abs().max(), what, least=least)
             self._allowed(tower, layer, weights)
         return None
+
+    def _attended(self, layer: Layer) -> Tensor:
+        """What the attention gives to the gate behind it."""
+        return torch.cat([call.z for call in self.calls.calls[id(self.module.get_submodule(layer.attention))]], dim=1)
+
+    def _gated(self, tower: Tower) -> None:
+        """What stands between the attention and z keeps heads apart: without a head's output its z is zero."""
+        layers = [layer for layer in tower.layers if layer.gated]
+        if not layers:
+            return
+        without = _Without()
+        sites = [_site(self.anatomy, tower, layer, "z") for layer in layers]
+        modules = [self.module.get_submodule(layer.attention) for layer in layers]
+        with ExitStack() as undo:
+            session = undo.enter_context(Session(self.module, self.anatomy, wish=Wish(sites), family=self.family))
+            for module in modules:
+                Switch.watch(module, without)
+                undo.callback(Switch.forget, module, without)
+            self._forward()
+        for site, z in session.recorded().items():
+            if bool(z[:, :, -1].any()):
+                raise _Wrong(f"{site} is not made of its own head's attention alone: no gate, so heads have no z here")
 
     def _allowed(self, tower: Tower, layer: Layer, weights: Tensor) -> None:
         calls = self.calls.calls.get(id(self.module.get_submodule(layer.attention)), [])

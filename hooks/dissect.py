@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from interp.hooks.anatomy import Port
 
 PARALLEL = "its attention and MLP read the same residual in parallel, so there is no residual between them"
+RESIDUAL = ("resid_pre", "resid_mid", "resid_mid2", "resid_post", "attn_write", "mlp_write")
 UNFOUND = "no tensor in the block equals the residual plus a module's output"
 EXPERTS = "its MLP is a mixture of experts"
+STREAMS = (
+    "its residual is several streams side by side (AltUp, hyper-connections), so no tensor [batch, position, d] is it"
+)
 
 
 @dataclass
@@ -93,11 +97,21 @@ def dissect(
     )
     mlp = [e for e in leaves if not any(_within(e, units[n]) for n in heads) and e.name not in stage.out.values()]
     for name in heads:
-        stage.attention_ports[name] = _attention_ports(name, events, leaves, outs[name])
+        stage.attention_ports[name] = _attention_ports(name, events, leaves, outs[name], heads[name])
     _mlp_ports(stage, block, events, mlp, 0 if read is None else read[1][..., 0].numel())
-    if read is not None:
+    if read is not None and _several_streams(read[1], leaves):
+        for component in ("resid_pre", "resid_post"):
+            stage.ports.pop(component)
+        stage.missing |= dict.fromkeys(RESIDUAL, STREAMS)
+    elif read is not None:
         _residuals(stage, block, read[1], post, events, [outs[n] for n in heads], list(heads), mlp)
     return stage
+
+
+def _several_streams(pre: Tensor, leaves: list[Event]) -> bool:
+    """Whether the block carries a dimension that none of its matrices sees."""
+    read = [found[1].ndim for e in leaves if (found := first_tensor(e.inputs)) is not None]
+    return bool(read) and pre.ndim == 4 and max(read) < 4
 
 
 def _multiplies(module: nn.Module) -> bool:
@@ -133,7 +147,9 @@ def _projection(
     return wide[0] if wide else None
 
 
-def _attention_ports(name: str, events: list[Event], leaves: list[Event], out: Event | None) -> dict[str, Port]:
+def _attention_ports(
+    name: str, events: list[Event], leaves: list[Event], out: Event | None, z: Tensor | None
+) -> dict[str, Port]:
     ports = {}
     call = next((e for e in events if e.name == name), None)
     first = next((e for e in leaves if e.name.startswith(name + ".")), None)
@@ -141,6 +157,9 @@ def _attention_ports(name: str, events: list[Event], leaves: list[Event], out: E
         ports["attn_in"] = Port(name, "in", read)
     if out is not None:
         ports["attn_out"] = Port(out.name, "out", outer_tensor(out.output)[0])
+        read_by_out = first_tensor(out.inputs)
+        if z is not None and read_by_out is not None and not torch.equal(read_by_out[1].reshape(-1), z.reshape(-1)):
+            ports["z"] = Port(out.name, "in", read_by_out[0])
     return ports
 
 
@@ -164,6 +183,12 @@ def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event], 
         stage.missing |= dict.fromkeys(("mlp_in", "mlp_out", "mlp_write", "neurons"), "it has no MLP")
         return
     whole = _common(block, [e.name for e in mlp])
+    if whole is None and (beside := _beside(block, mlp)):
+        reason = (
+            f"its block has matrices beside the MLP ({', '.join(beside)}), so which of them is the MLP is not certain"
+        )
+        stage.missing |= dict.fromkeys(("mlp_in", "mlp_out", "neurons"), reason)
+        return
     module = next((e for e in events if e.name == whole), None) if whole else None
     experts = module is not None and any(p.ndim >= 3 for p in module.module.parameters())
     experts = experts or (module is not None and any("expert" in n.lower() for n, _ in module.module.named_modules()))
@@ -182,6 +207,13 @@ def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event], 
         stage.missing["neurons"] = EXPERTS
     elif (last := first_tensor(mlp[-1].inputs)) is not None:
         stage.ports["neurons"] = Port(mlp[-1].name, "in", last[0], folded=last[1].ndim == 2)
+
+
+def _beside(block: str, mlp: list[Event]) -> list[str]:
+    """Parts of the block that hold matrices outside its largest part (per-layer inputs, LAuReL, a shared expert)."""
+    parts = Counter(e.name[len(block) + 1 :].partition(".")[0] for e in mlp)
+    (_, count), *rest = parts.most_common()
+    return [name for name, _ in rest] if count > 1 else []
 
 
 def _common(block: str, names: list[str]) -> str | None:

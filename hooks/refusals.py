@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
+from interp.hooks.attributes import refuse_attributes
 from interp.hooks.errors import ModelError
 
 
 def refuse(module: nn.Module) -> None:
-    """Raise for train mode and for weights that are not there."""
+    """Raise for train mode, for weights that are not there, and for what a config says that would be misread."""
+    refuse_attributes(module)
     training = [
         name or type(module).__name__ for name, child in module.named_modules() if child.training and _random(child)
     ]
     if training:
         raise ModelError(
-            f"{training[0]} is in train mode, where dropout changes every number: call model.eval() first (attach never does)."
+            f"{training[0]} is in train mode, where dropout changes every number:"
+            " call model.eval() first (attach never does)."
         )
     empty = [name for name, p in module.named_parameters() if p.device.type == "meta"]
     if empty and not _offloaded(module):

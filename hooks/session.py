@@ -131,14 +131,18 @@ class Session:
     def _by_attention(self) -> dict[str, tuple[Layer, list[Placed], list[Site]]]:
         found: dict[str, tuple[Layer, list[Placed], list[Site]]] = {}
         for placed in self.edits:
-            if placed.site.component in CALL:
+            if self._in_call(placed.site):
                 layer = self.anatomy.layer(placed.site)
                 found.setdefault(layer.attention, (layer, [], []))[1].append(placed)
         for site in self.wish.sites:
-            if site.component in CALL:
+            if self._in_call(site):
                 layer = self.anatomy.layer(site)
                 found.setdefault(layer.attention, (layer, [], []))[2].append(site)
         return found
+
+    def _in_call(self, site: Site) -> bool:
+        """Whether the site is part of the attention call, as z is unless a gate stands behind it."""
+        return site.component in CALL and not (site.component == "z" and self.anatomy.layer(site).gated)
 
     def _stand_at_heads(self, attention: str, members: tuple[Layer, list[Placed], list[Site]]) -> None:
         layer, edits, sites = members
@@ -158,7 +162,10 @@ class Session:
 
     def _stand_to_edit(self, placed: Placed) -> None:
         site = placed.site
-        if site.component in CALL:
+        if self._in_call(site):
+            return
+        if site.component == "z":
+            self._at(self._port(site), partial(self._edit_gated, placed))
             return
         if site.component == "result":
             self._at(self._port(site), partial(self._edit_results, placed), with_input=self.anatomy.layer(site))
@@ -170,7 +177,10 @@ class Session:
         self._at(self._port(site), partial(self._edit_value, placed))
 
     def _stand_to_record(self, site: Site) -> None:
-        if site.component in CALL:
+        if self._in_call(site):
+            return
+        if site.component == "z":
+            self._at(self._port(site), partial(self._record_gated, site))
             return
         if site.component == "result":
             layer = self.anatomy.layer(site)
@@ -189,7 +199,10 @@ class Session:
             return self.anatomy.connector
         tower = self.anatomy.tower(site.tower, text=str(site))
         if site.component == "embed":
-            return tower.layer(min(tower.by_index)).ports["resid_pre"]
+            first = tower.layer(min(tower.by_index))
+            if "resid_pre" not in first.ports:
+                raise SiteError(f"{site}: {first.missing.get('resid_pre', 'no such tensor was found')}.")
+            return first.ports["resid_pre"]
         if site.component == "final_norm":
             if tower.final_norm is None:
                 raise SiteError(f"the tower {tower.name!r} has no norm after its last layer.")
@@ -221,6 +234,28 @@ class Session:
 
     def _edit_value(self, placed: Placed, x: Tensor) -> Tensor:
         return self.changed(placed, x)
+
+    def _edit_gated(self, placed: Placed, x: Tensor) -> Tensor:
+        z = self._by_head(x, self.anatomy.layer(placed.site))
+        new = self.changed(placed, z)
+        return x if new is z else new.flatten(-2)
+
+    def _record_gated(self, site: Site, x: Tensor) -> Tensor:
+        z = self._by_head(x, self.anatomy.layer(site))
+        new = self.record_heads(site, z)
+        return x if new is z else new.flatten(-2)
+
+    def record_heads(self, site: Site, value: Tensor) -> Tensor:
+        """Record the site's heads out of [b, position, head, d]; returns what the model goes on with."""
+        heads = self.heads(site)
+        if heads is None:
+            return self.keep(site, value, value)
+        heads = heads.to(value.device)
+        part = value.index_select(2, heads)
+        if not self.wish.grad:
+            self.keep(site, value, part)
+            return value
+        return value.index_copy(2, heads, self.keep(site, part, part))
 
     def _edit_results(self, placed: Placed, x: Tensor, z: Tensor, layer: Layer) -> Tensor:
         assert layer.out is not None
@@ -485,15 +520,7 @@ class HeadTap:
         return [p for p in self.edits if p.site.component == component]
 
     def _record(self, site: Site, value: Tensor) -> Tensor:
-        heads = self.session.heads(site)
-        if heads is None:
-            return self.session.keep(site, value, value)
-        heads = heads.to(value.device)
-        part = value.index_select(2, heads)
-        if not self.differentiable:
-            self.session.keep(site, value, part)
-            return value
-        return value.index_copy(2, heads, self.session.keep(site, part, part))
+        return self.session.record_heads(site, value)
 
     def attention_edits(self, call: Call) -> list[Any]:
         session, found = self.session, []
