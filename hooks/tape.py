@@ -20,8 +20,8 @@ from interp.kernels.errors import InterpError
 class Tape(Mapping[str, Any]):
     """Recorded tensors by site, with the inputs they belong to.
 
-    `tape["L5.z"]` is that tensor, `tape["L*.z"]` a dict by site. Head axes keep their place whether one head was asked for
-    or all: z is [batch, position, head, d_head] with as many heads as recorded.
+    `tape["L5.z"]` is that tensor, `tape["L*.z"]` a dict by site. Head axes keep their place whether one head was asked
+    for or all: z is [batch, position, head, d_head] with as many heads as recorded.
     """
 
     def __init__(
@@ -120,7 +120,8 @@ class Tape(Mapping[str, Any]):
         missing = [str(s) for s in wanted if s not in self._tensors]
         if missing:
             raise SiteError(
-                f"{', '.join(missing)} not recorded exactly so; gradients are those of recorded tensors: {', '.join(self)}."
+                f"{', '.join(missing)} not recorded exactly so; gradients are those of recorded tensors:"
+                f" {', '.join(self)}."
             )
         grads = torch.autograd.grad(
             value.sum(), [self._tensors[s] for s in wanted], retain_graph=keep_graph, allow_unused=True
@@ -128,7 +129,8 @@ class Tape(Mapping[str, Any]):
         unused = [str(s) for s, g in zip(wanted, grads, strict=True) if g is None]
         if unused:
             raise InterpError(
-                f"the metric does not depend on {', '.join(unused)}: patterns, scores and results are computed beside the model, and a layer whose output is dropped has no gradient; leave them out of sites=."
+                f"the metric does not depend on {', '.join(unused)}: patterns, scores and results are computed"
+                " beside the model, and a layer whose output is dropped has no gradient; leave them out of sites=."
             )
         return {str(s): g for s, g in zip(wanted, grads, strict=True) if g is not None}
 
@@ -215,15 +217,18 @@ def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
 
 
 def select(tensor: Tensor, mask: Tensor, *, axis: int, squeeze: bool = False) -> Tensor:
-    """The masked positions of each row, which must be equally many: [batch, n, ...] in place of [batch, position, ...]."""
+    """The masked positions of each row, which must be equally many: [batch, n, ...] in place of [batch, position,
+    ...]."""
     if mask.shape[0] != tensor.shape[0] or mask.shape[1] != tensor.shape[axis]:
         raise InputsError(
-            f"positions for {list(mask.shape)} [batch, position], but the site has batch {tensor.shape[0]} and {tensor.shape[axis]} positions."
+            f"positions for {list(mask.shape)} [batch, position], but the site has batch {tensor.shape[0]} and"
+            f" {tensor.shape[axis]} positions."
         )
     counts = mask.sum(1).tolist()
     if len(set(counts)) > 1:
         raise InputsError(
-            f"rows select different numbers of positions ({counts}); select equally many, or record all and use tape.inputs.mask(...)."
+            f"rows select different numbers of positions ({counts}); select equally many, or record all and use"
+            " tape.inputs.mask(...)."
         )
     moved = tensor.movedim(axis, 1)
     picked = moved[mask].unflatten(0, (tensor.shape[0], counts[0] if counts else 0)).movedim(1, axis)

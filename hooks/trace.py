@@ -1,8 +1,8 @@
 """Find a model's towers, layers and heads by watching it work once, and where every tensor of a block is.
 
-The attention calls give heads, kv heads and head sizes. Inside a block, the tensors at the borders of its modules are held
-against each other: the projection whose input is z is the output projection; the residual after a stage is the tensor that
-equals residual before plus some module's output, bit for bit. No table of architectures is consulted.
+The attention calls give heads, kv heads and head sizes. Inside a block, the tensors at the borders of its modules are
+held against each other: the projection whose input is z is the output projection; the residual after a stage is the
+tensor that equals residual before plus some module's output, bit for bit. No table of architectures is consulted.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class _Watch:
 
 
 def _is_cross(call: Call, name: str) -> bool:
-    """Cross-attention reads another sequence: transformers names it so, or marks the module, in every family that has it."""
+    """Cross-attention reads another sequence: transformers names it so, or marks the module, in every family that has
+    it."""
     said = getattr(call.module, "is_cross_attention", None)
     return bool(said) or bool(re.search(r"cross|encoder_attn|EncDec", name + type(call.module).__name__, re.IGNORECASE))
 
@@ -110,7 +111,8 @@ def trace(module: nn.Module, inputs: Mapping[str, Any], *, family: Family | None
     seen = watch.seen or (dict(_boundary(module, family)) if family else {})
     if not seen:
         raise ModelError(
-            f"no attention call was seen in {type(module).__name__}: its attention does not go through transformers' interface."
+            f"no attention call was seen in {type(module).__name__}: its attention does not go through"
+            " transformers' interface."
             " Pass family=interp.Family(...) to say where its heads are."
         )
     blocks = {name: _block(module, name, seen) for name in seen}
@@ -139,7 +141,8 @@ def _boundary(root: nn.Module, family: Family) -> list[tuple[str, Seen]]:
         found.append((name, Seen(name, heads, kv_heads, d_head, d_head, cross=False, interface=False)))
     if not found:
         raise ModelError(
-            f"the family {family.name!r} expects attention modules named {family.attention!r}; {type(root).__name__} has none."
+            f"the family {family.name!r} expects attention modules named {family.attention!r};"
+            f" {type(root).__name__} has none."
         )
     return found
 
@@ -182,7 +185,8 @@ def _unit(root: nn.Module, attention: str, prefix: str) -> str:
 
 
 class _Recorder:
-    """Keeps the tensors at the borders of every module of the block that is running, and of the norms between blocks."""
+    """Keeps the tensors at the borders of every module of the block that is running, and of the norms between
+    blocks."""
 
     def __init__(self) -> None:
         self.clock = 0
@@ -240,7 +244,7 @@ def _listen(
         if name in seen:
             recorder.attended[name] += 1
         given: dict[int | str, Any] = dict(enumerate(args))
-        given.update(kwargs)  # type: ignore[arg-type]
+        given.update(kwargs)
         event = Event(name, child, recorder.tick(), {key: _copy(value) for key, value in given.items()})
         event.calls_before = {s: len(watch.seen[s].z) for s in seen if s in watch.seen} if owner is not None else {}
         open_events.append(event)
@@ -265,8 +269,8 @@ def _refuse_shared(attended: Counter[str]) -> None:
     name, times = max(attended.items(), key=lambda item: item[1], default=("", 0))
     if times > 1:
         raise ModelError(
-            f"{name} ran {times} times in one forward pass: layers that share one module (as ALBERT's do) cannot be told"
-            " apart, and a site would mean all of them at once."
+            f"{name} ran {times} times in one forward pass: layers that share one module (as ALBERT's do) cannot be"
+            " told apart, and a site would mean all of them at once."
         )
 
 
@@ -405,7 +409,10 @@ def _heads_at_the_border(s: Seen, family: Family | None) -> tuple[dict[str, Port
             ports[component] = Port(f"{s.name}.{projection.module}", "out")
     missing = {}
     if family.recipe is None:
-        reason = f"the attention of {family.name!r} does not go through transformers' interface, and its family gives no recipe for scores"
+        reason = (
+            f"the attention of {family.name!r} does not go through transformers' interface, and its family gives no"
+            " recipe for scores"
+        )
         missing = dict.fromkeys(("pattern", "scores", "attention"), reason)
     return ports, missing
 
@@ -448,7 +455,8 @@ def _kind_of_tower(root: nn.Module, template: str, members: list[Seen]) -> str:
 
 
 def _owner(root: nn.Module, name: str) -> nn.Module:
-    """The innermost module on the path that has a config and a main input: a pretrained model, not one of its layers."""
+    """The innermost module on the path that has a config and a main input: a pretrained model, not one of its
+    layers."""
     owner, node = root, root
     for part in name.split("."):
         node = node.get_submodule(part)

@@ -1,8 +1,8 @@
 """Generate under edits, with a KV cache.
 
 Positions of edits are columns of the prompt and stay those in every step; `phase` says whether edits act on the prompt
-(`prefill`), on the tokens generated after it (`decode`), or on both. Edits of k and v are never written back to the cache:
-an edit that shall last acts in every step. Cost: that of transformers' own `generate`.
+(`prefill`), on the tokens generated after it (`decode`), or on both. Edits of k and v are never written back to the
+cache: an edit that shall last acts in every step. Cost: that of transformers' own `generate`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def generate(
     x = model.inputs(inputs)
     if "attention_mask" in x.kwargs and not bool(x.valid[:, -1].all()) and not model.config.is_encoder_decoder:
         raise InputsError(
-            "generating goes on from the last column, so prompts are padded on the left: m.prepare(..., padding='left')."
+            "generating goes on from the last column, so prompts are padded on the left: m.prepare(...,"
+            " padding='left')."
         )
     placed = [edit if phase is None else replace(edit, phase=phase) for edit in edits]
     session = Session(model.module, anatomy, edits=placed, inputs=x, family=model.family)
@@ -90,7 +91,8 @@ def _fired(session: Session, max_new_tokens: int) -> None:
     late = [p.edit for p in session.edits if p.edit.step is not None and p.edit.step >= max_new_tokens - 1]
     if late:
         raise EditError(
-            f"{late[0]!r}: with max_new_tokens={max_new_tokens} the decoding steps are 0 to {max_new_tokens - 2}; the first new token comes from the prompt itself."
+            f"{late[0]!r}: with max_new_tokens={max_new_tokens} the decoding steps are 0 to {max_new_tokens - 2};"
+            " the first new token comes from the prompt itself."
         )
     session.check_fired()
 

@@ -1,7 +1,8 @@
 """A model one can look into: a module, its processor, and what was found out about its attention.
 
-`attach` takes a model that you hold and never moves, casts, merges, dequantises it or switches it to eval mode; `load` reads
-one from the hub, a local directory or the zoo. What is where is found on first use in a traced call (`hooks/trace.py`).
+`attach` takes a model that you hold and never moves, casts, merges, dequantises it or switches it to eval mode; `load`
+reads one from the hub, a local directory or the zoo. What is where is found on first use in a traced call
+(`hooks/trace.py`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ Store = Literal["device", "cpu"] | str | Path
 class Model:
     """A module with its processor and its towers. Made by `attach` or `load`, printable, undone by `reset`."""
 
-    def __init__(self, unwrapped: Unwrapped, processor: Any, *, family: Family | None, inputs: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, unwrapped: Unwrapped, processor: Any, *, family: Family | None, inputs: Mapping[str, Any] | None
+    ) -> None:
         self.module = unwrapped.module
         self.how = unwrapped.how
         self.processor = processor if processor is not None else unwrapped.processor
@@ -62,7 +65,9 @@ class Model:
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
-        known = "\n".join(f"  {line}" for line in str(self._anatomy).splitlines()) if self._anatomy else "  not traced yet"
+        known = (
+            "\n".join(f"  {line}" for line in str(self._anatomy).splitlines()) if self._anatomy else "  not traced yet"
+        )
         return f"Model of {type(self.module).__name__}{self.how}\n{known}"
 
     @property
@@ -118,7 +123,8 @@ class Model:
         return [str(site) for site in self.anatomy.sites(pattern)]
 
     def check(self, *, again: bool = False) -> Report:
-        """Hold what the hook layer says against what the model does; printed as a table, cached, run once on first use."""
+        """Hold what the hook layer says against what the model does; printed as a table, cached, run once on first
+        use."""
         if self._report is None or again:
             anatomy = self.anatomy
             with forced_eager():
@@ -127,7 +133,8 @@ class Model:
         return self._report
 
     def capabilities(self) -> Table:
-        """Whether recording, edits and gradients work with the model as it is held, by trying; `m.check()` prints it."""
+        """Whether recording, edits and gradients work with the model as it is held, by trying; `m.check()` prints
+        it."""
         from interp.hooks.capabilities import capabilities
 
         kwargs = self.called_with(self.example())
@@ -154,29 +161,69 @@ class Model:
     def _describe(self, kwargs: Mapping[str, Any]) -> Inputs:
         return Inputs.of(kwargs, config=self.config, tokenizer=self.tokenizer)
 
-    def prepare(self, given: Any, *, images: Any = None, videos: Any = None, audio: Any = None, chat: bool | None = None,
-                continuation: Any = None, padding: Literal["left", "right"] | None = None) -> Inputs:
+    def prepare(
+        self,
+        given: Any,
+        *,
+        images: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        chat: bool | None = None,
+        continuation: Any = None,
+        padding: Literal["left", "right"] | None = None,
+    ) -> Inputs:
         """Text, chat messages, ids or a processor's output as frozen `Inputs`; see `interp/prepare.py`."""
         from interp.prepare import prepare
 
-        return prepare(self.module, self.processor, given, images=images, videos=videos, audio=audio, chat=chat,
-                       continuation=continuation, padding=padding)
+        return prepare(
+            self.module,
+            self.processor,
+            given,
+            images=images,
+            videos=videos,
+            audio=audio,
+            chat=chat,
+            continuation=continuation,
+            padding=padding,
+        )
 
     def roles(self, inputs: Any) -> Roles:
         """What each token is: bos, text, image (index, row, column), pad, special, and so on."""
         return self.inputs(inputs).roles
 
-    def run(self, inputs: Any, *, record: Record = (), edits: Iterable[Edit] = (), positions: Positions | None = None,
-            keys: Positions | None = None, grad: bool = False, store: Store = "device", dtype: torch.dtype | None = None,
-            budget: int | None = None, source_model: Model | None = None) -> Tape:
+    def run(
+        self,
+        inputs: Any,
+        *,
+        record: Record = (),
+        edits: Iterable[Edit] = (),
+        positions: Positions | None = None,
+        keys: Positions | None = None,
+        grad: bool = False,
+        store: Store = "device",
+        dtype: torch.dtype | None = None,
+        budget: int | None = None,
+        source_model: Model | None = None,
+    ) -> Tape:
         """One forward pass with edits; the tape holds the logits and what was asked for.
 
-        `positions` are those recorded (of patterns: the query rows), `keys` the key columns of patterns. `store` is where
-        recordings go: the model's device, "cpu", or a directory (which `interp.open` reads). `budget` bounds them in bytes
-        (half of what is free unless said); they are estimated first. `source_model` runs that model instead and records it under this model's sites.
+        `positions` are those recorded (of patterns: the query rows), `keys` the key columns of patterns. `store` is
+        where recordings go: the model's device, "cpu", or a directory (which `interp.open` reads). `budget` bounds
+        them in bytes (half of what is free unless said); they are estimated first. `source_model` runs that model
+        instead and records it under this model's sites.
         """
         if source_model is not None:
-            return self._source(source_model).run(inputs, record=record, edits=edits, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
+            return self._source(source_model).run(
+                inputs,
+                record=record,
+                edits=edits,
+                positions=positions,
+                keys=keys,
+                grad=grad,
+                store=store,
+                dtype=dtype,
+                budget=budget,
+            )
         anatomy = self.ready()
         x = self.inputs(inputs)
         sites = _wanted(anatomy, record)
@@ -194,7 +241,9 @@ class Model:
     def _source(self, other: Model) -> Model:
         mine, theirs = self.anatomy, other.anatomy
         if str(mine) != str(theirs):
-            raise ModelError(f"source_model has other towers than this model, so sites do not mean the same:\n{mine}\n---\n{theirs}")
+            raise ModelError(
+                f"source_model has other towers than this model, so sites do not mean the same:\n{mine}\n---\n{theirs}"
+            )
         return other
 
     @staticmethod
@@ -224,7 +273,9 @@ class Model:
     def edited(self, edits: Iterable[Edit]) -> Iterator[Session]:
         """While inside, any code that calls the module runs with the edits, in every thread; contexts nest."""
         anatomy = self.ready()
-        session = Session(self.module, anatomy, edits=edits, family=self.family, all_threads=True, describe=self._describe)
+        session = Session(
+            self.module, anatomy, edits=edits, family=self.family, all_threads=True, describe=self._describe
+        )
         with self.on(session):
             yield session
         if session.ran:
@@ -241,7 +292,15 @@ class Model:
             if session in self._sessions:
                 self._sessions.remove(session)
 
-    def generate(self, inputs: Any, *, edits: Iterable[Edit] = (), phase: Literal["prefill", "decode", "both"] | None = None, max_new_tokens: int = 20, **how: Any) -> Any:
+    def generate(
+        self,
+        inputs: Any,
+        *,
+        edits: Iterable[Edit] = (),
+        phase: Literal["prefill", "decode", "both"] | None = None,
+        max_new_tokens: int = 20,
+        **how: Any,
+    ) -> Any:
         """Generate with a KV cache under edits; see `interp/generate.py`."""
         from interp.generate import generate
 
@@ -267,7 +326,9 @@ class Model:
             self._sessions.pop().close()
 
 
-def attach(module: Any, processor: Any = None, *, family: Family | None = None, example: Mapping[str, Any] | None = None) -> Model:
+def attach(
+    module: Any, processor: Any = None, *, family: Family | None = None, example: Mapping[str, Any] | None = None
+) -> Model:
     """A model that you hold: an HF model, a TransformerLens bridge, an nnsight model, a compiled one, or any module.
 
     Attaching twice gives the same Model. `family` says where the heads are in a model outside transformers' attention
@@ -276,9 +337,19 @@ def attach(module: Any, processor: Any = None, *, family: Family | None = None, 
     unwrapped = unwrap(module)
     with _LOCK:
         known = _KNOWN.get(id(unwrapped.module))
-        if known is not None and (processor is None or processor is known.processor) and family in (None, known.family) and example is None:
+        if (
+            known is not None
+            and (processor is None or processor is known.processor)
+            and family in (None, known.family)
+            and example is None
+        ):
             return known
-        model = Model(unwrapped, processor if processor is not None else known.processor if known else None, family=family, inputs=example)
+        model = Model(
+            unwrapped,
+            processor if processor is not None else known.processor if known else None,
+            family=family,
+            inputs=example,
+        )
         _KNOWN[id(unwrapped.module)] = model
         return model
 
@@ -288,13 +359,27 @@ def _wanted(anatomy: Anatomy, record: Record) -> list[Site]:
     sites = [site for spelled in listed for site in anatomy.sites(spelled)]
     for site in sites:
         if site.component == "attention":
-            raise InputsError(f"{str(site)!r} names heads but not what to record: write '{site}.z' or '{site}.pattern'.")
+            raise InputsError(
+                f"{str(site)!r} names heads but not what to record: write '{site}.z' or '{site}.pattern'."
+            )
     return list(dict.fromkeys(sites))
 
 
-def _wish(sites: Sequence[Site], *, positions: Positions | None, keys: Positions | None, grad: bool, store: Store, dtype: torch.dtype | None, budget: int | None) -> Wish:
+def _wish(
+    sites: Sequence[Site],
+    *,
+    positions: Positions | None,
+    keys: Positions | None,
+    grad: bool,
+    store: Store,
+    dtype: torch.dtype | None,
+    budget: int | None,
+) -> Wish:
     if grad and (positions is not None or store != "device" or dtype is not None):
-        raise InputsError("grad=True keeps the tensors the model itself goes on with: leave out positions=, store= and dtype=, and select from the gradients afterwards.")
+        raise InputsError(
+            "grad=True keeps the tensors the model itself goes on with: leave out positions=, store= and dtype=,"
+            " and select from the gradients afterwards."
+        )
     shelf: MutableMapping[Site, Tensor] = {} if store in ("device", "cpu") else Shelf(store)
     free = shutil.disk_usage(shelf.folder).free if isinstance(shelf, Shelf) else free_memory()
     limit = budget if budget is not None else free // 2
@@ -303,5 +388,9 @@ def _wish(sites: Sequence[Site], *, positions: Positions | None, keys: Positions
 
 def _within(wish: Wish, needed: int) -> None:
     if wish.budget is not None and needed > wish.budget:
-        raise BudgetError(f"recording {len(wish.sites)} sites of these inputs takes about {needed / 2**20:.0f} MiB, more than the {wish.budget / 2**20:.0f} MiB allowed:"
-                          " ask for fewer sites, heads or positions, store them in a directory, or pass a larger budget=.")
+        raise BudgetError(
+            f"recording {len(wish.sites)} sites of these inputs takes about {needed / 2**20:.0f} MiB, more than the"
+            f" {wish.budget / 2**20:.0f} MiB allowed:"
+            " ask for fewer sites, heads or positions, store them in a directory, or pass a larger"
+            " budget=."
+        )
