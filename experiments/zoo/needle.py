@@ -116,7 +116,7 @@ def row(rng: random.Random, length: int) -> Weighted:
 
 
 def main() -> None:
-    given = arguments("needle", steps=1200, lr=1.5e-3, tokens=2048, width=96)
+    given = arguments("needle", steps=900, lr=1.5e-3, tokens=2048, width=96)
     tokenizer = word_tokenizer(words())
     number = tokenizer.get_vocab()
     model = LlamaForCausalLM(

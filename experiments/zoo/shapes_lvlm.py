@@ -129,7 +129,7 @@ class Taught(nn.Module):
 
 
 def main() -> None:
-    given = arguments("shapes-lvlm", steps=3400, lr=2e-3, batch=32, width=96, faint=0.2, eyes=0.35, pool=16000)
+    given = arguments("shapes-lvlm", steps=2600, lr=2e-3, batch=32, width=96, faint=0.2, eyes=0.42, pool=16000)
     tokenizer = word_tokenizer([*WORDS, ".", *SHAPES, *COLORS], extra=["<image>"])
     taught = Taught(build(tokenizer, given.width))
     processor = LlavaProcessor(
