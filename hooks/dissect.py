@@ -270,9 +270,9 @@ def _residuals(
         before = step.residual.port
     if mlp:
         stage.ports["mlp_write"] = chain[-1].write or replace(chain[-1].residual.port, minus=before)
-    if mlp and chain[-1].write is not None:
-        if chain[-1].write.module.startswith(stage.ports["mlp_out"].module + "."):
-            stage.ports["mlp_out"] = Port(mlp[-1].name, "out", outer_tensor(mlp[-1].output)[0])
+    whole, write = stage.ports.get("mlp_out"), chain[-1].write
+    if mlp and whole is not None and write is not None and write.module.startswith(whole.module + "."):
+        stage.ports["mlp_out"] = Port(mlp[-1].name, "out", outer_tensor(mlp[-1].output)[0])
     if not mlp:
         stage.missing["resid_mid"] = "it has no MLP, so what follows the attention is resid_post"
 

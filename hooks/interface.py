@@ -1,10 +1,10 @@
 """The one place where we stand: transformers' attention call.
 
-transformers (>= 5.1) sends the attention of nearly every architecture through `AttentionInterface.get_interface`, which
-hands the layer a function `fn(module, q, k, v, mask, ...) -> (z, weights)`. While something watches, that method is wrapped
-so that the function it returns passes calls of watched modules, and only those, through their taps. The user's own
-implementation and its mask stay: nothing is registered under a new name, since a name without a mask function loses the
-causal mask without a word. The method is put back when the last watcher leaves.
+transformers (>= 5.1) sends the attention of nearly every architecture through `AttentionInterface.get_interface`,
+which hands the layer a function `fn(module, q, k, v, mask, ...) -> (z, weights)`. While something watches, that
+method is wrapped so that the function it returns passes calls of watched modules, and only those, through their taps.
+The user's own implementation and its mask stay: nothing is registered under a new name, since a name without a mask
+function loses the causal mask without a word. The method is put back when the last watcher leaves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ MARK = "_interp_wrapper"
 
 @dataclass
 class Call:
-    """One attention call on its way through the taps: q [b, head, i, d], k and v [b, kv head, j, d], z [b, i, head, d]."""
+    """One attention call on its way through the taps: q [b, head, i, d], k and v [b, kv head, j, d], z [b, i, head,
+    d]."""
 
     module: nn.Module
     implementation: str

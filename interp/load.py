@@ -83,7 +83,8 @@ def _complete(folder: Path, *, pickle: bool) -> None:
     pickles = [found.name for pattern in PICKLES for found in folder.glob(pattern)]
     if pickles:
         raise ModelError(
-            f"{folder} holds its weights in {pickles[0]}, a pickle, which can run code when opened: convert it to safetensors, or pass pickle=True if you trust it."
+            f"{folder} holds its weights in {pickles[0]}, a pickle, which can run code when opened: convert it to"
+            " safetensors, or pass pickle=True if you trust it."
         )
     raise ModelError(f"{folder} has a config but no *.safetensors.")
 
@@ -101,7 +102,8 @@ def _class(source: str, common: dict[str, Any]) -> Any:
         if type(config) in auto._model_mapping:
             return auto
     raise ModelError(
-        f"{source}: transformers has no model for {type(config).__name__}; load it yourself and use interp.attach(model)."
+        f"{source}: transformers has no model for {type(config).__name__}; load it yourself and use"
+        " interp.attach(model)."
     )
 
 
