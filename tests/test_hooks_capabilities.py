@@ -245,10 +245,11 @@ def test_what_does_not_work_is_said_with_the_reason() -> None:
 
 
 def test_a_recording_that_is_not_what_the_projection_reads_is_a_no() -> None:
-    """A gate between the attention call and the projection, put there by a hook of somebody else's."""
+    """Something put between the attention call and the projection after the model was traced."""
     model = tiny("llama")
+    anatomy = interp.attach(model).anatomy
     gate = projection(model, 1).register_forward_pre_hook(lambda _, args: (args[0] * 0.5,), prepend=True)
-    table = capabilities(model)
+    table = capabilities(model, anatomy=anatomy)
     gate.remove()
     assert table["record"].answer == "no"
     assert "L1.z is not what its output projection reads" in table["record"].note
