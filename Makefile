@@ -1,11 +1,13 @@
 # Every target sets itself up in .venv and installs nothing twice.
 #   make test ARGS="-m kernels"     one area, or any other pytest arguments
+#   make test WORKERS=0             one process, for a debugger
 #   make test PYTHON=python3.12     another interpreter for a new .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TEST_EXTRAS := dev,lens,nnsight,captum
+WORKERS ?= 2
 BENCHES := $(filter-out experiments/bench/_%,$(wildcard experiments/bench/*.py))
 
 .PHONY: demo test check bench clean
@@ -14,13 +16,13 @@ demo: $(VENV)/.base
 	$(BIN)/interp demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 bench: $(VENV)/.test
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done

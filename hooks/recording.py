@@ -102,6 +102,8 @@ def _undrivable(anatomy: Anatomy, tower: Tower) -> str | None:
     if tower.name not in (anatomy.main, "vision") or (tower.name == "vision" and len(anatomy.towers) > 1):
         return f"the tower {tower.name!r} feeds another one, so its blocks are not the end of the run"
     for layer in tower.layers:
+        if layer.gated:
+            return f"layer {layer.index} has a gate behind its attention"
         if not layer.interface or layer.kind == "cross":
             return (
                 f"layer {layer.index} is outside the attention interface"
