@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-TEST_EXTRAS := dev,lens,nnsight,captum
+TEST_EXTRAS := dev,lens,nnsight,captum,kernels
 WORKERS ?= 2
 BENCHES := $(filter-out experiments/bench/_%,$(wildcard experiments/bench/*.py))
 

@@ -22,6 +22,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
+# Triton's interpreter has to be chosen before its first import, whoever imports it first; a GPU machine says 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import numpy as np
