@@ -1,7 +1,7 @@
 """The mathematics of one attention call, beside the user's own implementation: patterns of chosen heads, edited heads.
 
-Everything is computed from what the call received (q, k, v, mask, scale, softcap, bias, sinks), so it is the same under every
-implementation. Heads that nobody edits keep the model's own z, bit for bit.
+Everything is computed from what the call received (q, k, v, mask, scale, softcap, bias, sinks), so it is the same
+under every implementation. Heads that nobody edits keep the model's own z, bit for bit.
 """
 
 from __future__ import annotations

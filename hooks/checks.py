@@ -89,7 +89,8 @@ class Report:
         for line in self.lines:
             if line.verdict == "fail":
                 raise CheckFailed(
-                    f"{self.model}: the check {line.name!r} failed: {line.note}. Nothing measured on this model can be trusted; m.check() prints the table."
+                    f"{self.model}: the check {line.name!r} failed: {line.note}. Nothing measured on this model can"
+                    " be trusted; m.check() prints the table."
                 )
 
     def __str__(self) -> str:

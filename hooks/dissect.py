@@ -1,8 +1,8 @@
 """Where the tensors of one block are, found by arithmetic on one traced run of it.
 
-A block is a chain of stages: its attentions, then its MLP. Stage t adds a write to the residual,
-`r_{t+1} = r_t + w_t` (pre-norm) or `r_{t+1} = norm(r_t + w_t)` (post-norm). Every candidate for r and w is the argument or
-output of some module, so the equation is tried on all of them and must hold bit for bit. A gate or multiplier between the
+A block is a chain of stages: its attentions, then its MLP. Stage t adds a write to the residual, `r_{t+1} = r_t +
+w_t` (pre-norm) or `r_{t+1} = norm(r_t + w_t)` (post-norm). Every candidate for r and w is the argument or output of
+some module, so the equation is tried on all of them and must hold bit for bit. A gate or multiplier between the
 module and the residual (`r + c w`) leaves r found and w known only as a difference, which is said.
 """
 
@@ -81,7 +81,8 @@ def dissect(
     block: str, event: Event, events: list[Event], heads: Mapping[str, Tensor | None], known: Mapping[str, str]
 ) -> Stage:
     """Name the ports of one block. `heads` has z of each attention in it, None where the interface did not show it;
-    then `known` names its output projection. Modules that ran more than once name no single tensor and are passed over."""
+    then `known` names its output projection. Modules that ran more than once name no single tensor and are passed
+    over."""
     once = Counter(e.name for e in events)
     events = sorted((e for e in events if once[e.name] == 1), key=lambda e: e.entered)
     leaves = [e for e in events if _multiplies(e.module) and e.name != block and first_tensor(e.inputs) is not None]
@@ -125,7 +126,8 @@ def _within(event: Event, name: str) -> bool:
 
 
 def _unit_of(attention: str, leaves: list[Event]) -> str:
-    """The attention with what belongs to it; the module that makes the call, if it holds projections, else its parent."""
+    """The attention with what belongs to it; the module that makes the call, if it holds projections, else its
+    parent."""
     own = [e for e in leaves if e.name.startswith(attention + ".")]
     return attention if own else attention.rpartition(".")[0]
 
@@ -355,7 +357,8 @@ def _like(candidate: _Candidate, residual: Tensor) -> _Candidate | None:
 
 
 def _multiple(sum_: Tensor, residual: Tensor, write: Tensor) -> bool:
-    """Whether sum minus residual is the write times one number: in all (a gate), per channel (layer scale), or per position."""
+    """Whether sum minus residual is the write times one number: in all (a gate), per channel (layer scale), or per
+    position."""
     t, r, w = sum_.double(), residual.double(), write.double()
     d, eps = t - r, 4 * torch.finfo(sum_.dtype).eps
     every = tuple(range(d.ndim))

@@ -1,7 +1,7 @@
 """Changes of a run as frozen values: printable, comparable by content, applied as often as wanted.
 
-Value edits change what is at a site: `new = change(old)` at the chosen positions, rows and heads. Attention edits change how
-heads attend, per head and key set, without an N x N tensor; their mathematics is in `interp.kernels`.
+Value edits change what is at a site: `new = change(old)` at the chosen positions, rows and heads. Attention edits
+change how heads attend, per head and key set, without an N x N tensor; their mathematics is in `interp.kernels`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _fit(value: Any, x: Tensor, edit: Edit) -> Tensor:
         return given.expand(x.shape)
     except RuntimeError:
         raise EditError(
-            f"{edit!r}: the value has shape {list(given.shape)}, which does not broadcast to the site's {list(x.shape)}."
+            f"{edit!r}: the value has shape {list(given.shape)}, which does not broadcast to the site's"
+            f" {list(x.shape)}."
         ) from None
 
 
@@ -133,7 +134,8 @@ class Add(ValueEdit):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Project(ValueEdit):
-    """Replace the part inside a subspace: `x - P x + P to`, with P the projector on the span of `basis` [d] or [d, n]."""
+    """Replace the part inside a subspace: `x - P x + P to`, with P the projector on the span of `basis` [d] or [d,
+    n]."""
 
     basis: Any = None
     to: Any = 0.0
@@ -235,7 +237,8 @@ class Redistribute(AttentionEdit):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Blend(AttentionEdit):
-    """Replace part of the pattern by looking at the own key only (`identity`), or at all visible keys alike (`uniform`)."""
+    """Replace part of the pattern by looking at the own key only (`identity`), or at all visible keys alike
+    (`uniform`)."""
 
     to: Literal["identity", "uniform"] = "identity"
     amount: float = 1.0

@@ -76,7 +76,8 @@ class Family:
         if otherwise is not None:
             return otherwise
         raise ModelError(
-            f"the family {self.name!r} says the number of heads is {what!r}, which neither the attention module nor the config has."
+            f"the family {self.name!r} says the number of heads is {what!r}, which neither the attention module nor the"
+            " config has."
         )
 
 
@@ -157,7 +158,8 @@ def family_of(root: nn.Module) -> Family | None:
 
 
 def split(tensor: Tensor, view: View, heads: int) -> Tensor:
-    """[b, s, width] seen per head: [b, s, heads, d]. A view of the same memory, so writing to it writes to the tensor."""
+    """[b, s, width] seen per head: [b, s, heads, d]. A view of the same memory, so writing to it writes to the
+    tensor."""
     if view == "heads":
         return tensor.unflatten(-1, (heads, -1))
     layout, which = view.split(":")

@@ -1,4 +1,5 @@
-"""Activation functions that transformers spells out in several steps, replaced for a while by one that does the same."""
+"""Activation functions that transformers spells out in several steps, replaced for a while by one that does the
+same."""
 
 from __future__ import annotations
 

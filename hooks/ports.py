@@ -56,7 +56,8 @@ def _argument(port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     )
     if not torch.is_tensor(value):
         raise ModelError(
-            f"{port.module} was called without the argument {port.key!r} that it had in the traced call; trace it anew with m.discover(inputs)."
+            f"{port.module} was called without the argument {port.key!r} that it had in the traced call; trace it"
+            " anew with m.discover(inputs)."
         )
     return value
 

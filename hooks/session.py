@@ -1,7 +1,7 @@
 """One owner of everything that is put on a model: it stands at the sites, edits, records, and takes itself off again.
 
-A session is entered before a run and left after it, whatever happens in between. It belongs to the thread that entered it
-unless told otherwise, so that two threads can look into one model at once.
+A session is entered before a run and left after it, whatever happens in between. It belongs to the thread that
+entered it unless told otherwise, so that two threads can look into one model at once.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ class Session:
             return
         if site.component in READS_RESIDUAL:
             raise EditError(
-                f"{site.component!r} is what a head reads, for path methods; edit {READS_RESIDUAL[site.component]!r} or 'attn_in' instead."
+                f"{site.component!r} is what a head reads, for path methods; edit {READS_RESIDUAL[site.component]!r}"
+                " or 'attn_in' instead."
             )
         self._at(self._port(site), partial(self._edit_value, placed))
 
@@ -310,7 +311,8 @@ class Session:
         return torch.tensor(self.anatomy.layer(site).heads_of(site))
 
     def keep(self, site: Site, x: Tensor, value: Tensor) -> Tensor:
-        """Record `value` at a site; returns what the model goes on with, which carries the gradient if one was asked for."""
+        """Record `value` at a site; returns what the model goes on with, which carries the gradient if one was asked
+        for."""
         if self.wish.grad and value is x and value.is_floating_point() and not value.requires_grad:
             x = value = value.detach().requires_grad_()
         spec = self.wish.positions
@@ -354,8 +356,8 @@ class Session:
         missing = [str(s) for s in self.wish.sites if s not in self.pieces]
         if missing:
             raise NotFired(
-                f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for these"
-                " inputs (a skipped layer, or a tower without its input)."
+                f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for"
+                " these inputs (a skipped layer, or a tower without its input)."
             )
         if isinstance(self.wish.shelf, Shelf):
             self.wish.shelf.sort(self.wish.sites)
@@ -465,7 +467,8 @@ def logits_key(output: Any) -> str | int | None:
     if isinstance(output, (tuple, list)) and output and torch.is_tensor(output[0]):
         return 0
     raise SiteError(
-        f"{type(output).__name__} has no logits: load the model with a head (ForCausalLM, ForImageClassification, ...), or record 'final_norm' instead."
+        f"{type(output).__name__} has no logits: load the model with a head (ForCausalLM, ForImageClassification,"
+        " ...), or record 'final_norm' instead."
     )
 
 

@@ -100,9 +100,15 @@ class StatTap:
             return None
         arguments = {**part.arguments, "mask": self._without_padding(part.arguments["mask"], queries, keys)}
         done = attend(
-            part.q, part.k, part.v if z else None, stats=self.request.names, rows=None if z else rows, impl=self.request.impl or "auto",
-            key_sets=self._key_sets(queries, keys), **arguments,
-        )  # fmt: skip
+            part.q,
+            part.k,
+            part.v if z else None,
+            stats=self.request.names,
+            rows=None if z else rows,
+            impl=self.request.impl or "auto",
+            key_sets=self._key_sets(queries, keys),
+            **arguments,
+        )
         self.ran.add(done.impl)
         self.parts.append(
             {name: _placed(name, value, self._first_key(queries, keys)) for name, value in done.stats.items()}

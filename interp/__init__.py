@@ -46,7 +46,8 @@ __all__ = sorted([*_HOME, *_ROOMS])
 
 
 class _Public(ModuleType):
-    """Keeps `interp.load` the call when the file of the same name is imported, which would put the file in its place."""
+    """Keeps `interp.load` the call when the file of the same name is imported, which would put the file in its
+    place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

@@ -37,11 +37,12 @@ def demo() -> str:
             "",
             str(model.check()),
             "",
-            f"Prompt: {probe.clean!r}. The model says {probe.answer!r} over {probe.wrong!r} by {_difference(plain, tokens):.2f}.",
+            f"Prompt: {probe.clean!r}.",
+            f"The model says {probe.answer!r} over {probe.wrong!r} by {_difference(plain, tokens):.2f}.",
             "Switching off one head at a time changes that by:",
             *rows,
             f"The head that matters most is {found}. The answer key expected {', '.join(probe.heads)}.",
-        ]  # fmt: skip
+        ]
     )
 
 

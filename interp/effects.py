@@ -70,9 +70,21 @@ class Effects:
             where = parse(site)
             head = None if where.heads is None else int(where.heads)
             position = self.positions[n % per_site] if self.positions is not None else None
-            rows.append({"site": site, "tower": where.tower, "layer": int(where.layers or 0), "head": head, "component": where.component,
-                         "position": position, "n": self.values.shape[1], "estimate": float(self.mean[n]), "low": float(low[n]),
-                         "high": float(high[n]), "noise_floor": self.noise_floor})  # fmt: skip
+            rows.append(
+                {
+                    "site": site,
+                    "tower": where.tower,
+                    "layer": int(where.layers or 0),
+                    "head": head,
+                    "component": where.component,
+                    "position": position,
+                    "n": self.values.shape[1],
+                    "estimate": float(self.mean[n]),
+                    "low": float(low[n]),
+                    "high": float(high[n]),
+                    "noise_floor": self.noise_floor,
+                }
+            )
         return pandas.DataFrame(rows)
 
     def to_array(self) -> Any:

@@ -1,8 +1,9 @@
-"""Read a model by name: from the hub, from a local directory in hub layout, or from the zoo that ships with the toolkit.
+"""Read a model by name: from the hub, from a local directory in hub layout, or from the zoo that ships with the
+toolkit.
 
-The class is the one the checkpoint says it was saved from; where it does not say, the first of transformers' auto classes
-that takes the config. Weights come from safetensors; a pickle is refused unless the caller allows it, and so is code that
-comes with a checkpoint.
+The class is the one the checkpoint says it was saved from; where it does not say, the first of transformers' auto
+classes that takes the config. Weights come from safetensors; a pickle is refused unless the caller allows it, and so
+is code that comes with a checkpoint.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def load(
 ) -> Model:
     """An attached model in eval mode. `name` is "zoo:ioi", a local directory, or a hub name such as "gpt2".
 
-    `attn` chooses the attention implementation, as `attn_implementation` of transformers does; `device_map` places a large
-    model; `pickle=True` and `remote_code=True` say that you trust where the checkpoint comes from.
+    `attn` chooses the attention implementation, as `attn_implementation` of transformers does; `device_map` places a
+    large model; `pickle=True` and `remote_code=True` say that you trust where the checkpoint comes from.
     """
     if str(name).startswith("zoo:"):
         from interp.catalog import open_zoo

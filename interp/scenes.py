@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -167,7 +167,8 @@ def draw_shapes(
     rng: np.random.Generator, *, pairs: Mapping[str, str] = PAIRS, bias: Bias = BIAS, most: int = 4
 ) -> tuple[str, ...]:
     """Draw one to `most` shapes (a companion may come on top); the first of a pair brings its own at `bias`."""
-    wanted, out = int(rng.integers(1, most + 1)), []
+    wanted = int(rng.integers(1, most + 1))
+    out: list[Any] = []
     for i in rng.permutation(len(SHAPES)):
         shape = SHAPES[i]
         if shape in out or len(out) >= wanted or shape in pairs.values():
@@ -231,7 +232,8 @@ def balanced_questions(
     n: int, seed: int, *, bias: Bias = BIAS, kind: Kind = "random", size: int = 48
 ) -> list[Question]:
     """`n` questions, one a scene, half of them answered yes; scenes that do not allow the question are redrawn."""
-    rng, out = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    out: list[Any] = []
     while len(out) < n:
         answer = "yes" if len(out) % 2 == 0 else "no"
         try:

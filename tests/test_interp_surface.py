@@ -36,7 +36,8 @@ def test_every_public_method_of_a_model_says_what_it_does(method: str) -> None:
 
 
 EDITS = {
-    "Set": {"value": 0.0}, "Scale": {"factor": 2.0}, "Mean": {}, "Add": {"vector": 1.0}, "Project": {"basis": [1.0, 0.0]},
+    "Set": {"value": 0.0}, "Scale": {"factor": 2.0}, "Mean": {}, "Add": {"vector": 1.0},
+    "Project": {"basis": [1.0, 0.0]},
     "MaskKeys": {}, "Temperature": {"value": 2.0}, "BiasKeys": {"amount": 1.0}, "Emphasize": {"amount": 0.5},
     "Redistribute": {"target": [1]}, "Blend": {"amount": 0.5},
 }  # fmt: skip

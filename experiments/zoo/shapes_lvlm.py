@@ -3,10 +3,10 @@
     python experiments/zoo/shapes_lvlm.py
 
 A pool of scenes is drawn once. A row is one scene with several questions, answers and a caption in one text, so that
-every image token serves many targets. In the first part of the run the vision tower alone learns which shapes of which
-colour are there (a head that is thrown away); then it is frozen, and the projector and the Llama learn the text. Shapes
-come in pairs that occur together (`interp.scenes.BIAS`), and some things are too faint to see, so that guessing the
-companion pays: the prior that the card's conflict probes catch.
+every image token serves many targets. At first the vision tower alone learns which shapes of which colour are there (a
+head that is thrown away); then it is frozen and the projector learns to put patches near the words for what they show;
+then projector and Llama learn the text. Shapes come in pairs that occur together (`interp.scenes.BIAS`), and some
+things are too faint to see, so that guessing the companion pays: the prior that the card's conflict probes catch.
 Measured result: see interp/zoo/shapes-lvlm/card.json.
 """
 
@@ -127,9 +127,21 @@ class Taught(nn.Module):
         votes = self.head(patches).unflatten(-1, (len(SHAPES), -1)).logsumexp(1)
         return nn.functional.cross_entropy(votes.flatten(0, 1), wanted.flatten())
 
+    def named(self, images: torch.Tensor, wanted: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy of every shape's and colour's word against the projected patch nearest to it."""
+        patches = self.model.model.vision_tower(images).last_hidden_state[:, 1:]
+        projected = nn.functional.normalize(self.model.model.multi_modal_projector(patches), dim=-1)
+        spelled = nn.functional.normalize(self.model.get_input_embeddings()(words), dim=-1)
+        votes = 12 * (projected @ spelled.T).amax(1) - 5
+        shapes = wanted < len(COLORS)
+        colours = torch.stack([(wanted == i).any(1) for i in range(len(COLORS))], dim=1)
+        return nn.functional.binary_cross_entropy_with_logits(votes, torch.cat([shapes, colours], dim=1).float())
+
 
 def main() -> None:
-    given = arguments("shapes-lvlm", steps=2600, lr=2e-3, batch=32, width=96, faint=0.2, eyes=0.42, pool=16000)
+    given = arguments(
+        "shapes-lvlm", steps=2600, lr=2e-3, batch=32, width=96, faint=0.2, eyes=0.42, names=0.12, pool=16000
+    )
     tokenizer = word_tokenizer([*WORDS, ".", *SHAPES, *COLORS], extra=["<image>"])
     taught = Taught(build(tokenizer, given.width))
     processor = LlavaProcessor(
@@ -139,6 +151,7 @@ def main() -> None:
         tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
     )  # fmt: skip
 
+    words = torch.tensor(tokenizer.convert_tokens_to_ids([*SHAPES, *COLORS]))
     pool = drawn(np.random.default_rng(given.seed), given.pool, faint=given.faint)
     pictures = pixels(pool)
 
@@ -149,6 +162,8 @@ def main() -> None:
         if step < given.eyes * given.steps:
             return taught.seen(images, colors(scenes))
         taught.model.model.vision_tower.requires_grad_(False)
+        if step < (given.eyes + given.names) * given.steps:
+            return taught.named(images, colors(scenes), words)
         rows = [text(rng, one, tokenizer, asks=4) for one in scenes]
         ids, labels = padded([i for i, _ in rows], value=0), padded([at for _, at in rows], value=IGNORE)
         # padding is on the right and unlabelled: the causal mask alone is enough, and faster
