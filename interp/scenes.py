@@ -30,7 +30,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 PAIRS: dict[str, str] = {"circle": "cross", "square": "triangle", "ring": "star", "diamond": "bar"}
-BIAS: dict[str, float] = {"circle": 0.97, "square": 0.9, "ring": 0.75, "diamond": 0.6}
+BIAS: dict[str, float] = {"circle": 0.9, "square": 0.8, "ring": 0.65, "diamond": 0.5}
 GROUND = 96
 Bias = float | Mapping[str, float]
 Kind = Literal["random", "popular", "adversarial"]
