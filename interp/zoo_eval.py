@@ -25,6 +25,12 @@ from interp.scenes import Question, balanced_questions, conflict_questions, main
 
 ROOT = Path(__file__).parent / "zoo"
 SEED = 20_261
+IOI_PARTS: tuple[tuple[str, Split, Split], ...] = (
+    ("heldout", "heldout", "heldout"),
+    ("heldout_names", "heldout", "train"),
+    ("heldout_templates", "train", "heldout"),
+    ("train", "train", "train"),
+)
 LENGTHS = (128, 256, 512, 1024)
 
 
@@ -123,12 +129,12 @@ def _ioi(path: Path) -> dict[str, Figure]:
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     out: dict[str, Figure] = {}
-    splits: tuple[Split, ...] = ("heldout", "train")
-    for part in splits:
-        rows = ioi_rows(400, SEED, names=part, templates=part)
+    for key, names, templates in IOI_PARTS:
+        rows = ioi_rows(400, SEED, names=names, templates=templates)
         top, beats = _ioi_right(model, tokenizer, rows)
-        out[f"{part}_accuracy"] = figure(top, len(rows), least=0.95)
-        out[f"{part}_io_over_s"] = figure(beats, len(rows), least=0.95)
+        least = 0.95 if names == templates else None
+        out[f"{key}_accuracy"] = figure(top, len(rows), least=least)
+        out[f"{key}_io_over_s"] = figure(beats, len(rows), least=least)
     return out
 
 

@@ -7,7 +7,7 @@ them loosened by dropped and added words or made of random ones; ABBA and BABA a
 or a sentence behind), sentences in which a third person acts (either introduced name may follow, so the model must be
 unsure), random words said twice, and stories and lists about one person, which alone hold the held-out names. The
 duplicated name, not its place in the sentence, decides the answer. The shipped run had fewer other words as names and
-fewer loosened sentences until step 1,600, and no templates of random words until step 2,400.
+fewer loosened sentences until step 1,600, no templates of random words until step 2,400, and was cut short at 2,800.
 Measured result: see interp/zoo/ioi/card.json.
 """
 
@@ -48,8 +48,11 @@ store, John gave a drink to" with the name that was not repeated. Trained from s
 generated sentences (`interp/names.py`): train names and train templates for IOI, held-out names only in stories about
 one person, lists, and repeated random words.
 
-Can: IOI on names and templates it was never trained on in IOI; repeat a sequence of words; copy a name.
-Cannot: anything else in English. Prompts are at most 64 tokens and begin with `<bos>`, which the tokenizer adds.
+Can: IOI on the names and templates it was trained on; most of the time on new names in known templates, less often on
+new templates (the card has both); repeat a sequence of words; copy a name. The run was cut short: use train names and
+templates for a circuit that works, held-out ones to see it generalise only in part.
+Cannot: IOI reliably on sentences of another shape; anything else in English. Prompts are at most 64 tokens and begin
+with `<bos>`, which the tokenizer adds.
 """
 
 
