@@ -11,7 +11,7 @@ one patch at a time; k and v are per kv head.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,13 +23,12 @@ from interp.hooks.inputs import Inputs, Positions
 from interp.hooks.sites import Site, parse
 from interp.hooks.sweep import Cell, Reads, Sweep, cells_of
 from interp.hooks.tape import Tape, tower_inputs
-from interp.metrics import Reading, places
+from interp.judge import Judge, Metric, picked, reads_of
 
 if TYPE_CHECKING:
     from interp.model import Model
 
 Source = Any | Literal["zero", "mean"]
-Metric = Callable[[Tensor, Any], Tensor]
 
 
 def patch(
@@ -54,14 +53,14 @@ def patch(
     old = model.run(x, record=list(dict.fromkeys(site.whole for site in chosen)))
     new = _source(model, x, source, old, source_model)
     cells, columns = _cells(chosen, x, old, new, positions)
-    reads = _reads(metric, x, old["logits"])
+    reads = reads_of(metric, x, old["logits"])
     sweep = Sweep(model.module, anatomy, x, model.called_with(x.kwargs), family=model.family)
-    judge = _Judge(metric, x, classes=old["logits"].ndim == 2)
+    judge = Judge(metric, x, classes=old["logits"].ndim == 2)
     effects, floor = _run(sweep, cells, reads, judge, seed)
-    reference = judge(_picked(new["logits"], reads)) if isinstance(new, Tape) else None
+    reference = judge(picked(new["logits"], reads)) if isinstance(new, Tape) else None
     return Effects(
         sites=tuple(str(cell.site) for cell in cells), positions=columns, values=effects,
-        base=judge(_picked(old["logits"], reads)), source=reference, noise_floor=floor,
+        base=judge(picked(old["logits"], reads)), source=reference, noise_floor=floor,
         meta={**old.meta, "direction": "source into base", "corruption": source if isinstance(source, str) else "run",
               "metric": repr(metric), "seed": seed, "engine": sweep.engine(chosen[0].tower).__class__.__name__},
     )  # fmt: skip
@@ -126,49 +125,7 @@ def _cells(
     return cells, tuple(range(length)) if each else None
 
 
-def _reads(metric: Metric, x: Inputs, logits: Tensor) -> Reads:
-    """What the metric says it reads; all of the logits where it says nothing."""
-    if logits.ndim == 2:
-        columns = metric.columns if isinstance(metric, Reading) else None
-        return Reads(torch.zeros(len(logits), 1, dtype=torch.long), columns)
-    if not isinstance(metric, Reading):
-        return Reads(torch.arange(logits.shape[1]).expand(len(logits), -1), None)
-    at = places(metric.positions, x.valid)
-    if bool((at < 0).any()):
-        raise InputsError(
-            "the metric reads different numbers of positions in different rows; patch rows of one kind together."
-        )
-    return Reads(at.cpu(), metric.columns)
-
-
-def _picked(logits: Tensor, reads: Reads) -> Tensor:
-    rows = torch.arange(len(reads.positions))[:, None]
-    found = logits[:, None] if logits.ndim == 2 else logits[rows, reads.positions]
-    return found if reads.columns is None else found[..., list(reads.columns)]
-
-
-class _Judge:
-    """A metric on the logits that were read, checked to give one finite number a row."""
-
-    def __init__(self, metric: Metric, x: Inputs, *, classes: bool) -> None:
-        self.metric, self.x, self.classes = metric, x, classes
-
-    def __call__(self, read: Tensor) -> Tensor:
-        if isinstance(self.metric, Reading):
-            value = self.metric.score(read.float() if read.dtype != torch.float64 else read)
-        else:
-            value = self.metric(read[:, 0] if self.classes else read, self.x)
-        if not torch.is_tensor(value) or value.shape != (len(read),):
-            shape = list(value.shape) if torch.is_tensor(value) else type(value).__name__
-            raise InputsError(f"a metric gives one number per row, [{len(read)}]; {self.metric!r} gave {shape}.")
-        if not bool(torch.isfinite(value).all()):
-            raise InputsError(
-                f"the metric {self.metric!r} is not finite in row {int((~torch.isfinite(value)).nonzero()[0])}."
-            )
-        return value
-
-
-def _run(sweep: Sweep, cells: Sequence[Cell], reads: Reads, judge: _Judge, seed: int) -> tuple[Tensor, float]:
+def _run(sweep: Sweep, cells: Sequence[Cell], reads: Reads, judge: Judge, seed: int) -> tuple[Tensor, float]:
     prompts = len(reads.positions)
     effects = torch.zeros(len(cells), prompts, dtype=torch.float64)
     plain, floor = judge(sweep.plain(reads)), 0.0

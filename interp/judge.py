@@ -1,0 +1,59 @@
+"""What a metric reads of the logits, and its values: one finite number a row, or an error that says which row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs import Inputs
+from interp.hooks.sweep import Reads
+from interp.metrics import Reading, places
+
+Metric = Callable[[Tensor, Any], Tensor]
+
+
+def reads_of(metric: Metric, x: Inputs, logits: Tensor) -> Reads:
+    """What the metric says it reads; all of the logits where it says nothing."""
+    if logits.ndim == 2:
+        columns = metric.columns if isinstance(metric, Reading) else None
+        return Reads(torch.zeros(len(logits), 1, dtype=torch.long), columns)
+    if not isinstance(metric, Reading):
+        return Reads(torch.arange(logits.shape[1]).expand(len(logits), -1), None)
+    at = places(metric.positions, x.valid)
+    if bool((at < 0).any()):
+        raise InputsError(
+            "the metric reads different numbers of positions in different rows; patch rows of one kind together."
+        )
+    return Reads(at.cpu(), metric.columns)
+
+
+def picked(logits: Tensor, reads: Reads) -> Tensor:
+    """Those cells of full logits [row, read, column]."""
+    rows = torch.arange(len(reads.positions))[:, None]
+    found = logits[:, None] if logits.ndim == 2 else logits[rows, reads.positions]
+    return found if reads.columns is None else found[..., list(reads.columns)]
+
+
+class Judge:
+    """A metric on the logits that were read, checked to give one finite number a row."""
+
+    def __init__(self, metric: Metric, x: Inputs, *, classes: bool) -> None:
+        self.metric, self.x, self.classes = metric, x, classes
+
+    def __call__(self, read: Tensor) -> Tensor:
+        if isinstance(self.metric, Reading):
+            value = self.metric.score(read.float() if read.dtype != torch.float64 else read)
+        else:
+            value = self.metric(read[:, 0] if self.classes else read, self.x)
+        if not torch.is_tensor(value) or value.shape != (len(read),):
+            shape = list(value.shape) if torch.is_tensor(value) else type(value).__name__
+            raise InputsError(f"a metric gives one number per row, [{len(read)}]; {self.metric!r} gave {shape}.")
+        if not bool(torch.isfinite(value).all()):
+            raise InputsError(
+                f"the metric {self.metric!r} is not finite in row {int((~torch.isfinite(value)).nonzero()[0])}."
+            )
+        return value
