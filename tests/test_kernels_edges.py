@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interp.kernels import attention, merge, native, rows, stats, sweep
+from interp.kernels import attention, merge, native_call, native_library, rows, stats, sweep
 from interp.kernels import edits as E
 from interp.kernels import masks as M
 from interp.kernels.errors import AttentionError
@@ -112,7 +112,7 @@ def test_nothing_of_n_by_n_is_allocated(impl: str, edited: bool) -> None:
         return
     with Largest() as seen:
         attention.attend(q, k, v, impl=impl, **arguments)
-    assert seen.elements <= max(rows.TILE, sweep.BLOCK, native.MASK_BYTES) < N * N // 2
+    assert seen.elements <= max(rows.TILE, sweep.BLOCK, native_call.MASK_BYTES) < N * N // 2
 
 
 def test_a_gradient_needs_no_n_by_n_either() -> None:
@@ -299,7 +299,7 @@ def test_native_says_when_there_is_no_compiler(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    found = native.library.__wrapped__()
+    found = native_library.library.__wrapped__()
     assert found.attend is None
     assert "no C++ compiler" in str(found.reason)
     assert "native attention is off" in capsys.readouterr().err
@@ -308,9 +308,9 @@ def test_native_says_when_there_is_no_compiler(
 def test_native_says_when_compiling_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     broken = tmp_path / "native.cpp"
     broken.write_text("this is not C++")
-    monkeypatch.setattr(native, "SOURCE", broken)
+    monkeypatch.setattr(native_library, "SOURCES", (broken,))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert "failed" in str(native.library.__wrapped__().reason)
+    assert "failed" in str(native_library.library.__wrapped__().reason)
     assert not list((tmp_path / "interp").glob("*.so"))
 
 
