@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -25,17 +25,20 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 ROOT = Path(__file__).parent / "zoo"
-PLANTED: dict[str, tuple[str, int]] = {
-    "planted-decoder": ("GPT2LMHeadModel", 5_047_300),
-    "planted-vit": ("ViTForImageClassification", 49_876),
-    "planted-lvlm": ("LlavaForConditionalGeneration", 683_792),
-    "planted-and": ("GPT2LMHeadModel", 9_988),
-    "planted-or": ("GPT2LMHeadModel", 9_988),
-    "planted-backup": ("GPT2LMHeadModel", 9_988),
-    "planted-cancel": ("GPT2LMHeadModel", 9_988),
-    "planted-saturated": ("GPT2LMHeadModel", 9_988),
+Size = tuple[int, int, int]
+"""Width, layers and heads of one tower."""
+GATE = ("GPT2LMHeadModel", 9_988, ((32, 2, 4),))
+PLANTED: dict[str, tuple[str, int, tuple[Size, ...]]] = {
+    "planted-decoder": ("GPT2LMHeadModel", 5_047_300, ((768, 2, 6),)),
+    "planted-vit": ("ViTForImageClassification", 49_876, ((64, 2, 4),)),
+    "planted-lvlm": ("LlavaForConditionalGeneration", 683_792, ((256, 2, 4), (64, 2, 4))),
+    "planted-and": GATE,
+    "planted-or": GATE,
+    "planted-backup": GATE,
+    "planted-cancel": GATE,
+    "planted-saturated": GATE,
 }
-"""Class and number of parameters; a test counts them."""
+"""Class, number of parameters, size of each tower (text first); a test counts them."""
 
 
 class CatalogError(InterpError):
@@ -50,7 +53,9 @@ class Entry:
     kind: Literal["trained", "planted"]
     architecture: str
     parameters: int
+    towers: tuple[Size, ...]
     megabytes: float
+    core_hours: float
     figures: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -71,13 +76,26 @@ def entries() -> tuple[Entry, ...]:
     """Every model there is, the trained ones first."""
     folders = sorted(ROOT.iterdir()) if ROOT.is_dir() else []
     trained = [_trained(folder) for folder in folders if (folder / "card.json").exists()]
-    planted = [Entry(name, "planted", *shape, 0.0, {}) for name, shape in PLANTED.items()]
+    planted = [Entry(name, "planted", *shape, 0.0, 0.0, {}) for name, shape in PLANTED.items()]
     return (*trained, *planted)
 
 
 def _trained(folder: Path) -> Entry:
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    return Entry(folder.name, "trained", card["class"], card["parameters"], card["megabytes"], card["figures"])
+    towers = tuple(
+        (tower["width"], tower["layers"], tower["heads"])
+        for tower in ([card[part] for part in ("text", "vision") if part in card] or [card])
+    )
+    return Entry(
+        folder.name,
+        "trained",
+        card["class"],
+        card["parameters"],
+        towers,
+        card["megabytes"],
+        card["core_hours"],
+        card["figures"],
+    )
 
 
 def entry(name: str) -> Entry:
@@ -139,30 +157,17 @@ def build(name: str) -> tuple[Any, Any]:
         from interp.planted import build as plant
 
         return plant(one.name)
-    if one.architecture == "AttentionOnly":
-        return _plain(ROOT / one.name)
-    import transformers
-
     from interp.processors import processor_of
 
     source = str(ROOT / one.name)
+    if one.architecture == "AttentionOnly":
+        from interp.plain import read
+
+        return read(ROOT / one.name), processor_of(source, {"local_files_only": True})
+    import transformers
+
     module = getattr(transformers, one.architecture).from_pretrained(source, local_files_only=True, dtype="float32")
     return module.eval(), processor_of(source, {"local_files_only": True})
-
-
-def _plain(folder: Path) -> tuple[Any, Any]:
-    from safetensors.torch import load_file
-
-    from interp.plain import AttentionOnly, AttentionOnlyConfig
-    from interp.processors import processor_of
-
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    module = AttentionOnly(
-        AttentionOnlyConfig(**{part.name: config[part.name] for part in fields(AttentionOnlyConfig)})
-    )
-    weights = load_file(folder / "model.safetensors")
-    module.load_state_dict({name: value.float() for name, value in weights.items()})
-    return module.eval(), processor_of(str(folder), {"local_files_only": True})
 
 
 def open_zoo(name: str) -> Model:
@@ -210,18 +215,35 @@ def _readme(one: Entry) -> str:
 
 
 def listing() -> str:
-    """The table `interp zoo` prints."""
-    rows = [("name", "class", "parameters", "MB", "figures")]
-    for one in entries():
-        size = f"{one.megabytes:.2f}" if one.megabytes else "code"
-        rows.append((f"zoo:{one.name}", one.architecture, f"{one.parameters:,}", size, one.summary))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    """The table `interp zoo` prints; where there are two towers, text + vision."""
+    rows = [("name", "class", "width", "layers", "heads", "parameters", "MB", "core-hours", "figures")]
+    rows += [_line(one) for one in entries()]
+    widths = [max(len(row[i]) for row in rows) for i in range(8)]
     lines = [
-        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[8]]) for row in rows
     ]
-    total = sum(one.megabytes for one in entries())
-    note = f"\n{total:.2f} MB of weights in all; * missed the figure that was wanted, see `interp zoo card NAME`"
+    total, hours = (sum(getattr(one, key) for one in entries()) for key in ("megabytes", "core_hours"))
+    note = (
+        f"\n{total:.2f} MB of weights in all, trained in {hours:.2f} core-hours; two towers are text+vision;"
+        "\n* missed the figure that was wanted, see `interp zoo card NAME`"
+    )
     return "\n".join(line.rstrip() for line in lines) + note
+
+
+def _line(one: Entry) -> tuple[str, ...]:
+    width, layers, heads = ("+".join(map(str, numbers)) for numbers in zip(*one.towers, strict=True))
+    trained = one.kind == "trained"
+    cost = (f"{one.megabytes:.2f}", f"{one.core_hours:.2f}") if trained else ("code", "-")
+    return (
+        f"zoo:{one.name}",
+        one.architecture,
+        width,
+        layers,
+        heads,
+        f"{one.parameters:,}",
+        *cost,
+        one.summary,
+    )
 
 
 def command(what: str = "list", name: str | None = None, directory: str | None = None) -> str:

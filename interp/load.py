@@ -8,6 +8,7 @@ is code that comes with a checkpoint.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,10 @@ def load(
     large model; `pickle=True` and `remote_code=True` say that you trust where the checkpoint comes from.
     """
     if str(name).startswith("zoo:"):
-        from interp.catalog import open_zoo
+        from interp.catalog import build
 
-        return open_zoo(str(name).removeprefix("zoo:"))
+        given = {"device_map": device_map, "revision": revision, **how}
+        return _ready(build(str(name)), device=device, dtype=dtype, attn=attn, given=given)
     folder = Path(name).expanduser()
     local = folder.is_dir()
     if local:
@@ -58,6 +60,11 @@ def load(
         raise ModelError(f"no directory {folder}: expected one in hub layout, with config.json and *.safetensors.")
     common = {"revision": revision, "local_files_only": local or offline, "trust_remote_code": remote_code}
     source = str(folder) if local else str(name)
+    if local and _plain(folder):
+        from interp.plain import read
+
+        given = {"device_map": device_map, **how}
+        return _ready((read(folder), _processor(source, common)), device=device, dtype=dtype, attn=attn, given=given)
     module = _class(source, common).from_pretrained(
         source,
         dtype=dtype,
@@ -70,6 +77,36 @@ def load(
     if device is not None:
         module = module.to(device)
     return attach(module.eval(), _processor(source, common))
+
+
+def _plain(folder: Path) -> bool:
+    """Whether a directory holds the toolkit's own attention-only model, which transformers has no class for."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("architectures") == ["AttentionOnly"]
+
+
+def _ready(built: tuple[Any, Any], *, device: str | None, dtype: Any, attn: str | None, given: dict[str, Any]) -> Model:
+    """A model that came without `from_pretrained`, with those options that can still be met; others are refused."""
+    module, processor = built
+    late = sorted(option for option, value in given.items() if value is not None)
+    if attn is not None and not hasattr(module, "set_attn_implementation"):
+        late = ["attn", *late]
+    if late:
+        raise ModelError(
+            f"{type(module).__name__}: expected dtype, device or attn (of a transformers class), got {', '.join(late)};"
+            " `interp zoo export NAME DIR` writes a directory for transformers' own options."
+        )
+    if attn is not None:
+        module.set_attn_implementation(attn)
+    module = module.to(device=device, dtype=None if dtype == "auto" else _dtype(dtype))
+    return attach(module, processor)
+
+
+def _dtype(dtype: Any) -> Any:
+    """As transformers reads it: a torch dtype or its name."""
+    import torch
+
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -8,7 +8,9 @@ Limits: no key-value cache, no dropout, no grouped queries; at most `context` to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -103,3 +105,15 @@ def visible(valid: Tensor) -> Tensor:
     causal = torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=valid.device)
     return (causal & valid.bool()[:, None, :] | itself)[:, None]
+
+
+def read(folder: Path) -> AttentionOnly:
+    """The model that `config.json` and `model.safetensors` of a folder describe, in float32 and eval mode."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sizes = {part.name: config[part.name] for part in fields(AttentionOnlyConfig) if part.name in config}
+    model = AttentionOnly(AttentionOnlyConfig(**sizes))
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    return model.eval()

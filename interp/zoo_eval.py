@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -104,15 +103,10 @@ def _tower(config: dict[str, Any]) -> dict[str, int]:
 
 
 def _induction(path: Path) -> dict[str, Figure]:
-    from safetensors.torch import load_file
+    from interp.plain import read
 
-    from interp.plain import AttentionOnly, AttentionOnlyConfig
-
-    config = json.loads((path / "config.json").read_text())
-    sizes = {field.name: config[field.name] for field in fields(AttentionOnlyConfig)}
-    model = AttentionOnly(AttentionOnlyConfig(**sizes)).eval()
-    model.load_state_dict({key: value.float() for key, value in load_file(path / "model.safetensors").items()})
-    losses = {period: _second_repeat(model, period, vocab=sizes["vocab"], n=50) for period in (10, 25, 45)}
+    model = read(path)
+    losses = {period: _second_repeat(model, period, vocab=model.config.vocab, n=50) for period in (10, 25, 45)}
     return {f"second_repeat_{period}": figure(loss, 50, most=0.3) for period, loss in losses.items()}
 
 

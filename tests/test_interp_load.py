@@ -11,9 +11,11 @@ import torch
 from tokens import bpe
 
 import interp
+from interp import catalog
 from interp.families import tiny
 from interp.hooks.errors import ModelError
 from interp.hooks.example import example
+from interp.plain import AttentionOnly
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "vit", "llava", "t5"])
@@ -47,6 +49,33 @@ def test_dtype_and_implementation_are_as_asked(tmp_path: Path) -> None:
     assert m.dtype == torch.float64
     assert m.config._attn_implementation == "eager"
     assert m.check().passed
+
+
+def test_the_attention_only_model_comes_back_from_a_directory(tmp_path: Path) -> None:
+    catalog.export("induction", tmp_path / "copy")
+    m, shipped = interp.load(tmp_path / "copy"), interp.load("zoo:induction")
+    assert isinstance(m.module, AttentionOnly)
+    assert not m.module.training
+    ids = {"input_ids": m.tokenizer("w3 w7 w5 w3 w7", return_tensors="pt")["input_ids"]}
+    found, expected = (one.run(ids, record="L1.z") for one in (m, shipped))
+    assert torch.equal(found["logits"], expected["logits"])
+    assert torch.equal(found["L1.z"], expected["L1.z"])
+    assert found.meta["model_hash"] == expected.meta["model_hash"]
+    assert m.tokenizer.decode([found["logits"][0, -1].argmax().item()]).strip() == "w5"
+
+
+def test_options_reach_a_zoo_model_or_are_refused(tmp_path: Path) -> None:
+    m = interp.load("zoo:planted-and", dtype="float64", attn="eager", device="cpu")
+    assert m.dtype == torch.float64
+    assert m.config._attn_implementation == "eager"
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel: expected dtype, device or attn.*got revision"):
+        interp.load("zoo:planted-and", revision="main")
+    with pytest.raises(ModelError, match=r"AttentionOnly.*got attn"):
+        interp.load("zoo:induction", attn="eager")
+    catalog.export("induction", tmp_path / "copy")
+    assert interp.load(tmp_path / "copy", dtype=torch.float64).dtype == torch.float64
+    with pytest.raises(ModelError, match=r"AttentionOnly.*got device_map"):
+        interp.load(tmp_path / "copy", device_map="auto")
 
 
 def test_a_pickle_is_refused_unless_trusted(tmp_path: Path) -> None:

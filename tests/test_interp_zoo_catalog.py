@@ -36,10 +36,13 @@ def example(name: str, module, processor) -> dict[str, torch.Tensor]:
 
 def test_every_planted_model_is_listed_and_counted():
     assert set(catalog.PLANTED) == set(planted.NAMES)
-    for name, (architecture, parameters) in catalog.PLANTED.items():
+    for name, (architecture, parameters, towers) in catalog.PLANTED.items():
         module, _ = catalog.build(name)
         assert type(module).__name__ == architecture
         assert sum(p.numel() for p in module.parameters()) == parameters
+        parts = (module.config.get_text_config(), getattr(module.config, "vision_config", None))
+        sizes = [(p.hidden_size, p.num_hidden_layers, p.num_attention_heads) for p in parts if p is not None]
+        assert towers == tuple(sizes)
 
 
 def test_the_list_shows_size_and_figures():
@@ -49,7 +52,12 @@ def test_the_list_shows_size_and_figures():
         assert one.architecture in line
         assert f"{one.parameters:,}" in line
         assert all(figure in line for figure in one.figures)
-    assert "MB of weights in all" in lines[-1]
+        cells = line.split()
+        for i, size in enumerate(zip(*one.towers, strict=True)):
+            assert cells[2 + i] == "+".join(map(str, size))
+        assert cells[6:8] == ([f"{one.megabytes:.2f}", f"{one.core_hours:.2f}"] if one.figures else ["code", "-"])
+    assert lines[0].split()[2:8] == ["width", "layers", "heads", "parameters", "MB", "core-hours"]
+    assert "MB of weights in all" in lines[-2]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +77,8 @@ def test_a_missed_figure_is_marked(tmp_path, monkeypatch):
         "accuracy": {"value": 0.5, "wanted": [0.9, None], "n": 10},
         "rate": {"value": 0.2, "wanted": [0.1, 0.4], "n": 5},
     }
-    numbers = {"name": "weak", "class": "GPT2LMHeadModel", "parameters": 12, "megabytes": 0.5, "figures": figures}
+    sizes = {"width": 4, "layers": 1, "heads": 2, "parameters": 12, "megabytes": 0.5, "core_hours": 0.1}
+    numbers = {"name": "weak", "class": "GPT2LMHeadModel", **sizes, "figures": figures}
     (folder / "card.json").write_text(json.dumps(numbers))
     (folder / "card.md").write_text("# zoo:weak\n\nText.")
     monkeypatch.setattr(catalog, "ROOT", tmp_path)
