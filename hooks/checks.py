@@ -28,10 +28,11 @@ from interp.hooks.attention import visible
 from interp.hooks.edits import Scale
 from interp.hooks.errors import CheckFailed
 from interp.hooks.family import Family
-from interp.hooks.interface import Call, Switch
+from interp.hooks.interface import Call, Switch, Tap
+from interp.hooks.output import logits_of
 from interp.hooks.ports import head_results
 from interp.hooks.quantised import rounds_its_input
-from interp.hooks.session import Session, Wish, logits_of
+from interp.hooks.session import Session, Wish
 from interp.hooks.sites import Site
 
 if TYPE_CHECKING:
@@ -126,23 +127,11 @@ class _Wrong(Exception):
     """A check that found a difference."""
 
 
-class _Calls:
+class _Calls(Tap):
     """Keeps the attention calls of one run, to recompute from."""
 
     def __init__(self) -> None:
         self.calls: dict[int, list[Call]] = {}
-
-    def live(self) -> bool:
-        return True
-
-    def before(self, call: Call) -> None:
-        pass
-
-    def attention_edits(self, call: Call) -> list[Any]:
-        return []
-
-    def after(self, call: Call) -> None:
-        pass
 
     def record(self, call: Call) -> None:
         self.calls.setdefault(id(call.module), []).append(call)

@@ -13,7 +13,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,18 +89,26 @@ class Call:
         self.z, self.weights = self.function(self.module, self.q, self.k, self.v, *args, **mask, **self.arguments)
 
 
-@runtime_checkable
-class Tap(Protocol):
-    """What a watcher does with the calls of one module."""
+class Tap:
+    """What a watcher does with the calls of one module; nothing, where it does not say."""
 
     def live(self) -> bool:
         """Whether this tap wants the calls of the current thread."""
+        return True
 
     def before(self, call: Call) -> None:
         """Change q, k, v."""
 
     def attention_edits(self, call: Call) -> Sequence[Any]:
         """Edits of the attention itself, gathered from all taps and applied together."""
+        return ()
+
+    def attends(self) -> bool:
+        """Whether it attends in the place of the user's implementation."""
+        return False
+
+    def attend(self, call: Call) -> None:
+        """Set the call's z, where `attends`."""
 
     def after(self, call: Call) -> None:
         """Change z."""
@@ -109,27 +117,17 @@ class Tap(Protocol):
         """Read what the model goes on with."""
 
 
-@runtime_checkable
-class BorderTap(Tap, Protocol):
+class BorderTap(Tap):
     """A tap that can also stand at the borders of modules."""
 
     @property
     def differentiable(self) -> bool:
         """Whether what was recorded must be what the model goes on with, views included."""
+        return False
 
     def border(self, component: str, value: Tensor) -> Tensor:
         """Change and record q, k or v as [b, position, head, d]."""
-
-
-@runtime_checkable
-class Attending(Tap, Protocol):
-    """A tap that can attend in the place of the user's implementation."""
-
-    def attends(self) -> bool:
-        """Whether it does."""
-
-    def attend(self, call: Call) -> None:
-        """Set the call's z."""
+        return value
 
 
 def through(call: Call, taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
@@ -139,7 +137,7 @@ def through(call: Call, taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
     for tap in taps:
         tap.before(call)
     call.edits = [edit for tap in taps for edit in tap.attention_edits(call)]
-    own = next((tap for tap in taps if isinstance(tap, Attending) and tap.attends()), None)
+    own = next((tap for tap in taps if tap.attends()), None)
     apply(call, call.edits, call.attend if own is None else functools.partial(own.attend, call))
     for tap in taps:
         tap.after(call)

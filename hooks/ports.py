@@ -15,13 +15,6 @@ Change = Callable[[Tensor], Tensor]
 """Gets the tensor the model made; returns it, or what the model shall go on with."""
 
 
-class Removable:
-    """Anything that a session puts on a model and takes off again."""
-
-    def remove(self) -> None:
-        raise NotImplementedError
-
-
 def stand_at(root: nn.Module, port: Port, change: Change, *, batch: Callable[[], int | None]) -> Any:
     """Let `change` see, and replace, the tensor at a port in every forward pass; returns the handle that undoes it."""
     module = root.get_submodule(port.module) if port.module else root
@@ -32,9 +25,10 @@ def stand_at(root: nn.Module, port: Port, change: Change, *, batch: Callable[[],
 
 def _at_input(port: Port, change: Change, batch: Callable[[], int | None]) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = _argument(port, args, kwargs)
+        given = _argument(port, args, kwargs)
+        value = given if port.in_place else _own(given)
         new = _through(port, value, change, batch)
-        if new is value:
+        if new is given:
             return None
         if port.in_place:
             value.copy_(new.reshape(value.shape))
@@ -83,8 +77,14 @@ def _through(port: Port, value: Tensor, change: Change, batch: Callable[[], int 
     if rows is None:
         return change(value)
     whole = value.reshape(rows, -1, value.shape[-1])
+    whole = whole.clone() if port.in_place and whole.requires_grad else whole  # written back, not a view of itself
     new = change(whole)
-    return value if new is whole else new.reshape(value.shape)
+    return value if new is whole and not new.requires_grad else new.reshape(value.shape)
+
+
+def _own(value: Tensor) -> Tensor:
+    """A tensor of this reader's own, so that its gradient is not also that of others who read the same one."""
+    return value.view_as(value) if value.requires_grad and torch.is_grad_enabled() else value
 
 
 def head_results(out: nn.Module, z: Tensor, heads: tuple[int, ...]) -> Tensor:

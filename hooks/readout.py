@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy import Tower
 from interp.hooks.errors import ModelError
+from interp.hooks.output import logits_of
 from interp.hooks.recording import Recording
-from interp.hooks.session import logits_of
 
 
 class Readout:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy import Anatomy, Layer, Tower
 from interp.hooks.attention import visible
 from interp.hooks.dissect import outer_tensor
-from interp.hooks.interface import Call, Switch
+from interp.hooks.interface import Call, Switch, Tap
 from interp.hooks.packed import Shared
 from interp.kernels.errors import InterpError
 
@@ -57,23 +57,11 @@ class Recording:
         return self.left.shape[0]
 
 
-class _Tap:
+class _Calls(Tap):
     """Keeps one attention's call."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-
-    def live(self) -> bool:
-        return True
-
-    def before(self, call: Call) -> None:
-        pass
-
-    def attention_edits(self, call: Call) -> list[Any]:
-        return []
-
-    def after(self, call: Call) -> None:
-        pass
 
     def record(self, call: Call) -> None:
         self.calls.append(call)
@@ -84,7 +72,7 @@ def record(module: nn.Module, anatomy: Anatomy, tower: Tower, kwargs: Mapping[st
     reason = _undrivable(anatomy, tower)
     if reason is not None:
         raise CannotDrive(reason)
-    taps = {layer.index: _Tap() for layer in tower.layers}
+    taps = {layer.index: _Calls() for layer in tower.layers}
     entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     left: dict[int, Tensor] = {}
     with ExitStack() as undo, torch.no_grad():
@@ -134,7 +122,7 @@ def _keep_output(into: dict[int, Tensor], index: int) -> Any:
 
 
 def _checked(
-    tower: Tower, taps: Mapping[int, _Tap], entered: Mapping[int, Any], left: Mapping[int, Tensor], output: Any
+    tower: Tower, taps: Mapping[int, _Calls], entered: Mapping[int, Any], left: Mapping[int, Tensor], output: Any
 ) -> Recording:
     blocks: list[Block] = []
     before: Tensor | None = None

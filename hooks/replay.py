@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy import Anatomy, Tower
 from interp.hooks.dissect import outer_tensor
 from interp.hooks.faster import fused
-from interp.hooks.interface import Call, Switch
+from interp.hooks.interface import Call, Switch, Tap
 from interp.hooks.packed import Rectangle, attend
 from interp.hooks.ports import stand_at
 from interp.hooks.readout import Readout
@@ -87,7 +87,7 @@ class _Enough(Exception):
 
 
 @dataclass(eq=False)
-class _Slice:
+class _Slice(Tap):
     """What one call of one block works on; a tap at its attention."""
 
     block: Block
@@ -108,16 +108,10 @@ class _Slice:
                         at = piece.at + n * len(columns)
                         self.changes.setdefault(change.component, []).append((change, row, columns, at))
 
-    def live(self) -> bool:
-        return True
-
     def before(self, call: Call) -> None:
         for name in ("q", "k", "v"):
             value = getattr(call, name).transpose(1, 2)
             setattr(call, name, self.write(name, value).transpose(1, 2))
-
-    def attention_edits(self, call: Call) -> list[Any]:
-        return []
 
     def attends(self) -> bool:
         return True
@@ -133,9 +127,6 @@ class _Slice:
 
     def after(self, call: Call) -> None:
         call.z = self.write("z", call.z)
-
-    def record(self, call: Call) -> None:
-        pass
 
     def _rectangle(self, piece: Piece) -> Rectangle:
         return Rectangle(piece.at, piece.group.start, piece.group.end, piece.prompts, self.columns)

@@ -10,7 +10,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,28 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy import Anatomy, Layer, Port
-from interp.hooks.attention import Dense, HeadKV, pattern_of
-from interp.hooks.edits import AttentionEdit, Edit, Mean, ValueEdit
+from interp.hooks.edits import Edit, ValueEdit
 from interp.hooks.errors import BudgetError, EditError, NotFired, SiteError
-from interp.hooks.family import Family, split
+from interp.hooks.family import Family
+from interp.hooks.head_tap import HeadTap
 from interp.hooks.inputs import Inputs, Positions
-from interp.hooks.interface import Call, Switch
+from interp.hooks.interface import Switch
 from interp.hooks.moment import Moment
+from interp.hooks.output import logits_key, with_logits
+from interp.hooks.placing import Placed, places
 from interp.hooks.ports import head_results, stand_at
 from interp.hooks.shelf import Shelf
 from interp.hooks.sites import CALL, KV, Site
-from interp.hooks.tape import head_axis, select, tower_inputs
+from interp.hooks.tape import head_axis, select
 from interp.hooks.unwrap import forced_eager
 
 READS_RESIDUAL = {"q_in": "resid_pre", "k_in": "resid_pre", "v_in": "resid_pre"}
-
-
-@dataclass(frozen=True)
-class Placed:
-    """An edit with its site found in this model."""
-
-    edit: Edit
-    site: Site
 
 
 @dataclass
@@ -73,7 +67,7 @@ class Session:
     ) -> None:
         self.root, self.anatomy, self.family = root, anatomy, family
         self.wish = wish or Wish()
-        self.edits = [Placed(edit, site) for edit in edits for site in _places(anatomy, edit)]
+        self.edits = [Placed(edit, site) for edit in edits for site in places(anatomy, edit)]
         self.moment = Moment(inputs, describe)
         self.fired: dict[tuple[int, str | None, int | None], int] = defaultdict(int)
         self.pieces: dict[Site, list[Tensor]] = defaultdict(list)
@@ -86,11 +80,10 @@ class Session:
 
     def __enter__(self) -> Session:
         self._on_model = True
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._stand()
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -386,37 +379,6 @@ class Session:
             )
 
 
-def _places(anatomy: Anatomy, edit: Edit) -> list[Site]:
-    if not isinstance(edit, Edit):
-        raise EditError(f"an edit is one of interp's edit values, such as interp.Zero('L5.H3.z'), got {edit!r}.")
-    sites = anatomy.sites(edit.site)
-    for site in sites:
-        attends = site.component == "attention"
-        if isinstance(edit, AttentionEdit) and not attends:
-            raise EditError(
-                f"{edit!r} changes how heads attend: its site has no component, such as 'L5.H3' or 'L*.H*'."
-            )
-        if isinstance(edit, ValueEdit) and attends:
-            raise EditError(f"{edit!r} changes a value: name the component, such as '{site}.z'.")
-        if isinstance(edit, Mean) and edit.value is None and site.component in ("pattern", "scores"):
-            raise EditError(f"{edit!r}: rows of a pattern see different keys, so they have no mean; give a value.")
-        if site.query_heads and site.component in KV and not edit.expand:
-            _refuse_shared(edit, site, anatomy.layer(site))
-    return sites
-
-
-def _refuse_shared(edit: Edit, site: Site, layer: Layer) -> None:
-    """An edit of one query head's k or v would change what others of its group read."""
-    if layer.group == 1 or site.heads is None:
-        return
-    head, kv = site.heads[0], site.heads[0] // layer.group
-    shared = ", ".join(f"H{h}" for h in range(layer.heads) if h // layer.group == kv)
-    raise EditError(
-        f"{edit!r}: {site.component} of query head {head} is kv head {kv}, which {shared} all read. Write"
-        f" 'L{site.layer}.K{kv}.{site.component}' to change it for all of them, or expand=True for this head alone."
-    )
-
-
 class _Kept(threading.local):
     """A tensor seen earlier in the same forward pass."""
 
@@ -433,7 +395,7 @@ def _unless_same(x: Tensor, change: Callable[[Tensor], Tensor], before: _Kept) -
     residual = before.value.reshape(x.shape)
     write = x - residual
     new = change(write)
-    return x if new is write else residual + new
+    return x if new is write and not new.requires_grad else residual + new
 
 
 def _logits_hook(session: Session, change: Callable[[Tensor], Tensor], _: nn.Module, args: Any, output: Any) -> Any:
@@ -444,32 +406,7 @@ def _logits_hook(session: Session, change: Callable[[Tensor], Tensor], _: nn.Mod
     new = change(value)
     if new is value:
         return None
-    if isinstance(key, int):
-        return (*output[:key], new, *output[key + 1 :])
-    return new if key is None else replace(output, **{key: new})
-
-
-def logits_of(output: Any) -> Tensor | None:
-    """The answer in what a model returns; None for a base model, which has none."""
-    for name in ("logits", "logits_per_image"):
-        if torch.is_tensor(found := getattr(output, name, None)):
-            return found
-    return output if torch.is_tensor(output) else None
-
-
-def logits_key(output: Any) -> str | int | None:
-    """Where a model's answer is in what it returns."""
-    if torch.is_tensor(output):
-        return None
-    for key in ("logits", "logits_per_image"):
-        if getattr(output, key, None) is not None:
-            return key
-    if isinstance(output, (tuple, list)) and output and torch.is_tensor(output[0]):
-        return 0
-    raise SiteError(
-        f"{type(output).__name__} has no logits: load the model with a head (ForCausalLM, ForImageClassification,"
-        " ...), or record 'final_norm' instead."
-    )
+    return with_logits(output, key, new)
 
 
 def _join(site: Site, parts: list[Tensor]) -> Tensor:
@@ -483,99 +420,3 @@ def _join(site: Site, parts: list[Tensor]) -> Tensor:
         whole[:, :, r : r + part.shape[2], c : c + part.shape[3]] = part
         r, c = r + part.shape[2], c + part.shape[3]
     return whole
-
-
-class HeadTap:
-    """A session at one attention: its edits of q, k, v, z and of the pattern, and what it records there."""
-
-    def __init__(self, session: Session, layer: Layer, edits: list[Placed], sites: list[Site]) -> None:
-        self.session, self.layer, self.edits, self.sites = session, layer, edits, sites
-
-    def live(self) -> bool:
-        return self.session.live()
-
-    @property
-    def cross(self) -> bool:
-        """Whether the keys here are another tower's."""
-        return self.layer.kind == "cross"
-
-    @property
-    def differentiable(self) -> bool:
-        return self.session.wish.grad
-
-    def before(self, call: Call) -> None:
-        for name in ("q", "k", "v"):
-            value = getattr(call, name).transpose(1, 2)
-            new = self.border(name, value)
-            if new is not value or self.differentiable:
-                setattr(call, name, new.transpose(1, 2))
-
-    def border(self, component: str, value: Tensor) -> Tensor:
-        """q, k or v [b, position, head, d] after this session's edits, recorded."""
-        for placed in self._value_edits(component):
-            if not (placed.edit.expand and placed.site.query_heads):
-                value = self.session.changed(placed, value)
-        for site in (s for s in self.sites if s.component == component):
-            value = self._record(site, value)
-        return value
-
-    def _value_edits(self, component: str) -> list[Placed]:
-        return [p for p in self.edits if p.site.component == component]
-
-    def _record(self, site: Site, value: Tensor) -> Tensor:
-        return self.session.record_heads(site, value)
-
-    def attention_edits(self, call: Call) -> list[Any]:
-        session, found = self.session, []
-        for placed in self.edits:
-            edit, site = placed.edit, placed.site
-            if not session.moment.applies(edit):
-                continue
-            if isinstance(edit, AttentionEdit):
-                if (kernel := self._resolved(edit, site, call)) is not None:
-                    session.note(placed)
-                    found.append(kernel)
-            elif site.component in ("pattern", "scores"):
-                found.append(
-                    Dense(site.component, site.heads or tuple(range(self.layer.heads)), partial(self._dense, placed))
-                )
-            elif edit.expand and site.query_heads and site.heads is not None:
-                found.append(HeadKV(site.component, site.heads, partial(session.changed, Placed(edit, site.whole))))
-        return found
-
-    def _resolved(self, edit: AttentionEdit, site: Site, call: Call) -> Any:
-        """The edit in the kernels' terms; None where it touches no row now."""
-        moment, device = self.session.moment, call.q.device
-        rows = moment.where(edit, site, call.q.shape[0], call.q.shape[2], device, keys=False, cross=self.cross)
-        if rows is not None and not bool(rows.any()):
-            return None
-        keys = {name: self._keys(spec, site, call).to(device) for name, spec in edit.key_sets().items()}
-        return edit.kernel(site.heads, rows, keys)
-
-    def _keys(self, spec: Positions, site: Site, call: Call) -> Tensor:
-        return self.session.moment.keys(spec, site, call.k.shape[2], cross=self.cross)
-
-    def _dense(self, placed: Placed, weights: Tensor) -> Tensor:
-        return self.session.changed(Placed(placed.edit, placed.site.whole), weights, axis=2)
-
-    def after(self, call: Call) -> None:
-        for placed in self._value_edits("z"):
-            call.z = self.session.changed(placed, call.z)
-
-    def record(self, call: Call) -> None:
-        for site in self.sites:
-            if site.component == "z":
-                call.z = self._record(site, call.z)
-            elif site.component in ("pattern", "scores"):
-                self._record_pattern(call, site)
-
-    def _record_pattern(self, call: Call, site: Site) -> None:
-        wish, moment = self.session.wish, self.session.moment
-        rows = None if wish.positions is None else moment.mask(wish.positions, site, call.q.shape[2])
-        value = pattern_of(call, site.component, site.heads, rows, call.edits)
-        if wish.keys is not None:
-            value = select(value, self._keys(wish.keys, site, call).to(value.device), axis=3)
-        self.session.keep(site, call.z, value)
-
-
-__all__ = ["Session", "Wish", "logits_key", "split", "tower_inputs"]

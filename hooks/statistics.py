@@ -18,7 +18,7 @@ from interp.hooks.anatomy import Anatomy, Layer
 from interp.hooks.attention import Part, part_of
 from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.inputs import Inputs, Positions
-from interp.hooks.interface import Call, Switch
+from interp.hooks.interface import Call, Switch, Tap
 from interp.hooks.sites import Site
 from interp.hooks.tape import tower_inputs
 from interp.kernels.attention import attend
@@ -56,7 +56,7 @@ class Request:
 
 
 @dataclass
-class StatTap:
+class StatTap(Tap):
     """Takes the statistics of one layer, call by call."""
 
     request: Request
@@ -67,18 +67,9 @@ class StatTap:
     parts: list[dict[str, Tensor]] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
 
-    def live(self) -> bool:
-        return True
-
     def before(self, call: Call) -> None:
         if self.request.impl is not None and self.site.heads is not None:
             raise InputsError("impl= computes the model's own attention too, so it needs all heads: leave heads out.")
-
-    def attention_edits(self, call: Call) -> list[Any]:
-        return []
-
-    def after(self, call: Call) -> None:
-        pass
 
     def attends(self) -> bool:
         return self.request.impl is not None

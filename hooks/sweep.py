@@ -21,9 +21,10 @@ from interp.hooks.edits import Set
 from interp.hooks.errors import CheckFailed, InputsError
 from interp.hooks.family import Family
 from interp.hooks.inputs import Inputs
+from interp.hooks.output import logits_of
 from interp.hooks.recording import CannotDrive
 from interp.hooks.replay import Change, Replay, Row
-from interp.hooks.session import Session, logits_of
+from interp.hooks.session import Session
 from interp.hooks.sites import Site
 from interp.hooks.tape import tower_inputs
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from interp.hooks.anatomy import Anatomy, Layer, Port, Tower
 from interp.hooks.dissect import Event, Stage, dissect, first_tensor, outer_tensor
 from interp.hooks.errors import ModelError
-from interp.hooks.family import Family, family_of, split
-from interp.hooks.interface import Call, Switch
+from interp.hooks.family import Family, family_of
+from interp.hooks.interface import Call, Switch, Tap
 
 CONNECTORS = ("multi_modal_projector", "connector", "visual.merger", "language_projection", "aligner")
 
@@ -42,25 +42,13 @@ class Seen:
     z: list[Tensor] = field(default_factory=list)
 
 
-class _Watch:
+class _Watch(Tap):
     """A tap that only looks."""
 
     def __init__(self, names: Mapping[nn.Module, str]) -> None:
         self.names = names
         self.seen: dict[str, Seen] = {}
         self.keep = False
-
-    def live(self) -> bool:
-        return True
-
-    def before(self, call: Call) -> None:
-        pass
-
-    def attention_edits(self, call: Call) -> list[Any]:
-        return []
-
-    def after(self, call: Call) -> None:
-        pass
 
     def record(self, call: Call) -> None:
         name = self.names[call.module]
@@ -478,6 +466,3 @@ def _connector(root: nn.Module) -> Port | None:
         if name.endswith(CONNECTORS) and any(name == c or name.endswith("." + c) for c in CONNECTORS):
             return Port(name, "out")
     return None
-
-
-__all__ = ["split", "trace"]

@@ -248,7 +248,7 @@ class Model:
 
     @staticmethod
     def _with_logits(shelf: MutableMapping[Site, Tensor], output: Any, wish: Wish) -> MutableMapping[Site, Tensor]:
-        from interp.hooks.session import logits_of
+        from interp.hooks.output import logits_of
 
         logits = logits_of(output)
         if logits is not None and Site(None, None, "logits") not in shelf:

@@ -10,12 +10,12 @@ from transformers.modeling_utils import AttentionInterface
 
 from interp.families import tiny
 from interp.hooks.example import example
-from interp.hooks.interface import Call, Switch
+from interp.hooks.interface import Call, Switch, Tap
 
 OWN = AttentionInterface.get_interface
 
 
-class Looks:
+class Looks(Tap):
     """A tap that keeps the calls."""
 
     def __init__(self) -> None:
@@ -24,13 +24,6 @@ class Looks:
 
     def live(self) -> bool:
         return self.on
-
-    def before(self, call: Call) -> None: ...
-
-    def attention_edits(self, call: Call) -> list[Any]:
-        return []
-
-    def after(self, call: Call) -> None: ...
 
     def record(self, call: Call) -> None:
         self.calls.append(call)
