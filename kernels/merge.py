@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from interp.kernels import edits as E
+from interp.kernels.errors import AttentionError
 from interp.kernels.masks import Causal, Full
 from interp.kernels.request import Request
 
@@ -42,8 +42,9 @@ class _Flash(torch.autograd.Function):
         return z, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dz: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise AttentionError("merged attention has no second derivative (create_graph=True); use impl='rows'")
         q, k, v, z, lse = ctx.saved_tensors
         one, minus = torch.ones_like(dlse).to(q.dtype), -dlse.to(q.dtype)
         wide = [_widened(q), _widened(k), _widened(v), _widened(z, minus), lse]

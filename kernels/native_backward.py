@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from interp.kernels import native_library as C
+from interp.kernels.errors import AttentionError
 from interp.kernels.native_call import FIELDS, Found, Run, Shared, prepared, runs, segments
 from interp.kernels.native_forward import forward
 from interp.kernels.request import Request
@@ -42,8 +42,9 @@ class _Attend(torch.autograd.Function):
         return tuple(found.values())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise AttentionError("native attention has no second derivative (create_graph=True); use impl='rows'")
         q, k, v, sinks, lse, topk_keys = ctx.saved_tensors
         grads = {n: x.float() for n, x in zip(ctx.names, given, strict=True) if x is not None and n not in WHOLE}
         shared = Shared(ctx.made, q, k, v, sinks)

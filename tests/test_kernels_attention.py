@@ -1,9 +1,4 @@
-"""Every implementation against the dense fp64 reference, and the reference against brute force.
-
-The tolerance is not a number somebody liked: it is the error that the dense reference itself makes when it is computed
-in the precision of the implementation, on the same inputs, times four, and no less than a score's rounding does to
-exp(s).
-"""
+"""Every implementation against the dense fp64 reference, to tolerances derived in `attention_calls.py`."""
 
 from __future__ import annotations
 
@@ -11,119 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from attention_calls import build, calls, tolerance
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from interp.kernels import attention, reference
-from interp.kernels import edits as E
-from interp.kernels import masks as M
 from interp.kernels.errors import AttentionError
 from interp.kernels.request import request
 
-STATS = [
-    "lse", "entropy", "max", "argmax", "topk:1", "topk:4", "distance", "first", "previous", "self", "sink",
-    "mass:some", "mass:none", "received", "seen", "received_mean",
-]  # fmt: skip
 PORTABLE = ["rows", "sweep", "native", "merge"]
-
-
-@st.composite
-def calls(draw: st.DrawFn) -> dict[str, Any]:
-    """The shape of a call; tensors are made from its seed."""
-    return {
-        "seed": draw(st.integers(0, 2**16)),
-        "batch": draw(st.integers(1, 2)),
-        "kv": draw(st.integers(1, 2)),
-        "group": draw(st.integers(1, 3)),
-        "queries": draw(st.integers(1, 20)),
-        "more": draw(st.integers(-3, 9)),
-        "d": draw(st.sampled_from([1, 4, 8, 17])),
-        "dv": draw(st.sampled_from([None, 3, 16])),
-        "mask": draw(st.sampled_from(list(MASKS))),
-        "edits": draw(st.lists(st.sampled_from(list(EDITS)), max_size=4)),
-        "stats": draw(st.lists(st.sampled_from(STATS), max_size=8, unique=True)),
-        "softcap": draw(st.sampled_from([None, 2.0])),
-        "sinks": draw(st.booleans()),
-        "bias": draw(st.booleans()),
-        "rows": draw(st.booleans()),
-        "size": draw(st.sampled_from([0.3, 1.0, 4.0])),
-        "dtype": draw(st.sampled_from(["float32", "float32", "float64", "bfloat16"])),
-    }
-
-
-def _ids(g: torch.Generator, keys: int) -> Tensor:
-    return torch.randint(0, 3, (keys,), generator=g).sort().values - torch.randint(0, 2, (1,), generator=g)
-
-
-MASKS = {
-    "none": lambda g, b, h, n, m: None,
-    "causal": lambda g, b, h, n, m: M.Causal(),
-    "sliding": lambda g, b, h, n, m: M.Causal() & M.Window(3),
-    "prefix": lambda g, b, h, n, m: M.Causal() | M.Prefix(2),
-    "documents": lambda g, b, h, n, m: M.Documents(_ids(g, m)) & M.Causal() if n <= m else M.Full(),
-    "padding": lambda g, b, h, n, m: M.Padding(torch.randint(0, m + 1, (b,), generator=g)) & M.Causal(),
-    "left": lambda g, b, h, n, m: M.Padding(torch.randint(0, m + 1, (b,), generator=g), "left", m) & M.Causal(),
-    "heads": lambda g, b, h, n, m: M.PerHead((M.Causal(), M.Full(), M.Strided(3), M.Power(), M.Full(), M.Causal())[:h]),
-    "bool": lambda g, b, h, n, m: torch.rand(b, 1, n, m, generator=g) > 0.6,
-    "additive": lambda g, b, h, n, m: torch.where(
-        torch.rand(1, h, n, m, generator=g) > 0.3, torch.randn(1, h, n, m, generator=g), torch.finfo(torch.float32).min
-    ),
-    "alibi": lambda g, b, h, n, m: M.Alibi(torch.rand(h, generator=g)) & M.Causal(),
-}  # fmt: skip
-
-
-def _some(g: torch.Generator, *shape: int) -> Tensor:
-    return torch.rand(*shape, generator=g) > 0.5
-
-
-def _disjoint(g: torch.Generator, keys: int) -> tuple[Tensor, Tensor]:
-    kind = torch.randint(0, 3, (keys,), generator=g)
-    return kind == 0, kind == 1
-
-
-EDITS = {
-    "temperature": lambda g, b, h, n, m: E.Temperature(0.7, heads=(0,)),
-    "temperatures": lambda g, b, h, n, m: E.Temperature(torch.rand(h, generator=g) + 0.5, rows=_some(g, b, n)),
-    "bias": lambda g, b, h, n, m: E.BiasKeys(_some(g, b, m), -1.5, heads=(h - 1,)),
-    "emphasize": lambda g, b, h, n, m: E.Emphasize(_some(g, m), 0.5, rows=_some(g, 1, n)),
-    "mask": lambda g, b, h, n, m: E.MaskKeys(_some(g, b, m), heads=(0, h - 1)),
-    "redistribute": lambda g, b, h, n, m: E.Redistribute(*_disjoint(g, m), 0.6, rows=_some(g, b, n)),
-    "redistribute all": lambda g, b, h, n, m: E.Redistribute(*_disjoint(g, m), 1.0, heads=(0,)),
-    "identity": lambda g, b, h, n, m: E.Blend("identity" if n <= m else "uniform", 0.4),
-    "uniform": lambda g, b, h, n, m: E.Blend("uniform", 0.3, heads=(0,), rows=_some(g, b, n)),
-    "gate": lambda g, b, h, n, m: E.Gate(0.25, heads=(h - 1,)),
-    "gates": lambda g, b, h, n, m: E.Gate(torch.rand(h, generator=g), rows=_some(g, b, n)),
-}  # fmt: skip
-
-
-def build(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-    g = torch.Generator().manual_seed(call["seed"])
-    b, h, n = call["batch"], call["kv"] * call["group"], call["queries"]
-    m, d, dtype = max(1, n + call["more"]), call["d"], getattr(torch, call["dtype"])
-    q = (torch.randn(b, h, n, d, generator=g) * call["size"]).to(dtype)
-    k = (torch.randn(b, m, call["kv"], d, generator=g) * call["size"]).to(dtype).transpose(1, 2)
-    v = torch.randn(b, call["kv"], m, call["dv"] or d, generator=g).to(dtype)
-    more = {
-        "mask": MASKS[call["mask"]](g, b, h, n, m),
-        "softcap": call["softcap"],
-        "sinks": torch.randn(h, generator=g) if call["sinks"] else None,
-        "bias": torch.randn(1, h, 1, m, generator=g) if call["bias"] else None,
-        "edits": [EDITS[e](g, b, h, n, m) for e in call["edits"]],
-        "stats": call["stats"],
-        "rows": sorted({int(x) for x in torch.randint(0, n, (3,), generator=g)}) if call["rows"] else None,
-        "key_sets": {"some": _some(g, b, m), "none": torch.zeros(m, dtype=torch.bool)},
-    }
-    return q, k, v, more
-
-
-def tolerance(low: Tensor, high: Tensor, scores: float) -> float:
-    """Four times the error of the same mathematics in the same precision, and no less than rounding the scores does."""
-    real = high.isfinite()
-    if not bool(real.any()):
-        return 0.0
-    error = (low.double() - high.double())[real].abs().amax()
-    return float(4 * error + 4 * torch.finfo(low.dtype).eps * (2 + scores) * high[real].abs().amax().clamp(min=1.0))
 
 
 def compare(found: Tensor, low: Tensor, high: Tensor, scores: float, what: str) -> None:
