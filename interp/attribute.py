@@ -1,0 +1,95 @@
+"""Attribution: estimates of what `interp.patch` would find, for every cell at once, held against exact patching.
+
+One recorded run of the source, one of the base with its gradient, and each cell is <what the source would change, what
+the metric makes of it>. The methods differ in how the gradient is taken: see `interp/attribution/` for each one's
+definition, cost and limits. An estimate never travels alone: unless told otherwise the cells are patched exactly as
+well, all of them where that is affordable and else a stratified sample, in both directions (`interp/verify.py`).
+Limits: first-order methods are exact only where the metric is linear in the site; no method is best everywhere.
+LXT's authors state that LRP (relp, attnlrp, cp-lrp) is patented technology, free for personal and scientific use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from interp.attribution import path, plain, ruled, star
+from interp.attribution.pair import Pair, Source, pair
+from interp.effects import Effects
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs import Positions
+from interp.hooks.tape import Tape
+from interp.judge import Metric
+from interp.provenance import about
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+Method = Literal["atp", "atp-qk", "atp*", "relp", "attnlrp", "cp-lrp", "gim", "ig", "conductance"]
+METHODS: tuple[str, ...] = ("atp", "atp-qk", "atp*", *ruled.SETS, "ig", "conductance")
+
+
+def attribute(
+    model: Model,
+    *,
+    base: Any,
+    source: Source,
+    metric: Metric,
+    sites: str | Iterable[str],
+    positions: Literal["joint", "each"] | Positions = "joint",
+    method: str = "atp",
+    rules: Sequence[str] | None = None,
+    steps: int = path.STEPS,
+    verify: Literal["auto", "all"] | int = "auto",
+    seed: int = 0,
+) -> Effects:
+    """The estimated effect of every cell, labelled as by `interp.patch`.
+
+    `rules` replaces a method's relevance rules; `steps` are those of ig and conductance. `verify` patches exactly
+    beside it: "all" cells, a sample of `n`, 0 for none, "auto" for all where affordable; see `.meta["verify"]`.
+    """
+    _refuse(method, rules)
+    asked = pair(model, base, source, metric, [sites] if isinstance(sites, str) else list(sites), positions)
+
+    def estimate(other: Pair) -> Tensor:
+        return _estimated(other, method, rules, steps)
+
+    values = estimate(asked)
+    passes = asked.passes
+    checked = {}
+    if verify != 0:
+        from interp.verify import agreement
+
+        checked = {"verify": agreement(asked, values, estimate, how=verify, magnitudes=method == "atp*", seed=seed)}
+    return _effects(asked, values, {"method": method, "passes": passes, **asked.notes, **checked})
+
+
+def _refuse(method: str, rules: Sequence[str] | None) -> None:
+    if method not in METHODS:
+        raise InputsError(f"no attribution method {method!r}; there are {', '.join(METHODS)}.")
+    if rules is not None and method not in ruled.SETS:
+        raise InputsError(f"rules= belongs to {', '.join(ruled.SETS)}; method={method!r} takes the plain gradient.")
+
+
+def _estimated(asked: Pair, method: str, rules: Sequence[str] | None, steps: int) -> Tensor:
+    if method in ruled.SETS:
+        return ruled.estimate(asked, ruled.SETS[method] if rules is None else rules, strict=rules is not None)
+    if method == "ig":
+        return path.estimate(asked, steps=steps)
+    if method == "conductance":
+        return path.conductance(asked, steps=steps)
+    return {"atp": plain.estimate, "atp-qk": star.signed, "atp*": star.estimate}[method](asked)
+
+
+def _effects(asked: Pair, values: Tensor, said: Mapping[str, Any]) -> Effects:
+    sites, columns = asked.labels()
+    assert asked.score is not None
+    corruption = asked.source if isinstance(asked.source, str) else "run"
+    return Effects(
+        sites=sites, positions=columns, values=values, base=asked.score,
+        source=asked.judged(asked.new["logits"]) if isinstance(asked.new, Tape) else None, noise_floor=0.0,
+        meta={**about(asked.model.module, asked.base), "direction": "source into base", "metric": repr(asked.metric),
+              "corruption": corruption, **said},
+    )  # fmt: skip

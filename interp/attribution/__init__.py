@@ -1,0 +1,1 @@
+"""Estimates of what patching would do, one file per family of methods; `interp.attribute` chooses among them."""

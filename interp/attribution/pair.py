@@ -1,0 +1,215 @@
+"""What an attribution compares: a base, a source, sites and positions, and how contributions add up to cells.
+
+Cells are those of `interp.patch`, in its order, so that estimates and exact effects stand side by side. A contribution
+is a number per row, position and head at a site; a cell is the sum of those it covers. Sums are float32 or better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.gradients import Dropped, Graph, graph
+from interp.hooks.inputs import Inputs
+from interp.hooks.rules import Rules
+from interp.hooks.sites import HEAD, KV, Site, parse
+from interp.hooks.sweep import Reads
+from interp.hooks.tape import Tape, tower_inputs
+from interp.judge import Judge, Metric, picked, reads_of
+from interp.metrics import Reading
+
+if TYPE_CHECKING:
+    from interp.hooks.edits import Edit
+    from interp.model import Model
+
+Source = Any | Literal["zero", "mean"]
+Contributions = Mapping[Site, Tensor]
+"""[row, position] or [row, position, head] by whole site."""
+FLAT = 1e-6
+"""Slopes of the metric by the logits that are rounding, not slopes."""
+NOT_PATCHED = ("pattern", "scores", "attention", "q_in", "k_in", "v_in")
+
+
+@dataclass(eq=False)
+class Pair:
+    """A base run, and what is put into it."""
+
+    model: Model
+    base: Inputs
+    source: Inputs | Literal["zero", "mean"]
+    metric: Metric
+    chosen: tuple[Site, ...]
+    positions: Any
+    new: Tape | Mapping[str, Tensor]
+    passes: int = 0
+    """Forward and backward passes so far, the source's included."""
+    score: Tensor | None = None
+    """The metric of the base run, per row."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What a method has to say about how it ran; goes into the result."""
+
+    @property
+    def whole(self) -> list[Site]:
+        """The sites with all their heads, each once."""
+        return list(dict.fromkeys(_recorded(site) for site in self.chosen))
+
+    def kwargs(self) -> dict[str, Any]:
+        return self.model.called_with(self.base.kwargs)
+
+    def given(self, site: Site) -> Tensor:
+        """The source's value at a whole site."""
+        value: Tensor = self.new[str(site)]
+        return value
+
+    def judge(self, logits: Tensor) -> Judge:
+        """The metric as a judge of the cells it reads."""
+        return Judge(self.metric, self.base, classes=logits.ndim == 2)
+
+    def judged(self, logits: Tensor) -> Tensor:
+        """The metric of full logits, per row."""
+        return self.judge(logits)(picked(logits, self.reads(logits)))
+
+    def reads(self, logits: Tensor) -> Reads:
+        return reads_of(self.metric, self.base, logits)
+
+    def run(
+        self,
+        *,
+        sites: Sequence[Site] | None = None,
+        edits: Sequence[Edit] = (),
+        rules: Rules | None = None,
+        dropped: Dropped | None = None,
+        calls: Iterable[Site] = (),
+        first_order: bool = True,
+    ) -> Graph:
+        """The base run with its graph. `first_order`: refuse a metric that is flat there."""
+        found = graph(
+            self.model.module, self.model.anatomy, self.base, self.kwargs(),
+            sites=self.whole if sites is None else sites, score=self.judged, edits=edits, rules=rules, dropped=dropped,
+            calls=calls, family=self.model.family,
+        )  # fmt: skip
+        self.passes += 2
+        self.score = found.score.detach() if self.score is None and not edits else self.score
+        if first_order:
+            self._refuse_flat(found)
+        return found
+
+    def _refuse_flat(self, found: Graph) -> None:
+        if found.steepness() > FLAT:
+            return
+        why = "its reference is this very run" if getattr(self.metric, "reference", None) is not None else "it is flat"
+        raise InputsError(
+            f"the metric {_short(self.metric)} does not move with the logits at the base run ({why}): like every"
+            " divergence at its own minimum, it has gradient 0 there, and first-order methods would say 0 for every"
+            " cell. Use method='ig', which also looks between base and source, take the gradient at the other run"
+            " (swap base and source), or use a logit difference."
+        )
+
+    def reverse(self) -> Pair | None:
+        """The same pair the other way round; None where the source is no run."""
+        if not isinstance(self.source, Inputs):
+            return None
+        return pair(
+            self.model, self.source, self.base, self.metric, self.chosen, self.positions
+        )  # the same sites, already expanded
+
+    def change(self, found: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+        """Source minus recorded values, float32 or better."""
+        return {site: _wide(self.given(site)) - _wide(value) for site, value in found.items()}
+
+    def cells(self, contributions: Contributions) -> Tensor:
+        """[cell, row], float64 and on the CPU, in the order of `sites` and positions."""
+        made = []
+        for site in self.chosen:
+            part = contributions[_recorded(site)].double().cpu()
+            heads = self.model.anatomy.layer(site).heads_of(site) if site.heads is not None else None
+            if heads is not None:
+                part = part[:, :, list(heads)]
+            part = part.flatten(2).sum(-1) if part.ndim > 2 else part
+            made.extend((part * where).sum(1) for where in self.where(site, part.shape))
+        return torch.stack(made)
+
+    def where(self, site: Site, shape: Sequence[int]) -> list[Tensor]:
+        """The position sets of a site's cells, [row, position] each."""
+        every = torch.ones(*shape[:2], dtype=torch.bool)
+        if isinstance(self.positions, str) and self.positions == "each":
+            return [every & (torch.arange(shape[1]) == p) for p in range(shape[1])]
+        if isinstance(self.positions, str) and self.positions == "joint":
+            return [every]
+        return [tower_inputs(self.base, site).mask(self.positions).cpu()]
+
+    def labels(self) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+        """Sites of the cells and the position axis, as `Effects` holds them."""
+        if not (isinstance(self.positions, str) and self.positions == "each"):
+            return tuple(map(str, self.chosen)), None
+        length = self.given(_recorded(self.chosen[0])).shape[1]
+        return tuple(str(site) for site in self.chosen for _ in range(length)), tuple(range(length))
+
+
+def _recorded(site: Site) -> Site:
+    """Where the numbers of a site come from: what a head writes is linear in its z, so z stands for `result`."""
+    return replace(site.whole, component="z") if site.component == "result" else site.whole
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.detach() if x.dtype == torch.float64 else x.detach().float()
+
+
+def contributions(change: Mapping[Site, Tensor], slopes: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    """<source - base, gradient> at every row, position and head."""
+    return {site: (delta * _wide(slopes[site]).to(delta)).sum(-1) for site, delta in change.items()}
+
+
+def pair(model: Model, base: Any, source: Source, metric: Metric, sites: Iterable[str | Site], positions: Any) -> Pair:
+    """Read what was asked for, and run the source."""
+    model.ready()
+    x = model.inputs(base)
+    chosen = expanded(model, [sites] if isinstance(sites, (str, Site)) else list(sites))
+    whole = list(dict.fromkeys(_recorded(site) for site in chosen))
+    if isinstance(source, str) and source in ("zero", "mean"):
+        old = model.run(x, record=whole)
+        filled = {str(s): _filled(source, old[s], tower_inputs(x, s).valid) for s in whole}
+        return Pair(model, x, source, metric, tuple(chosen), positions, filled, passes=1)  # type: ignore[arg-type]
+    y = model.inputs(source)
+    if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
+        raise InputsError(
+            f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
+            " differs: patching needs pairs that line up token by token."
+        )
+    return Pair(model, x, y, metric, tuple(chosen), positions, model.run(y, record=whole), passes=1)
+
+
+def expanded(model: Model, spelled: Sequence[str | Site]) -> list[Site]:
+    """One site per head where heads were written, one per layer where they were not, as `interp.patch` has them."""
+    found: list[Site] = []
+    for text in spelled:
+        for site in model.anatomy.sites(text):
+            if site.layer is None or site.component in NOT_PATCHED:
+                raise SiteError(
+                    f"{str(text)!r}: attribution takes sites with values per layer and position, such as 'L*.H*.z' or"
+                    " 'L*.resid_pre'."
+                )
+            if parse(text).heads is None or site.component not in HEAD | KV:
+                found.append(site)
+                continue
+            heads = site.heads or range(model.anatomy.layer(site).head_count(site.component))
+            found.extend(replace(site, heads=(head,)) for head in heads)
+    if not found:
+        raise SiteError("no sites were selected: name at least one, such as sites='L*.H*.z'.")
+    return list(dict.fromkeys(found))
+
+
+def _filled(source: str, value: Tensor, valid: Tensor) -> Tensor:
+    if source == "zero":
+        return torch.zeros_like(value)
+    real = valid if valid.shape == value.shape[:2] else torch.ones(value.shape[:2], dtype=torch.bool)
+    return value[real].mean(0).expand(value.shape).clone()
+
+
+def _short(metric: Metric) -> str:
+    return type(metric).__name__ if isinstance(metric, Reading) else repr(metric)

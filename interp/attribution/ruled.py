@@ -1,0 +1,74 @@
+"""Attribution patching with the gradient of relevance propagation in place of the plain one.
+
+`est = <a(source) - a(base), C>` where C is what reaches a site on a backward pass with other rules at norms,
+activations and gated products (`hooks/rules.py`); the forward pass is the model's own.
+
+    relp      ln, identity, half; the attention rule is off, as in the paper's experiments (arXiv 2508.21258)
+    attnlrp   ln, identity, half, uniform (2402.05602, in its gradient-times-input form)
+    cp-lrp    ln, identity, gate, attention (Ali et al. 2022, 2202.07304, as the library LXT has it)
+    gim       ln, half, tempered (2505.17630)
+
+Rules for gated MLPs are left out where there is none; `rules=` names them oneself, and then each must find something to
+act on. On first use of a model the forward pass under the rules is held against the plain one, bit for bit, and the
+gradients must differ. Cost: two forward passes and one backward. Limits: models whose MLPs hide their activation
+(mixtures of experts) are refused, and no set of rules is best for every kind of site: see `experiments/relp_vs_atp.py`.
+LXT's authors state that LRP is patented technology, free for personal and scientific use.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from interp.attribution.pair import Pair, contributions
+from interp.hooks.errors import CheckFailed, ModelError
+from interp.hooks.rules import Rules, applicable, gated_layers
+
+SETS: dict[str, tuple[str, ...]] = {
+    "relp": ("ln", "identity", "half"),
+    "attnlrp": ("ln", "identity", "half", "uniform"),
+    "cp-lrp": ("ln", "identity", "gate", "attention"),
+    "gim": ("ln", "half", "tempered"),
+}
+_CHECKED: weakref.WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = weakref.WeakKeyDictionary()
+
+
+def estimate(pair: Pair, names: Sequence[str], *, strict: bool) -> Tensor:
+    """[cell, row]; `strict` says that every rule named must act."""
+    rules = rules_for(pair, names, strict=strict)
+    found = pair.run(rules=rules)
+    slopes = found.gradients()
+    pair.notes["rules"] = rules.names
+    _check(pair, rules, found.logits, slopes)
+    return pair.cells(contributions(pair.change(found.values), slopes))
+
+
+def rules_for(pair: Pair, names: Sequence[str], *, strict: bool) -> Rules:
+    """The rules of a set that mean something in this model."""
+    module, anatomy = pair.model.module, pair.model.anatomy
+    if strict and {"half", "gate"} & set(names) and not gated_layers(module, anatomy):
+        raise ModelError(
+            f"{type(module).__name__} has no gated MLP, so the half and gate rules have nothing to act on: leave them"
+            " out of rules=, or use method= without rules=, which takes those that apply."
+        )
+    return Rules(module, anatomy, names if strict else applicable(module, anatomy, names))
+
+
+def _check(pair: Pair, rules: Rules, logits: Tensor, slopes: dict[object, Tensor] | dict) -> None:  # type: ignore[type-arg]
+    """On first use: the forward pass is the plain one bit for bit, and the gradient is another."""
+    known = _CHECKED.setdefault(pair.model.module, set())
+    if rules.names in known:
+        return
+    plain = pair.run(first_order=False)
+    if not torch.equal(plain.logits, logits):
+        gap = float((plain.logits - logits).detach().abs().max())
+        raise CheckFailed(f"the forward pass under {rules!r} differs from the plain one by {gap:.3g}: a rule leaks.")
+    if all(torch.equal(one, slopes[site]) for site, one in plain.gradients().items()):
+        raise CheckFailed(
+            f"the gradient under {rules!r} is the plain one, bit for bit: no rule acts between these sites and the"
+            " metric, and what comes out is plain attribution patching. Use method='atp'."
+        )
+    known.add(rules.names)
