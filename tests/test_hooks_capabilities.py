@@ -64,6 +64,7 @@ def packed(_: Path) -> Case:
         )
         new.load_state_dict(linear.state_dict())
         new = new.to(HERE).eval()
+        new.support_avx512bf16_for_cpu = False  # only some CPUs have that kernel, which wants widths of 64
         model.set_submodule(name, new)
         unpacked = bnb.functional.dequantize_4bit(new.weight.data, new.weight.quant_state)
         plain.get_submodule(name).weight.data = unpacked.float()
