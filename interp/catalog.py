@@ -216,7 +216,9 @@ def _readme(one: Entry) -> str:
 
 def listing() -> str:
     """The table `interp zoo` prints; where there are two towers, text + vision."""
-    rows = [("name", "class", "width", "layers", "heads", "parameters", "MB", "core-hours", "figures")]
+    rows: list[tuple[str, ...]] = [
+        ("name", "class", "width", "layers", "heads", "parameters", "MB", "core-hours", "figures")
+    ]
     rows += [_line(one) for one in entries()]
     widths = [max(len(row[i]) for row in rows) for i in range(8)]
     lines = [
