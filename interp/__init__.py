@@ -14,6 +14,8 @@ _HOME = {
     "attach": "interp.model",
     "load": "interp.load",
     "patch": "interp.patch",
+    "path_patch": "interp.path_patch",
+    "direct_effect": "interp.direct_effect",
     "Task": "interp.task",
     "Effects": "interp.effects",
     "open": "interp.hooks.tape:open_tape",

@@ -1,9 +1,10 @@
-"""What a metric reads of the logits, and its values: one finite number a row, or an error that says which row."""
+"""What every patching method needs of its inputs and metric: pairs that line up, answers as ids, what is read of the
+logits, and values that are one finite number a row, or an error that says which row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from torch import Tensor
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sweep import Reads
-from interp.metrics import Reading, places
+from interp.metrics import Ids, Reading, ids, places
+
+if TYPE_CHECKING:
+    from interp.model import Model
 
 Metric = Callable[[Tensor, Any], Tensor]
 
@@ -29,6 +33,28 @@ def reads_of(metric: Metric, x: Inputs, logits: Tensor) -> Reads:
             "the metric reads different numbers of positions in different rows; patch rows of one kind together."
         )
     return Reads(at.cpu(), metric.columns)
+
+
+def answer_ids(model: Model, answers: Any) -> Ids:
+    """One tuple of ids a row, from a tensor, or from ids, words, or lists of either."""
+    from interp.vocabulary import Vocabulary
+
+    if torch.is_tensor(answers):
+        return ids(answers)
+    words = Vocabulary(model)
+    rows = [row if isinstance(row, (list, tuple)) else [row] for row in answers]
+    return tuple(tuple(i if isinstance(i, int) else words.single(i, "answer") for i in row) for row in rows)
+
+
+def lined_up(model: Model, base: Any, source: Any) -> tuple[Inputs, Inputs]:
+    """Both as inputs, checked to agree in shape and padding."""
+    x, y = model.inputs(base), model.inputs(source)
+    if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
+        raise InputsError(
+            f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
+            " differs: patching needs pairs that line up token by token."
+        )
+    return x, y
 
 
 def picked(logits: Tensor, reads: Reads) -> Tensor:

@@ -180,6 +180,28 @@ class LogitDifference(Reading):
 
 
 @dataclass(frozen=True)
+class Logit(Reading):
+    """Mean logit of the right answers."""
+
+    answers: Ids
+    positions: Positions = "last"
+    ROWS: ClassVar[tuple[str, ...]] = ("answers", "positions")
+
+    def __post_init__(self) -> None:
+        _nonempty("answers", self.answers)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """The answers of every row."""
+        return _union(self.answers)
+
+    def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
+        """Their mean."""
+        self._fits(read, len(self.answers))
+        return _mean(*_chosen(read, self.answers, self.columns))
+
+
+@dataclass(frozen=True)
 class Probability(Reading):
     """Summed probability of the right answers, less that of the wrong ones where there are any."""
 

@@ -10,6 +10,7 @@ import torch
 from interp.metrics import (
     KL,
     Accuracy,
+    Logit,
     LogitDifference,
     LogProb,
     MetricError,
@@ -67,6 +68,12 @@ def test_logit_difference(logits, inputs):
         right = sum(x[i] for i in ANSWERS[row]) / len(ANSWERS[row])
         wrong = sum(x[i] for i in WRONG[row]) / len(WRONG[row])
         assert value == pytest.approx(right - wrong, abs=1e-5)
+
+
+def test_logit_is_the_mean_of_the_right_ones(logits, inputs):
+    got = Logit(ANSWERS)(logits, inputs)
+    for row, value in enumerate(got.tolist()):
+        assert value == pytest.approx(sum(last(logits, row)[i] for i in ANSWERS[row]) / len(ANSWERS[row]), abs=1e-5)
 
 
 def test_probability_is_a_sum_less_a_sum(logits, inputs):
@@ -145,6 +152,7 @@ def test_recovered_fraction_takes_means_first_and_is_never_clipped(logits, input
 
 METRICS = [
     LogitDifference(ANSWERS, WRONG),
+    Logit(ANSWERS),
     Probability(ANSWERS, WRONG),
     LogProb(((1,), (2,), (4,))),
     Accuracy(ANSWERS, among=WRONG),
