@@ -38,12 +38,19 @@ class Readout:
         """Whether each position's logits depend on that position's hidden state alone, through a known head."""
         return self.finish is not None
 
+    @property
+    def vocabulary(self) -> int:
+        """How many columns the logits have."""
+        return self.logits.shape[-1]
+
     def _linear(self) -> Callable[[Tensor], Tensor] | None:
         """What is done to `head(norm(x))`, if that explains the logits of this run."""
-        if self.head is None or self.logits.ndim != 3 or self.logits.shape[1] != self.base.length:
+        kept = self.base.kept
+        if self.head is None or self.logits.ndim != 3 or (kept is None and self.logits.shape[1] != self.base.length):
             return None
+        last = self.base.length - 1 if kept is None else int(kept[-1])
         with torch.no_grad():
-            plain = self.head(self._normed(self.base.left[:, -1:]))
+            plain = self.head(self._normed(self.base.left[:, last : last + 1]))
         for finish in _finishes(getattr(self.module, "config", None)):
             if torch.allclose(finish(plain), self.logits[:, -1:].to(plain.dtype), atol=1e-4, rtol=1e-4):
                 return finish

@@ -8,8 +8,9 @@ stages) the tower cannot be driven block by block, and that is said.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class Recording:
     left: Tensor
     """The last block's output."""
     output: Any
+    kept: Tensor | None = None
+    """The columns that the output has logits of; None for all."""
 
     @property
     def length(self) -> int:
@@ -67,23 +70,45 @@ class _Calls(Tap):
         self.calls.append(call)
 
 
-def record(module: nn.Module, anatomy: Anatomy, tower: Tower, kwargs: Mapping[str, Any]) -> Recording:
-    """One forward pass without a cache, kept block by block."""
+def record(
+    module: nn.Module,
+    anatomy: Anatomy,
+    tower: Tower,
+    kwargs: Mapping[str, Any],
+    *,
+    kept: Tensor | None = None,
+    beside: AbstractContextManager[Any] | None = None,
+) -> Recording:
+    """One forward pass without a cache, kept block by block, with logits of the `kept` columns only where the model can
+    do that. `beside` is entered around it: a session that records more in the same pass."""
     reason = _undrivable(anatomy, tower)
     if reason is not None:
         raise CannotDrive(reason)
     taps = {layer.index: _Calls() for layer in tower.layers}
     entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     left: dict[int, Tensor] = {}
+    kept = keeps(module, kept)
     with ExitStack() as undo, torch.no_grad():
+        if beside is not None:
+            undo.enter_context(beside)
         for layer in tower.layers:
             attention, block = module.get_submodule(layer.attention), module.get_submodule(layer.block)
             Switch.watch(attention, taps[layer.index])
             undo.callback(Switch.forget, attention, taps[layer.index])
             undo.callback(block.register_forward_pre_hook(_keep_input(entered, layer.index), with_kwargs=True).remove)
             undo.callback(block.register_forward_hook(_keep_output(left, layer.index)).remove)
-        output = module(**{**kwargs, **_without_cache(module)})
-    return _checked(tower, taps, entered, left, output)
+        output = module(**called(module, kwargs, kept))
+    return replace(_checked(tower, taps, entered, left, output), kept=kept)
+
+
+def keeps(module: nn.Module, columns: Tensor | None) -> Tensor | None:
+    """The columns, where the model can be asked for the logits of these alone."""
+    return columns if "logits_to_keep" in signature(module.forward).parameters else None
+
+
+def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) -> dict[str, Any]:
+    """The arguments of a pass without a cache that computes the logits of these columns."""
+    return {**kwargs, **_without_cache(module), **({} if kept is None else {"logits_to_keep": kept})}
 
 
 def _undrivable(anatomy: Anatomy, tower: Tower) -> str | None:

@@ -1,63 +1,40 @@
 """Many patches of the same prompts, each answered exactly, by replay where the model can be driven and else in full
 passes.
 
-A cell is a question: these values at this site and these positions. Answers come back per cell and prompt as the
-logits that are read. Cells that change nothing, by comparison with the base run, are not run; their answer is the
-base's own.
+A cell is a question: these values at these places. Answers come back per cell and prompt as the logits that are read.
+Cells that change nothing, by comparison with the base run, are not run; their answer is the base's own.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy import Anatomy
+from interp.hooks.cell import Answer, Cell, Reads, cells_of, differs, rows_of
 from interp.hooks.edits import Set
-from interp.hooks.errors import CheckFailed, InputsError
+from interp.hooks.errors import BudgetError, CheckFailed, ModelError
 from interp.hooks.family import Family
+from interp.hooks.faster import products, quicker
 from interp.hooks.inputs import Inputs
 from interp.hooks.output import logits_of
-from interp.hooks.recording import CannotDrive
-from interp.hooks.replay import Change, Replay, Row
-from interp.hooks.session import Session
+from interp.hooks.recording import CannotDrive, called, keeps
+from interp.hooks.replay import Replay, Row
+from interp.hooks.session import Session, Wish
 from interp.hooks.sites import Site
+from interp.hooks.size import free_memory
 from interp.hooks.tape import tower_inputs
 
-ROWS = 512
-"""Rows that are under way together."""
+__all__ = ["Answer", "Cell", "Reads", "Sweep", "cells_of", "differs"]
 
-
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """New values [prompt, position, ...] at a site, where `where` [prompt, position] says so."""
-
-    site: Site
-    values: Tensor
-    where: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Reads:
-    """What of the logits is needed: columns of the inputs [prompt, read] and of the vocabulary."""
-
-    positions: Tensor
-    columns: tuple[int, ...] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """One cell's logits [prompt, read, column] beside those of unchanged rows computed with them; `changed`
-    [prompt]."""
-
-    number: int
-    logits: Tensor
-    unchanged: Tensor
-    changed: Tensor
+SHARE, MOST = 4, 2**31
+"""The rows under way together take at most this part of the free memory, and this many bytes, unless said."""
 
 
 class Sweep:
@@ -71,139 +48,259 @@ class Sweep:
         kwargs: Mapping[str, Any],
         *,
         family: Family | None = None,
+        product: str | None = None,
+        budget: int | None = None,
+        tell: Callable[[int], object] = lambda done: None,
     ) -> None:
         self.module, self.anatomy, self.base, self.kwargs, self.family = module, anatomy, base, dict(kwargs), family
+        self.product = product or quicker(torch.empty(0, _width(anatomy), dtype=_dtype(module)))
         self.replays: dict[str, Replay | str] = {}
+        self.budget = budget if budget is not None else min(free_memory() // SHARE, MOST)
+        self.tell = tell
+        """Is told of tokens times layers that have been driven."""
         self.passes = 0
+        self.halvings = 0
+        """How often memory ran out and a chunk was run in halves."""
+        self._logits: tuple[Tensor, Tensor | None] | None = None
 
     def engine(self, tower: str | None) -> Replay | str:
         """The tower's replay, or why it has none."""
         name = self.anatomy.tower(tower, text=str(tower)).name
         if name not in self.replays:
-            self.replays[name] = self._make(name)
+            self.replays[name] = self._make(name, None, None)
         return self.replays[name]
 
-    def _make(self, name: str) -> Replay | str:
+    def _make(self, name: str, kept: Tensor | None, beside: Session | None) -> Replay | str:
         tower = self.anatomy.towers[name]
+        valid = tower_inputs(self.base, Site(name, None, "embed")).valid
         try:
-            replay = Replay(
-                self.module,
-                self.anatomy,
-                tower,
-                self.kwargs,
-                tower_inputs(self.base, Site(name, None, "embed")).valid,
-            )
-            self.passes += 1
+            with products(self.product):
+                replay = Replay(self.module, self.anatomy, tower, self.kwargs, valid, kept=kept, beside=beside)
         except CannotDrive as reason:
             warnings.warn(
                 f"{type(self.module).__name__}: {reason}; the {name} tower is patched in full forward passes.",
                 stacklevel=2,
             )
             return str(reason)
+        self.passes += 1
+        self._logits = replay.readout.logits, replay.base.kept
         return replay
 
+    @property
+    def logits(self) -> Tensor:
+        """What the base run was recorded with: all its logits, or those of some columns."""
+        if self._logits is None:
+            raise ModelError("nothing was recorded yet.")
+        return self._logits[0]
+
+    def record(self, sites: Sequence[Site], kept: Tensor | None = None) -> Mapping[Site, Tensor]:
+        """The base run's values at some sites, from the pass that the replay goes on from."""
+        name = self.anatomy.tower(sites[0].tower, text=str(sites[0])).name
+        session = self._session(self, self.base, sites)
+        self.replays[name] = self._make(name, kept, session)
+        if isinstance(self.replays[name], Replay):
+            return session.recorded()
+        found, logits = self.observe(self.base, self.kwargs, sites, kept)
+        self._logits = logits, keeps(self.module, kept)
+        return found
+
+    def observe(
+        self,
+        x: Inputs,
+        kwargs: Mapping[str, Any],
+        sites: Sequence[Site],
+        kept: Tensor | None = None,
+        *,
+        other: Sweep | None = None,
+    ) -> tuple[Mapping[Site, Tensor], Tensor]:
+        """What a run has at some sites, and its logits (of the `kept` columns where the model can do that); `other`
+        is the sweep of another model of the same shape."""
+        owner = other or self
+        session = self._session(owner, x, sites)
+        with session, torch.no_grad(), products(self.product):
+            logits = logits_of(owner.module(**called(owner.module, kwargs, keeps(owner.module, kept))))
+        self.passes += 1
+        if logits is None:
+            raise ModelError(f"{type(owner.module).__name__} has no logits to measure: load it with a head.")
+        return session.recorded(), logits
+
+    @staticmethod
+    def _session(owner: Sweep, x: Inputs, sites: Sequence[Site]) -> Session:
+        wish = Wish(list(sites), budget=free_memory() // 2)
+        return Session(owner.module, owner.anatomy, wish=wish, inputs=x, family=owner.family)
+
     def run(self, cells: Sequence[Cell], reads: Reads) -> Iterator[Answer]:
-        """Every cell's answer, in order."""
-        for tower in dict.fromkeys(cell.site.tower for cell in cells):
-            mine = [n for n, cell in enumerate(cells) if cell.site.tower == tower]
-            engine = self.engine(tower)
-            if isinstance(engine, Replay):
-                yield from self._replayed(engine, cells, mine, reads)
+        """Every cell's answer, chunk by chunk; within a chunk those that are driven come first."""
+        for low, high in self.chunks(cells, reads):
+            for answer in self.chunk(cells[low:high], reads):
+                yield replace(answer, number=answer.number + low)
+
+    def chunks(self, cells: Sequence[Cell], reads: Reads) -> list[tuple[int, int]]:
+        """Stretches of cells that keep within the memory budget together."""
+        found, low, held = [], 0, 0
+        for n, cell in enumerate(cells):
+            need = sum(self._bytes(row, reads) for row in self._rows(n, cell))
+            if n > low and held + need > self.budget:
+                found.append((low, n))
+                low, held = n, 0
+            held += need
+        return [*found, (low, len(cells))] if cells else []
+
+    def cost(self, cells: Sequence[Cell]) -> int:
+        """Tokens times layers that a sweep drives, which is what its time goes into; a full pass counts as that."""
+        total = 0
+        for n, cell in enumerate(cells):
+            engine = self.engine(cell.site.tower)
+            if isinstance(engine, Replay) and engine.can(cell):
+                total += sum(engine.cost(row) for row in self._rows(n, cell))
+            elif bool(cell.changed.any()):
+                total += self._full_cost(cell)
+        return total
+
+    def _full_cost(self, cell: Cell) -> int:
+        return len(self.anatomy.tower(cell.site.tower, text=str(cell.site)).layers) * self.base.valid.numel()
+
+    def _rows(self, number: int, cell: Cell) -> list[Row]:
+        engine = self.engine(cell.site.tower)
+        if isinstance(engine, str) or not engine.can(cell):
+            return []
+        return [row for row in engine.rows(number, cell) if row is not None]
+
+    def _bytes(self, row: Row, reads: Reads) -> int:
+        engine = self.engine(row.tower)
+        assert isinstance(engine, Replay)
+        return engine.bytes(row, reads)
+
+    def chunk(self, cells: Sequence[Cell], reads: Reads) -> Iterator[Answer]:
+        """Every answer of cells that go together."""
+        driven: dict[str | None, list[int]] = defaultdict(list)
+        rest = []
+        for n, cell in enumerate(cells):
+            engine = self.engine(cell.site.tower)
+            if isinstance(engine, Replay) and engine.can(cell):
+                driven[cell.site.tower].append(n)
             else:
-                yield from self._in_full(cells, mine, reads)
+                rest.append(n)
+        for tower, mine in driven.items():
+            yield from self._replayed(tower, cells, mine, reads)
+        yield from self._in_full(cells, rest, reads)
 
-    def _replayed(self, replay: Replay, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
-        prompts = range(replay.base.prompts)
-        waiting: list[tuple[int, list[Row | None]]] = []
-        for number in mine:
-            change = _change(cells[number])
-            waiting.append((number, [replay.row(number, b, [change]) for b in prompts]))
-            if sum(row is not None for _, rows in waiting for row in rows) >= ROWS:
-                yield from self._wave(replay, waiting, reads)
-                waiting = []
-        if waiting:
-            yield from self._wave(replay, waiting, reads)
+    def _replayed(
+        self, tower: str | None, cells: Sequence[Cell], mine: Sequence[int], reads: Reads
+    ) -> Iterator[Answer]:
+        engine = self.engine(tower)
+        assert isinstance(engine, Replay)
+        rows = [row for n in mine for row in engine.rows(n, cells[n]) if row is not None]
+        made = {(row.number, row.prompt): pair for row, pair in self._halving(engine, rows, reads)}
+        plain = self.plain(reads) if len(made) < len(mine) * engine.prompts else None
+        for n in mine:
+            pairs = [made.get((n, b)) for b in range(engine.prompts)]
+            both = [pair if pair is not None else (_given(plain)[b],) * 2 for b, pair in enumerate(pairs)]
+            logits, unchanged = (torch.stack([pair[i] for pair in both]) for i in (0, 1))
+            yield Answer(n, logits, unchanged, torch.tensor([pair is not None for pair in pairs]))
 
-    def _wave(self, replay: Replay, waiting: Sequence[tuple[int, list[Row | None]]], reads: Reads) -> Iterator[Answer]:
-        rows = [row for _, some in waiting for row in some if row is not None]
-        start = min((row.start for row in rows), default=0)
-        made = replay.run([*rows, *replay.unchanged(start)], reads.positions, reads.columns)
-        unchanged, at = made[len(rows) :], 0
-        for number, some in waiting:
-            logits = unchanged.clone()
-            for b, row in enumerate(some):
-                if row is not None:
-                    logits[b], at = made[at], at + 1
-            yield Answer(number, logits, unchanged, torch.tensor([row is not None for row in some]))
+    def _halving(
+        self, engine: Replay, rows: Sequence[Row], reads: Reads
+    ) -> Iterator[tuple[Row, tuple[Tensor, Tensor]]]:
+        """Each row with its logits and those of its prompt unchanged, computed together; in halves where memory runs
+        out."""
+        if not rows:
+            return
+        try:
+            with products(self.product):
+                made = engine.run([*rows, *engine.unchanged(rows)], reads.positions, reads.columns, tell=self.tell)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            made = None
+        if made is not None:
+            yield from ((row, (made[n], made[len(rows) + row.prompt])) for n, row in enumerate(rows))
+            return
+        if len(rows) == 1:
+            raise BudgetError(
+                f"memory ran out on a single patch, of {rows[0].changes[0].component} in layer {rows[0].layer}: patch"
+                " fewer prompts at a time, or let the metric say which positions and columns it reads."
+            )
+        self.halvings += 1
+        for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+            yield from self._halving(engine, half, reads)
 
     def _in_full(self, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
-        unchanged = self.plain(reads)
+        unchanged = self._forward([], reads) if mine else torch.empty(0)
         for number in mine:
-            cell = cells[number]
-            changed = cell.where.any(1)
-            yield Answer(number, self.full(cell, reads) if bool(changed.any()) else unchanged, unchanged, changed)
+            changed = cells[number].changed
+            self.tell(self._full_cost(cells[number]) * bool(changed.any()))
+            made = self.full(cells[number], reads) if bool(changed.any()) else unchanged
+            yield Answer(number, made, unchanged, changed)
 
     def plain(self, reads: Reads) -> Tensor:
-        """The base's own logits, from a plain forward pass."""
-        return self._forward([], reads)
+        """The base's own logits: those of the recorded run, or of a plain forward pass."""
+        if self._logits is None:
+            return self._forward([], reads)
+        logits, kept = self._logits
+        if kept is not None and not bool(torch.isin(reads.positions, kept).all()):
+            return self._forward([], reads)
+        return reads.of(logits, kept)
 
     def full(self, cell: Cell, reads: Reads) -> Tensor:
         """One cell in a full forward pass with an edit: the naive loop's step, and the oracle of the replay."""
-        if not bool(cell.where.any()):
-            return self.plain(reads)
-        heads = list(cell.site.heads) if cell.site.heads is not None else None
-        if cell.where.shape != cell.values.shape[:2]:
-            raise InputsError(
-                f"{cell.site}: values for {list(cell.values.shape[:2])} positions, but positions"
-                f" {list(cell.where.shape)}."
-            )
-        values = cell.values if heads is None else cell.values[:, :, heads]
-        return self._forward([Set(str(cell.site), values, positions=cell.where)], reads)
+        return self._forward(cell.edits(), reads)
 
     def _forward(self, edits: Sequence[Set], reads: Reads) -> Tensor:
         self.passes += 1
+        kept = keeps(self.module, torch.unique(reads.positions))
         with Session(self.module, self.anatomy, edits=edits, inputs=self.base, family=self.family), torch.no_grad():
-            logits = logits_of(self.module(**self.kwargs))
+            logits = logits_of(self.module(**called(self.module, self.kwargs, kept)))
         assert logits is not None
-        rows = torch.arange(len(reads.positions))[:, None]
-        picked = logits[:, None] if logits.ndim == 2 else logits[rows, reads.positions]
-        return picked if reads.columns is None else picked[..., list(reads.columns)]
+        return reads.of(logits, kept if logits.ndim == 3 else None)
 
     def compare(self, cell: Cell, answer: Answer, reads: Reads) -> float:
         """How far an answer is from a full forward pass; raises where rounding does not explain it."""
+        if not bool(answer.changed.any()):
+            return 0.0
         whole = self.full(cell, reads)
-        gap = float((whole - answer.logits)[answer.changed].abs().max()) if bool(answer.changed.any()) else 0.0
-        bound = 2048 * torch.finfo(whole.dtype).eps * max(1.0, float(whole.abs().max()))
-        if gap > bound:
-            raise CheckFailed(
-                f"{cell.site}: replay and a full forward pass differ by {gap:.3g} logits, more than the {bound:.3g}"
-                " that rounding explains."
-            )
-        return gap
+        return _gap(cell, whole[answer.changed], answer.logits[answer.changed])
+
+    def inspect(self, looked: Sequence[tuple[Cell, Answer]], reads: Reads) -> float:
+        """`compare` for some answers on one prompt each, in one full pass that has them as its rows."""
+        looked = [(cell, answer) for cell, answer in looked if bool(answer.changed.any())]
+        prompts = [int(answer.changed.int().argmax()) for _, answer in looked]
+        kwargs = rows_of(self.kwargs, self.base, prompts) if looked else None
+        if kwargs is None:
+            return max((self.compare(cell, answer, reads) for cell, answer in looked), default=0.0)
+        x = Inputs.of(kwargs, config=getattr(self.module, "config", None))
+        few = Sweep(self.module, self.anatomy, x, kwargs, family=self.family, product=self.product)
+        asked = [(cell, n, b) for n, ((cell, _), b) in enumerate(zip(looked, prompts, strict=True))]
+        whole = few._forward([e for cell, n, b in asked for e in cell.alone(b, n, len(asked))], reads.take(prompts))
+        self.passes += 1
+        gaps = [_gap(cell, whole[n], looked[n][1].logits[b]) for cell, n, b in asked]
+        return max(gaps)
 
 
-def _change(cell: Cell) -> Change:
-    assert cell.site.layer is not None
-    component = {"result": "z"}.get(cell.site.component, cell.site.component)
-    return Change(cell.site.layer, component, cell.values, cell.where, cell.site.heads)
+def _given(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x
 
 
-def differs(base: Tensor, source: Tensor, heads: tuple[int, ...] | None) -> Tensor:
-    """[prompt, position] where two recordings of a site differ at all."""
-    gap = (base != source) if heads is None else (base != source)[:, :, list(heads)]
-    return gap.flatten(2).any(-1)
+def _out_of_memory(error: RuntimeError) -> bool:
+    """torch's own class on an accelerator, on a CPU a message."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def cells_of(
-    sites: Sequence[Site],
-    values: Callable[[Site], Tensor],
-    base: Callable[[Site], Tensor],
-    where: Callable[[Site], Sequence[Tensor]],
-) -> list[Cell]:
-    """A cell per site and position set, its positions cut down to those where the source differs from the base."""
-    found: list[Cell] = []
-    for site in sites:
-        new, old = values(site.whole), base(site.whole)
-        moved = differs(old, new, site.heads)
-        found.extend(Cell(site, new, chosen & moved) for chosen in where(site))
-    return found
+def _gap(cell: Cell, whole: Tensor, found: Tensor) -> float:
+    gap = float((whole - found).abs().max())
+    bound = 2048 * torch.finfo(whole.dtype).eps * max(1.0, float(whole.abs().max()))
+    if gap > bound:
+        raise CheckFailed(
+            f"{cell.site}: replay and a full forward pass differ by {gap:.3g} logits, more than the {bound:.3g} that"
+            " rounding explains."
+        )
+    return gap
+
+
+def _width(anatomy: Anatomy) -> int:
+    return max(tower.width for tower in anatomy.towers.values())
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

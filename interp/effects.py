@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,10 @@ from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
 
 FORMAT = 1
+PLACELESS = ("bias", "remainder")
+"""Parts of a sum that are at no one place in the model."""
+AND = " + "
+"""Between the places of a cell that has several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,8 @@ class Effects:
     noise_floor: float
     """How far unchanged rows are from the plain run in these batch shapes: smaller effects are not effects."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    reverse: Effects | None = None
+    """The base patched into the source, where both directions were asked for."""
 
     @property
     def mean(self) -> Tensor:
@@ -63,29 +69,52 @@ class Effects:
         """One row per cell: tower, layer, head, position, estimate, low, high, noise floor."""
         import pandas
 
-        low, high = self.interval()
+        (low, high), mean = self.interval(), self.mean
         per_site = len(self.positions) if self.positions is not None else 1
         rows = []
         for n, site in enumerate(self.sites):
-            where = parse(site)
-            head = None if where.heads is None else int(where.heads)
             position = self.positions[n % per_site] if self.positions is not None else None
             rows.append(
                 {
                     "site": site,
-                    "tower": where.tower,
-                    "layer": int(where.layers or 0),
-                    "head": head,
-                    "component": where.component,
+                    **_place(site),
                     "position": position,
                     "n": self.values.shape[1],
-                    "estimate": float(self.mean[n]),
+                    "estimate": float(mean[n]),
                     "low": float(low[n]),
                     "high": float(high[n]),
                     "noise_floor": self.noise_floor,
                 }
             )
         return pandas.DataFrame(rows)
+
+    def interactions(self) -> Any:
+        """What each pair of cells does beyond the sum of the two, `joint - a - b`, per example: its mean and interval.
+
+        Negative where one takes over when the other is missing (a backup), positive where both are needed.
+        """
+        import pandas
+
+        alone = {site: n for n, site in enumerate(self.sites)}
+        pairs = [(site, *site.split(AND)) for site in self.sites if site.count(AND) == 1]
+        known = [(joint, a, b) for joint, a, b in pairs if a in alone and b in alone]
+        if not known or self.positions is not None:
+            raise InterpError("no pairs beside their members here: patch with pairs=True and without a position axis.")
+        index = torch.tensor([[alone[name] for name in three] for three in known])
+        joint, first, second = (self.values[index[:, i]] for i in range(3))
+        beyond = replace(self, sites=tuple(joint for joint, _, _ in known), values=joint - first - second)
+        low, high = beyond.interval()
+        return pandas.DataFrame(
+            {"a": [a for _, a, _ in known], "b": [b for _, _, b in known], "effect_a": first.mean(1),
+             "effect_b": second.mean(1), "joint": joint.mean(1), "interaction": beyond.mean, "low": low, "high": high}
+        )  # fmt: skip
+
+    def only(self, component: str) -> Effects:
+        """The cells of one component, such as "result" or "mlp_write"."""
+        kept = [n for n, name in enumerate(self.to_frame()["component"]) if name == component]
+        if not kept:
+            raise InterpError(f"no effects of {component!r}; there are {', '.join(dict.fromkeys(self.sites))}.")
+        return replace(self, sites=tuple(self.sites[n] for n in kept), values=self.values[kept])
 
     def to_array(self) -> Any:
         """Mean effects as a labelled array (xarray): [layer, head], [layer], or with a position axis."""
@@ -135,6 +164,8 @@ class Effects:
             "noise_floor": self.noise_floor,
             "meta": dict(self.meta),
         }
+        if self.reverse is not None:
+            self.reverse.save(folder / "reverse")
         scratch = folder / "run.json.part"
         scratch.write_text(json.dumps(about, indent=1, default=str))
         scratch.rename(folder / "run.json")
@@ -161,4 +192,20 @@ class Effects:
             tensors.get("source"),
             about["noise_floor"],
             about["meta"],
+            cls.load(folder / "reverse") if (folder / "reverse" / "run.json").exists() else None,
         )
+
+
+def _place(label: str) -> dict[str, Any]:
+    """Tower, layer (of a window the first), head and component of a cell, each where all of its places share it."""
+    parts = label.split(AND)
+    found = [parse("embed" if part in PLACELESS else part.partition("[")[0]) for part in parts]
+    layers = {None if place.layers is None else int(place.layers.split("-")[0]) for place in found}
+    heads = {None if place.heads is None else int(place.heads) for place in found}
+    towers, components = {place.tower for place in found}, {place.component for place in found}
+    component = label if label in PLACELESS else _shared(components)
+    return {"tower": _shared(towers), "layer": _shared(layers), "head": _shared(heads), "component": component}
+
+
+def _shared(values: set[Any]) -> Any:
+    return next(iter(values)) if len(values) == 1 else None

@@ -132,7 +132,7 @@ def test_columns_before_the_first_difference_cost_nothing_and_are_exactly_zero()
                 asked[answer.number].values,
                 torch.arange(x.length).expand(2, -1) == answer.number,
             )
-            assert torch.equal(sweep.full(everywhere, reads(m, x)), sweep.plain(reads(m, x)))
+            assert torch.equal(sweep.full(everywhere, reads(m, x)), sweep.full(asked[answer.number], reads(m, x)))
 
 
 def test_patching_every_position_of_the_residual_gives_the_sources_answer() -> None:
@@ -147,11 +147,12 @@ def test_chunks_of_rows_and_tokens_do_not_change_the_answers(monkeypatch: pytest
     m, x, y = pair("llama")
     asked, wanted = cells(m, x, y, [Site(None, layer, "resid_pre") for layer in (0, 1)], each=True), reads(m, x)
     whole = [a.logits for a in Sweep(m.module, m.anatomy, x, m.called_with(x.kwargs)).run(asked, wanted)]
-    monkeypatch.setattr("interp.hooks.sweep.ROWS", 1)
-    monkeypatch.setattr("interp.hooks.replay.TOKENS", 3)
+    monkeypatch.setattr("interp.hooks.slices.TOKENS", 3)
     monkeypatch.setattr("interp.hooks.packed.WEIGHTS", 8)
-    small = [a.logits for a in Sweep(m.module, m.anatomy, x, m.called_with(x.kwargs)).run(asked, wanted)]
-    torch.testing.assert_close(torch.stack(small), torch.stack(whole), atol=2e-5, rtol=1e-5)
+    small = Sweep(m.module, m.anatomy, x, m.called_with(x.kwargs), budget=1)
+    assert len(small.chunks(asked, wanted)) > 4
+    made = [a.logits for a in small.run(asked, wanted)]
+    torch.testing.assert_close(torch.stack(made), torch.stack(whole), atol=2e-5, rtol=1e-5)
 
 
 def test_a_tower_that_cannot_be_driven_is_patched_in_full_passes_and_says_so() -> None:

@@ -164,6 +164,6 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(SiteError, match="at least one"):
         interp.patch(m, base=base, source=source, metric=metric, sites=[])
     with pytest.raises(SiteError, match="values per layer"):
-        interp.patch(m, base=base, source=source, metric=metric, sites="L*.H*.pattern")
+        interp.patch(m, base=base, source=source, metric=metric, sites="L*.H*.scores")
     with pytest.raises(interp.InterpError, match="nothing to normalise"):
         _ = interp.patch(m, base=base, source=base, metric=metric, sites="L*.z").normalised

@@ -1,0 +1,220 @@
+"""The sweep behind `interp.patch`: base and source once, then chunk by chunk, each held against full passes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.align import Alignment, How, Reduce
+from interp.cells import Grid, Target, grid
+from interp.effects import Effects
+from interp.hooks.inputs import Inputs
+from interp.hooks.sweep import Answer, Cell, Sweep
+from interp.hooks.tape import Tape
+from interp.journal import Journal
+from interp.judge import Metric
+from interp.judges import Judges, columns_wanted
+from interp.provenance import about
+from interp.sources import Average, Given, Noise, Source, Sources
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+Metrics = Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is patched where, apart from base, source and metric."""
+
+    model: Model
+    targets: Sequence[Target]
+    positions: Any = "joint"
+    align: How | None = None
+    reduce: Reduce | None = None
+    source_model: Model | None = None
+    seed: int = 0
+    out: str | Path | None = None
+    budget: int | None = None
+    bar: bool = True
+
+    def turned(self) -> Question:
+        """The same with base and source in each other's place."""
+        how = Alignment(self.align.source, self.align.base) if isinstance(self.align, Alignment) else self.align
+        return replace(self, align=how, out=None if self.out is None else Path(self.out) / "reverse")
+
+
+@dataclass(eq=False)
+class Prepared:
+    """Base and source recorded, cells made."""
+
+    question: Question
+    sweep: Sweep
+    judges: Judges
+    grid: Grid
+    new: Given
+    base: dict[str, Tensor]
+    source: dict[str, Tensor] | None
+
+    @property
+    def cells(self) -> Sequence[Cell]:
+        """The cells, in order."""
+        return self.grid.cells
+
+
+def effects(question: Question, x: Inputs, source: Source, metrics: Metrics) -> dict[str, Effects]:
+    """The effects of every cell, by metric."""
+    start = time.perf_counter()
+    journal = None if question.out is None else Journal(question.out)
+    task = _task(question, x, source, metrics)
+    plan = None if journal is None else journal.known(task)
+    ready = prepare(question, x, source, metrics, product=None if plan is None else plan["product"])
+    chunks = ready.sweep.chunks(ready.cells, ready.judges.reads) if plan is None else [tuple(c) for c in plan["chunks"]]
+    if journal is not None and plan is None:
+        journal.begin(task, chunks, ready.sweep.product)
+    values, floors = _run(ready, chunks, journal)
+    found = {name: _result(ready, name, values[name], floors[name], task) for name in metrics}
+    if journal is not None:
+        for n, name in enumerate(metrics):
+            folder = journal.folder if len(metrics) == 1 else journal.folder / f"metric{n}"
+            seconds = round(time.perf_counter() - start, 3)
+            replace(found[name], meta={**found[name].meta, "seconds": seconds}).save(folder)
+    return found
+
+
+def prepare(question: Question, x: Inputs, source: Source, metrics: Metrics, *, product: str | None = None) -> Prepared:
+    """Run base and source, and make the cells."""
+    model = question.model
+    sweep = Sweep(
+        model.module, model.anatomy, x, model.called_with(x.kwargs), family=model.family, product=product,
+        budget=question.budget,
+    )  # fmt: skip
+    whole = list(dict.fromkeys(site.whole for target in question.targets for site, _ in target.members))
+    old = sweep.record(whole, columns_wanted(metrics, x, model.module))
+    logits = sweep.logits
+    judges = Judges(metrics, x, classes=logits.ndim == 2, length=x.length)
+    kept = columns_wanted(metrics, model.inputs(source), model.module) if is_run(source) else None
+    new = Sources(model, sweep, old).given(
+        source, kept=kept, align=question.align, reduce=question.reduce, source_model=question.source_model
+    )
+    cells = grid(question.targets, x, old, new, question.positions)
+    return Prepared(
+        question, sweep, judges, cells, new, judges(sweep.plain(judges.reads)), _reference(metrics, new, kept)
+    )
+
+
+def _reference(metrics: Metrics, new: Given, kept: Tensor | None) -> dict[str, Tensor] | None:
+    """The metrics of the source's own run."""
+    if new.logits is None or new.inputs is None:
+        return None
+    judges = Judges(metrics, new.inputs, classes=new.logits.ndim == 2, length=new.inputs.length)
+    return judges(judges.reads.of(new.logits, kept if new.logits.ndim == 3 else None))
+
+
+def _run(
+    ready: Prepared, chunks: Sequence[tuple[int, int]], journal: Journal | None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    inspected = _inspected(ready.cells, ready.question.seed)
+    prompts = len(ready.judges.reads.positions)
+    values = {name: torch.zeros(len(ready.cells), prompts, dtype=torch.float64) for name in ready.judges.own}
+    floors = dict.fromkeys(values, 0.0)
+    with _bar(ready, chunks, journal) as bar:
+        ready.sweep.tell = bar.update
+        for low, high in chunks:
+            done = None if journal is None else journal.read(low, high)
+            if done is None:
+                done = answered(ready, low, high, inspected)
+                if journal is not None:
+                    journal.write(low, high, *done)
+            for name, part in done[0].items():
+                values[name][low:high] = part
+                floors[name] = max(floors[name], done[1][name])
+    return values, floors
+
+
+def answered(ready: Prepared, low: int, high: int, inspected: set[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """One chunk's effects and noise floors by metric; some of its cells are held against a full pass."""
+    cells, judges, reads = ready.cells[low:high], ready.judges, ready.judges.reads
+    values = {name: torch.zeros(len(cells), len(reads.positions), dtype=torch.float64) for name in judges.own}
+    floors = dict.fromkeys(values, 0.0)
+    looked: list[tuple[Cell, Answer]] = []
+    for answer in ready.sweep.chunk(cells, reads):
+        patched, unchanged = judges(answer.logits), judges(answer.unchanged)
+        for name in values:
+            floors[name] = max(floors[name], float((unchanged[name] - ready.base[name]).abs().max()))
+            gap = (patched[name] - unchanged[name]).double().cpu()
+            values[name][answer.number] = torch.where(answer.changed, gap, 0.0)
+        if answer.number + low in inspected:
+            looked.append((cells[answer.number], answer))
+    ready.sweep.inspect(looked, reads)
+    return values, floors
+
+
+def _inspected(cells: Sequence[Cell], seed: int) -> set[int]:
+    """The first cell that changes something, a random one, and one of the last layer."""
+    live = [n for n, cell in enumerate(cells) if bool(cell.changed.any())]
+    if not live:
+        return set()
+    last = max(live, key=lambda n: (cells[n].site.layer or 0, -n))
+    return {live[0], random.Random(seed).choice(live), last}
+
+
+def _bar(ready: Prepared, chunks: Sequence[tuple[int, int]], journal: Journal | None) -> Any:
+    """A progress bar in tokens times layers, on a terminal."""
+    from tqdm import tqdm
+
+    off = True if not ready.question.bar else None
+    total = sum(ready.sweep.cost(ready.cells[a:b]) for a, b in chunks if journal is None or journal.read(a, b) is None)
+    return tqdm(total=total, unit="tok", unit_scale=True, desc="patching", leave=False, disable=off)
+
+
+def _result(ready: Prepared, name: str, values: Tensor, floor: float, task: Mapping[str, Any]) -> Effects:
+    question, sweep = ready.question, ready.sweep
+    engine = sweep.engine(question.targets[0].members[0][0].tower)
+    meta = {
+        **about(question.model.module, sweep.base), "direction": "source into base", "corruption": ready.new.kind,
+        "metric": task["metrics"][name], "seed": question.seed, "engine": type(engine).__name__,
+        "products": sweep.product, "positions": task["positions"], "align": task["align"],
+        "halvings": sweep.halvings,
+    }  # fmt: skip
+    source = None if ready.source is None else ready.source[name]
+    return Effects(ready.grid.labels, ready.grid.positions, values, ready.base[name], source, floor, meta)
+
+
+def _task(question: Question, x: Inputs, source: Source, metrics: Metrics) -> dict[str, Any]:
+    """What makes this sweep this sweep, as plain values."""
+    model = question.model
+    other = question.source_model
+    return {
+        "model": about(model.module, x), "source": _digest(model, source),
+        "source_model": None if other is None else about(other.module, None)["model_hash"],
+        "targets": [target.label for target in question.targets], "positions": _said(question.positions),
+        "align": _said(question.align), "reduce": question.reduce, "seed": question.seed,
+        "metrics": {name: repr(metric) for name, metric in metrics.items()},
+    }  # fmt: skip
+
+
+def _said(value: Any) -> str | None:
+    if torch.is_tensor(value):
+        return hashlib.sha256(repr(value.tolist()).encode()).hexdigest()
+    return None if value is None else str(value)
+
+
+def _digest(model: Model, source: Source) -> str:
+    if isinstance(source, Tape):
+        return repr(source.inputs) if source.inputs is None else source.inputs.digest()
+    return model.inputs(source).digest() if is_run(source) else repr(source)
+
+
+def is_run(source: Source) -> bool:
+    """Whether the source is inputs to run the model on."""
+    said = isinstance(source, str) and source in ("zero", "mean", "noise")
+    return not said and not isinstance(source, (Average, Noise, Tape))
