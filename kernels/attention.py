@@ -63,17 +63,24 @@ class Implementation:
     refuses: Callable[[Request], str | None]
     run: Callable[[Request], Found]
     declines: Callable[[Request], str | None] | None = None
+    uses_lse: bool = False
+
+    def cannot(self, made: Request) -> str | None:
+        """Why it raises when asked for by name."""
+        if made.lse is not None and not self.uses_lse:
+            return "computes the log-sum-exp itself and would ignore the one given"
+        return self.refuses(made)
 
     def passed_over(self, made: Request) -> str | None:
         """Why `auto` does not take it."""
-        return (self.declines or self.refuses)(made)
+        return self.cannot(made) or (self.declines and self.declines(made)) or None
 
 
 IMPLEMENTATIONS = [
     Implementation("triton", fused.refuses, fused.attend, fused.worthwhile),
     Implementation("native", native.refuses, native.attend),
     Implementation("merge", merge.refuses, merge.attend),
-    Implementation("sweep", sweep.refuses, sweep.attend, sweep.worthwhile),
+    Implementation("sweep", sweep.refuses, sweep.attend, sweep.worthwhile, uses_lse=True),
     Implementation("rows", _always, tiles.attend),
     Implementation("reference", _always, _reference, lambda made: "dense; only when asked for by name"),
 ]
@@ -95,6 +102,7 @@ def attend(
     key_sets: Mapping[str, Tensor] | None = None,
     places: Tensor | None = None,
     first: Tensor | None = None,
+    lse: Tensor | None = None,
     reduce_groups: Reduction | None = None,
     impl: str = "auto",
 ) -> Attended:
@@ -103,13 +111,14 @@ def attend(
     mask: symbols, a Bool tensor (True visible) or an additive one, broadcasting to [batch, head, query, key]; None sees
     all. scale: d ** -0.5 unless said. softcap c: c tanh(s / c). bias: added to the capped scores. sinks: [head], one
     more score per row that takes weight and has no value. rows: compute these queries only. key_sets: Bool [key] or
-    [batch, key] by name, for
-    `mass:NAME`. places: [key, axis] coordinates for `distance`. first: [batch], the first real key, else read off the
-    mask. impl: one of `names()`; an explicit one is used or raises, `auto` takes the fastest that can.
+    [batch, key] by name, for `mass:NAME`. places: [key, axis] coordinates for `distance`. first: [batch], the first
+    real key, else read off the mask. lse: [batch, head, row], the log-sum-exp of these rows' edited scores from another
+    forward pass, where one is known: `sweep` then takes a pass less. impl: one of `names()`; an explicit one is used or
+    raises, `auto` takes the fastest that can.
     """
     made = request(
         q, k, v, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks, edits=edits, stats=stats, rows=rows,
-        key_sets=key_sets, places=places, first=first,
+        key_sets=key_sets, places=places, first=first, lse=lse,
     )  # fmt: skip
     chosen = _choose(made, impl)
     z, lse, found, counts = chosen.run(made)
@@ -125,14 +134,23 @@ def names() -> list[str]:
 
 def _choose(made: Request, impl: str) -> Implementation:
     if impl == "auto":
-        return next(i for i in IMPLEMENTATIONS if i.passed_over(made) is None)
+        return _fastest(made)
     found = next((i for i in IMPLEMENTATIONS if i.name == impl), None)
     if found is None:
         raise AttentionError(f"no implementation {impl!r}; there are auto, {', '.join(names())}")
-    reason = found.refuses(made)
+    reason = found.cannot(made)
     if reason is not None:
         raise AttentionError(f"impl={impl!r} cannot compute this: {reason}. Use impl='auto', or see explain(...)")
     return found
+
+
+def _fastest(made: Request) -> Implementation:
+    """The first that is worth while, else the first that can."""
+    able = [i for i in IMPLEMENTATIONS if i.cannot(made) is None]
+    if not able:
+        reasons = "; ".join(f"{i.name}: {i.cannot(made)}" for i in IMPLEMENTATIONS)
+        raise AttentionError(f"no implementation can compute this: {reasons}")
+    return next((i for i in able if i.passed_over(made) is None), able[0])
 
 
 def explain(q: Tensor, k: Tensor, v: Tensor | None, **arguments: object) -> dict[str, str]:
@@ -142,8 +160,8 @@ def explain(q: Tensor, k: Tensor, v: Tensor | None, **arguments: object) -> dict
     made = request(q, k, v, **arguments)  # type: ignore[arg-type]
     if impl == "auto":
         reasons = {i.name: i.passed_over(made) for i in IMPLEMENTATIONS}
-        taken = next(n for n, reason in reasons.items() if reason is None)
+        taken = _fastest(made).name
     else:
-        reasons = {i.name: i.refuses(made) for i in IMPLEMENTATIONS}
+        reasons = {i.name: i.cannot(made) for i in IMPLEMENTATIONS}
         taken = impl if impl in reasons and reasons[impl] is None else ""
     return {n: "taken" if n == taken else reason or f"could, but {taken} is taken" for n, reason in reasons.items()}

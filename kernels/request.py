@@ -40,6 +40,7 @@ class Request:
     key_sets: Mapping[str, Tensor] = field(default_factory=dict)
     places: Tensor | None = None
     first: Tensor | None = None
+    lse: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -101,6 +102,7 @@ def request(
     key_sets: Mapping[str, Tensor] | None = None,
     places: Tensor | None = None,
     first: Tensor | None = None,
+    lse: Tensor | None = None,
 ) -> Request:
     """The call with everything checked and named; see `interp.kernels.attention.attend` for the arguments."""
     _check_tensors(q, k, v)
@@ -130,7 +132,9 @@ def request(
         key_sets=sets,
         places=_places(places, keys),
         first=None,
+        lse=lse,
     )
+    _check_lse(made)
     return _with_first(made, first) if made.wants("first") else made
 
 
@@ -162,6 +166,14 @@ def _check_broadcast(mask: Mask, q: Tensor, k: Tensor) -> None:
                 f"the mask is for batch {found[0]} and {found[1]} heads; the call has batch {q.shape[0]} and "
                 f"{q.shape[1]} query heads"
             )
+
+
+def _check_lse(made: Request) -> None:
+    wanted = (made.batch, made.heads, len(made.rows))
+    if made.lse is not None and tuple(made.lse.shape) != wanted:
+        raise AttentionError(
+            f"lse must be [batch, head, row] = {list(wanted)}, of the rows asked for; got {list(made.lse.shape)}"
+        )
 
 
 def _scale(scale: float | None, d: int) -> float:

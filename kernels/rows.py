@@ -1,7 +1,7 @@
 """Scores and weights of chosen heads and rows, and whole attention calls a few rows at a time.
 
 `scores` and `pattern` give what is asked for and hold no more than that. `attend` goes over heads and rows in tiles of
-about a million numbers, takes every edit and statistic, and is differentiable: with a gradient wanted each tile is
+about half a million numbers, takes every edit and statistic, and is differentiable: with a gradient wanted each tile is
 recomputed in the backward pass, so memory stays linear in the number of tokens there too. Cost: the operations of
 attention, at the speed of torch's plain operators; twice the forward when a gradient is taken.
 """
@@ -22,7 +22,7 @@ from interp.kernels.masks import Mask
 from interp.kernels.request import Request, Rows, request
 from interp.kernels.stats import Stat, ratio
 
-TILE = 2**20
+TILE = 2**19
 HIDDEN = -1e30
 
 Found = dict[str, Tensor]

@@ -3,15 +3,16 @@
 A block of scores is small enough to stay in cache; everything asked for is taken from it before the next one overwrites
 it: the softmax in two passes over the block, entropy as `ln l - sum e t / l` (t the scores less their maximum, so
 nothing large cancels), the largest key by first finding the run of 64 keys that holds it, received attention as a
-vector times the block. Cost: about twice the time of torch's fused attention with no statistics, three times with five
-of them; memory linear in the number of tokens. For calls without gradient and without edits of the pattern; `rows`
-takes the rest.
+vector times the block. Where the log-sum-exp is known from another forward pass (`attend(..., lse=...)`), the weights
+are `exp(s - lse)` at once. Cost: about twice the time of torch's fused attention with no statistics, three times with
+five of them; memory linear in the number of tokens. Edits act on the block in place (`sweep_edits.py`). For calls
+without gradient; `rows` takes the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from interp.kernels import edits as E
 from interp.kernels.masks import Mask
 from interp.kernels.request import Request
 from interp.kernels.stats import ratio
+from interp.kernels.sweep_edits import Block, edit_scores, edit_weights, moves
 
 BLOCK = 2**19
 SMALL = 2**15
@@ -33,9 +35,6 @@ def refuses(made: Request) -> str | None:
     """Why this file cannot compute the request."""
     if made.gradient():
         return "a gradient is wanted, and blocks are overwritten"
-    named = sorted({type(e).__name__ for e in made.edits if not isinstance(e, E.Gate)})
-    if named:
-        return f"edits of the pattern ({', '.join(named)})"
     return None
 
 
@@ -64,6 +63,7 @@ class Outputs:
     lse: Tensor
     stats: Found = field(default_factory=dict)
     blind: int = 0
+    unmoved: int = 0
 
     def put(self, name: str, b: int, heads: slice, at: slice, value: Tensor) -> None:
         if name not in self.stats:
@@ -151,24 +151,61 @@ def _block(
     s, e = (x[: made.group * rows * width].view(made.group * rows, width) for x in scratch)
     mine = q[place.b, heads, place.at].reshape(-1, q.shape[-1])
     _scores(made, place, hidden, mine, k, s, rows)
-    top, argmax = _top(s, hidden.low) if made.wants("argmax") else (s.amax(-1), None)
-    blind = top <= HIDDEN / 2
-    if made.wants("seen", "received_mean"):
-        out.add("seen", place.b, heads, hidden.low, (s[:, :n].view(-1, rows, n) > HIDDEN / 2).sum(1))
-    s.sub_(top.unsqueeze(-1))
-    e = torch.exp(s, out=e) if made.wants("entropy", "topk") else s.exp_()
-    total = e.sum(-1)
-    lse = (top + total.log()).masked_fill(blind, -torch.inf)
-    sink = _sink(made, heads, lse, rows)
-    factor = ((1 - sink) / total).masked_fill(blind, 0.0)
-    out.lse[place.b, heads, place.at] = lse.view(-1, rows)
+    block, moved = Block(made, place.b, heads, place.at, hidden.low), moves(made)
+    edit_scores(block, _keys_of(s, rows, n), HIDDEN)
+    visible = s > HIDDEN / 2 if moved or made.wants("seen", "received_mean") else None
+    if visible is not None and made.wants("seen", "received_mean"):
+        out.add("seen", place.b, heads, hidden.low, _keys_of(visible, rows, n).sum(1))
+    e, row = _softmax(made, place, s, e, hidden.low, moved)
+    if moved and visible is not None:
+        total = row.total.view(-1, rows, 1)
+        out.unmoved += edit_weights(block, _keys_of(e, rows, n), _keys_of(visible, rows, n), total)
+        row = _ranked_anew(made, row, s, e, visible, hidden.low)
+    out.lse[place.b, heads, place.at] = row.lse.view(-1, rows)
     if v is not None and out.z is not None:
-        z = torch.mm(e[:, :n], v[hidden.low : hidden.high]).mul_(factor.unsqueeze(-1))
+        z = torch.mm(e[:, :n], v[hidden.low : hidden.high]).mul_(row.factor.unsqueeze(-1))
         out.z[place.b, heads, place.at] = z.view(-1, rows, z.shape[-1]).to(out.z.dtype)
     if made.stats:
-        row = _Rows(lse, sink, factor, total, argmax, blind)
         _statistics(made, out, place, hidden, s[:, :n], e[:, :n], row, rows)
-    out.blind += int(blind.sum())
+    out.blind += int(row.blind.sum())
+
+
+def _keys_of(x: Tensor, rows: int, n: int) -> Tensor:
+    """[head, row, key] of a block, without what rounds it up."""
+    return x.view(-1, rows, x.shape[1])[:, :, :n]
+
+
+def _softmax(made: Request, place: _Place, s: Tensor, e: Tensor, low: int, moved: bool) -> tuple[Tensor, _Rows]:
+    """s less a number per row, the exponentials of that, and what normalises them: the maximum, or the lse if known."""
+    heads, rows, argmax = place.heads(made.group), place.at.stop - place.at.start, None
+    apart = moved or made.wants("entropy", "topk")
+    if made.lse is not None:
+        top = None
+        if made.wants("max", "argmax") and not moved:
+            top, argmax = _top(s, low)
+        lse = made.lse[place.b, heads, place.at].to(s).flatten()
+        blind = lse == -torch.inf
+        shift, total = lse.masked_fill(blind, 0.0), torch.ones_like(lse)
+    else:
+        top, argmax = _top(s, low) if made.wants("argmax") and not moved else (s.amax(-1), None)
+        blind, shift = top <= HIDDEN / 2, top
+    s.sub_(shift.unsqueeze(-1))
+    e = torch.exp(s, out=e) if apart else s.exp_()
+    if made.lse is None:
+        total = e.sum(-1)
+        lse = (shift + total.log()).masked_fill(blind, -torch.inf)
+    sink = _sink(made, heads, lse, rows)
+    factor = ((1 - sink) / total).masked_fill(blind, 0.0)
+    largest = factor if top is None or made.lse is None else (top - shift).exp() * factor
+    return e, _Rows(lse, sink, factor, total, argmax, largest, blind, moved)
+
+
+def _ranked_anew(made: Request, row: _Rows, s: Tensor, e: Tensor, visible: Tensor, low: int) -> _Rows:
+    """After weights moved, s holds them in its turn, for what ranks keys."""
+    if not made.wants("max", "argmax", "topk"):
+        return row
+    top, argmax = _top(s.copy_(e).masked_fill_(~visible, HIDDEN), low)
+    return replace(row, argmax=argmax, largest=(top * row.factor).masked_fill(row.blind, 0.0))
 
 
 def _scores(made: Request, place: _Place, hidden: Hidden, q: Tensor, k: Tensor, s: Tensor, rows: int) -> None:
@@ -178,7 +215,7 @@ def _scores(made: Request, place: _Place, hidden: Hidden, q: Tensor, k: Tensor, 
     torch.mm(q, k[hidden.low : hidden.high].T, out=s[:, :n]) if s.shape[1] == n else s[:, :n].copy_(
         torch.mm(q, k[hidden.low : hidden.high].T)
     )
-    block = s[:, :n].view(-1, rows, n) if s.shape[1] == n else s.view(-1, rows, s.shape[1])[:, :, :n]
+    block = _keys_of(s, rows, n)
     if made.softcap is not None:
         block.div_(made.softcap).tanh_().mul_(made.softcap)
     if hidden.bias is not None:
@@ -209,14 +246,16 @@ class _Rows:
     factor: Tensor
     total: Tensor
     argmax: Tensor | None
+    largest: Tensor
     blind: Tensor
+    moved: bool
 
 
 def _statistics(
     made: Request, out: Outputs, place: _Place, hidden: Hidden, t: Tensor, e: Tensor, row: _Rows, rows: int
 ) -> None:
     heads = place.heads(made.group)
-    simple = {"lse": row.lse, "sink": row.sink, "max": row.factor}
+    simple = {"lse": row.lse, "sink": row.sink, "max": row.largest}
     if row.argmax is not None:
         simple["argmax"] = row.argmax.masked_fill(row.blind, -1)
     for s in made.stats:
@@ -244,6 +283,8 @@ def _statistics(
 
 def _entropy(t: Tensor, e: Tensor, row: _Rows) -> Tensor:
     """Overwrites t."""
+    if row.moved:
+        return torch.special.entr(torch.mul(e, row.factor.unsqueeze(-1), out=t), out=t).sum(-1)
     weight = 1 - row.sink
     log = row.total.log() - weight.log().masked_fill(row.blind, 0.0)
     return (weight * log - row.factor * t.mul_(e).sum(-1)).masked_fill(row.blind, 0.0)
@@ -304,4 +345,4 @@ def _finished(made: Request, out: Outputs) -> Found:
 
 
 def _counts(made: Request, out: Outputs) -> Found:
-    return {"blind": torch.tensor(out.blind), "unmoved": torch.tensor(0)}
+    return {"blind": torch.tensor(out.blind), "unmoved": torch.tensor(out.unmoved)}
