@@ -1,0 +1,95 @@
+"""No implementation but the reference allocates anything of queries x keys, whatever the edit."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from interp.kernels import attention, native_call
+from interp.kernels import edits as E
+from interp.kernels import masks as M
+
+N = 1200
+KEYS = torch.arange(N)
+SOME = KEYS < 5
+EDITS = {
+    "none": [],
+    "temperature": [E.Temperature(0.7)],
+    "key bias": [E.BiasKeys(SOME, 1.0)],
+    "emphasis": [E.Emphasize(SOME, 0.5)],
+    "key mask": [E.MaskKeys(KEYS == 7)],
+    "redistribute": [E.Redistribute(SOME, ~SOME, 0.5)],
+    "identity": [E.Blend("identity", 0.1)],
+    "uniform": [E.Blend("uniform", 1.0)],
+    "gate": [E.Gate(0.5)],
+    "together": [E.Temperature(0.7), E.MaskKeys(KEYS == 7), E.Redistribute(SOME, ~SOME, 0.5), E.Blend("uniform", 0.1)],
+}
+CANNOT = {("merge", "emphasis")}
+"""What an implementation does not do at all, so that another is taken; everything else it must."""
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, Tensor) and x.untyped_storage().nbytes() >= x.numel() * x.element_size():
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+def largest(impl: str, **arguments: Any) -> int:
+    q, k, v = (torch.randn(1, 1, N, 4) for _ in range(3))
+    with Largest() as seen:
+        out = attention.attend(q, k, v, impl=impl, **arguments)
+    assert out.impl == impl
+    return seen.elements
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("impl", [n for n in attention.names() if n != "reference"])
+def test_nothing_of_n_by_n_is_allocated(impl: str, edit: str) -> None:
+    if impl == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    q = torch.randn(1, 1, N, 4)
+    arguments = {"mask": M.Causal(), "edits": EDITS[edit]}
+    reason = attention.explain(q, q, q, impl=impl, **arguments)[impl]
+    assert (reason != "taken") == ((impl, edit) in CANNOT), reason
+    if reason == "taken":
+        assert largest(impl, **arguments) < N * N // 2
+
+
+@pytest.mark.parametrize("impl", ["rows", "sweep", "native"])
+def test_nor_for_statistics_and_masks_that_are_no_run_of_keys(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_call, "MASK_BYTES", 2**18)
+    stats = ["entropy", "received", "received_mean", "topk:4", "distance", "max", "argmax"]
+    for mask in (M.Causal(), M.Strided(30)):
+        assert largest(impl, mask=mask, edits=EDITS["together"], stats=stats) < N * N // 2
+
+
+@pytest.mark.parametrize("impl", ["rows", "native", "merge"])
+def test_nor_for_a_gradient(impl: str) -> None:
+    q, k, v = (torch.randn(1, 1, N, 4, requires_grad=True) for _ in range(3))
+    stats = [] if impl == "merge" else ["entropy"]
+    with Largest() as seen:
+        out = attention.attend(q, k, v, mask=M.Causal(), stats=stats, impl=impl)
+        assert out.z is not None
+        (out.z.sum() + sum(x.sum() for x in out.stats.values())).backward()
+    assert seen.elements < N * N // 2
+    assert q.grad is not None
+    assert bool(q.grad.isfinite().all())
+
+
+def test_the_reference_is_seen_to_allocate_it() -> None:
+    """So that the counting counts."""
+    assert largest("reference", mask=M.Causal()) >= N * N
