@@ -32,6 +32,14 @@ class Cell:
     where: Tensor
     units: tuple[int, ...] | None = None
     also: tuple[Cell, ...] = ()
+    moved: Tensor | None = None
+    """[prompt, position] of `where` that differs from the base run, where not all of it does. In a cell of several
+    places a value like the base's still counts: another place may have moved what it replaces."""
+
+    @property
+    def live(self) -> Tensor:
+        """[prompt, position] where this place by itself changes something."""
+        return self.where if self.moved is None else self.where & self.moved
 
     @property
     def parts(self) -> Iterator[Cell]:
@@ -42,7 +50,7 @@ class Cell:
     @property
     def changed(self) -> Tensor:
         """[prompt], whether anything is put anywhere."""
-        return torch.stack([part.where.any(1) for part in self.parts]).any(0)
+        return torch.stack([part.live.any(1) for part in self.parts]).any(0)
 
     def edits(self) -> list[Set]:
         """The same as edits of a plain run."""
@@ -52,7 +60,7 @@ class Cell:
         """The edits of one prompt's version, for a batch of `rows` rows in which that prompt is `row`."""
         own = [
             replace(part, values=part.values[prompt].expand(rows, *part.values.shape[1:]),
-                    where=part.where[prompt].expand(rows, -1))
+                    where=part.where[prompt].expand(rows, -1), moved=None)
             for part in self.parts if bool(part.where[prompt].any())
         ]  # fmt: skip
         return [replace(_edit(part), rows=(row,)) for part in own]

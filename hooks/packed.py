@@ -119,7 +119,8 @@ def _softmax(scores: Tensor, prompts: Tensor, each: int, r: Rectangle, shared: S
         bias = shared.bias[:, :, r.columns, : r.end]
         bias = bias if bias.shape[0] == 1 else bias[prompts].repeat_interleave(each, 0)
         scores = scores + bias
+    whole = torch.promote_types(scores.dtype, torch.float32)
     if shared.sinks is None:
-        return scores.float().softmax(-1).nan_to_num(0.0).to(scores.dtype)
+        return scores.to(whole).softmax(-1).nan_to_num(0.0).to(scores.dtype)
     sink = shared.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
-    return torch.cat([scores, sink], -1).float().softmax(-1)[..., :-1].to(scores.dtype)
+    return torch.cat([scores, sink], -1).to(whole).softmax(-1)[..., :-1].to(scores.dtype)

@@ -102,15 +102,15 @@ class Replay:
     def rows(self, number: int, cell: Cell) -> list[Row | None]:
         """A cell's row for every prompt; None where it changes nothing, by comparison with the recorded run."""
         changes = [self.change(part) for part in cell.parts]
-        live = torch.stack([change.where.any(1) for change in changes])
-        first = torch.stack([change.where.int().argmax(1) for change in changes])
+        moved = [part.live for part in cell.parts]
+        live = torch.stack([where.any(1) for where in moved])
+        first = torch.stack([where.int().argmax(1) for where in moved])
         starts = torch.where(live, first, self.base.length - 1).amin(0).tolist()
         found: list[Row | None] = []
         for prompt, (start, mine) in enumerate(zip(starts, live.T.tolist(), strict=True)):
-            kept = tuple(change for change, alive in zip(changes, mine, strict=True) if alive)
-            layer = min((change.layer for change in kept), default=0)
-            row = Row(number, prompt, kept, int(self.earliest[start]), layer, cell.site.tower)
-            found.append(row if kept else None)
+            layer = min((change.layer for change, alive in zip(changes, mine, strict=True) if alive), default=0)
+            row = Row(number, prompt, tuple(changes), int(self.earliest[start]), layer, cell.site.tower)
+            found.append(row if any(mine) else None)
         return found
 
     def cost(self, row: Row) -> int:

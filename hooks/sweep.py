@@ -289,7 +289,8 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 def _gap(cell: Cell, whole: Tensor, found: Tensor) -> float:
     gap = float((whole - found).abs().max())
-    bound = 2048 * torch.finfo(whole.dtype).eps * max(1.0, float(whole.abs().max()))
+    eps = max(torch.finfo(whole.dtype).eps, torch.finfo(torch.float32).eps)  # norms and softmax are float32 in float64
+    bound = 2048 * eps * max(1.0, float(whole.abs().max()))
     if gap > bound:
         raise CheckFailed(
             f"{cell.site}: replay and a full forward pass differ by {gap:.3g} logits, more than the {bound:.3g} that"

@@ -18,6 +18,8 @@ _HOME = {
     "direct_effect": "interp.direct_effect",
     "knockout": "interp.knockout",
     "lens": "interp.lens",
+    "subspace": "interp.subspace",
+    "das": "interp.das",
     "Task": "interp.task",
     "Effects": "interp.effects",
     "align": "interp.align",
@@ -48,7 +50,7 @@ _HOME = {
     "InterpError": "interp.kernels.errors",
 }
 __version__ = "0.1.0"
-_ROOMS = ("tasks", "metrics", "formats")
+_ROOMS = ("tasks", "metrics", "formats", "directions")
 __all__ = sorted([*_HOME, *_ROOMS])
 
 

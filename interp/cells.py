@@ -144,14 +144,17 @@ def grid(chosen: Sequence[Target], x: Inputs, old: Mapping[Site, Tensor], new: G
         raise InputsError(f"sites of {sorted(lengths)} positions do not share one position axis; ask for them apart.")
     count = lengths.pop() if each else 1
     cells, labels = [], []
-    moved = _moved(old, new)
+    moved, partner = _moved(old, new), _partner(old, new)
     for target in chosen:
         for n in range(count):
             parts = []
             for site, units in target.members:
                 live = moved(site)
-                where = _where(site, x, positions, n, live.shape) & live
-                parts.append(Cell(site, new.values[site.whole], where, units))
+                where = _where(site, x, positions, n, live.shape)
+                if len(target.members) == 1:
+                    parts.append(Cell(site, new.values[site.whole], where & live, units))
+                else:
+                    parts.append(Cell(site, new.values[site.whole], where & partner(site), units, moved=live))
             cells.append(replace(parts[0], also=tuple(parts[1:])))
             labels.append(target.label)
     return Grid(tuple(cells), tuple(labels), tuple(range(count)) if each else None)
@@ -171,6 +174,17 @@ def _moved(old: Mapping[Site, Tensor], new: Given) -> Callable[[Site], Tensor]:
             found = differs(old[whole], new.values[whole], site.heads, pattern=site.component == "pattern").cpu()
             known[site] = found & new.aligned[whole] if whole in new.aligned else found
         return known[site]
+
+    return one
+
+
+def _partner(old: Mapping[Site, Tensor], new: Given) -> Callable[[Site], Tensor]:
+    """[prompt, position] that has a value to be given."""
+
+    def one(site: Site) -> Tensor:
+        whole = site.whole
+        everywhere = torch.ones(len(old[whole]), _length(old, site), dtype=torch.bool)
+        return new.aligned.get(whole, everywhere)
 
     return one
 

@@ -8,7 +8,6 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sweep import Reads
 from interp.judge import Judge, Metric, reads_of
@@ -31,8 +30,6 @@ class Judges:
     """The metrics by name, on logits of the cells that any of them reads."""
 
     def __init__(self, metrics: Mapping[str, Metric], x: Inputs, *, classes: bool, length: int) -> None:
-        if not metrics:
-            raise InputsError("no metric was given.")
         shape = torch.empty(x.batch, *([] if classes else [length]), 0, device="meta")
         self.own = {name: reads_of(metric, x, shape) for name, metric in metrics.items()}
         self.judges = {name: Judge(metric, x, classes=classes) for name, metric in metrics.items()}

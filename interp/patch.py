@@ -72,6 +72,8 @@ def patch(
     chosen = targets(model, sites, cells, window, pairs=pairs)
     question = Question(model, chosen, positions, align, reduce, source_model, seed, out, budget)
     metrics = dict(metric) if isinstance(metric, Mapping) else {"": metric}
+    if not metrics:
+        raise InputsError("no metric was given.")
     if both and (source_model is not None or not is_run(source)):
         raise InputsError("both=True turns base and source around: it needs a source that is inputs to this model.")
     found = effects(question, model.inputs(base), source, metrics)
