@@ -144,14 +144,15 @@ def attribution(found: Spans, dz: Tensor) -> tuple[Tensor, Tensor]:
     out.
 
     log_weight = sum_i w_c (dO.O_c - dO.O); knockout = sum_i w_c / (1 - w_c) (dO.O_c - dO.O), the change of the loss
-    that leaving the span out makes to first order in O, with its sign turned. Where heads are saturated (w_c near 1)
-    the first can have the wrong sign; rows whose whole weight is on the span have no knock-out and count 0.
+    that leaving the span out makes to first order in O, with its sign turned; computed as w_c (dO.O_c - dO.O_rest) with
+    O_rest the attention to the others, which loses nothing where w_c is near 1. There the first form can have the wrong
+    sign; rows whose whole weight is on the span have no knock-out and count 0.
     """
-    w = found.weights()
-    gain = (dz * found.z).sum(-1) - (dz * found.merged()).sum(-1)
-    rest = 1 - w
-    odds = torch.where(rest > torch.finfo(w.dtype).eps, w / rest.clamp(min=torch.finfo(w.dtype).eps), 0.0)
-    return (w * gain).sum(-1), (odds * gain).sum(-1)
+    w, by = found.weights(), (dz * found.z).sum(-1)
+    apart = (1 - torch.eye(len(w), dtype=w.dtype, device=w.device)).reshape(*(len(w),) * 2, *(1,) * (w.ndim - 1))
+    rest, other = (apart * w).sum(1), (apart * (w * by)).sum(1)
+    knockout = torch.where(rest > 0, w * (by - other / torch.where(rest > 0, rest, 1.0)), 0.0)
+    return (w * (by - (w * by).sum(0))).sum(-1), knockout.sum(-1)
 
 
 def refuses(made: Request) -> str | None:
@@ -160,8 +161,9 @@ def refuses(made: Request) -> str | None:
         return f"tensors are on {made.q.device.type}; only torch's CPU flash kernel is wired up"
     if not isinstance(made.mask, Full | Causal):
         return f"mask {type(made.mask).__name__}, neither full nor causal"
-    if made.v is None or made.v.shape[-1] != made.q.shape[-1]:
-        return "v must be given and be as wide as q"
+    width = 0 if made.v is None else made.v.shape[-1]
+    if width != made.q.shape[-1]:
+        return f"v must be given and be as wide as q: {width} against {made.q.shape[-1]}"
     if made.softcap is not None or not made.whole:
         return "a soft cap" if made.softcap is not None else "some rows only"
     if isinstance(made.mask, Causal) and made.q.shape[2] > made.keys:

@@ -26,6 +26,7 @@ from interp.kernels.sweep_edits import Block, edit_scores, edit_weights, moves
 BLOCK = 2**19
 SMALL = 2**15
 RUN = 64
+ROWS = 256
 HIDDEN = -1e30
 
 Found = dict[str, Tensor]
@@ -84,10 +85,12 @@ def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
         out = _outputs(made)
         q, k = made.row_q().to(made.accumulate) * made.scale, made.k.to(made.accumulate)
         v = None if made.v is None else made.v.to(made.accumulate)
-        width = -(-made.keys // RUN) * RUN
-        scratch = torch.zeros(2, made.group * _step(made) * width, dtype=made.accumulate, device=q.device)
+        scratch = torch.zeros(2, 0, dtype=made.accumulate, device=q.device)
         for at in _runs(made):
             hidden = hide(made.mask, made.positions[at], made.keys)
+            needed = made.group * (at.stop - at.start) * (-(-(hidden.high - hidden.low) // RUN) * RUN)
+            if scratch.shape[1] < needed:
+                scratch = scratch.new_zeros(2, needed)
             for b in range(made.batch):
                 for kv in range(k.shape[1]):
                     _block(made, out, _Place(b, kv, at), hidden, q, k[b, kv], None if v is None else v[b, kv], scratch)
@@ -100,15 +103,16 @@ def _outputs(made: Request) -> Outputs:
     return Outputs(made, z, torch.zeros(shape, dtype=made.accumulate, device=made.q.device))
 
 
-def _step(made: Request) -> int:
-    step = min(len(made.rows), max(1, BLOCK // (made.group * made.keys)), 256)
-    return step if step < RUN else step // RUN * RUN
-
-
 def _runs(made: Request) -> Iterator[slice]:
-    step = _step(made)
-    for a in range(0, len(made.rows), step):
-        yield slice(a, min(a + step, len(made.rows)))
+    """As many rows as fit into a block with the keys they can reach."""
+    a, total, ends = 0, len(made.rows), made.positions.tolist()
+    while a < total:
+        most = min(a + ROWS, total)
+        low, high = made.mask.reach(ends[a], ends[most - 1], made.keys)
+        step = max(1, BLOCK // (made.group * max(high - low, 1)))
+        step = step if step < RUN else step // RUN * RUN
+        yield slice(a, min(a + step, most))
+        a = min(a + step, most)
 
 
 def hide(mask: Mask, i: Tensor, keys: int) -> Hidden:

@@ -338,3 +338,113 @@ def test_outputs_are_written_everywhere(impl: str) -> None:
         assert bool(x.isfinite().all()), name
         if not x.is_floating_point():
             assert int(x.max()) <= 70, name
+
+
+@pytest.mark.parametrize("impl", ["rows", "sweep", "native", "merge"])
+@pytest.mark.parametrize("bad", ["q", "k", "v"])
+def test_nan_is_passed_on(impl: str, bad: str) -> None:
+    given = dict(zip("qkv", tensors(20), strict=True))
+    given[bad][0, 0, 3] = math.nan
+    out = attention.attend(given["q"], given["k"], given["v"], mask=M.Causal(), impl=impl)
+    assert out.z is not None
+    later = out.z[0, 0, 3] if bad == "q" else out.z[0, 0, 3:]
+    assert bool(later.isnan().all())
+    assert bool(out.z[0, 2:].isfinite().all())
+    assert bool(out.z[1].isfinite().all())
+
+
+@pytest.mark.parametrize("impl", ["rows", "sweep", "native"])
+@pytest.mark.parametrize(("d", "dv"), [(1, 1), (33, 257), (320, 5)])
+def test_any_head_size_is_computed(impl: str, d: int, dv: int) -> None:
+    q, k, v = torch.randn(1, 2, 9, d), torch.randn(1, 1, 9, d), torch.randn(1, 1, 9, dv)
+    exact = attention.attend(q, k, v, mask=M.Causal(), impl="reference")
+    out = attention.attend(q, k, v, mask=M.Causal(), impl=impl)
+    # A score is a sum of d fp32 products; its rounding is what exp passes on.
+    near = 4 * d * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(out.z, exact.z, rtol=near, atol=near)
+
+
+def test_head_sizes_that_flash_does_not_take_are_refused() -> None:
+    q, k, v = torch.randn(1, 2, 9, 8), torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 5)
+    with pytest.raises(AttentionError, match="v must be given and be as wide as q: 5 against 8"):
+        attention.attend(q, k, v, impl="merge")
+
+
+def test_more_keys_than_32_bits_count_are_refused() -> None:
+    keys = 2**31 + 1
+    k = torch.zeros(1, 1, 1, 4).expand(1, 1, keys, 4)
+    q = torch.zeros(1, 1, 2, 4)
+    said = attention.explain(q, k, None, mask=M.Causal() & M.Window(3))
+    assert said["native"] == f"{keys} keys, and they are counted in 32 bits"
+    with pytest.raises(AttentionError, match="counted in 32 bits"):
+        attention.attend(q, k, None, mask=M.Causal() & M.Window(3), impl="native")
+    out = attention.attend(q, k, None, mask=M.Causal() & M.Window(3), stats=["entropy", "argmax"])
+    assert out.impl == "sweep"
+    assert out.stats["argmax"].tolist() == [[[keys - 4, keys - 3]]]
+    torch.testing.assert_close(out.stats["entropy"], torch.full((1, 1, 2), math.log(3)))
+
+
+@pytest.mark.parametrize("impl", ["rows", "sweep", "native", "merge", "reference"])
+def test_statistics_on_an_empty_key_set_are_zero(impl: str) -> None:
+    nothing = torch.zeros(12, dtype=torch.bool)
+    out = attention.attend(*tensors(), mask=M.Causal(), stats=["mass:none"], key_sets={"none": nothing}, impl=impl)
+    assert float(out.stats["mass:none"].abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -1.0, 2.0, 0.0])])
+def test_sweep_takes_the_log_sum_exp_of_another_forward(sinks: Tensor | None) -> None:
+    q, k, v = tensors(70)
+    some = torch.arange(70) % 3 == 0
+    names = ["entropy", "max", "argmax", "topk:3", "received", "mass:some", "sink", "seen"]
+    arguments = {
+        "mask": M.Causal() & M.Padding(torch.tensor([0, 60])), "sinks": sinks, "stats": names,
+        "key_sets": {"some": some}, "edits": [E.Temperature(0.5), E.MaskKeys(some, heads=(1,))],
+    }  # fmt: skip
+    plain = attention.attend(q, k, v, impl="sweep", **arguments)
+    known = attention.attend(q, k, v, lse=plain.lse, **arguments)
+    assert known.impl == "sweep"
+    for name, x in {"z": plain.z, "lse": plain.lse, **plain.stats}.items():
+        found = known.z if name == "z" else known.lse if name == "lse" else known.stats[name]
+        torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+    if sinks is not None:
+        return
+    other = attention.attend(q, k, v, lse=plain.lse + 1, **arguments)
+    torch.testing.assert_close(other.stats["received"], plain.stats["received"] / math.e, rtol=1e-5, atol=1e-6)
+
+
+def test_a_log_sum_exp_that_nobody_would_use_is_refused() -> None:
+    q, k, v = tensors()
+    lse = torch.zeros(2, 4, 12)
+    with pytest.raises(AttentionError, match="would ignore the one given"):
+        attention.attend(q, k, v, lse=lse, impl="native")
+    with pytest.raises(AttentionError, match=r"lse must be \[batch, head, row\] = \[2, 4, 3\]"):
+        attention.attend(q, k, v, lse=lse, rows=[1, 2, 3])
+    with pytest.raises(AttentionError, match=r"no implementation can compute this: .*sweep: a gradient is wanted"):
+        attention.attend(q.requires_grad_(), k, v, lse=lse)
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "float64": {"dtype": torch.float64},
+    "gradient": {"grad": True},
+    "statistics": {"stats": ["entropy", "topk:2"]},
+    "emphasis": {"edits": E.Emphasize(torch.arange(12) < 3, 0.5), "stats": "mass:a"},
+    "bias": {"bias": torch.zeros(1, 1, 12, 12)},
+    "rows": {"rows": [3]},
+    "cap": {"softcap": 2.0},
+    "topks": {"stats": ["topk:2", "topk:3"]},
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_implementation_not_taken_has_its_reason_in_a_line(name: str) -> None:
+    arguments = {"key_sets": {"a": torch.arange(12) % 2 == 0}} | REQUESTS[name]
+    q, k, v = tensors(dtype=arguments.pop("dtype", torch.float32))
+    q.requires_grad_(arguments.pop("grad", False))
+    said = attention.explain(q, k, v, **arguments)
+    assert list(said) == attention.names()
+    assert sum(reason == "taken" for reason in said.values()) == 1
+    assert said[attention.attend(q, k, v, **arguments).impl] == "taken"
+    assert all(
+        len(reason) > 8 and "\n" not in reason and len(reason) < 110 for reason in said.values() if reason != "taken"
+    )
