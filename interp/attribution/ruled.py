@@ -9,16 +9,18 @@ activations and gated products (`hooks/rules.py`); the forward pass is the model
     gim       ln, half, tempered (2505.17630)
 
 Rules for gated MLPs are left out where there is none; `rules=` names them oneself, and then each must find something to
-act on. On first use of a model the forward pass under the rules is held against the plain one, bit for bit, and the
-gradients must differ. Cost: two forward passes and one backward. Limits: models whose MLPs hide their activation
-(mixtures of experts) are refused, and no set of rules is best for every kind of site: see `experiments/relp_vs_atp.py`.
+act on. On first use of a model the forward pass under the rules is held against the plain one, bit for bit, and a
+gradient that did not change is said so. Cost: two forward passes and one backward. Limits: models whose MLPs hide
+their activation (mixtures of experts) are refused, and no set of rules is best for every kind of site: see
+`experiments/relp_vs_atp.py`.
 LXT's authors state that LRP is patented technology, free for personal and scientific use.
 """
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from interp.attribution.pair import Pair, contributions
 from interp.hooks.errors import CheckFailed, ModelError
 from interp.hooks.rules import Rules, applicable, gated_layers
+from interp.hooks.sites import Site
 
 SETS: dict[str, tuple[str, ...]] = {
     "relp": ("ln", "identity", "half"),
@@ -54,11 +57,17 @@ def rules_for(pair: Pair, names: Sequence[str], *, strict: bool) -> Rules:
             f"{type(module).__name__} has no gated MLP, so the half and gate rules have nothing to act on: leave them"
             " out of rules=, or use method= without rules=, which takes those that apply."
         )
-    return Rules(module, anatomy, names if strict else applicable(module, anatomy, names))
+    found = list(names) if strict else applicable(module, anatomy, names)
+    if not found:
+        raise ModelError(
+            f"{type(module).__name__} has no norm, activation or gated product for the rules {', '.join(names)} to act"
+            " on: use method='atp'."
+        )
+    return Rules(module, anatomy, found)
 
 
-def _check(pair: Pair, rules: Rules, logits: Tensor, slopes: dict[object, Tensor] | dict) -> None:  # type: ignore[type-arg]
-    """On first use: the forward pass is the plain one bit for bit, and the gradient is another."""
+def _check(pair: Pair, rules: Rules, logits: Tensor, slopes: Mapping[Site, Tensor]) -> None:
+    """Until it has been seen once: the forward pass is the plain one bit for bit, and the gradient is another."""
     known = _CHECKED.setdefault(pair.model.module, set())
     if rules.names in known:
         return
@@ -67,8 +76,11 @@ def _check(pair: Pair, rules: Rules, logits: Tensor, slopes: dict[object, Tensor
         gap = float((plain.logits - logits).detach().abs().max())
         raise CheckFailed(f"the forward pass under {rules!r} differs from the plain one by {gap:.3g}: a rule leaks.")
     if all(torch.equal(one, slopes[site]) for site, one in plain.gradients().items()):
-        raise CheckFailed(
-            f"the gradient under {rules!r} is the plain one, bit for bit: no rule acts between these sites and the"
-            " metric, and what comes out is plain attribution patching. Use method='atp'."
+        pair.notes["gradient"] = "as without rules"
+        warnings.warn(
+            f"{rules!r} acted, and the gradient at these sites is the plain one bit for bit (linear norms, ReLU, or a"
+            " gradient of 0): what comes out is plain attribution patching.",
+            stacklevel=4,
         )
+        return
     known.add(rules.names)

@@ -1,0 +1,113 @@
+"""Relevance rolled out through attention, layer by layer (Chefer et al.).
+
+    chefer          Transformer attribution (2021, arXiv 2012.09838): per layer the mean over heads of the positive part
+                    of gradient times relevance of the pattern, relevance by `relprop.py`; C = product of (1 + A)
+    chefer-generic  Generic attention explainability (2021, arXiv 2103.15679): the pattern itself in place of its
+                    relevance, R <- R + A R; needs no relevance propagation and fits any self-attention tower
+
+Row `to` of the product is the relevance of every position for that one: the class token of a ViT, the last token of a
+decoder. Cost: one forward pass and one backward (two of each for `chefer`), with every pattern in memory: this is the
+one method that needs rows * keys numbers per head. Limits: self-attention towers within transformers' interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.attribution.relprop import Relprop
+from interp.hooks.anatomy import Tower
+from interp.hooks.attention import part_of
+from interp.hooks.errors import ModelError
+from interp.hooks.gradients import frozen
+from interp.hooks.interface import Call, Switch, Tap
+from interp.hooks.output import logits_of
+from interp.hooks.tempered import scores_of, softmax
+from interp.hooks.unwrap import forced_eager
+
+Score = Callable[[Tensor], Tensor]
+
+
+class _Pattern(Tap):
+    """Attends with the pattern as a tensor of the graph, and keeps it."""
+
+    def __init__(self) -> None:
+        self.patterns: list[Tensor] = []
+
+    def attends(self) -> bool:
+        return True
+
+    def attend(self, call: Call) -> None:
+        part = part_of(call, tuple(range(call.q.shape[1])))
+        pattern = softmax(part, scores_of(part, torch.arange(call.q.shape[2], device=call.q.device)))
+        self.patterns.append(pattern)
+        call.z = torch.matmul(pattern, part.v.to(pattern.dtype)).transpose(1, 2).to(call.q.dtype)
+
+
+class _Explicit(_Pattern):
+    """The same in plain operators, which relevance can be propagated through."""
+
+    def attend(self, call: Call) -> None:
+        part = part_of(call, tuple(range(call.q.shape[1])))
+        if part.arguments["softcap"] or part.arguments["sinks"] is not None or part.arguments["bias"] is not None:
+            raise ModelError("relevance propagation knows plain softmax attention only: use method='chefer-generic'.")
+        scores = torch.matmul(part.q, part.k.transpose(-1, -2)) * call.scale
+        mask = part.arguments["mask"]
+        if mask is not None:
+            seen = mask.dense(call.q.shape[2], call.k.shape[2], device=call.q.device)
+            scores = scores.masked_fill(~seen, -1e30)
+        pattern = torch.softmax(scores, -1)
+        self.patterns.append(pattern)
+        call.z = torch.matmul(pattern, part.v).transpose(1, 2)
+
+
+def rollout(module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score: Score, *, propagated: bool) -> Tensor:
+    """[row, to, from]: what each position owes to each position of the tower's input."""
+    if any(not layer.interface or layer.kind == "cross" for layer in tower.layers):
+        raise ModelError(f"the tower {tower.name!r} has attention that is not self-attention within the interface.")
+    patterns, slopes = _slopes(module, tower, kwargs, score, _Pattern())
+    shares = patterns
+    if propagated:
+        shares = _slopes(module, tower, kwargs, score, _Explicit())[1]
+    length = patterns[0].shape[-1]
+    total = torch.eye(length).expand(len(patterns[0]), -1, -1)
+    for share, slope in zip(shares, slopes, strict=True):
+        step = (share.detach() * slope).clamp(min=0).mean(1).cpu().float()
+        total = total + step @ total
+    return total
+
+
+def _slopes(
+    module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score: Score, tap: _Pattern
+) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """Each layer's pattern, and what comes back to it from the metric."""
+    with ExitStack() as undo:
+        undo.enter_context(frozen(module))
+        undo.enter_context(forced_eager())
+        for layer in tower.layers:
+            attention = module.get_submodule(layer.attention)
+            Switch.watch(attention, tap)
+            undo.callback(Switch.forget, attention, tap)
+        undo.enter_context(torch.enable_grad())
+        first = module.get_submodule(tower.layers[0].block)
+        undo.callback(first.register_forward_pre_hook(_leaf, with_kwargs=True).remove)
+        with Relprop() if isinstance(tap, _Explicit) else nullcontext():
+            logits = logits_of(module(**kwargs))
+        assert logits is not None
+        leaf = logits.detach().requires_grad_()
+        (start,) = torch.autograd.grad(score(leaf).sum(), leaf)
+        found = torch.autograd.grad(logits, tap.patterns, start)
+    if len(tap.patterns) != len(tower.layers):
+        raise ModelError(f"the tower {tower.name!r} attended {len(tap.patterns)} times in {len(tower.layers)} layers.")
+    return [p.detach() for p in tap.patterns], found
+
+
+def _leaf(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The tower's input as the start of the graph."""
+    if args and torch.is_tensor(args[0]):
+        return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
