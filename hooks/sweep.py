@@ -188,42 +188,41 @@ class Sweep:
     def _replayed(
         self, tower: str | None, cells: Sequence[Cell], mine: Sequence[int], reads: Reads
     ) -> Iterator[Answer]:
+        """The answers of some cells together; where memory runs out, of one half and then the other."""
         engine = self.engine(tower)
         assert isinstance(engine, Replay)
-        rows = [row for n in mine for row in engine.rows(n, cells[n]) if row is not None]
-        made = {(row.number, row.prompt): pair for row, pair in self._halving(engine, rows, reads)}
+        made = self._together(engine, [row for n in mine for row in engine.rows(n, cells[n]) if row], reads)
+        if made is None and len(mine) == 1:
+            raise BudgetError(
+                f"memory ran out on a single cell, {cells[mine[0]].site}: patch fewer prompts at a time, or let the"
+                " metric say which positions and columns it reads."
+            )
+        if made is None:
+            self.halvings += 1
+            for half in (mine[: len(mine) // 2], mine[len(mine) // 2 :]):
+                yield from self._replayed(tower, cells, half, reads)
+            return
         plain = self.plain(reads) if len(made) < len(mine) * engine.prompts else None
         for n in mine:
-            pairs = [made.get((n, b)) for b in range(engine.prompts)]
+            pairs = [made.pop((n, b), None) for b in range(engine.prompts)]
             both = [pair if pair is not None else (_given(plain)[b],) * 2 for b, pair in enumerate(pairs)]
             logits, unchanged = (torch.stack([pair[i] for pair in both]) for i in (0, 1))
             yield Answer(n, logits, unchanged, torch.tensor([pair is not None for pair in pairs]))
 
-    def _halving(
+    def _together(
         self, engine: Replay, rows: Sequence[Row], reads: Reads
-    ) -> Iterator[tuple[Row, tuple[Tensor, Tensor]]]:
-        """Each row with its logits and those of its prompt unchanged, computed together; in halves where memory runs
-        out."""
+    ) -> dict[tuple[int, int], tuple[Tensor, Tensor]] | None:
+        """By cell and prompt, the row's logits and those of its prompt unchanged; None where memory ran out."""
         if not rows:
-            return
+            return {}
         try:
             with products(self.product):
                 made = engine.run([*rows, *engine.unchanged(rows)], reads.positions, reads.columns, tell=self.tell)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
-            made = None
-        if made is not None:
-            yield from ((row, (made[n], made[len(rows) + row.prompt])) for n, row in enumerate(rows))
-            return
-        if len(rows) == 1:
-            raise BudgetError(
-                f"memory ran out on a single patch, of {rows[0].changes[0].component} in layer {rows[0].layer}: patch"
-                " fewer prompts at a time, or let the metric say which positions and columns it reads."
-            )
-        self.halvings += 1
-        for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-            yield from self._halving(engine, half, reads)
+            return None
+        return {(row.number, row.prompt): (made[n], made[len(rows) + row.prompt]) for n, row in enumerate(rows)}
 
     def _in_full(self, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
         unchanged = self._forward([], reads) if mine else torch.empty(0)
