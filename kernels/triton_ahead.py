@@ -14,51 +14,67 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from interp.kernels import fused
+from interp.kernels import fused_launch
+from interp.kernels.fused_configurations import CONFIGURATIONS, configuration
 
 POINTERS = {
-    "LOW": "i32", "HIGH": "i32", "BIASES": "fp32", "SETS": "u8", "POSITION": "i64", "Z": "fp32", "LSE": "fp32",
-    "ENTROPY": "fp32", "TOP": "fp32", "AT": "i32", "DISTANCE": "fp32", "MASS": "fp32", "SHARE": "fp32",
-    "RECEIVED": "fp32", "SEEN": "i32",
+    **dict.fromkeys(("Q", "K", "V"), "bf16"), **dict.fromkeys(("KEEP", "BITS", "SETS", "CELL"), "u8"),
+    **dict.fromkeys(("LOW", "HIGH", "COUNT", "INDEX", "PART", "WHICH", "AT", "BEST_AT", "SEEN"), "i32"),
+    "POSITION": "i64",
 }  # fmt: skip
+FLAGS = ("STATS", "FAR", "TABLE", "KEPT", "CAP", "TEMPER", "BIAS", "SLOPE", "PER_ROW", "CELLS", "BLEND")
+EDITED = {"CAP": True, "TEMPER": True, "BIAS": True, "SLOPE": True, "PER_ROW": True}
+HEAVY = {"N_SETS": 4, "FAR": True}
+CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "forward": ("forward", False, {}),
+    "forward, statistics": ("forward", False, {"STATS": True}),
+    "forward, masses": ("forward", True, {"STATS": True, **HEAVY}),
+    "forward, top 8": ("forward", True, {"STATS": True, "TOPK": 8}),
+    "forward, edited": ("forward", True, {"STATS": True, **EDITED}),
+    "forward, blocks": ("forward", False, {"STATS": True, "TABLE": True}),
+    "decode": ("forward", True, {"STATS": True, "TOPK": 8, "N_SETS": 4, "rows": 8}),
+    "rows_gradient": ("rows_gradient", False, {}),
+    "rows_gradient, masses": ("rows_gradient", True, {"STATS": True, **HEAVY}),
+    "rows_gradient, edited": ("rows_gradient", True, EDITED),
+    "keys_gradient": ("keys_gradient", False, {}),
+    "keys_gradient, masses": ("keys_gradient", True, {"STATS": True, **HEAVY}),
+    "keys_gradient, edited": ("keys_gradient", True, EDITED),
+    "received": ("received", False, {}),
+    "received, edited": ("received", True, {**EDITED, "CELLS": True, "BLEND": True}),
+    "ranked": ("ranked", True, {**EDITED, "CELLS": True, "BLEND": True, "TOPK": 8}),
+}
+FAMILIES = {"forward": "forward", "rows_gradient": "backward", "keys_gradient": "backward"}
 
 
-def compiled(name: str, width: int, architecture: int, *, heavy: bool = False, dtype: str = "bf16") -> dict[str, Any]:
-    """Resources of the kernel `name` (forward or received) with its own configuration for this head width."""
+def compiled(case: str, width: int, architecture: int) -> dict[str, Any]:
+    """Resources of one case with its own configuration for this head width."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = getattr(fused.kernels(), name)
-    c = fused.configuration(width, 4096, heavy=heavy)
-    constants = _constants(name, c, width, heavy)
-    signature = {n: _type(n, constants, dtype) for n in kernel.arg_names}
+    name, heavy, flags = CASES[case]
+    kernel = getattr(fused_launch.kernels(), name)
+    c = configuration(FAMILIES.get(name, "sweep"), width, flags.get("rows", 4096), heavy=heavy)
+    given = dict.fromkeys(FLAGS, False) | {"N_SETS": 0, "TOPK": 0} | flags
+    given |= {"D": width, "DP": width, "DV": width, "DVP": width, "BM": c.rows, "BN": c.keys, "PRECISION": "tf32"}
+    constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
+    signature = {p.name: "constexpr" if p.is_constexpr else _type(p.name) for p in kernel.params}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": c.warps, "num_stages": c.stages}
     made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     found = _usage(tool, made.asm["cubin"])
-    return {"kernel": name, "width": width, "sm": architecture, "heavy": heavy, **found, "shared": made.metadata.shared}
+    return {"case": case, "width": width, "sm": architecture, **found, "shared": made.metadata.shared}
 
 
-def _constants(name: str, c: fused.Configuration, width: int, heavy: bool) -> dict[str, Any]:
-    common = {"D": width, "DP": width, "BM": c.rows, "BN": c.keys, "CAP": False, "BIAS": False, "PRECISION": "tf32"}
-    if name == "received":
-        return common
-    return common | {"DV": width, "DVP": width, "N_SETS": 4 if heavy else 0, "STATS": True, "FAR": heavy}
-
-
-def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
-    if name in constants:
-        return "constexpr"
-    if name in ("Q", "K", "V"):
-        return "*" + dtype
-    if name in POINTERS:
-        return "*" + POINTERS[name]
+def _type(name: str) -> str:
+    if name.isupper() or name == "DV_":
+        return "*" + POINTERS.get(name, "fp32")
     return "fp32" if name in ("scale", "softcap") else "i32"
 
 
@@ -71,15 +87,20 @@ def _usage(tool: Path, cubin: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
 
 
+def table() -> Iterator[tuple[str, int]]:
+    """Every case at every width there is a configuration for."""
+    for width in sorted({c.width for c in CONFIGURATIONS}):
+        for case in CASES:
+            yield case, width
+
+
 def main() -> None:
-    if fused.interpreted():
+    if fused_launch.interpreted():
         sys.exit("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    widths = [c.width for c in fused.CONFIGURATIONS]
     for architecture in [int(a) for a in sys.argv[1:]] or [80, 90, 100]:
-        for width in widths:
-            for name, heavy in (("forward", False), ("forward", True), ("received", False)):
-                print(json.dumps(compiled(name, width, architecture, heavy=heavy)), flush=True)
+        for case, width in table():
+            print(json.dumps(compiled(case, width, architecture)), flush=True)
 
 
 if __name__ == "__main__":

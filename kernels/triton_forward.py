@@ -1,10 +1,8 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The Triton kernels: a forward with running row statistics, split over keys where rows are few, and a key-major sweep.
+"""The Triton forward: an online softmax with running row statistics, split over the keys where rows are few.
 
-Import this only through `fused`, which decides about the interpreter first. Scores are in base 2 inside. A row sees one
-run of keys, [low, high), read from two arrays, so blocks that no row of a tile can see are never touched. Hidden scores
-are a finite large negative number, so that weight times score is 0 and not NaN; rows that saw nothing are wiped in the
-end.
+Scores are in base 2 inside. Blocks that no row of a tile can see are never touched. Rows that saw nothing are wiped in
+the end.
 """
 
 from __future__ import annotations
@@ -14,36 +12,19 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-HIDDEN = tl.constexpr(-1.0e30)
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-@no_type_check
-def _scores(
-    q, k, i_low, i_high, j, bias, scale, softcap, CAP: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Scores in base 2, and which of them count."""
-    s = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
-    if CAP:
-        x = s / softcap
-        e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
-        s = softcap * tl.where(x < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)
-    if BIAS:
-        s += bias[None, :]
-    seen = (j[None, :] >= i_low[:, None]) & (j[None, :] < i_high[:, None]) & (s > HIDDEN / 2)
-    return tl.where(seen, s * LOG2E, HIDDEN), seen
+from interp.kernels.triton_scores import HIDDEN, LN2, LOG2E, best_of, bounds, nothing_yet, scores, unpacked, visible
 
 
 @triton.jit
 @no_type_check
 def forward(
-    Q, K, V, LOW, HIGH, BIASES, SETS, POSITION, Z, LSE, ENTROPY, TOP, AT, DISTANCE, MASS,
-    heads, group, rows, keys, splits, span, low_batch, scale, softcap,
+    Q, K, V, LOW, HIGH, COUNT, INDEX, PART, BITS, KEEP, BIASES, UP, DOWN, WHICH, TEMPERS, SETS, POSITION,
+    Z, LSE, ENTROPY, TOP, AT, DISTANCE, MASS, BEST, BEST_AT,
+    heads, group, rows, keys, span, low_batch, table_batch, table_head, most, scale, softcap,
     D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    N_SETS: tl.constexpr, CAP: tl.constexpr, BIAS: tl.constexpr, STATS: tl.constexpr, FAR: tl.constexpr,
-    PRECISION: tl.constexpr,
+    N_SETS: tl.constexpr, TOPK: tl.constexpr, STATS: tl.constexpr, FAR: tl.constexpr, TABLE: tl.constexpr,
+    KEPT: tl.constexpr, CAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr,
+    PER_ROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows of one head against the keys [split * span, ...): all outputs are those of these keys alone."""
     tile, bh, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
@@ -53,10 +34,11 @@ def forward(
     real = r < rows
     d, dv = tl.arange(0, DP), tl.arange(0, DVP)
     q = tl.load(Q + (bh * rows + r[:, None]) * D + d[None, :], mask=real[:, None] & (d[None, :] < D), other=0.0)
-    low = tl.load(LOW + b * low_batch + r, mask=real, other=keys)
-    high = tl.load(HIGH + b * low_batch + r, mask=real, other=0)
+    low, high = bounds(LOW, HIGH, b, low_batch, r, real, keys, TABLE)
     low, high = tl.maximum(low, split * span), tl.minimum(high, (split + 1) * span)
-    place = tl.load(POSITION + r, mask=real, other=0)
+    place = tl.load(POSITION + r, mask=real, other=0) if FAR else r
+    temper = tl.load(TEMPERS + bh * rows + r, mask=real, other=1.0) if TEMPER else 1.0
+    which = tl.load(WHICH + bh * rows + r, mask=real, other=0) if PER_ROW else tl.load(WHICH + bh * rows)
     m = tl.full((BM,), HIDDEN, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     warmth = tl.zeros((BM,), tl.float32)
@@ -64,19 +46,32 @@ def forward(
     at = tl.full((BM,), -1, tl.int32)
     z = tl.zeros((BM, DVP), tl.float32)
     mass = tl.zeros((BM, 16), tl.float32)
+    best = nothing_yet(BM, TOPK) if TOPK > 0 else 0
     sets = tl.arange(0, 16)
-    begin = tl.min(tl.where(high > low, low, keys)) // BN * BN
-    end = tl.max(tl.where(high > low, high, 0))
-    for start in range(begin, end, BN):
+    entries = b * table_batch + h * table_head + tile
+    if TABLE:
+        begin, end = 0, tl.load(COUNT + entries)
+    else:
+        begin, end = tl.min(tl.where(high > low, low, keys)) // BN, tl.cdiv(tl.max(tl.where(high > low, high, 0)), BN)
+    for n in range(begin, end):
+        start = (tl.load(INDEX + entries * most + n) if TABLE else n) * BN
         j = start + tl.arange(0, BN)
         inside = j < keys
         k = tl.load(K + (kv * keys + j[None, :]) * D + d[:, None], mask=inside[None, :] & (d[:, None] < D), other=0.0)
-        bias = tl.load(BIASES + bh * keys + j, mask=inside, other=0.0) if BIAS else 0.0
-        s, seen = _scores(q, k, low, high, j, bias, scale, softcap, CAP, BIAS, PRECISION)
-        best = tl.max(s, 1)
-        new = tl.maximum(m, best)
+        s, _slope, _capped, bias = scores(
+            q, k, temper, BIASES, UP, DOWN, which, j, inside, keys, scale, softcap, CAP, TEMPER, BIAS, SLOPE, PER_ROW,
+            PRECISION,
+        )  # fmt: skip
+        seen = visible(
+            low, high, bias, j, b, inside, keys, entries * most + n, PART, BITS, KEEP, BM, BN, TABLE, KEPT, BIAS
+        )
+        s = tl.where(seen, s * LOG2E, HIDDEN)
+        top = tl.max(s, 1)
+        new = tl.maximum(m, top)
         if STATS:
-            at = tl.where(best > m, start + tl.argmax(s, 1).to(tl.int32), at)
+            at = tl.where(top > m, start + tl.argmax(s, 1).to(tl.int32), at)
+        if TOPK > 0:
+            best = best_of(best, s, j, TOPK)
         alpha = tl.exp2(m - new)
         p = tl.where(seen, tl.exp2(s - new[:, None]), 0.0)
         if STATS:
@@ -109,40 +104,10 @@ def forward(
         tl.store(DISTANCE + out, far * factor, mask=real)
     if N_SETS > 0:
         tl.store(MASS + out[:, None] * 16 + sets[None, :], mass * factor[:, None], mask=real[:, None])
-
-
-@triton.jit
-@no_type_check
-def received(
-    Q, K, LOW, HIGH, BIASES, LSE, SHARE, RECEIVED, SEEN,
-    heads, group, rows, keys, low_batch, scale, softcap,
-    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CAP: tl.constexpr, BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Column sums of a tile of keys over all rows, given the log-sum-exp of the rows: no atomics, one order of sums."""
-    tile, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    b, h = bh // heads, bh % heads
-    kv = b * (heads // group) + h // group
-    j = tile * BN + tl.arange(0, BN)
-    inside = j < keys
-    d = tl.arange(0, DP)
-    k = tl.load(K + (kv * keys + j[None, :]) * D + d[:, None], mask=inside[None, :] & (d[:, None] < D), other=0.0)
-    bias = tl.load(BIASES + bh * keys + j, mask=inside, other=0.0) if BIAS else 0.0
-    total = tl.zeros((BN,), tl.float32)
-    count = tl.zeros((BN,), tl.int32)
-    for start in range(0, rows, BM):
-        r = start + tl.arange(0, BM)
-        real = r < rows
-        low = tl.load(LOW + b * low_batch + r, mask=real, other=keys)
-        high = tl.load(HIGH + b * low_batch + r, mask=real, other=0)
-        if (tl.max(high) > tile * BN) & (tl.min(low) < (tile + 1) * BN):
-            whole = real[:, None] & (d[None, :] < D)
-            q = tl.load(Q + (bh * rows + r[:, None]) * D + d[None, :], mask=whole, other=0.0)
-            s, seen = _scores(q, k, low, high, j, bias, scale, softcap, CAP, BIAS, PRECISION)
-            lse = tl.load(LSE + bh * rows + r, mask=real, other=0.0) * LOG2E
-            share = tl.load(SHARE + bh * rows + r, mask=real, other=0.0)
-            p = tl.where(seen, tl.exp2(s - tl.where(seen, lse[:, None], 0.0)), 0.0) * share[:, None]
-            total += tl.sum(p, 0)
-            count += tl.sum(seen.to(tl.int32), 0)
-    tl.store(RECEIVED + bh * keys + j, total, mask=inside)
-    tl.store(SEEN + bh * keys + j, count, mask=inside)
+    if TOPK > 0:
+        value, key = unpacked(best)
+        held = value > HIDDEN / 2
+        weight = tl.where(held, tl.exp2(value - m[:, None]) * factor[:, None], 0.0)
+        rank = out[:, None] * TOPK + tl.arange(0, TOPK)[None, :]
+        tl.store(BEST + rank, weight, mask=real[:, None])
+        tl.store(BEST_AT + rank, tl.where(held, key, -1), mask=real[:, None])
