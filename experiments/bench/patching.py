@@ -1,19 +1,18 @@
-"""Exact patching sweeps against TransformerLens' loop, on the same random model and prompts, with the same numbers.
+"""Exact patching sweeps against what others offer, on the same random model and prompts, with the same numbers.
 
-    python experiments/bench/patching.py            # about ten minutes on two quiet cores
-    python experiments/bench/patching.py --rounds 1 --prompts 2
+    python experiments/bench/patching.py                       # about half an hour on two quiet cores
+    python experiments/bench/patching.py --rounds 1 --prompts 2 --quick     # TransformerLens only, two minutes
 
 Sweeps of a GPT-2-small-shaped random model: every head's z over all positions, and the residual at every layer and
 position, on two shapes of pair: 16 tokens that differ from token 4 on, 15 that differ from token 10 on (the shape of
 IOI). Both sides start from the two batches of ids and end with the grid of mean effects; rounds are interleaved, and a
-ratio is the peer's time over ours, the median over rounds. The floor is counted: operations that must be done over the
-best fp32 GEMM rate measured in the same run.
+ratio is the peer's time over ours, the median over rounds. `same_gemm` gives TransformerLens the matrix products that
+ours chose. The floor is counted: operations that must be done over the best fp32 GEMM rate measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -22,16 +21,19 @@ from statistics import median
 from typing import Any
 
 import torch
+from patching_peers import RIGHT, WRONG, Sweep, peers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 import interp
+from interp.hooks.faster import DEFAULT, ONEDNN, products, quicker
 from interp.metrics import LogitDifference
 
 LAYERS, HEADS, WIDTH, VOCAB = 12, 12, 768, 50257
 SHAPES = {"": (16, 4), "ioi_": (15, 10)}
-RIGHT, WRONG = 464, 262
+ONCE = ("nnsight", "nnsight_batched", "pyvene", "hook_loop")
+"""Peers that are raced in the first shape only."""
 
 
 def main() -> None:
@@ -40,26 +42,26 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.manual_seed(0)
     module = GPT2LMHeadModel(GPT2Config()).eval()
-    model, bridge = interp.attach(module), _bridge(module)
-    found: dict[str, Any] = {"bench": "patching"}
+    model, others = interp.attach(module), peers(module)
+    model.ready()
+    found: dict[str, Any] = {"bench": "patching", "products": quicker(torch.empty(0, WIDTH))}
     worst = 0.0
     for name, (length, first) in SHAPES.items():
         base, source = _pair(options.prompts, length, first)
         for kind, sites, positions in (("head", "L*.H*.z", "joint"), ("resid", "L*.resid_pre", "each")):
-            ours, theirs, gap = _race(
-                partial(_ours, model, base, source, sites, positions),
-                partial(_theirs, bridge, base, source, kind),
-                options.rounds,
-            )
-            worst = max(worst, gap)
-            found[f"{name}{kind}_vs_transformer_lens"] = round(
-                median(t / o for o, t in zip(ours, theirs, strict=True)), 2
-            )
+            raced = {n: partial(peer, base, source, kind, first) for n, peer in _raced(others, name, options).items()}
+            if not name:
+                raced["transformer_lens_same_gemm"] = partial(_with, found["products"], raced["transformer_lens"])
+            ours = partial(_ours, model, base, source, sites, positions)
+            mine, times, gaps = _race(ours, raced, options.rounds)
+            worst = max(worst, *gaps.values())
+            for peer, seconds in times.items():
+                ratio = median(t / o for o, t in zip(mine, seconds, strict=True))
+                found[f"{name}{kind}_vs_{peer}"] = round(ratio, 2)
+                print(f"{name}{kind}: {peer} {median(seconds):.2f} s, {ratio:.1f} times; differs by {gaps[peer]:.2g}")
             floor = _operations(kind, options.prompts, length, first) / _gemm_rate()
-            found[f"{name}{kind}_vs_floor"] = round(median(ours) / floor, 2)
-            print(
-                f"{name}{kind}: ours {median(ours):.2f} s, TransformerLens {median(theirs):.2f} s, floor {floor:.2f} s"
-            )
+            found[f"{name}{kind}_vs_floor"] = round(median(mine) / floor, 2)
+            print(f"{name}{kind}: ours {median(mine):.2f} s, floor {floor:.2f} s", flush=True)
     print(json.dumps(found | {"max_abs_diff": worst}))
 
 
@@ -68,7 +70,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="TransformerLens only")
     return parser.parse_args()
+
+
+def _raced(others: dict[str, Sweep], shape: str, options: argparse.Namespace) -> dict[str, Sweep]:
+    return {name: peer for name, peer in others.items() if name not in ONCE or not (shape or options.quick)}
+
+
+def _with(name: str, work: Callable[[], Tensor]) -> Tensor:
+    with products(name):
+        return work()
 
 
 def _pair(prompts: int, length: int, first: int) -> tuple[Tensor, Tensor]:
@@ -85,31 +97,20 @@ def _ours(model: interp.Model, base: Tensor, source: Tensor, sites: str, positio
     return torch.tensor(e.to_array().values)
 
 
-def _theirs(bridge: Any, base: Tensor, source: Tensor, kind: str) -> Tensor:
-    from transformer_lens import patching
-
-    sweep = patching.get_act_patch_attn_head_out_all_pos if kind == "head" else patching.get_act_patch_resid_pre
-    with torch.no_grad():
-        _, cache = bridge.run_with_cache(source)
-        plain = _difference(bridge(base))
-        return torch.as_tensor(sweep(bridge, base, cache, _difference)).double() - float(plain)
-
-
-def _difference(logits: Tensor) -> Tensor:
-    return (logits[:, -1, RIGHT] - logits[:, -1, WRONG]).mean()
-
-
 def _race(
-    ours: Callable[[], Tensor], theirs: Callable[[], Tensor], rounds: int
-) -> tuple[list[float], list[float], float]:
-    mine, peers, gap = [], [], 0.0
+    ours: Callable[[], Tensor], raced: dict[str, Callable[[], Tensor]], rounds: int
+) -> tuple[list[float], dict[str, list[float]], dict[str, float]]:
+    mine: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in raced}
+    gaps = dict.fromkeys(raced, 0.0)
     for _ in range(rounds):
-        a, seconds = _timed(ours)
+        grid, seconds = _timed(ours)
         mine.append(seconds)
-        b, seconds = _timed(theirs)
-        peers.append(seconds)
-        gap = max(gap, float((a - b).abs().max()))
-    return mine, peers, gap
+        for name, work in raced.items():
+            theirs, seconds = _timed(work)
+            times[name].append(seconds)
+            gaps[name] = max(gaps[name], float((grid - theirs).abs().max()))
+    return mine, times, gaps
 
 
 def _timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
@@ -133,19 +134,12 @@ def _operations(kind: str, prompts: int, length: int, first: int) -> float:
 
 def _gemm_rate() -> float:
     a, b, best = torch.randn(4096, WIDTH), torch.randn(WIDTH, 4 * WIDTH), 0.0
-    for _ in range(10):
-        _, seconds = _timed(lambda: a @ b)
-        best = max(best, 2 * 4096 * WIDTH * 4 * WIDTH / seconds)
+    for name in (DEFAULT, ONEDNN):
+        with products(name):
+            for _ in range(10):
+                _, seconds = _timed(lambda: a @ b)
+                best = max(best, 2 * 4096 * WIDTH * 4 * WIDTH / seconds)
     return best
-
-
-def _bridge(module: GPT2LMHeadModel) -> Any:
-    """TransformerLens' bridge around a copy: it rebuilds the module it is given."""
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    inner = copy.deepcopy(module)
-    inner.set_attn_implementation("eager")
-    return build_bridge_from_module(inner, "GPT2LMHeadModel", hf_config=inner.config)
 
 
 if __name__ == "__main__":
