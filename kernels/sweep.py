@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.kernels import edits as E
 from interp.kernels.masks import Mask
+from interp.kernels.products import quicker
 from interp.kernels.request import Request
 from interp.kernels.stats import ratio
 from interp.kernels.sweep_edits import Block, edit_scores, edit_weights, moves
@@ -81,7 +82,7 @@ class Outputs:
 
 def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
     """z in the dtype of q, log-sum-exp, statistics and counts."""
-    with torch.no_grad():
+    with torch.no_grad(), quicker(made.q.to(made.accumulate)[:1, :1, :1]):
         out = _outputs(made)
         q, k = made.row_q().to(made.accumulate) * made.scale, made.k.to(made.accumulate)
         v = None if made.v is None else made.v.to(made.accumulate)

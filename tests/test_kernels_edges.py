@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.kernels import attention, merge, native_library, rows, stats
+from interp.kernels import attention, merge, native_library, products, rows, stats
 from interp.kernels import edits as E
 from interp.kernels import masks as M
 from interp.kernels.errors import AttentionError
@@ -448,3 +448,21 @@ def test_every_implementation_not_taken_has_its_reason_in_a_line(name: str) -> N
     assert all(
         len(reason) > 8 and "\n" not in reason and len(reason) < 110 for reason in said.values() if reason != "taken"
     )
+
+
+def test_the_setting_of_products_is_given_back_and_refused_where_it_loses_digits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting = torch.backends.mkldnn.matmul
+    before, taken = setting.fp32_precision, []
+    monkeypatch.setattr(products, "_onednn", lambda width, threads: True)
+    with pytest.raises(KeyError), products.quicker(torch.zeros(1, 8)):
+        taken.append(setting.fp32_precision)
+        raise KeyError
+    assert taken == ["bf16"]
+    assert setting.fp32_precision == before
+    with products.quicker(torch.zeros(1, 8, dtype=torch.float64)):
+        assert setting.fp32_precision == before
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "WORSE", -1.0)
+    assert not products._onednn.__wrapped__(8, 1)

@@ -1,0 +1,61 @@
+"""Which of torch's two products of float32 matrices on a CPU is quicker here for attention: MKL's or oneDNN's.
+
+On AMD processors the default runs at under half the rate of oneDNN's. The setting that chooses oneDNN also allows
+products of lower precision where a processor has fast ones, so a probe must keep the default's error before it is
+taken. Cost: a few milliseconds, once for each width of head and number of threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+ROWS, KEYS, TRIES, GAIN, WORSE = 256, 1024, 5, 0.9, 4.0
+"""Of the probe; oneDNN is taken if its best time is below GAIN of the default's, its error at most WORSE times that."""
+
+
+@contextmanager
+def quicker(q: Tensor) -> Iterator[None]:
+    """Products of matrices like q's rows with keys are made the quicker way; the setting is given back."""
+    if q.device.type != "cpu" or q.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        yield
+        return
+    with _setting("bf16" if _onednn(q.shape[-1], torch.get_num_threads()) else None):
+        yield
+
+
+@contextmanager
+def _setting(value: str | None) -> Iterator[None]:
+    here = torch.backends.mkldnn.matmul
+    before = here.fp32_precision
+    if value is not None:
+        here.fp32_precision = value
+    try:
+        yield
+    finally:
+        here.fp32_precision = before
+
+
+@cache
+def _onednn(width: int, threads: int) -> bool:
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(ROWS, width, generator=g), torch.randn(KEYS, width, generator=g)
+    exact, found = q.double() @ k.double().T, []
+    for value in (None, "bf16"):
+        with _setting(value):
+            error = float((torch.mm(q, k.T).double() - exact).abs().max())
+            found.append((min(_seconds(q, k) for _ in range(TRIES)), error))
+    (slow, error), (fast, other) = found
+    return fast < GAIN * slow and other <= WORSE * error
+
+
+def _seconds(q: Tensor, k: Tensor) -> float:
+    """Scores and their product with keys, as attention makes them."""
+    start = time.perf_counter()
+    torch.mm(torch.mm(q, k.T), k)
+    return time.perf_counter() - start
