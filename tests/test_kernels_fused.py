@@ -48,7 +48,7 @@ def inputs(queries: int, keys: int, dtype: torch.dtype = torch.float32, heads: i
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @given(call=calls())
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_equals_the_reference(dtype: str, call: dict[str, Any]) -> None:
     if call["mask"] in ("additive", "alibi"):
         call = {**call, "mask": "bool"}
@@ -108,7 +108,7 @@ def test_ties_go_to_the_lowest_key() -> None:
 
 def test_blocks_that_no_row_sees_are_never_read() -> None:
     table = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
-    q, k, v = inputs(256, 256)
+    q, k, v = inputs(256, 256, heads=1)
     rows, unseen = range(128, 192), torch.arange(256) // 64 % 2 == 1
     whole = request(q, k, v, mask=M.Blocks(table), rows=rows)
     assert fused_masks.run_of_keys(whole) is None
