@@ -18,6 +18,7 @@ LXT's authors state that LRP is patented technology, free for personal and scien
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -165,15 +166,16 @@ class _Asked:
 
     def by_gradient(self, method: str, steps: int, samples: int, seed: int) -> Tensor:
         captum = _captum()
-        e = self.model.run(self.x, record=[self.embed])[self.embed].detach()
+        e = self.model.run(self.x, record=[self.embed])[self.embed].detach().requires_grad_()
         rows = len(e)
         if method == "gradient":
             return captum.Saliency(self.forward).attribute(e, abs=False).norm(dim=-1)
         if method == "smoothgrad":
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Input Tensor 0 did not already require", module="captum")
                 torch.manual_seed(seed)
                 tunnel = captum.NoiseTunnel(captum.Saliency(self.forward))
-                noise = NOISE * float(e.max() - e.min())
+                noise = NOISE * float(e.detach().max() - e.detach().min())
                 return tunnel.attribute(
                     e, nt_type="smoothgrad", nt_samples=samples, nt_samples_batch_size=1, stdevs=noise, abs=False
                 ).norm(dim=-1)
@@ -184,7 +186,7 @@ class _Asked:
                 .sum(-1)
             )
         with self._rules(method):
-            return captum.InputXGradient(self.forward).attribute(e.requires_grad_()).sum(-1)
+            return captum.InputXGradient(self.forward).attribute(e).sum(-1)
 
     def _rules(self, method: str) -> Any:
         if method not in SETS:

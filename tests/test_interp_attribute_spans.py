@@ -38,10 +38,13 @@ def test_both_forms_are_what_the_pattern_says(name: str, padding: str | None, fo
         g = slopes[f"L{layer}.z"].double().permute(0, 2, 1, 3) @ v.transpose(-1, -2)
         for n, spec in enumerate(spans.values()):
             member = x.mask(spec)[:, None, None, :].double()
-            w, whole = (a * member).sum(-1), (a * g).sum(-1)
-            gain = (a * g * member).sum(-1) - w * whole
-            seen = (a * (1 - member)).sum(-1) > 1e-12
-            each = torch.where(seen, gain / (1 - w).clamp(min=1e-12), 0.0) if form == "knockout" else gain
+            kept = a * (1 - member)
+            if form == "knockout":  # the fall of the metric, to first order in z, when the rest is renormalised
+                rest = kept.sum(-1, keepdim=True)
+                each = torch.where(rest > 0, (a - kept / rest.clamp(min=1e-30)) * g, 0.0).sum(-1)
+            else:  # the derivative by a bias b on the span: d a / d b = a (member - w)
+                w = (a * member).sum(-1, keepdim=True)
+                each = (a * (member - w) * g).sum(-1)
             torch.testing.assert_close(found.values[layer, :, n].T, each.sum(-1), atol=2e-5, rtol=1e-3)
 
 

@@ -100,10 +100,11 @@ def _slopes(
         assert logits is not None
         leaf = logits.detach().requires_grad_()
         (start,) = torch.autograd.grad(score(leaf).sum(), leaf)
-        found = torch.autograd.grad(logits, tap.patterns, start)
+        grads = torch.autograd.grad(logits, tap.patterns, start, allow_unused=True)
     if len(tap.patterns) != len(tower.layers):
         raise ModelError(f"the tower {tower.name!r} attended {len(tap.patterns)} times in {len(tower.layers)} layers.")
-    return [p.detach() for p in tap.patterns], found
+    found = [torch.zeros_like(p) if g is None else g for p, g in zip(tap.patterns, grads, strict=True)]
+    return [p.detach() for p in tap.patterns], found  # a layer whose output is dropped has gradient 0
 
 
 def _leaf(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
