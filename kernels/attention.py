@@ -77,7 +77,7 @@ class Implementation:
 
 
 IMPLEMENTATIONS = [
-    Implementation("triton", fused.refuses, fused.attend, fused.worthwhile),
+    Implementation("triton", fused.refuses, fused.attend, fused.worthwhile, uses_lse=True),
     Implementation("native", native.refuses, native.attend),
     Implementation("merge", merge.refuses, merge.attend),
     Implementation("sweep", sweep.refuses, sweep.attend, sweep.worthwhile, uses_lse=True),

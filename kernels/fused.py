@@ -5,7 +5,8 @@ key-major one what keys receive; single entries (first, previous, self) are gath
 `received` go back through two more. Few rows over many keys, as in decoding, take the query heads of a kv head together
 and are split over the keys. Temperatures, key biases, emphasis and key masks happen inside the loop. A redistribution
 is one launch per cell of keys (source, target, rest), each over the span of its keys; a blend to uniform is one more.
-Of masks that are not one run of keys per row only the blocks that some row sees are visited.
+Of masks that are not one run of keys per row only the blocks that some row sees are visited. Given the log-sum-exp of
+another kernel there is no forward, only sweeps over q k.
 
 Nothing here has been run on a GPU yet: it is tested in the interpreter (fp32, fp16; its bf16 is wrong without an error
 and is refused), and compiled ahead for sm_80, sm_90 and sm_100.
@@ -42,12 +43,12 @@ def refuses(made: Request) -> str | None:
     allowed = (torch.float32, torch.float16) if interpreted() else (torch.float32, torch.float16, torch.bfloat16)
     if made.q.dtype not in allowed:
         return f"{made.q.dtype} is not one of {', '.join(str(x) for x in allowed)}"
-    if made.v is None or max(made.q.shape[-1], made.v.shape[-1]) > WIDEST:
-        return f"v must be given, and heads at most {WIDEST} wide"
+    if max(x.shape[-1] for x in (made.q, made.v) if x is not None) > WIDEST:
+        return f"a head is wider than {WIDEST}"
     one = made.positions[:1]
     if made.mask.additive(one, one.clamp(0, made.keys - 1)) is not None:
         return "an additive mask or bias"
-    return _refuses_statistics(made) or _refuses_edits(made) or fused_masks.refuses(made)
+    return _refuses_statistics(made) or _refuses_edits(made) or _refuses_lse(made) or fused_masks.refuses(made)
 
 
 def worthwhile(made: Request) -> str | None:
@@ -78,14 +79,24 @@ def _refuses_edits(made: Request) -> str | None:
     return None
 
 
+def _refuses_lse(made: Request) -> str | None:
+    """Given the log-sum-exp there is no forward, only the sweeps."""
+    if made.lse is None:
+        return None
+    if made.v is not None or made.gradient() or fused_edits.redistributions(made) or fused_edits.blends(made):
+        return "a log-sum-exp is given, and with v, a gradient, Redistribute or Blend it would be computed anew"
+    named = sorted({s.kind for s in made.stats if s.kind in ("mass", "distance")})
+    return f"a log-sum-exp is given, and {' and '.join(named)} would compute it anew" if named else None
+
+
 def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
     """z in the dtype of q, log-sum-exp, statistics and counts."""
     call = prepared(made)
     found = _weighed(call)
-    z = fused_edits.gated(made, found.linear["z"])
+    z = fused_edits.gated(made, found.linear["z"]).to(made.q.dtype) if made.v is not None else None
     stats = _statistics(call, found)
     counts = {"blind": (~found.sees).sum(), "unmoved": found.unmoved}
-    return z.to(made.q.dtype), found.lse, stats, counts
+    return z, found.lse, stats, counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +119,7 @@ class _Weighed:
 
 def _weighed(call: Call) -> _Weighed:
     made, cells = call.made, fused_edits.cells(call.made)
-    parts = [_part(call, Part(c.keys)) for c in cells]
+    parts = [_part(call, Part(c.keys)) for c in cells] if made.lse is None else [{"lse": made.lse.float()}]
     joined = fused_edits.joined(parts)
     lse = fused_edits.total(joined["lse"])
     sees = lse > -torch.inf
@@ -154,8 +165,9 @@ def _after_blends(call: Call, found: Found, blend: Blended) -> tuple[Found, Tens
     found = {
         n: blend.keep.reshape(*blend.keep.shape, *(1,) * (x.dim() - 3)) * x for n, x in found.items() if n in linear
     }
-    v = call.v.gather(2, own[:, None, :, None].expand(-1, call.v.shape[1], -1, call.v.shape[-1]))
-    found["z"] = found["z"] + blend.own.unsqueeze(-1) * v.float().repeat_interleave(made.group, 1)
+    if made.v is not None:
+        v = call.v.gather(2, own[:, None, :, None].expand(-1, call.v.shape[1], -1, call.v.shape[-1]))
+        found["z"] = found["z"] + blend.own.unsqueeze(-1) * v.float().repeat_interleave(made.group, 1)
     if "mass" in found and call.sets is not None:
         member = call.sets.gather(2, own.expand(len(call.sets), -1, -1)).movedim(0, -1)[:, None].float()
         member = torch.nn.functional.pad(member, (0, SETS - member.shape[-1]))
@@ -200,11 +212,11 @@ def _of_largest(s: Stat, found: Found) -> Found:
 
 
 def _nonlinear(call: Call, found: _Weighed) -> Found:
-    """Entropy and largest weights: after a blend by a launch of their own, with a gradient from their own scores."""
+    """Entropy and largest weights: after a blend by a launch of their own; with a gradient from their own scores."""
     made = call.made
     if not made.wants("entropy", "max", "argmax", "topk"):
         return {}
-    if fused_edits.blends(made):
+    if fused_edits.blends(made) or made.lse is not None:
         return fused_launch.ranked(call, _final(call, found))
     largest = dict(found.linear)
     if call.gradient and "max" in largest:

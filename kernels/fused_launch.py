@@ -70,7 +70,12 @@ def _forward(call: Call, part: Part) -> Found:
     out = _outputs(call, shape)
     names = {"argmax": "AT", "topk": "BEST", "topk.keys": "BEST_AT", "max": "TOP"}
     stats = {names.get(n, n.upper()): call.q if x is None else x for n, x in out.items()}
-    flags = {"STATS": out["entropy"] is not None, "FAR": out["distance"] is not None, "TOPK": call.topk}
+    flags = {
+        "VALUES": made.v is not None,
+        "STATS": out["entropy"] is not None,
+        "FAR": out["distance"] is not None,
+        "TOPK": call.topk,
+    }
     arguments = call.arguments(part, c) | stats | flags | {"span": span}
     _launch("forward", (tiles, made.batch * call.heads, splits), arguments)
     found = {n: x if splits > 1 else x[0] for n, x in out.items() if x is not None}
@@ -85,7 +90,7 @@ def _outputs(call: Call, shape: tuple[int, ...]) -> dict[str, Tensor | None]:
 
     rowwise = made.wants("entropy", "max", "argmax")
     return {
-        "z": new(True, call.v.shape[-1]), "lse": new(True), "entropy": new(rowwise),
+        "z": new(made.v is not None, call.v.shape[-1]), "lse": new(True), "entropy": new(rowwise),
         "distance": new(made.wants("distance")), "mass": new(call.sets is not None, SETS), "max": new(rowwise),
         "argmax": new(rowwise, dtype=torch.int32), "topk": new(call.topk > 0, call.topk),
         "topk.keys": new(call.topk > 0, call.topk, dtype=torch.int32),
@@ -120,7 +125,7 @@ class _Forward(torch.autograd.Function):
 
 def _backward(call: Call, part: Part, found: Found, grads: Found) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     made, c = call.made, call.configuration("backward")
-    given = _rows_given(found, grads) | {
+    given = _rows_given(call, found, grads) | {
         "STATS": "entropy" in grads, "FAR": "distance" in grads, "N_SETS": call.n_sets if "mass" in grads else 0
     }  # fmt: skip
     dq = torch.empty_like(call.q, dtype=torch.float32)
@@ -133,7 +138,7 @@ def _backward(call: Call, part: Part, found: Found, grads: Found) -> tuple[Tenso
     return dq.to(call.q.dtype), dk.to(call.k.dtype), dv.to(call.v.dtype), dtemper
 
 
-def _rows_given(found: Found, grads: Found) -> dict[str, Any]:
+def _rows_given(call: Call, found: Found, grads: Found) -> dict[str, Any]:
     """Per row: log-sum-exp, the gradients of what was computed, and delta, what they have in common."""
     lse = found["lse"]
     sees = lse > -torch.inf
@@ -142,7 +147,7 @@ def _rows_given(found: Found, grads: Found) -> dict[str, Any]:
         if n != "lse":
             delta = delta + (grads[n] * found[n]).reshape(*lse.shape, -1).sum(-1)
     given = {"LSE": torch.where(sees, lse, 0.0), "DELTA": torch.where(sees, delta, 0.0)}
-    given["DZ"] = grads["z"] if "z" in grads else torch.zeros_like(found["z"])
+    given["DZ"] = grads["z"] if "z" in grads else lse.new_zeros(*lse.shape, call.v.shape[-1])
     given |= {"D" + n.upper(): grads.get(n, delta) for n in ("entropy", "distance", "mass")}
     return {n: x.contiguous() for n, x in given.items()}
 

@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "forward, masses": ("forward", True, {"STATS": True, **HEAVY}),
     "forward, top 8": ("forward", True, {"STATS": True, "TOPK": 8}),
     "forward, edited": ("forward", True, {"STATS": True, **EDITED}),
+    "forward, no values": ("forward", False, {"STATS": True, "VALUES": False}),
     "forward, blocks": ("forward", False, {"STATS": True, "TABLE": True}),
     "decode": ("forward", True, {"STATS": True, "TOPK": 8, "N_SETS": 4, "rows": 8}),
     "rows_gradient": ("rows_gradient", False, {}),
@@ -59,7 +60,7 @@ def compiled(case: str, width: int, architecture: int) -> dict[str, Any]:
     name, heavy, flags = CASES[case]
     kernel = getattr(fused_launch.kernels(), name)
     c = configuration(FAMILIES.get(name, "sweep"), width, flags.get("rows", 4096), heavy=heavy)
-    given = dict.fromkeys(FLAGS, False) | {"N_SETS": 0, "TOPK": 0} | flags
+    given = dict.fromkeys(FLAGS, False) | {"VALUES": True, "N_SETS": 0, "TOPK": 0} | flags
     given |= {"D": width, "DP": width, "DV": width, "DVP": width, "BM": c.rows, "BN": c.keys, "PRECISION": "tf32"}
     constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
     signature = {p.name: "constexpr" if p.is_constexpr else _type(p.name) for p in kernel.params}

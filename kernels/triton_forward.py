@@ -22,9 +22,9 @@ def forward(
     Z, LSE, ENTROPY, TOP, AT, DISTANCE, MASS, BEST, BEST_AT,
     heads, group, rows, keys, span, low_batch, table_batch, table_head, most, scale, softcap,
     D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    N_SETS: tl.constexpr, TOPK: tl.constexpr, STATS: tl.constexpr, FAR: tl.constexpr, TABLE: tl.constexpr,
-    KEPT: tl.constexpr, CAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr,
-    PER_ROW: tl.constexpr, PRECISION: tl.constexpr,
+    VALUES: tl.constexpr, N_SETS: tl.constexpr, TOPK: tl.constexpr, STATS: tl.constexpr, FAR: tl.constexpr,
+    TABLE: tl.constexpr, KEPT: tl.constexpr, CAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr,
+    SLOPE: tl.constexpr, PER_ROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows of one head against the keys [split * span, ...): all outputs are those of these keys alone."""
     tile, bh, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
@@ -85,17 +85,19 @@ def forward(
                 mask=inside[:, None] & (sets[None, :] < N_SETS), other=0,
             )  # fmt: skip
             mass = mass * alpha[:, None] + tl.dot(p, members.to(tl.float32), input_precision="tf32x3")
-        v = tl.load(
-            V + (kv * keys + j[:, None]) * DV + dv[None, :], mask=inside[:, None] & (dv[None, :] < DV), other=0.0
-        )
-        z = z * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        if VALUES:
+            v = tl.load(
+                V + (kv * keys + j[:, None]) * DV + dv[None, :], mask=inside[:, None] & (dv[None, :] < DV), other=0.0
+            )
+            z = z * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         m = new
     sees = total > 0
     factor = tl.where(sees, 1.0 / tl.where(sees, total, 1.0), 0.0)
     out = (split * tl.num_programs(1) + bh) * rows + r
     log = tl.log2(tl.where(sees, total, 1.0))
     tl.store(LSE + out, tl.where(sees, (m + log) * LN2, float("-inf")), mask=real)
-    tl.store(Z + out[:, None] * DV + dv[None, :], z * factor[:, None], mask=real[:, None] & (dv[None, :] < DV))
+    if VALUES:
+        tl.store(Z + out[:, None] * DV + dv[None, :], z * factor[:, None], mask=real[:, None] & (dv[None, :] < DV))
     if STATS:
         tl.store(ENTROPY + out, tl.where(sees, (log - factor * warmth) * LN2, 0.0), mask=real)
         tl.store(TOP + out, factor, mask=real)
