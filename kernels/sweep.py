@@ -11,15 +11,16 @@ without gradient; `rows` takes the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from interp.kernels import edits as E
 from interp.kernels.masks import Mask
-from interp.kernels.products import quicker
+from interp.kernels.products import each_alone, quicker
 from interp.kernels.request import Request
 from interp.kernels.stats import ratio
 from interp.kernels.sweep_edits import Block, edit_scores, edit_weights, moves
@@ -66,18 +67,26 @@ class Outputs:
     stats: Found = field(default_factory=dict)
     blind: int = 0
     unmoved: int = 0
+    lock: Lock = field(default_factory=Lock)
+
+    def count(self, blind: int, unmoved: int) -> None:
+        with self.lock:
+            self.blind += blind
+            self.unmoved += unmoved
+
+    def _room(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        with self.lock:
+            if name not in self.stats:
+                self.stats[name] = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            return self.stats[name]
 
     def put(self, name: str, b: int, heads: slice, at: slice, value: Tensor) -> None:
-        if name not in self.stats:
-            shape = (self.made.batch, self.made.heads, len(self.made.rows), *value.shape[2:])
-            self.stats[name] = torch.zeros(shape, dtype=value.dtype, device=value.device)
-        self.stats[name][b, heads, at] = value
+        shape = (self.made.batch, self.made.heads, len(self.made.rows), *value.shape[2:])
+        self._room(name, shape, value)[b, heads, at] = value
 
     def add(self, name: str, b: int, heads: slice, low: int, value: Tensor) -> None:
-        if name not in self.stats:
-            shape = (self.made.batch, self.made.heads, self.made.keys)
-            self.stats[name] = torch.zeros(shape, dtype=value.dtype, device=value.device)
-        self.stats[name][b, heads, low : low + value.shape[-1]] += value
+        shape = (self.made.batch, self.made.heads, self.made.keys)
+        self._room(name, shape, value)[b, heads, low : low + value.shape[-1]] += value
 
 
 def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
@@ -86,16 +95,23 @@ def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
         out = _outputs(made)
         q, k = made.row_q().to(made.accumulate) * made.scale, made.k.to(made.accumulate)
         v = None if made.v is None else made.v.to(made.accumulate)
-        scratch = torch.zeros(2, 0, dtype=made.accumulate, device=q.device)
-        for at in _runs(made):
-            hidden = hide(made.mask, made.positions[at], made.keys)
-            needed = made.group * (at.stop - at.start) * (-(-(hidden.high - hidden.low) // RUN) * RUN)
-            if scratch.shape[1] < needed:
-                scratch = scratch.new_zeros(2, needed)
-            for b in range(made.batch):
-                for kv in range(k.shape[1]):
-                    _block(made, out, _Place(b, kv, at), hidden, q, k[b, kv], None if v is None else v[b, kv], scratch)
+        pairs = [(b, kv) for b in range(made.batch) for kv in range(k.shape[1])]
+        each_alone(lambda mine: _heads(made, out, mine, q, k, v), pairs)
         return _gated(made, out.z), out.lse, _finished(made, out), _counts(made, out)
+
+
+def _heads(
+    made: Request, out: Outputs, pairs: Sequence[tuple[int, int]], q: Tensor, k: Tensor, v: Tensor | None
+) -> None:
+    """Everything about some pairs of example and kv head, which nobody else writes to."""
+    scratch = torch.zeros(2, 0, dtype=made.accumulate, device=q.device)
+    for at in _runs(made):
+        hidden = hide(made.mask, made.positions[at], made.keys)
+        needed = made.group * (at.stop - at.start) * (-(-(hidden.high - hidden.low) // RUN) * RUN)
+        if scratch.shape[1] < needed:
+            scratch = scratch.new_zeros(2, needed)
+        for b, kv in pairs:
+            _block(made, out, _Place(b, kv, at), hidden, q, k[b, kv], None if v is None else v[b, kv], scratch)
 
 
 def _outputs(made: Request) -> Outputs:
@@ -161,10 +177,10 @@ def _block(
     visible = s > HIDDEN / 2 if moved or made.wants("seen", "received_mean") else None
     if visible is not None and made.wants("seen", "received_mean"):
         out.add("seen", place.b, heads, hidden.low, _keys_of(visible, rows, n).sum(1))
-    e, row = _softmax(made, place, s, e, hidden.low, moved)
+    unmoved, (e, row) = 0, _softmax(made, place, s, e, hidden.low, moved)
     if moved and visible is not None:
         total = row.total.view(-1, rows, 1)
-        out.unmoved += edit_weights(block, _keys_of(e, rows, n), _keys_of(visible, rows, n), total)
+        unmoved = edit_weights(block, _keys_of(e, rows, n), _keys_of(visible, rows, n), total)
         row = _ranked_anew(made, row, s, e, visible, hidden.low)
     out.lse[place.b, heads, place.at] = row.lse.view(-1, rows)
     if v is not None and out.z is not None:
@@ -172,7 +188,7 @@ def _block(
         out.z[place.b, heads, place.at] = z.view(-1, rows, z.shape[-1]).to(out.z.dtype)
     if made.stats:
         _statistics(made, out, place, hidden, s[:, :n], e[:, :n], row, rows)
-    out.blind += int(row.blind.sum())
+    out.count(int(row.blind.sum()), unmoved)
 
 
 def _keys_of(x: Tensor, rows: int, n: int) -> Tensor:

@@ -454,15 +454,47 @@ def test_the_setting_of_products_is_given_back_and_refused_where_it_loses_digits
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     setting = torch.backends.mkldnn.matmul
-    before, taken = setting.fp32_precision, []
-    monkeypatch.setattr(products, "_onednn", lambda width, threads: True)
-    with pytest.raises(KeyError), products.quicker(torch.zeros(1, 8)):
-        taken.append(setting.fp32_precision)
-        raise KeyError
-    assert taken == ["bf16"]
-    assert setting.fp32_precision == before
-    with products.quicker(torch.zeros(1, 8, dtype=torch.float64)):
+    before = setting.fp32_precision
+
+    def inside(dtype: torch.dtype) -> None:
+        with products.quicker(torch.zeros(1, 8, dtype=dtype)):
+            raise KeyError(setting.fp32_precision)
+
+    monkeypatch.setattr(products, "_onednn", lambda width: True)
+    for dtype, there in ((torch.float32, "bf16"), (torch.float64, before)):
+        with pytest.raises(KeyError, match=there):
+            inside(dtype)
         assert setting.fp32_precision == before
     monkeypatch.undo()
     monkeypatch.setattr(products, "WORSE", -1.0)
-    assert not products._onednn.__wrapped__(8, 1)
+    assert not products._onednn.__wrapped__(8)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_sweep_gives_the_same_bits_on_any_number_of_threads(n: int) -> None:
+    q, k, v = tensors(90)
+    names = ["entropy", "argmax", "topk:2", "received", "seen", "received_mean"]
+    arguments = {"mask": M.Causal() & M.Padding(torch.tensor([0, 80])), "stats": names, "impl": "sweep"}
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (n, 2):
+            torch.set_num_threads(count)
+            found.append(attention.attend(q, k, v, edits=E.Blend("identity", 0.5), **arguments))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    one, other = found
+    assert torch.equal(one.z, other.z)
+    assert torch.equal(one.lse, other.lse)
+    assert all(torch.equal(x, other.stats[name]) for name, x in one.stats.items())
+    assert {x: int(y) for x, y in one.counts.items()} == {x: int(y) for x, y in other.counts.items()}
+
+
+def test_an_error_in_a_thread_is_raised() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            products.each_alone(lambda items: 1 / (len(items) - 1), [1, 2, 3])
+    finally:
+        torch.set_num_threads(threads)
