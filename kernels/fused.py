@@ -129,7 +129,8 @@ def _weighed(call: Call) -> _Weighed:
     blend = _blend(call, 1 - sink, sees)
     kept = torch.where(blend.keep > 0, blend.keep, 1.0).log()
     factor = torch.where(blend.keep > 0, logs - plain + left + kept, fused_edits.NOWHERE)
-    found, uniform = fused_edits.merged(joined, logs), lse
+    found = parts[0] if fused_edits.untouched(made) else fused_edits.merged(joined, logs)
+    uniform = torch.zeros_like(lse)
     if fused_edits.blends(made):
         found, uniform = _after_blends(call, found, blend)
     return _Weighed(lse, sink, found, cells, factor, blend, uniform, unmoved + blend.unmoved)
@@ -149,7 +150,7 @@ def _own(call: Call) -> tuple[Tensor, Tensor]:
     made = call.made
     at = made.positions[None]
     inside = at.clamp(0, made.keys - 1)
-    index = inside[:, None, :, None].expand(made.batch, made.heads, -1, 1)
+    index = inside[:, None, :, None].expand(made.batch, -1, -1, -1)
     return inside, fused_pairs.sees(call, at) & ~fused_pairs.hidden(call, index).squeeze(-1)
 
 
@@ -159,7 +160,7 @@ def _blend(call: Call, share: Tensor, sees: Tensor) -> Blended:
 
 
 def _after_blends(call: Call, found: Found, blend: Blended) -> tuple[Found, Tensor]:
-    """What is linear in the weights, and ln of the number of visible keys."""
+    """What is linear in the weights, and ln of the number of visible keys (0 where there is none)."""
     made = call.made
     own, linear = _own(call)[0].expand(made.batch, -1), ("z", "mass", "distance")
     found = {
@@ -177,7 +178,7 @@ def _after_blends(call: Call, found: Found, blend: Blended) -> tuple[Found, Tens
     even = _part(call, Part(uniform=True))
     for n in found:
         found[n] = found[n] + _along(blend.even, found[n]) * even[n]
-    return found, even["lse"]
+    return found, torch.where(even["lse"] > -torch.inf, even["lse"], 0.0)
 
 
 def _along(rows: Tensor, like: Tensor) -> Tensor:
@@ -220,21 +221,23 @@ def _nonlinear(call: Call, found: _Weighed) -> Found:
         return fused_launch.ranked(call, _final(call, found))
     largest = dict(found.linear)
     if call.gradient and "max" in largest:
-        largest["max"] = _entries(call, found, largest["argmax"].unsqueeze(-1)).squeeze(-1)
+        at = largest["argmax"].unsqueeze(-1)
+        largest["max"] = _entries(call, found, at, at >= 0).squeeze(-1)
     if call.gradient and "topk" in largest:
-        largest["topk"] = _entries(call, found, largest["topk.keys"])
+        largest["topk"] = _entries(call, found, largest["topk.keys"], largest["topk.keys"] >= 0)
     return largest
 
 
-def _entries(call: Call, found: _Weighed, at: Tensor) -> Tensor:
-    """Final weights of keys [batch, head, row, n], before what a blend adds; 0 for key -1."""
-    inside = at.clamp(min=0)
+def _entries(call: Call, found: _Weighed, at: Tensor, seen: Tensor) -> Tensor:
+    """Final weights of keys [batch, head or 1, row, n] where seen, before what a blend adds; else 0."""
+    at = at.clamp(min=0)
     factor = found.factor[0].unsqueeze(-1)
     if len(found.cells) > 1:
         cell = fused_edits.cell_of_key(call, found.cells).long()
-        here = cell[:, None, None].expand(-1, *at.shape[1:3], -1).gather(-1, inside)
-        factor = found.factor.movedim(0, -1).gather(-1, here)
-    return torch.where(at >= 0, fused_pairs.weights(call, inside, found.lse, factor), 0.0)
+        here = cell[:, None, None].expand(-1, *at.shape[1:3], -1).gather(-1, at)
+        factor = found.factor.movedim(0, -1).gather(-1, here.expand(-1, call.made.heads, -1, -1))
+    lse = torch.where(found.sees, found.lse, 0.0).unsqueeze(-1)
+    return fused_pairs.weights(call, at, factor - lse, seen & found.sees.unsqueeze(-1))
 
 
 def _single(call: Call, found: _Weighed, kind: str) -> Tensor:
@@ -243,13 +246,15 @@ def _single(call: Call, found: _Weighed, kind: str) -> Tensor:
     at = made.positions[None] - (1 if kind == "previous" else 0)
     if kind == "first" and made.first is not None:
         at = made.first[:, None].expand(-1, len(made.rows))
-    index = at.clamp(0, made.keys - 1)[:, None, :, None].expand(made.batch, made.heads, -1, 1)
-    seen = fused_pairs.sees(call, at) & ~fused_pairs.hidden(call, index).squeeze(-1) & found.sees
-    p = _entries(call, found, torch.where(seen.unsqueeze(-1), index, -1)).squeeze(-1)
+    index = at.clamp(0, made.keys - 1)[:, None, :, None].expand(made.batch, -1, -1, -1)
+    seen = fused_pairs.sees(call, at).unsqueeze(-1) & ~fused_pairs.hidden(call, index)
+    p = _entries(call, found, index, seen).squeeze(-1)
     if fused_edits.blends(made):
         here = (index.squeeze(-1) == made.positions).to(p.dtype)
-        p = p + seen * (found.blend.even * (-found.uniform).exp() + found.blend.own * here)
-    return torch.where(seen, p, 0.0)
+        p = p + torch.where(
+            seen.squeeze(-1) & found.sees, found.blend.even * (-found.uniform).exp() + found.blend.own * here, 0.0
+        )
+    return p
 
 
 def _final(call: Call, found: _Weighed) -> dict[str, object]:

@@ -40,6 +40,11 @@ def blends(made: Request) -> list[E.Blend]:
     return [e for e in made.edits if isinstance(e, E.Blend)]
 
 
+def untouched(made: Request) -> bool:
+    """Whether the weights are those of the kernel, and z its z."""
+    return made.sinks is None and not any(e.stage >= E.Redistribute.stage for e in made.edits)
+
+
 def cells(made: Request) -> list[Cell]:
     """The cells, and one of all keys where nothing is redistributed."""
     edits = redistributions(made)
@@ -67,15 +72,20 @@ def shares(lse: Tensor, whole: Tensor) -> Tensor:
 def merged(parts: Found, logs: Tensor) -> Found:
     """The parts [part, ...] as one, from ln w_c."""
     w = logs.exp()
-    found = {n: (w * parts[n]).sum(0) for n in ("distance",) if n in parts}
-    found |= {n: (w.unsqueeze(-1) * parts[n]).sum(0) for n in ("z", "mass") if n in parts}
+    found = {n: _sum(w, parts[n]) for n in ("distance", "z", "mass") if n in parts}
     if "entropy" in parts:
-        found["entropy"] = (w * (parts["entropy"] - logs)).sum(0)
+        found["entropy"] = _sum(w, parts["entropy"] - logs)
         found["max"], best = (w * parts["max"]).max(0)
         found["argmax"] = parts["argmax"].gather(0, best[None])[0]
     if "topk" in parts:
         found["topk"], found["topk.keys"] = _best(w.unsqueeze(-1) * parts["topk"], parts["topk.keys"])
     return found
+
+
+def _sum(w: Tensor, x: Tensor) -> Tensor:
+    """Over parts; one part without another copy of it."""
+    w = w.unsqueeze(-1) if x.dim() > w.dim() else w
+    return w[0] * x[0] if len(x) == 1 else (w * x).sum(0)
 
 
 def _best(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +101,8 @@ def _best(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def joined(parts: Sequence[Found]) -> Found:
-    return {n: torch.stack([p[n] for p in parts]) for n in parts[0]}
+    """All parts with an axis [part] in front."""
+    return {n: torch.stack([p[n] for p in parts]) if len(parts) > 1 else x[None] for n, x in parts[0].items()}
 
 
 def sink(made: Request, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.kernels.errors import AttentionError
 from interp.kernels.fused_call import SETS, Call, Part
+from interp.kernels.fused_edits import untouched
 
 Found = dict[str, Tensor]
 OUTPUTS = ("z", "lse", "entropy", "distance", "mass", "max", "argmax", "topk", "topk.keys")
@@ -67,7 +68,8 @@ def _forward(call: Call, part: Part) -> Found:
     splits = _splits(call, tiles, c.keys)
     span = -(-made.keys // (splits * c.keys)) * c.keys
     shape = (splits, made.batch, made.heads, len(made.rows))
-    out = _outputs(call, shape)
+    final = splits == 1 and not call.gradient and untouched(made)
+    out = _outputs(call, shape, call.q.dtype if final else torch.float32)
     names = {"argmax": "AT", "topk": "BEST", "topk.keys": "BEST_AT", "max": "TOP"}
     stats = {names.get(n, n.upper()): call.q if x is None else x for n, x in out.items()}
     flags = {
@@ -82,7 +84,7 @@ def _forward(call: Call, part: Part) -> Found:
     return found | {n: found[n].long() for n in ("argmax", "topk.keys") if n in found}
 
 
-def _outputs(call: Call, shape: tuple[int, ...]) -> dict[str, Tensor | None]:
+def _outputs(call: Call, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor | None]:
     made = call.made
 
     def new(wanted: bool, *more: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
@@ -90,7 +92,7 @@ def _outputs(call: Call, shape: tuple[int, ...]) -> dict[str, Tensor | None]:
 
     rowwise = made.wants("entropy", "max", "argmax")
     return {
-        "z": new(made.v is not None, call.v.shape[-1]), "lse": new(True), "entropy": new(rowwise),
+        "z": new(made.v is not None, call.v.shape[-1], dtype=dtype), "lse": new(True), "entropy": new(rowwise),
         "distance": new(made.wants("distance")), "mass": new(call.sets is not None, SETS), "max": new(rowwise),
         "argmax": new(rowwise, dtype=torch.int32), "topk": new(call.topk > 0, call.topk),
         "topk.keys": new(call.topk > 0, call.topk, dtype=torch.int32),

@@ -8,6 +8,7 @@ from torch import Tensor
 from interp.kernels.fused_call import HIDDEN, Call
 
 STEP = 64
+NUMBERS = 2**26
 
 
 def sees(call: Call, at: Tensor) -> Tensor:
@@ -29,18 +30,16 @@ def sees(call: Call, at: Tensor) -> Tensor:
 
 
 def hidden(call: Call, at: Tensor) -> Tensor:
-    """Whether an edit hides the key at [batch, head or 1, row, n]."""
+    """Whether an edit hides the key at [batch, 1, row, n]."""
     if call.table is None:
         return torch.zeros_like(at, dtype=torch.bool)
     return call.table.bias[call.table.which.long().unsqueeze(-1), at] < HIDDEN / 2
 
 
 def scores(call: Call, at: Tensor) -> Tensor:
-    """The edited scores of keys [batch, head, row, n]."""
+    """The edited scores [batch, head, row, n] of keys [batch, head or 1, row, n]."""
     made = call.made
-    q, k = call.q.float(), call.k.float().repeat_interleave(made.group, 1)
-    flat = at.flatten(2).unsqueeze(-1).expand(-1, -1, -1, k.shape[-1])
-    s = (q.unsqueeze(3) * k.gather(2, flat).unflatten(2, at.shape[2:])).sum(-1) * made.scale
+    s = _products(call, at) * made.scale
     if made.softcap is not None:
         s = made.softcap * torch.tanh(s / made.softcap)
     if call.temper is not None:
@@ -52,7 +51,19 @@ def scores(call: Call, at: Tensor) -> Tensor:
     return s
 
 
-def weights(call: Call, at: Tensor, lse: Tensor, factor: Tensor) -> Tensor:
-    """exp(s - lse + factor) of keys [batch, head, row, n] that the rows see."""
-    some = (lse > -torch.inf).unsqueeze(-1)
-    return torch.where(some, scores(call, at) - torch.where(some, lse.unsqueeze(-1), 0.0) + factor, -torch.inf).exp()
+def _products(call: Call, at: Tensor) -> Tensor:
+    """q k in fp32, so many rows at a time that no copy of keys grows large."""
+    made, (batch, kv, _, d) = call.made, call.k.shape
+    found, step = [], max(1, NUMBERS // (batch * made.heads * at.shape[-1] * d))
+    q = call.q.unflatten(1, (kv, made.group))
+    for n in range(0, len(made.rows), step):
+        here = at[:, :, n : n + step]
+        here = here.expand(-1, kv, -1, -1).unsqueeze(2) if at.shape[1] == 1 else here.unflatten(1, (kv, made.group))
+        k = call.k.gather(2, here.flatten(2).unsqueeze(-1).expand(-1, -1, -1, d)).view(*here.shape, d)
+        found.append((q[:, :, :, n : n + step].float().unsqueeze(4) * k.float()).sum(-1).flatten(1, 2))
+    return torch.cat(found, 2)
+
+
+def weights(call: Call, at: Tensor, exponent: Tensor, seen: Tensor) -> Tensor:
+    """exp(s + exponent) where seen, else 0, of keys [batch, head or 1, row, n]."""
+    return torch.where(seen, scores(call, at) + exponent, -torch.inf).exp()

@@ -40,6 +40,7 @@ AREAS: dict[str, str] = {
     "test_interp_attention": "hooks",
     "test_interp_generate": "hooks",
     "test_interp_parity": "hooks",
+    "test_experiments_attention": "kernels",
     "test_experiments_interop": "hooks",
     "test_interp_chats": "hooks",
     "test_interp_doctor": "hooks",
