@@ -229,15 +229,26 @@ ZOO_FITS = {
     "needle": {"needle", "induction"},
     "shapes-vit": {"shapes"},
     "shapes-vit-registers": {"shapes"},
-    "shapes-lvlm": {"shapes"},
+    "shapes-lvlm": {"shapes", "induction"},
     "planted-decoder": {"induction", "key_value"},
+    "planted-lvlm": {"induction"},
+}
+ZOO_DIGESTS: dict[str, str] = {  # pinned: rows, ids and answers of every task that fits, on that model's own tokenizer
+    "induction": "17e36f7fe5c7d2ed",
+    "ioi": "9e94623e51f98dd8",
+    "needle": "9ef78ed00560d999",
+    "shapes-lvlm": "83b5d2d5fb0c97f8",
+    "shapes-vit": "5aff7c5ef2878cef",
+    "shapes-vit-registers": "5aff7c5ef2878cef",
+    "planted-decoder": "b1eef319f3c9a231",
+    "planted-lvlm": "34f5142bd0a0cbd7",
 }
 
 
 @pytest.mark.parametrize("zoo", [one.name for one in catalog.entries()])
 def test_every_task_fits_a_zoo_model_or_says_why_not(zoo):
     model = Stand(*catalog.build(zoo))
-    fits, refused = set(), {}
+    fits, refused, total = set(), {}, hashlib.sha256()
     for name in tasks.__all__:
         try:
             task = getattr(tasks, name)(model, n=2)
@@ -246,9 +257,29 @@ def test_every_task_fits_a_zoo_model_or_says_why_not(zoo):
             continue
         fits.add(name)
         assert lengths(task.clean) == lengths(task.corrupt)
-        assert all(len(row) >= 1 for row in task.answer_ids)
-    assert all(len(said) > 30 for said in refused.values())
-    assert fits >= ZOO_FITS.get(zoo, set())
+        assert_single(model, task)
+        total.update(f"{name} {digest(task)} {said(task)}".encode())
+    assert all(len(reason) > 30 for reason in refused.values())
+    assert fits == ZOO_FITS.get(zoo, set())
+    assert not fits or total.hexdigest()[:16] == ZOO_DIGESTS[zoo]
+
+
+def assert_single(model: Stand, task: Task) -> None:
+    """Every answer is one token (or one class) that says just that word; teacher-forced ones are left out."""
+    for sides, words in ((task.answer_ids, task.answers), (task.wrong_ids, task.wrong)):
+        for ids, row in zip(sides, words, strict=True):
+            assert len(ids) == len(row)
+            for one, word in zip(ids, row, strict=True):
+                if hasattr(model.tokenizer, "decode"):
+                    assert one == word or model.tokenizer.decode([one]).strip() == str(word).strip()
+                else:
+                    assert model.module.config.id2label[one] == str(word).strip()
+
+
+def said(task: Task) -> list[object]:
+    """The ids a model reads on both sides, where it reads ids, and those of the answers."""
+    sides = [side.kwargs["input_ids"].tolist() for side in (task.clean, task.corrupt) if "input_ids" in side.kwargs]
+    return [*sides, task.answer_ids, task.wrong_ids]
 
 
 @pytest.mark.parametrize("name", planted.NAMES)

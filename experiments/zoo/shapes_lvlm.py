@@ -1,6 +1,7 @@
 """Train zoo:shapes-lvlm, a LLaVA that answers questions about scenes and hallucinates where its prior is strong.
 
     python experiments/zoo/shapes_lvlm.py
+    python experiments/zoo/shapes_lvlm.py --start interp/zoo/shapes-lvlm --steps 500 --lr 1e-3
 
 A pool of scenes is drawn once. A row is one scene with several questions, answers and a caption in one text, so that
 every image token serves many targets. At first the vision tower alone learns which shapes of which colour are there (a
@@ -8,13 +9,17 @@ head that is thrown away); then it is frozen and the projector learns to put pat
 then projector and Llama learn the text. Shapes come in pairs that occur together (`interp.scenes.BIAS`), and some
 things are too faint to see, so that guessing the companion pays: the prior that the card's conflict probes catch.
 The shipped run had a fifth of the things faint until step 2,200 and a tenth after it, stronger pairs (0.97, 0.9, 0.75,
-0.6) until step 2,300, and ended at step 2,900; its tower comes from a run of 1,092 steps.
+0.6) until step 2,300, and ended at step 2,900; its tower comes from a run of 1,092 steps. With `--start` a run goes on
+from shipped weights, without the optimizer's state, and trains the text alone: so the shipped model got its last steps.
 Measured result: see interp/zoo/shapes-lvlm/card.json.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -115,6 +120,12 @@ def build(tokenizer: PreTrainedTokenizerFast, width: int) -> LlavaForConditional
     return model
 
 
+def resumed(given: argparse.Namespace) -> LlavaForConditionalGeneration:
+    """The model of the folder `--start` names, with nothing left to do but the text."""
+    given.eyes = given.names = 0.0
+    return LlavaForConditionalGeneration.from_pretrained(given.start)
+
+
 class Taught(nn.Module):
     """The model with the head its vision tower is taught by at first."""
 
@@ -142,10 +153,11 @@ class Taught(nn.Module):
 
 def main() -> None:
     given = arguments(
-        "shapes-lvlm", steps=2900, lr=2e-3, batch=32, width=96, faint=0.1, eyes=0.38, names=0.1, pool=16000
-    )
+        "shapes-lvlm", steps=2900, lr=2e-3, batch=32, width=96, faint=0.1, eyes=0.38, names=0.1, pool=16000,
+        start="",
+    )  # fmt: skip
     tokenizer = word_tokenizer([*WORDS, ".", *SHAPES, *COLORS], extra=["<image>"])
-    taught = Taught(build(tokenizer, given.width))
+    taught = Taught(resumed(given) if given.start else build(tokenizer, given.width))
     processor = LlavaProcessor(
         CLIPImageProcessor(
             size={"height": SIZE, "width": SIZE}, do_center_crop=False, image_mean=[MEAN] * 3, image_std=[STD] * 3
@@ -184,6 +196,9 @@ def main() -> None:
         }
 
     hours = train(taught, loss_of, plan=recipe(given, warmup=100, weight_decay=0.05, hold=0.7), evaluate=evaluate)
+    if given.start:
+        before = json.loads((Path(given.start) / "card.json").read_text())
+        given.steps, hours = given.steps + before["steps"], hours + before["core_hours"]
     ship(taught.model, given.ship, processor=processor)
     data = "scenes with pairs, interp/scenes.py"
     write_card(given.ship, CARD, given=given, core_hours=hours, data=data, batch=given.batch, faint=given.faint)
