@@ -288,9 +288,15 @@ class _Seen:
             made, size = (torch.einsum("bhij,bjhd->bihd", weights.double(), x) for x in (values, values.abs()))
             sees = weights.sum(-1).gt(0).all(1)[:, :, None, None]
             what, least = f"{tower.name} L{layer.index}: pattern times v", _softmax_dtype(layer, z)
-            _close(made * sees, z * sees, size + z.abs().max(), what, least=least)
+            _close(made * sees, z * sees, self._steepness(layer) * (size + z.abs().max()), what, least=least)
             self._allowed(tower, layer, weights)
         return None
+
+    def _steepness(self, layer: Layer) -> float:
+        """How far rounding a score moves a weight, in units of rounding: scores are as large as |q| |k| scale."""
+        calls = self.calls.calls.get(id(self.module.get_submodule(layer.attention)), ())
+        sizes = (float(c.q.norm(dim=-1).max() * c.k.norm(dim=-1).max()) * c.scale for c in calls)
+        return 1 + max(sizes, default=0.0)
 
     def _attended(self, layer: Layer) -> Tensor:
         """What the attention gives to the gate behind it."""

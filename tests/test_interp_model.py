@@ -105,3 +105,11 @@ def test_a_model_built_in_inference_mode_is_read() -> None:
     with torch.inference_mode():
         module = tiny("gpt2")
     assert interp.attach(module).run(example(module), record="L0.z")["L0.z"].shape[2] == 4
+
+
+def test_rounding_of_large_scores_is_not_taken_for_a_wrong_pattern() -> None:
+    module = tiny("llama")
+    with torch.no_grad():
+        for layer in module.model.layers:
+            layer.self_attn.q_proj.weight.mul_(100)
+    interp.attach(module).check().raise_failed()
