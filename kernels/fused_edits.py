@@ -72,7 +72,7 @@ def shares(lse: Tensor, whole: Tensor) -> Tensor:
 def merged(parts: Found, logs: Tensor) -> Found:
     """The parts [part, ...] as one, from ln w_c."""
     w = logs.exp()
-    found = {n: _sum(w, parts[n]) for n in ("distance", "z", "mass") if n in parts}
+    found: Found = {n: _sum(w, parts[n]) for n in ("distance", "z", "mass") if n in parts}
     if "entropy" in parts:
         found["entropy"] = _sum(w, parts["entropy"] - logs)
         found["max"], best = (w * parts["max"]).max(0)

@@ -48,7 +48,7 @@ def _launch(name: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> None
 def forward(call: Call, part: Part) -> Found:
     """z, log-sum-exp and row statistics of these keys, differentiable where a gradient is wanted."""
     if call.gradient:
-        found = _Forward.apply(call.q, call.k, call.v, call.temper, call, part)  # type: ignore[no-untyped-call]
+        found = _Forward.apply(call.q, call.k, call.v, call.temper, call, part)
         return {n: x for n, x in zip(OUTPUTS, found, strict=True) if x is not None}
     return _forward(call, part)
 

@@ -68,8 +68,9 @@ class Lists:
         most = max(1, int(count.max()))
         order = (~visited).int().sort(dim=-1, stable=True).indices[..., :most]
         batch, heads, tiles = count.shape
-        listed = {"COUNT": count, "INDEX": order, "PART": part.gather(-1, order)}
-        return {n: x.int().contiguous() for n, x in listed.items()} | {
+        tensors = {"COUNT": count, "INDEX": order, "PART": part.gather(-1, order)}
+        listed: dict[str, Tensor | int] = {n: x.int().contiguous() for n, x in tensors.items()}
+        return listed | {
             "BITS": self.bits, "most": most, "table_batch": heads * tiles if batch > 1 else 0,
             "table_head": tiles if heads > 1 else 0,
         }  # fmt: skip
@@ -78,7 +79,7 @@ class Lists:
 def lists(made: Request, rows: int, keys: int) -> Lists:
     """The blocks of `rows` x `keys` that must be visited."""
     blocks = -(-made.keys // keys)
-    visited, parts, bits = [], [], []
+    visited, parts, bits, held = [], [], list[Tensor](), 0
     for part, (low, high) in zip(made.positions.split(rows), _spans(made, rows), strict=True):
         first, last = low // keys, -(-high // keys)
         seen = _seen(made, part, first * keys, min(last * keys, made.keys))
@@ -88,8 +89,9 @@ def lists(made: Request, rows: int, keys: int) -> Lists:
         some = seen.flatten(3).any(-1)
         real = torch.arange(first * keys, last * keys, device=seen.device).view(-1, 1, keys) < made.keys
         partial = some & ~(seen | ~real).flatten(3).all(-1)
-        at = torch.where(partial, partial.flatten().cumsum(0).view_as(partial) - 1 + sum(map(len, bits)), -1)
+        at = torch.where(partial, partial.flatten().cumsum(0).view_as(partial) - 1 + held, -1)
         bits.append(pad(seen[partial], (0, 0, 0, rows - len(part))).byte())
+        held += len(bits[-1])
         visited.append(pad(some, (first, blocks - last)))
         parts.append(pad(at, (first, blocks - last), value=-1))
     one = torch.zeros(1, rows, keys, dtype=torch.uint8, device=made.q.device)

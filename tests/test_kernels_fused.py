@@ -113,7 +113,7 @@ def test_blocks_that_no_row_sees_are_never_read() -> None:
     whole = request(q, k, v, mask=M.Blocks(table), rows=rows)
     assert fused_masks.run_of_keys(whole) is None
     assert fused_masks.lists(whole, 64, 64).visited.tolist() == [[[[True, False, True, False]]]]
-    arguments = {"mask": M.Blocks(table), "rows": rows, "stats": ["entropy", "topk:2", "received"]}
+    arguments: dict[str, Any] = {"mask": M.Blocks(table), "rows": rows, "stats": ["entropy", "topk:2", "received"]}
     clean = [x.requires_grad_() for x in (q, k, v)]
     dirty = [q, *(x.detach().masked_fill(unseen[:, None], torch.nan).requires_grad_() for x in (k, v))]
     with torch.no_grad():
@@ -126,10 +126,10 @@ def test_blocks_that_no_row_sees_are_never_read() -> None:
         seen = x[..., ~unseen] if name == "received" else x
         assert torch.equal(found.stats[name][..., ~unseen] if name == "received" else found.stats[name], seen)
     gradients = []
-    for x in (dirty, clean):
-        z = attention.attend(*x, mask=M.Blocks(table), rows=rows, impl="triton").z
+    for leaves in (dirty, clean):
+        z = attention.attend(*leaves, mask=M.Blocks(table), rows=rows, impl="triton").z
         assert z is not None
-        gradients.append(torch.autograd.grad(z.square().sum(), x))
+        gradients.append(torch.autograd.grad(z.square().sum(), leaves))
     assert torch.equal(gradients[0][0], gradients[1][0])
     for mine, expected in zip(gradients[0][1:], gradients[1][1:], strict=True):
         assert torch.equal(mine[:, :, ~unseen], expected[:, :, ~unseen])
@@ -149,7 +149,7 @@ def test_keys_outside_a_window_are_never_read() -> None:
 def test_a_cell_of_a_redistribution_reads_its_own_keys_only() -> None:
     made = request(*inputs(4, 200), edits=E.Redistribute(torch.arange(200) < 40, torch.arange(200) >= 150, 0.5))
     call, keep = prepared(made), torch.arange(200)[None] >= 150
-    visits = call.arguments(Part(keep), call.configuration("forward"))
+    visits: dict[str, Any] = call.arguments(Part(keep), call.configuration("forward"))
     assert (visits["KEPT"], visits["LOW"].min(), visits["HIGH"].max()) == (False, 150, 200)
 
 
@@ -157,7 +157,8 @@ def test_a_cell_of_a_redistribution_reads_its_own_keys_only() -> None:
 def test_without_values(known: bool) -> None:
     q, k, _ = inputs(66, 70)
     stats = ["lse", "entropy", "max", "argmax", "topk:2", "self", "sink", "received", "received_mean"]
-    arguments = {"mask": M.Causal(), "sinks": torch.tensor([0.5, -1.0]), "stats": stats, "softcap": 3.0}
+    sinks = torch.tensor([0.5, -1.0])
+    arguments: dict[str, Any] = {"mask": M.Causal(), "sinks": sinks, "stats": stats, "softcap": 3.0}
     lse, _, _ = reference.attend(request(q, k, None, **arguments))[1:]
     out = attention.attend(q, k, None, lse=lse if known else None, impl="triton", **arguments)
     assert out.z is None

@@ -104,7 +104,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, temper: Tensor, *, rounding: bool) ->
     """z, log-sum-exp and entropy of causal attention with a soft cap of 3 and a bias of 1 on every third key."""
 
     def rounded(x: Tensor, back: bool) -> Tensor:
-        return Rounded.apply(x, back) if rounding else x  # type: ignore[no-untyped-call]
+        return Rounded.apply(x, back) if rounding else x
 
     raw = rounded(q @ k.repeat_interleave(2, 1).transpose(-1, -2), True) * 24**-0.5
     s = 3 * torch.tanh(raw / 3) / temper[None, :, None, None] + (KEYS[: k.shape[2]] % 3 == 0)
@@ -134,8 +134,8 @@ def test_equals_the_reference_in_fp16() -> None:
         found.append(pulled({n: outputs[n] for n in ("z", "lse", "entropy")}, made, 5))
     for name, exact in found[0].items():
         got, low = found[2][name], found[1][name]
-        rounding = 0.0 if got.dtype == torch.float32 else torch.finfo(torch.float16).eps * float(exact.abs().amax())
-        near = tolerance(low, exact, 3.0) + rounding
+        own = 0.0 if got.dtype == torch.float32 else torch.finfo(torch.float16).eps * float(exact.abs().amax())
+        near = tolerance(low, exact, 3.0) + own
         torch.testing.assert_close(got.double(), exact, rtol=0, atol=near, msg=lambda text, n=name: f"{n}: {text}")
 
 

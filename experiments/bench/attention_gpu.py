@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ def attended(
     from interp.kernels.masks import Causal
 
     q, k, v = x
-    arguments = {"mask": Causal(), "stats": stats, "impl": impl}
+    arguments: dict[str, Any] = {"mask": Causal(), "stats": stats, "impl": impl}
     arguments["key_sets"] = {"start": torch.arange(shape.keys, device=shape.device) < 4}
     why = explain(q, k, v, **arguments)[impl]
     return (None, why) if why != "taken" else ((lambda: attend(q, k, v, **arguments)), "")
@@ -267,7 +268,7 @@ def main(given: list[str] | None = None) -> None:
     shapes = [Shape(n, n) for n in args.lengths] + [Shape(args.decode, 1)]
     if args.dry:
         os.environ["TRITON_INTERPRET"] = "1"
-        small = {"heads": 2, "kv": 1, "width": 16, "device": "cpu", "dtype": torch.float32}
+        small: dict[str, Any] = {"heads": 2, "kv": 1, "width": 16, "device": "cpu", "dtype": torch.float32}
         found = [x for s in (Shape(40, 40, **small), Shape(200, 1, **small)) for x in measured(lines(s), rounds=0)]
         print(written(found, "dry run, nothing measured", "--dry"))
     elif torch.cuda.is_available():
