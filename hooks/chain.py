@@ -22,7 +22,7 @@ from interp.hooks.norms import Frozen, frozen, identity
 from interp.hooks.recording import Block, CannotDrive, record
 from interp.hooks.session import Session, Wish
 from interp.hooks.sites import Site
-from interp.hooks.writes import spelled
+from interp.hooks.writes import attentions, spelled
 
 
 class Chain:
@@ -74,17 +74,26 @@ class Chain:
         return Site(self.name, layer, component)
 
     @cached_property
-    def z(self) -> dict[int, Tensor]:
-        """Every head's output in the run."""
-        return {layer: self._called(layer, block.entered, (), "z")[1] for layer, block in self.blocks.items()}
+    def z(self) -> dict[int, list[Set]]:
+        """By layer, the edits that hold every head of its block, cross-attention included, to what it gave."""
+        found: dict[int, list[Set]] = {layer: [] for layer in self.blocks}
+        for owner, layer in attentions(self.anatomy, self.tower):
+            index = self.index(layer.block)
+            site = Site(spelled(self.anatomy, owner), layer.index, "z")
+            found[index].append(Set(str(site), self._called(index, self.blocks[index].entered, (), site)[1]))
+        return found
+
+    def index(self, block: str) -> int:
+        """The layer of a block."""
+        return next(layer for layer, one in self.blocks.items() if one.layer.block == block)
 
     def run(self, layer: int, hidden: Tensor, *, edits: Sequence[Edit] = ()) -> Tensor:
         """A block's output for another residual, its heads frozen but for the edits."""
-        return self._called(layer, hidden, self._frozen(layer, edits), None)[0]
+        return self._called(layer, hidden, (*self.z[layer], *edits), None)[0]
 
     def read(self, layer: int, component: str, hidden: Tensor, *, edits: Sequence[Edit] = ()) -> Tensor:
         """What the block has at a component (q, k, v, mlp_in, resid_mid) for another residual, its heads frozen."""
-        return self._called(layer, hidden, self._frozen(layer, edits), component)[1]
+        return self._called(layer, hidden, (*self.z[layer], *edits), self.site(layer, component))[1]
 
     def plain(self, layer: int, component: str) -> Tensor:
         """What the run itself has there."""
@@ -114,23 +123,19 @@ class Chain:
         if component == "mlp_in":
             return moved
         put = Set(str(self.site(layer, behind)), moved)
-        return self._called(layer, self.blocks[layer].entered, (put,), component)[1]
+        return self._called(layer, self.blocks[layer].entered, (put,), self.site(layer, component))[1]
 
-    def _frozen(self, layer: int, edits: Sequence[Edit]) -> list[Edit]:
-        return [Set(str(self.site(layer, "z")), self.z[layer]), *edits]
-
-    def _called(
-        self, layer: int, hidden: Tensor, edits: Sequence[Edit], component: str | None
-    ) -> tuple[Tensor, Tensor]:
+    def _called(self, layer: int, hidden: Tensor, edits: Sequence[Edit], wanted: Site | None) -> tuple[Tensor, Tensor]:
         block = self.blocks[layer]
         key = block.layer.ports["resid_pre"].key
         args = tuple(hidden if n == key else _no_cache(value) for n, value in enumerate(block.args))
         kwargs = {name: hidden if name == key else _no_cache(value) for name, value in block.kwargs.items()}
-        wish = Wish([self.site(layer, component)] if component is not None else [])
+        wish = Wish([wanted] if wanted is not None else [])
         session = Session(self.module, self.anatomy, edits=edits, wish=wish, family=self.family)
+        session.moment.begin((), {"hidden_states": hidden})
         with session, torch.no_grad():
             out = outer_tensor(self.module.get_submodule(block.layer.block)(*args, **kwargs))[1]
-        return out, next(iter(session.recorded().values())) if component is not None else out
+        return out, next(iter(session.recorded().values())) if wanted is not None else out
 
     def _norm(self, layer: int, behind: str) -> Frozen:
         """The norm between a residual and what is read from it, held at the run's scale."""

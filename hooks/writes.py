@@ -50,7 +50,7 @@ class Writes:
     def sites(anatomy: Anatomy, tower: Tower) -> list[Site]:
         """What has to be recorded."""
         name, found = spelled(anatomy, tower), []
-        for owner, layer in _layers(anatomy, tower):
+        for owner, layer in attentions(anatomy, tower):
             for component in ("z", "attn_out", "attn_write", "mlp_write"):
                 if component == "mlp_write" and (owner is not tower or layer.missing.get(component) == "it has no MLP"):
                     continue
@@ -67,7 +67,7 @@ class Writes:
     def parts(self) -> tuple[Site, ...]:
         """Every part that has a name: the embedding, each head, each MLP, in the order they write."""
         found = [Site(self.name, None, "embed")]
-        for owner, layer in _layers(self.tape.anatomy, self.tower):
+        for owner, layer in attentions(self.tape.anatomy, self.tower):
             name = spelled(self.tape.anatomy, owner)
             found += [Site(name, layer.index, "result", (head,)) for head in range(layer.heads)]
             if (mlp := Site(name, layer.index, "mlp_write")) in self.tape.sites:
@@ -112,7 +112,7 @@ class Writes:
         out = out.reshape(write.shape)
         if torch.equal(out, write):
             return Carry(lambda x: x, lambda x: x)
-        factor = _factor(out.double(), write.double(), torch.finfo(write.dtype).eps)
+        factor = multiplier(out.double(), write.double(), torch.finfo(write.dtype).eps)
         if factor is not None:
             return Carry(lambda x: (x * factor).to(x.dtype), lambda x: x * factor)
         port = layer.ports["attn_write"]
@@ -158,7 +158,7 @@ class Writes:
             )
 
 
-def _layers(anatomy: Anatomy, tower: Tower) -> Iterator[tuple[Tower, Layer]]:
+def attentions(anatomy: Anatomy, tower: Tower) -> Iterator[tuple[Tower, Layer]]:
     """The tower's attentions, with those that a cross tower has in the same blocks, in the order they run."""
     cross = anatomy.towers.get("cross")
     beside = {layer.block: layer for layer in cross.layers} if cross is not None and cross is not tower else {}
@@ -168,7 +168,7 @@ def _layers(anatomy: Anatomy, tower: Tower) -> Iterator[tuple[Tower, Layer]]:
             yield cross, beside[layer.block]
 
 
-def _factor(out: Tensor, write: Tensor, eps: float) -> Tensor | None:
+def multiplier(out: Tensor, write: Tensor, eps: float) -> Tensor | None:
     """The number, or numbers per channel, that make the write of the output, if there are any."""
     axes = tuple(range(out.ndim))
     for over in (axes, axes[:-1]):

@@ -6,41 +6,41 @@ is put into it in an otherwise free base run, and `effect = metric(patched) - me
 all attention and recomputes the MLPs in between (IOI), `freeze="all"` freezes those too: then the receiver's residual
 is `resid(base) + write(source) - write(base)`, and no pass is needed to build it. The norm in front of the receiver
 (and, with `freeze="all"`, one behind the sender) is recomputed, or held at the base's scale with `ln="freeze"`: then
-what the receiver reads is a sum over senders. Cost: two recorded passes, then per sender the blocks between it and the
-receiver (none with `freeze="all"`) and one pass, which the logits as receiver do not need. Senders that change nothing
-have an effect of exactly 0. Limits: towers whose blocks can be run one by one; several receivers are patched together.
+what the receiver reads is a sum over senders. Cost: four recorded passes, then per sender the blocks between it and the
+receiver (none with `freeze="all"`), and what the receiver can reach (`hooks/replay.py`), which for the logits is
+nothing. Senders that change nothing have an effect of exactly 0. Limits: towers whose blocks can be run one by one;
+several receivers are patched together.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp.effects import Effects
-from interp.hooks.anatomy import Anatomy
+from interp.hooks.anatomy import Anatomy, Tower
 from interp.hooks.chain import Chain
-from interp.hooks.edits import Set
 from interp.hooks.errors import SiteError
 from interp.hooks.inputs import Inputs, Positions
-from interp.hooks.output import logits_of
-from interp.hooks.session import Session
 from interp.hooks.sites import Site
-from interp.hooks.tail import Tail, last_tower
-from interp.hooks.tape import Tape, tower_inputs
+from interp.hooks.sweep import Sweep
+from interp.hooks.tail import How, Tail, last_tower
+from interp.hooks.tape import tower_inputs
 from interp.hooks.writes import Writes
 from interp.judge import Judge, Metric, lined_up, picked, reads_of
+from interp.paths import READS, Freeze, Norms, Paths, before
 
 if TYPE_CHECKING:
     from interp.hooks.sweep import Reads
     from interp.model import Model
 
-Freeze = Literal["heads", "all"]
-Norms = Literal["recompute", "freeze"]
-READS = {"q_in": "q", "k_in": "k", "v_in": "v", "mlp_in": "mlp_in"}
-"""What is put into a receiver in the last run."""
+TOGETHER = 64
+"""Senders whose receivers' values are held at a time."""
 
 
 def path_patch(
@@ -66,23 +66,71 @@ def path_patch(
     anatomy = model.ready()
     x, y = lined_up(model, base, source)
     stack = last_tower(anatomy, None)
-    into = _receivers(anatomy, [receivers] if isinstance(receivers, str) else list(receivers))
+    into = _receivers(anatomy, stack, [receivers] if isinstance(receivers, str) else list(receivers))
     out = _senders(anatomy, [senders] if isinstance(senders, str) else list(senders), into)
     old, new = (model.run(i, record=Writes.sites(anatomy, stack)) for i in (x, y))
     where = None if positions is None else tower_inputs(x, Site(stack.name, None, "embed")).mask(positions).cpu()
     reads = reads_of(metric, x, old["logits"])
     judge = Judge(metric, x, classes=old["logits"].ndim == 2)
-    chain = Chain(model.module, anatomy, stack, model.called_with(x.kwargs), family=model.family)
-    runs = _Runs(model, x, chain, (old, new), where, (freeze, ln), reads)
     plain = judge(picked(old["logits"], reads))
-    unchanged = judge(runs.through(into, {}))
-    values = torch.stack([_effect(runs, sender, into, judge, unchanged) for sender in out])
+    chain = Chain(model.module, anatomy, stack, model.called_with(x.kwargs), family=model.family)
+    paths = Paths(chain, old, new, where, freeze, ln)
+    if freeze == "all":
+        paths.base.check()
+    if into[0].component == "logits":
+        values, floor = _into_logits(model, x, paths, out, reads, judge)
+    else:
+        values, floor = _into_receivers(model, x, paths, out, _together(into), reads, judge)
     return Effects(
         sites=tuple(map(str, out)), positions=None, values=values.cpu(), base=plain.cpu(),
-        source=judge(picked(new["logits"], reads)).cpu(), noise_floor=float((unchanged - plain).abs().max()),
+        source=judge(picked(new["logits"], reads)).cpu(), noise_floor=floor,
         meta={**old.meta, "method": "path patching", "direction": "source into base", "freeze": freeze, "ln": ln,
               "receivers": [str(site) for site in into], "metric": repr(metric)},
     )  # fmt: skip
+
+
+def _into_logits(
+    model: Model, x: Inputs, paths: Paths, out: Sequence[Site], reads: Reads, judge: Judge
+) -> tuple[Tensor, float]:
+    """Effects [sender, example], and how far the base's own last residual is from its run by the same way."""
+    chain = paths.chain
+    tail = Tail(model.module, chain.tower, model.called_with(x.kwargs), left=chain.left, logits=paths.old["logits"])
+    how: How = "final" if paths.ln == "recompute" else "frozen"
+
+    def answer(left: Tensor) -> Tensor:
+        with torch.no_grad():
+            return judge(tail.logits(tail.normed(left, how), reads)).double()
+
+    unchanged = answer(chain.left)
+    lefts = (paths.left(sender) for sender in out)
+    moved = [answer(left) - unchanged if not torch.equal(left, chain.left) else 0 * unchanged for left in lefts]
+    plain = judge(picked(paths.old["logits"], reads)).double()
+    return torch.stack(moved), float((unchanged - plain).abs().max())
+
+
+def _into_receivers(
+    model: Model, x: Inputs, paths: Paths, out: Sequence[Site], into: Sequence[Site], reads: Reads, judge: Judge
+) -> tuple[Tensor, float]:
+    """The same with what the receivers read put into free base runs, some senders at a time."""
+    sweep = Sweep(model.module, model.anatomy, x, model.called_with(x.kwargs), family=model.family)
+    values, floor = torch.zeros(len(out), x.batch, dtype=torch.float64), 0.0
+    plain = judge(picked(paths.old["logits"], reads)).double()
+    for low in range(0, len(out), TOGETHER):
+        cells = [paths.cell(sender, into) for sender in out[low : low + TOGETHER]]
+        for answer in sweep.run(cells, reads):
+            unchanged = judge(answer.unchanged).double()
+            floor = max(floor, float((unchanged - plain).abs().max()))
+            gap = (judge(answer.logits).double() - unchanged).cpu()
+            values[low + answer.number] = torch.where(answer.changed, gap, 0.0)
+    return values, floor
+
+
+def _together(into: Sequence[Site]) -> list[Site]:
+    """Receivers of one layer and kind as one site with several heads."""
+    heads: dict[Site, list[int]] = defaultdict(list)
+    for site in into:
+        heads[site.whole].extend(site.heads or ())
+    return [replace(whole, heads=tuple(some) if some else None) for whole, some in heads.items()]
 
 
 def _option(name: str, given: str, known: Sequence[str]) -> None:
@@ -90,14 +138,19 @@ def _option(name: str, given: str, known: Sequence[str]) -> None:
         raise SiteError(f"{name} is {' or '.join(map(repr, known))}, got {given!r}.")
 
 
-def _receivers(anatomy: Anatomy, spelled: Sequence[str]) -> list[Site]:
+def _receivers(anatomy: Anatomy, stack: Tower, spelled: Sequence[str]) -> list[Site]:
     """One site per receiver, heads apart."""
     found: list[Site] = []
     for text in spelled:
         for site in anatomy.sites(text):
             if site.component not in (*READS, "logits"):
                 raise SiteError(f"{text!r} reads nothing by a path: receivers are {', '.join(READS)} and logits.")
-            if site.layer is None or site.component == "mlp_in":
+            if site.layer is None:
+                found.append(site)
+                continue
+            if anatomy.tower(site.tower, text=text) is not stack:
+                raise SiteError(f"{text!r}: paths are followed in the tower {stack.name!r}, which makes the logits.")
+            if site.component == "mlp_in":
                 found.append(site)
                 continue
             layer = anatomy.layer(site)
@@ -119,7 +172,7 @@ def _senders(anatomy: Anatomy, spelled: Sequence[str], into: Sequence[Site]) -> 
     found: list[Site] = []
     for text in spelled:
         mine = [one for site in anatomy.sites(text) for one in _apart(anatomy, site, text)]
-        first = [site for site in mine if any(_before(anatomy, site, receiver) for receiver in into)]
+        first = [site for site in mine if any(before(anatomy, site, receiver) for receiver in into)]
         if not first or (len(first) < len(mine) and "*" not in text):
             late = next(site for site in mine if site not in first)
             raise SiteError(f"{late} does not come before {', '.join(map(str, into))}: no path leads from it to there.")
@@ -137,151 +190,3 @@ def _apart(anatomy: Anatomy, site: Site, text: str) -> list[Site]:
     if site.component in ("mlp_write", "embed"):
         return [site]
     raise SiteError(f"{text!r} is no sender: senders are heads ('L*.H*'), 'L*.mlp_write' and 'embed'.")
-
-
-def _before(anatomy: Anatomy, sender: Site, receiver: Site) -> bool:
-    if receiver.layer is None or sender.layer is None:
-        return True
-    if sender.tower != receiver.tower:
-        return False
-    within = receiver.component == "mlp_in" and "resid_mid" in anatomy.layer(receiver).ports
-    return sender.layer < receiver.layer or (sender.layer == receiver.layer and sender.heads is not None and within)
-
-
-def _effect(runs: _Runs, sender: Site, into: Sequence[Site], judge: Judge, unchanged: Tensor) -> Tensor:
-    moved = runs.inputs(sender, into)
-    if not moved:
-        return torch.zeros_like(unchanged, dtype=torch.float64)
-    return (judge(runs.through(into, moved)) - unchanged).double()
-
-
-class _Runs:
-    """The base run with one sender moved, up to the receivers, and from the receivers on."""
-
-    def __init__(
-        self,
-        model: Model,
-        x: Inputs,
-        chain: Chain,
-        tapes: tuple[Tape, Tape],
-        where: Tensor | None,
-        how: tuple[Freeze, Norms],
-        reads: Reads,
-    ) -> None:
-        self.model, self.x, self.chain, self.where, self.reads = model, x, chain, where, reads
-        self.freeze, self.ln = how
-        self.kwargs = model.called_with(x.kwargs)
-        (self.old, self.new) = tapes
-        self.before, self.after = (Writes(model.module, tape, chain.tower) for tape in tapes)
-        self.tail = Tail(model.module, chain.tower, self.kwargs, left=chain.left, logits=self.old["logits"])
-
-    def inputs(self, sender: Site, into: Sequence[Site]) -> dict[Site, Tensor]:
-        """What each receiver reads once the sender has moved; nothing where that is what it reads anyway."""
-        moved = self._all(sender, into) if self.freeze == "all" else self._heads(sender, into)
-        return {} if all(torch.equal(value, self._base(site)) for site, value in moved.items()) else moved
-
-    def through(self, into: Sequence[Site], moved: dict[Site, Tensor]) -> Tensor:
-        """The logits that are read when the receivers read this (by default what they read anyway)."""
-        values = {site: moved.get(site, self._base(site)) for site in into}
-        if into[0].component == "logits":
-            return self._answer(values[into[0]])
-        edits = [Set(str(Site(s.tower, s.layer, READS[s.component], s.heads)), v) for s, v in values.items()]
-        with Session(self.model.module, self.chain.anatomy, edits=edits, family=self.model.family), torch.no_grad():
-            logits = logits_of(self.model.module(**self.kwargs))
-        assert logits is not None
-        return picked(logits, self.reads)
-
-    def _answer(self, left: Tensor) -> Tensor:
-        with torch.no_grad():
-            normed = self.tail.normed(left, "final" if self.ln == "recompute" else "frozen")
-            return self.tail.logits(normed, self.reads)
-
-    def _base(self, site: Site) -> Tensor:
-        if site.component == "logits":
-            return self.chain.left
-        assert site.layer is not None
-        return _head(site, self.chain.plain(site.layer, READS[site.component]))
-
-    def _all(self, sender: Site, into: Sequence[Site]) -> dict[Site, Tensor]:
-        more = self._more(sender).to(self.chain.left.dtype)
-        found = {}
-        for site in into:
-            if site.component == "logits":
-                found[site] = self.chain.left + more
-            elif _before(self.chain.anatomy, sender, site):
-                found[site] = self._read(site, self.chain.entered(site), more)
-        return found
-
-    def _more(self, sender: Site) -> Tensor:
-        """What the sender writes more in the source run [b, position, d]."""
-        if sender.heads is None:
-            more = self.new[sender].double() - self.old[sender].double()
-        else:
-            results = (w.results(sender, sender.heads)[:, :, 0] for w in (self.after, self.before))
-            more = next(results) - next(results)
-        more = more if self.where is None else more * self.where[..., None].to(more.device)
-        if sender.heads is None:
-            return more
-        carry = self.before.carry(sender)
-        if self.ln == "freeze":
-            return carry.linear(more)
-        out, write = (self.old[Site(sender.tower, sender.layer, c)] for c in ("attn_out", "attn_write"))
-        with torch.no_grad():
-            return carry.exact((out.reshape(write.shape).double() + more).to(write.dtype)).double() - write.double()
-
-    def _read(self, site: Site, entered: Tensor, more: Tensor) -> Tensor:
-        """What a receiver takes from its residual and `more` on top of it."""
-        assert site.layer is not None
-        component = READS[site.component]
-        if self.ln == "recompute":
-            return _head(site, self.chain.read(site.layer, component, entered + more))
-        return _head(site, self.chain.read_held(site.layer, component, more))
-
-    def _heads(self, sender: Site, into: Sequence[Site]) -> dict[Site, Tensor]:
-        """The blocks above the sender driven with all attention frozen, receivers read on the way."""
-        found: dict[Site, Tensor] = {}
-        end = max((site.layer for site in into if site.layer is not None), default=None)
-        end = self.chain.last if any(site.layer is None for site in into) else end
-        for layer, hidden, edits in self._climb(sender, end):
-            for site in into:
-                if site.layer == layer and _before(self.chain.anatomy, sender, site):
-                    found[site] = self._driven(site, hidden, edits)
-        if into[0].component == "logits":
-            found[into[0]] = self._top
-        return found
-
-    def _driven(self, site: Site, hidden: Tensor, edits: Sequence[Set]) -> Tensor:
-        assert site.layer is not None
-        component = READS[site.component]
-        if self.ln == "recompute":
-            return _head(site, self.chain.read(site.layer, component, hidden, edits=edits))
-        reads = self.chain.reads_from(site.layer, component)
-        there = hidden if reads == "resid_pre" else self.chain.read(site.layer, reads, hidden, edits=edits)
-        return _head(site, self.chain.read_held(site.layer, component, there - self.chain.plain(site.layer, reads)))
-
-    def _climb(self, sender: Site, end: int | None) -> Any:
-        """Each layer from the sender's on with its residual and the edits that move the sender there."""
-        start = self.chain.first if sender.layer is None else sender.layer
-        hidden = self.chain.plain(start, "resid_pre") if sender.layer is not None else self._moved(sender)
-        for layer in self.chain.layers:
-            if layer < start or (end is not None and layer > end):
-                continue
-            edits = [self._edit(sender)] if layer == sender.layer else []
-            yield layer, hidden, edits
-            hidden = self.chain.run(layer, hidden, edits=edits)
-        self._top = hidden
-
-    def _edit(self, sender: Site) -> Set:
-        site = sender if sender.heads is None else Site(sender.tower, sender.layer, "z", sender.heads)
-        return Set(str(site), self._moved(site))
-
-    def _moved(self, site: Site) -> Tensor:
-        old, new = self.old[site], self.new[site]
-        if self.where is None:
-            return new
-        where = self.where.to(new.device)
-        return torch.where(where.view(*where.shape, *[1] * (new.ndim - 2)), new, old)
-
-
-def _head(site: Site, value: Tensor) -> Tensor:
-    return value if site.heads is None else value[:, :, list(site.heads)]

@@ -36,12 +36,12 @@ def asked(name: str) -> tuple[interp.Model, dict[str, Tensor], dict[str, Tensor]
 def naive(m: interp.Model, base: Any, source: Any, sender: str, receiver: str, freeze: str) -> Tensor:
     """Wang et al., appendix B, by full passes: record both runs, run the base with everything but the sender frozen
     and record the receiver, run the base with the receiver put in."""
-    tower = m.anatomy.tower(None, text="")
-    name = "" if len(m.anatomy.towers) == 1 else f"{tower.name}."
-    layers = [f"{name}L{layer}" for layer in tower.by_index]
-    sites = [f"{layer}.{c}" for layer in layers for c in ("z", "mlp_out")]
-    old, new = m.run(base, record=[*sites, f"{name}embed"]), m.run(source, record=[*sites, f"{name}embed"])
-    frozen: list[Edit] = [interp.Set(f"{layer}.z", old[f"{layer}.z"]) for layer in layers]
+    name = "decoder." if "decoder" in m.anatomy.towers else ""
+    layers = [f"{name}L{layer}" for layer in m.anatomy.tower(name[:-1] or None, text="").by_index]
+    heads = layers if not name else [*layers, *(layer.replace("decoder", "cross") for layer in layers)]
+    sites = [*(f"{layer}.z" for layer in heads), *(f"{layer}.mlp_out" for layer in layers), f"{name}embed"]
+    old, new = m.run(base, record=sites), m.run(source, record=sites)
+    frozen: list[Edit] = [interp.Set(f"{layer}.z", old[f"{layer}.z"]) for layer in heads]
     if freeze == "all":
         frozen += [interp.Set(f"{layer}.mlp_out", old[f"{layer}.mlp_out"]) for layer in layers]
     site = sender if sender.endswith("embed") else sender.replace("mlp_write", "mlp_out")
@@ -57,7 +57,7 @@ def naive(m: interp.Model, base: Any, source: Any, sender: str, receiver: str, f
 
 
 @pytest.mark.parametrize("freeze", ["heads", "all"])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "vit"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "opt", "vit"])
 def test_every_path_is_that_of_the_definition(name: str, freeze: Any) -> None:
     m, base, source = asked(name)
     for receiver in RECEIVERS if name == "llama" else ["L1.H2.q_in", "L1.mlp_in", "logits"]:
@@ -72,6 +72,23 @@ def test_every_path_is_that_of_the_definition(name: str, freeze: Any) -> None:
             torch.testing.assert_close(
                 e.values[n].float(), expected, atol=3e-5, rtol=1e-3, msg=f"{sender} to {receiver}"
             )
+
+
+@pytest.mark.parametrize("freeze", ["heads", "all"])
+def test_a_decoder_with_cross_attention_has_all_of_it_frozen(freeze: Any) -> None:
+    m, base, source = asked("t5")
+    source = {**source, "input_ids": base["input_ids"].flip(1)}
+    for receiver in ("decoder.L1.H2.q_in", "decoder.L1.mlp_in", "logits"):
+        senders = ["decoder.L0.H1", "cross.L0.H2", "decoder.L0.mlp_write", "decoder.embed"]
+        e = interp.path_patch(
+            m, base=base, source=source, metric=difference, senders=senders, receivers=receiver, freeze=freeze
+        )
+        for n, sender in enumerate(senders):
+            expected = naive(m, base, source, sender, receiver, freeze)
+            torch.testing.assert_close(
+                e.values[n].float(), expected, atol=3e-5, rtol=1e-3, msg=f"{sender} to {receiver}"
+            )
+        assert float(e.values[1].abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "vit"])
@@ -197,6 +214,13 @@ def test_what_has_no_meaning_is_refused() -> None:
     shorter = {"input_ids": base["input_ids"][:, :-1]}
     with pytest.raises(InputsError, match="line up"):
         interp.path_patch(m, receivers="logits", **{**how, "source": shorter})
+    how = {"metric": difference, "receivers": "logits"}
     t5, x, y = asked("t5")
-    with pytest.raises(ModelError, match="block by block"):
-        interp.path_patch(t5, base=x, source=y, metric=difference, senders="decoder.L0.H0", receivers="logits")
+    with pytest.raises(SiteError, match="followed in the tower 'decoder'"):
+        interp.path_patch(t5, base=x, source=y, **{**how, "receivers": "cross.L0.H1.q_in"})
+    bert, x, y = asked("bert")
+    with pytest.raises(ModelError, match="do not add up"):
+        interp.path_patch(bert, base=x, source=y, freeze="all", **how)
+    swin, x, y = asked("swin")
+    with pytest.raises(ModelError):
+        interp.path_patch(swin, base=x, source=y, **how)
