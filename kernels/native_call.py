@@ -14,6 +14,7 @@ from interp.kernels import native_library as C
 from interp.kernels.request import Request
 
 MASK_BYTES = 2**22
+BLOCK_ROWS = 48
 KINDS = {
     E.Temperature: 1, E.BiasKeys: 2, E.Emphasize: 3, E.MaskKeys: 4, E.Redistribute: 5, E.Gate: 8,
 }  # fmt: skip
@@ -84,8 +85,16 @@ def runs(made: Request) -> Iterator[Run]:
     step = max(1, MASK_BYTES // (seen.shape[0] * seen.shape[1] * made.keys))
     for a in range(0, len(every), step):
         i = every[a : a + step]
-        low, high = torch.zeros_like(i)[None], torch.full_like(i, made.keys)[None]
+        low, high = _reaches(made, i)
         yield Run(slice(a, a + len(i)), low, high, made.mask.visible(i, j).byte(), made.mask.additive(i, j))
+
+
+def _reaches(made: Request, i: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys outside which nothing is seen, one span for the rows of each block."""
+    blocks = [block.tolist() for block in i.split(BLOCK_ROWS)]
+    spans = torch.tensor([made.mask.reach(x[0], x[-1], made.keys) for x in blocks])
+    each = spans.repeat_interleave(BLOCK_ROWS, 0)[: len(i)].clamp(0, made.keys)
+    return each[:, 0][None], each.amax(1)[None]
 
 
 @dataclass(eq=False)
