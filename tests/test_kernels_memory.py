@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,20 +15,25 @@ from interp.kernels import attention, native_call
 from interp.kernels import edits as E
 from interp.kernels import masks as M
 
-N = 1200
-KEYS = torch.arange(N)
-SOME = KEYS < 5
-EDITS = {
-    "none": [],
-    "temperature": [E.Temperature(0.7)],
-    "key bias": [E.BiasKeys(SOME, 1.0)],
-    "emphasis": [E.Emphasize(SOME, 0.5)],
-    "key mask": [E.MaskKeys(KEYS == 7)],
-    "redistribute": [E.Redistribute(SOME, ~SOME, 0.5)],
-    "identity": [E.Blend("identity", 0.1)],
-    "uniform": [E.Blend("uniform", 1.0)],
-    "gate": [E.Gate(0.5)],
-    "together": [E.Temperature(0.7), E.MaskKeys(KEYS == 7), E.Redistribute(SOME, ~SOME, 0.5), E.Blend("uniform", 0.1)],
+N, INTERPRETED = 1200, 600
+"""Tokens; fewer where Triton's interpreter computes."""
+
+
+def few(n: int) -> Tensor:
+    return torch.arange(n) < 5
+
+
+EDITS: dict[str, Callable[[int], list[E.Edit]]] = {
+    "none": lambda n: [],
+    "temperature": lambda n: [E.Temperature(0.7)],
+    "key bias": lambda n: [E.BiasKeys(few(n), 1.0)],
+    "emphasis": lambda n: [E.Emphasize(few(n), 0.5)],
+    "key mask": lambda n: [E.MaskKeys(few(n))],
+    "redistribute": lambda n: [E.Redistribute(few(n), ~few(n), 0.5)],
+    "identity": lambda n: [E.Blend("identity", 0.1)],
+    "uniform": lambda n: [E.Blend("uniform", 1.0)],
+    "gate": lambda n: [E.Gate(0.5)],
+    "together": lambda n: [edit for name in ("temperature", "redistribute", "uniform") for edit in EDITS[name](n)],
 }
 CANNOT = {("merge", "emphasis")}
 """What an implementation does not do at all, so that another is taken; everything else it must."""
@@ -48,8 +54,8 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def largest(impl: str, **arguments: Any) -> int:
-    q, k, v = (torch.randn(1, 1, N, 4) for _ in range(3))
+def largest(impl: str, n: int = N, **arguments: Any) -> int:
+    q, k, v = (torch.randn(1, 1, n, 4) for _ in range(3))
     with Largest() as seen:
         out = attention.attend(q, k, v, impl=impl, **arguments)
     assert out.impl == impl
@@ -61,12 +67,13 @@ def largest(impl: str, **arguments: Any) -> int:
 def test_nothing_of_n_by_n_is_allocated(impl: str, edit: str) -> None:
     if impl == "triton" and importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    q = torch.randn(1, 1, N, 4)
-    arguments = {"mask": M.Causal(), "edits": EDITS[edit]}
+    n = INTERPRETED if impl == "triton" else N
+    q = torch.randn(1, 1, n, 4)
+    arguments = {"mask": M.Causal(), "edits": EDITS[edit](n)}
     reason = attention.explain(q, q, q, impl=impl, **arguments)[impl]
     assert (reason != "taken") == ((impl, edit) in CANNOT), reason
     if reason == "taken":
-        assert largest(impl, **arguments) < N * N // 2
+        assert largest(impl, n, **arguments) < n * n // 2
 
 
 @pytest.mark.parametrize("impl", ["rows", "sweep", "native"])
@@ -74,7 +81,7 @@ def test_nor_for_statistics_and_masks_that_are_no_run_of_keys(impl: str, monkeyp
     monkeypatch.setattr(native_call, "MASK_BYTES", 2**18)
     stats = ["entropy", "received", "received_mean", "topk:4", "distance", "max", "argmax"]
     for mask in (M.Causal(), M.Strided(30)):
-        assert largest(impl, mask=mask, edits=EDITS["together"], stats=stats) < N * N // 2
+        assert largest(impl, mask=mask, edits=EDITS["together"](N), stats=stats) < N * N // 2
 
 
 @pytest.mark.parametrize("impl", ["rows", "native", "merge"])
