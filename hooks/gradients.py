@@ -53,7 +53,7 @@ class _Gated(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         return None if ctx.dropped.layer == ctx.layer else grad, None, None
 
 

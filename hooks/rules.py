@@ -46,7 +46,7 @@ class _By(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         ctx.note()
         return None, grad * ctx.factor if ctx.factor != 1 else grad, None, None
 
@@ -305,7 +305,7 @@ def _width(matrix: nn.Module) -> tuple[int, int]:
     if hasattr(matrix, "in_features"):
         return int(matrix.in_features), int(matrix.out_features)  # type: ignore[arg-type]
     weight = matrix.weight
-    return (int(weight.shape[0]), int(weight.shape[1])) if weight.ndim == 2 else (0, 0)  # type: ignore[operator,union-attr,arg-type,index]
+    return (int(weight.shape[0]), int(weight.shape[1])) if weight.ndim == 2 else (0, 0)  # type: ignore[index]
 
 
 def gated_layers(module: nn.Module, anatomy: Anatomy) -> list[Layer]:

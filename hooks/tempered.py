@@ -60,7 +60,7 @@ class _Tempered(torch.autograd.Function):
         return z.clone()
 
     @staticmethod
-    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = (x.detach() for x in ctx.saved_tensors)
         group = q.shape[1] // k.shape[1]
         total = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v)]

@@ -97,7 +97,7 @@ def _drawn(size: Tensor, live: Tensor, count: int, draw: torch.Generator) -> tup
 def _cells(pair: Pair) -> list[Cell]:
     """The cells of the pair, their positions cut down to those where the source differs."""
     old = pair.model.run(pair.base, record=pair.whole)
-    found = []
+    found: list[Cell] = []
     for site in pair.chosen:
         site = Site(site.tower, site.layer, "z", site.heads) if site.component == "result" else site
         heads = pair.model.anatomy.layer(site).heads_of(site) if site.heads is not None else None
@@ -128,14 +128,14 @@ def _report(pair: Pair, values: Tensor, live: Tensor, checked: Checked, magnitud
     if not len(exact):
         return made
     still = int((~live).sum())  # known to be 0 on both sides without patching
-    padded = [torch.cat([x, torch.zeros(still, dtype=torch.float64)]) for x in (estimate, exact)]
+    x, y = (torch.cat([v, torch.zeros(still, dtype=torch.float64)]) for v in (estimate, exact))
     all_weights = torch.cat([weights, torch.ones(still, dtype=torch.float64)])
     small = exact.abs() < exact.abs().max()
     k = min(TOP, -(-len(exact) // 3))
     worst = int((estimate - exact).abs().argmax())
     made |= {
-        "pearson": pearson(*padded, all_weights),
-        "spearman": pearson(*(ranks(x, all_weights) for x in padded), all_weights),
+        "pearson": pearson(x, y, all_weights),
+        "spearman": pearson(ranks(x, all_weights), ranks(y, all_weights), all_weights),
         "pearson changed": pearson(estimate, exact, weights),
         "spearman changed": pearson(ranks(estimate, weights), ranks(exact, weights), weights),
         "pearson without the largest": pearson(estimate[small], exact[small], weights[small]),

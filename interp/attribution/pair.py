@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.cells import expanded
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.gradients import Dropped, Graph, graph
 from interp.hooks.inputs import Inputs
 from interp.hooks.rules import Rules
-from interp.hooks.sites import HEAD, KV, Site, parse
+from interp.hooks.sites import Site
 from interp.hooks.sweep import Reads
 from interp.hooks.tape import Tape, tower_inputs
 from interp.judge import Judge, Metric, picked, reads_of
@@ -32,7 +33,6 @@ Contributions = Mapping[Site, Tensor]
 """[row, position] or [row, position, head] by whole site."""
 FLAT = 1e-6
 """Slopes of the metric by the logits that are rounding, not slopes."""
-NOT_PATCHED = ("pattern", "scores", "attention", "q_in", "k_in", "v_in")
 
 
 @dataclass(eq=False)
@@ -124,7 +124,7 @@ class Pair:
 
     def cells(self, contributions: Contributions) -> Tensor:
         """[cell, row], float64 and on the CPU, in the order of `sites` and positions."""
-        made = []
+        made: list[Tensor] = []
         for site in self.chosen:
             part = contributions[_recorded(site)].double().cpu()
             heads = self.model.anatomy.layer(site).heads_of(site) if site.heads is not None else None
@@ -169,7 +169,7 @@ def pair(model: Model, base: Any, source: Source, metric: Metric, sites: Iterabl
     """Read what was asked for, and run the source."""
     model.ready()
     x = model.inputs(base)
-    chosen = expanded(model, [sites] if isinstance(sites, (str, Site)) else list(sites))
+    chosen = chosen_sites(model, [sites] if isinstance(sites, (str, Site)) else list(sites))
     whole = list(dict.fromkeys(_recorded(site) for site in chosen))
     if isinstance(source, str) and source in ("zero", "mean"):
         old = model.run(x, record=whole)
@@ -184,24 +184,18 @@ def pair(model: Model, base: Any, source: Source, metric: Metric, sites: Iterabl
     return Pair(model, x, y, metric, tuple(chosen), positions, model.run(y, record=whole), passes=1)
 
 
-def expanded(model: Model, spelled: Sequence[str | Site]) -> list[Site]:
-    """One site per head where heads were written, one per layer where they were not, as `interp.patch` has them."""
-    found: list[Site] = []
-    for text in spelled:
-        for site in model.anatomy.sites(text):
-            if site.layer is None or site.component in NOT_PATCHED:
-                raise SiteError(
-                    f"{str(text)!r}: attribution takes sites with values per layer and position, such as 'L*.H*.z' or"
-                    " 'L*.resid_pre'."
-                )
-            if parse(text).heads is None or site.component not in HEAD | KV:
-                found.append(site)
-                continue
-            heads = site.heads or range(model.anatomy.layer(site).head_count(site.component))
-            found.extend(replace(site, heads=(head,)) for head in heads)
+def chosen_sites(model: Model, spelled: Sequence[str | Site]) -> list[Site]:
+    """The sites of `interp.patch` that have a gradient of their own: values per layer and position."""
+    found = expanded(model, spelled)
+    wrong = next((site for site in found if site.layer is None or site.component == "pattern"), None)
+    if wrong is not None:
+        raise SiteError(
+            f"{str(wrong)!r}: attribution takes sites with values per layer and position, such as 'L*.H*.z' or"
+            " 'L*.resid_pre' (which is the embedding at the first layer)."
+        )
     if not found:
         raise SiteError("no sites were selected: name at least one, such as sites='L*.H*.z'.")
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _filled(source: str, value: Tensor, valid: Tensor) -> Tensor:

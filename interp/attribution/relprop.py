@@ -41,7 +41,7 @@ class _Passed(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, None]:
         return relevance, None
 
 
@@ -54,7 +54,7 @@ class _AlphaBeta(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, None, None]:
         x, w = ctx.saved_tensors
         up, down, plus, minus = x.clamp(min=0), x.clamp(max=0), w.clamp(min=0), w.clamp(max=0)
         share = divided(relevance, up @ plus.T + down @ minus.T)
@@ -69,7 +69,7 @@ class _Product(torch.autograd.Function):
         return z
 
     @staticmethod
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, Tensor]:
         a, b, z = ctx.saved_tensors
         share = divided(relevance, z)
         return a * (share @ b.transpose(-1, -2)) / 2, b * (a.transpose(-1, -2) @ share) / 2
@@ -84,7 +84,7 @@ class _Sum(torch.autograd.Function):
         return z
 
     @staticmethod
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, Tensor]:
         a, b, z = ctx.saved_tensors
         share = divided(relevance, z)
         parts = [a * share, b * share]

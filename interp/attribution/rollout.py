@@ -70,7 +70,7 @@ def rollout(module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score: S
     if any(not layer.interface or layer.kind == "cross" for layer in tower.layers):
         raise ModelError(f"the tower {tower.name!r} has attention that is not self-attention within the interface.")
     patterns, slopes = _slopes(module, tower, kwargs, score, _Pattern())
-    shares = patterns
+    shares: Sequence[Tensor] = patterns
     if propagated:
         shares = _slopes(module, tower, kwargs, score, _Explicit())[1]
     length = patterns[0].shape[-1]
