@@ -37,7 +37,7 @@ def quicker(q: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _setting(value: str | None) -> Iterator[None]:
-    here = torch.backends.mkldnn.matmul
+    here = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = here.fp32_precision
     if value is not None:
         here.fp32_precision = value

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> tuple[Tensor, ...
 
 def ours(case: Case, x: tuple[Tensor, ...], device: str) -> Sides:
     q, k, v = x
-    return {n: lambda n=n: attend(q, k, v, mask=case.mask, stats=STATS, impl=n) for n in OURS[device]}
+    return {n: partial(attend, q, k, v, mask=case.mask, stats=STATS, impl=n) for n in OURS[device]}
 
 
 def others(case: Case, x: tuple[Tensor, ...], skip: set[str]) -> Sides:
@@ -290,11 +291,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="5; 1 where a call takes many seconds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--skip", default="", help="of the table: flex, eager or natten, separated by commas")
     parser.add_argument("--table", action="store_true", help="all masks, lengths up to --length; writes results/")
     args = parser.parse_args()
+    args.rounds = args.rounds or (5 if args.length <= 2 * EAGER_UP_TO else 1)
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     checked()
