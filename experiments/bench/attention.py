@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import resource
 import shutil
@@ -248,6 +249,7 @@ def save(rows: list[dict[str, object]], *, device: str) -> Path:
     own = pd.Series(processor() if device == "cpu" else torch.cuda.get_device_name(), index=frame.index)
     frame["device"] = frame["device"].fillna(own) if "device" in frame else own
     frame = frame.assign(date=date.today().isoformat(), threads=torch.get_num_threads(), torch=torch.__version__)
+    frame["load"] = os.getloadavg()[0]
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"attention_{device}.parquet"
     frame.to_parquet(path, index=False)
@@ -305,7 +307,7 @@ def main() -> None:
         return
     if not args.table and args.device == "cpu":
         times, ratios = headline(args.length, rounds=args.rounds)
-        print(json.dumps({"length": args.length, "threads": args.threads, "ms": times}))
+        print(json.dumps({"length": args.length, "threads": args.threads, "load": os.getloadavg()[0], "ms": times}))
         print(json.dumps(ratios))
         return
     why = unavailable(args.device)
