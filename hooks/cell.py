@@ -117,9 +117,10 @@ def _edit(cell: Cell) -> Set:
     values = cell.values
     if cell.site.heads is not None:
         values = values.index_select(3 - axis, torch.tensor(cell.site.heads, device=values.device))
+    where = None if bool(cell.where.all()) else cell.where
     if cell.units is None:
-        return Set(str(cell.site), values, positions=cell.where)
-    return SetUnits(str(cell.site), values, positions=cell.where, units=cell.units)
+        return Set(str(cell.site), values, positions=where)
+    return SetUnits(str(cell.site), values, positions=where, units=cell.units)
 
 
 def differs(base: Tensor, source: Tensor, heads: tuple[int, ...] | None, *, pattern: bool = False) -> Tensor:

@@ -6,8 +6,8 @@ positions and columns read are computed. Otherwise the model's own forward runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ class Readout:
         if self.head is None or self.logits.ndim != 3 or (kept is None and self.logits.shape[1] != self.base.length):
             return None
         last = self.base.length - 1 if kept is None else int(kept[-1])
+        if last >= self.base.length or self.head.weight.shape[-1] != self.base.left.shape[-1]:
+            return None
         with torch.no_grad():
             plain = self.head(self._normed(self.base.left[:, last : last + 1]))
         for finish in _finishes(getattr(self.module, "config", None)):
@@ -72,31 +74,63 @@ class Readout:
 
     def whole(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """The model's answer for whole final hidden states [row, position, d], its blocks stepping aside."""
-        with ExitStack() as undo:
-            for layer in self.tower.layers:
-                block = self.module.get_submodule(layer.block)
-                undo.callback(
-                    _step_aside(
-                        block, layer.ports["resid_post"].key, hidden if layer is self.tower.layers[-1] else None
-                    )
-                )
-            kwargs = {
-                n: v[prompts] if torch.is_tensor(v) and v.shape[0] == self.base.prompts else v
-                for n, v in self.kwargs.items()
-            }
-            logits = logits_of(self.module(**kwargs))
+        with self.aside(hidden):
+            logits = logits_of(self.module(**self._rows(prompts)))
         assert logits is not None
         return logits
 
+    def entering(self, block: nn.Module, key: Any, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """What enters a block of a later tower [row, position, d] for these final hidden states."""
 
-def _step_aside(block: nn.Module, key: Any, result: Tensor | None) -> Callable[[], None]:
-    """Let a block return a given tensor, or what it was given, without running."""
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Arrived(kwargs[key] if isinstance(key, str) else args[key or 0])
+
+        handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            with self.aside(hidden):
+                self.module(**self._rows(prompts))
+        except _Arrived as arrived:
+            return arrived.value
+        finally:
+            handle.remove()
+        raise ModelError(f"{type(block).__name__} was not reached from the tower {self.tower.name!r}.")
+
+    @contextmanager
+    def aside(self, hidden: Tensor) -> Iterator[None]:
+        """This tower's blocks step aside; the last that was recorded, and those after it, give `hidden`."""
+        with ExitStack() as undo:
+            outputs = {block.layer.index: block.output for block in self.base.blocks}
+            last = max(outputs, default=self.tower.layers[-1].index)
+            for layer in self.tower.layers:
+                given = hidden if layer.index >= last else None
+                own, key = self.module.get_submodule(layer.block), layer.ports["resid_post"].key
+                undo.callback(_step_aside(own, key, given, outputs.get(layer.index)))
+            yield
+
+    def _rows(self, prompts: Tensor) -> dict[str, Any]:
+        mine = {n: torch.is_tensor(v) and v.shape[0] == self.base.prompts and (n, v.ndim) != ("position_ids", 3)
+                for n, v in self.kwargs.items()}  # fmt: skip
+        return {n: v[prompts] if mine[n] else v for n, v in self.kwargs.items()}
+
+
+class _Arrived(Exception):
+    """Carries a tensor out of a pass that need not go on."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
+def _step_aside(block: nn.Module, key: Any, result: Tensor | None, output: Any) -> Callable[[], None]:
+    """Let a block return a given tensor, or what it was given, without running; beside it what it gave before."""
     had = "forward" in vars(block)
     own = vars(block).get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         x = result if result is not None else (args[0] if args else kwargs["hidden_states"])
-        return x if key is None else (x,)
+        if key is None:
+            return x
+        return (x,) if not isinstance(output, tuple) else (*output[:key], x, *output[key + 1 :])
 
     def undo() -> None:
         if had:
@@ -118,4 +152,6 @@ def _finishes(config: Any) -> list[Callable[[Tensor], Tensor]]:
         found.append(lambda x: x * scale)
     if divide:
         found.append(lambda x: x / divide)
+    if getattr(text, "scale_decoder_outputs", False):
+        found.append(lambda x: x * text.d_model**-0.5)
     return found

@@ -29,6 +29,14 @@ class CannotDrive(InterpError):
 
 
 @dataclass(frozen=True, eq=False)
+class Crossing:
+    """A block's attention to another tower, whose keys and values no change in this tower moves."""
+
+    layer: Layer
+    shared: Shared
+
+
+@dataclass(frozen=True, eq=False)
 class Block:
     """One block as it was called."""
 
@@ -37,6 +45,8 @@ class Block:
     kwargs: Mapping[str, Any]
     entered: Tensor
     shared: Shared
+    output: Any = None
+    crossing: Crossing | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +68,12 @@ class Recording:
     @property
     def prompts(self) -> int:
         return self.left.shape[0]
+
+    def cut(self, depth: int | None) -> Recording:
+        """The same up to a block whose output is what is read further on."""
+        if depth is None or depth >= len(self.blocks):
+            return self
+        return replace(self, blocks=self.blocks[:depth], left=self.blocks[depth].entered)
 
 
 class _Calls(Tap):
@@ -84,21 +100,30 @@ def record(
     reason = _undrivable(anatomy, tower)
     if reason is not None:
         raise CannotDrive(reason)
-    taps = {layer.index: _Calls() for layer in tower.layers}
+    crossings = _crossings(anatomy, tower)
+    taps = {layer.attention: _Calls() for layer in (*tower.layers, *crossings.values())}
     entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    left: dict[int, Tensor] = {}
+    left: dict[int, Any] = {}
     kept = keeps(module, kept)
     with ExitStack() as undo, torch.no_grad():
         if beside is not None:
             undo.enter_context(beside)
+        for name, tap in taps.items():
+            Switch.watch(module.get_submodule(name), tap)
+            undo.callback(Switch.forget, module.get_submodule(name), tap)
         for layer in tower.layers:
-            attention, block = module.get_submodule(layer.attention), module.get_submodule(layer.block)
-            Switch.watch(attention, taps[layer.index])
-            undo.callback(Switch.forget, attention, taps[layer.index])
+            block = module.get_submodule(layer.block)
             undo.callback(block.register_forward_pre_hook(_keep_input(entered, layer.index), with_kwargs=True).remove)
             undo.callback(block.register_forward_hook(_keep_output(left, layer.index)).remove)
         output = module(**called(module, kwargs, kept))
-    return replace(_checked(tower, taps, entered, left, output), kept=kept)
+    return replace(_checked(tower, crossings, taps, entered, left, output), kept=kept)
+
+
+def _crossings(anatomy: Anatomy, tower: Tower) -> dict[int, Layer]:
+    """By layer of a decoder, its attention to the encoder."""
+    cross = anatomy.towers.get("cross")
+    own = {layer.block: layer.index for layer in tower.layers}
+    return {} if cross is None else {own[layer.block]: layer for layer in cross.layers if layer.block in own}
 
 
 def keeps(module: nn.Module, columns: Tensor | None) -> Tensor | None:
@@ -112,18 +137,17 @@ def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) ->
 
 
 def _undrivable(anatomy: Anatomy, tower: Tower) -> str | None:
-    if tower.name not in (anatomy.main, "vision") or (tower.name == "vision" and len(anatomy.towers) > 1):
-        return f"the tower {tower.name!r} feeds another one, so its blocks are not the end of the run"
-    for layer in tower.layers:
+    if tower.name not in (anatomy.main, "text", "vision", "encoder", "decoder"):
+        return f"the tower {tower.name!r} is not one of the kinds that are driven"
+    crossings = _crossings(anatomy, tower)
+    for layer in (*tower.layers, *crossings.values()):
         if layer.gated:
             return f"layer {layer.index} has a gate behind its attention"
-        if not layer.interface or layer.kind == "cross":
-            return (
-                f"layer {layer.index} is outside the attention interface"
-                if not layer.interface
-                else f"layer {layer.index} attends to another tower"
-            )
-    if len({layer.block for layer in tower.layers}) < len(tower.layers) or "cross" in anatomy.towers:
+        if not layer.interface:
+            return f"layer {layer.index} is outside the attention interface"
+    if any(layer.kind == "cross" for layer in tower.layers):
+        return "some of its layers attend to another tower"
+    if len({layer.block for layer in tower.layers}) < len(tower.layers):
         return "blocks with several attentions"
     return None
 
@@ -139,33 +163,45 @@ def _keep_input(into: dict[int, Any], index: int) -> Any:
     return hook
 
 
-def _keep_output(into: dict[int, Tensor], index: int) -> Any:
+def _keep_output(into: dict[int, Any], index: int) -> Any:
     def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        into[index] = outer_tensor(output)[1]
+        into[index] = output
 
     return hook
 
 
 def _checked(
-    tower: Tower, taps: Mapping[int, _Calls], entered: Mapping[int, Any], left: Mapping[int, Tensor], output: Any
+    tower: Tower,
+    crossings: Mapping[int, Layer],
+    taps: Mapping[str, _Calls],
+    entered: Mapping[int, Any],
+    left: Mapping[int, Any],
+    output: Any,
 ) -> Recording:
     blocks: list[Block] = []
     before: Tensor | None = None
     for layer in tower.layers:
-        if layer.index not in entered or len(taps[layer.index].calls) != 1:
-            raise CannotDrive(f"layer {layer.index} attended {len(taps[layer.index].calls)} times in one run")
+        call = _only_call(layer, taps)
         args, kwargs = entered[layer.index]
         key = layer.ports["resid_pre"].key
         hidden = kwargs[key] if isinstance(key, str) else args[key or 0]
         if before is not None and not torch.equal(before, hidden):
             raise CannotDrive(f"something is added between layers {layer.index - 1} and {layer.index}")
-        call = taps[layer.index].calls[0]
-        if call.q.shape[0] != hidden.shape[0] or call.q.shape[2] != hidden.shape[1]:
-            raise CannotDrive(f"layer {layer.index} attends in windows")
-        blocks.append(Block(layer, args, kwargs, hidden, _shared(call)))
-        before = left[layer.index]
+        if hidden.ndim != 3 or call.q.shape[0] != hidden.shape[0] or call.q.shape[2] != hidden.shape[1]:
+            raise CannotDrive(f"layer {layer.index} attends in windows, or to several images in one row")
+        other = crossings.get(layer.index)
+        crossing = None if other is None else Crossing(other, _shared(_only_call(other, taps)))
+        blocks.append(Block(layer, args, kwargs, hidden, _shared(call), left[layer.index], crossing))
+        before = outer_tensor(left[layer.index])[1]
     assert before is not None
     return Recording(tower, tuple(blocks), before, output)
+
+
+def _only_call(layer: Layer, taps: Mapping[str, _Calls]) -> Call:
+    calls = taps[layer.attention].calls
+    if len(calls) != 1:
+        raise CannotDrive(f"layer {layer.index} attended {len(calls)} times in one run")
+    return calls[0]
 
 
 def _shared(call: Call) -> Shared:
@@ -178,10 +214,10 @@ def _bias(call: Call) -> Tensor | None:
     bias = call.bias
     if mask is None:
         return bias
-    i = torch.arange(n, device=call.q.device)
+    m, device = call.k.shape[2], call.q.device
     hidden = torch.zeros((), dtype=call.q.dtype).masked_fill(torch.tensor(True), -torch.inf)
-    total = torch.where(mask.dense(n, n, device=call.q.device), torch.zeros((), dtype=call.q.dtype), hidden)
-    added = mask.additive(i, i)
+    total = torch.where(mask.dense(n, m, device=device), torch.zeros((), dtype=call.q.dtype), hidden)
+    added = mask.additive(torch.arange(n, device=device), torch.arange(m, device=device))
     for part in (added, bias):
         total = total if part is None else total + part.to(total.dtype)
     return total

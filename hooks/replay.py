@@ -27,10 +27,11 @@ from interp.hooks.faster import fused
 from interp.hooks.interface import Switch
 from interp.hooks.ports import stand_at
 from interp.hooks.readout import Readout
-from interp.hooks.recording import Block, Recording, record
+from interp.hooks.recording import Block, CannotDrive, Recording, record
 from interp.hooks.slices import (
     TOKENS,
     Change,
+    CrossingTap,
     Enough,
     Group,
     Piece,
@@ -57,9 +58,13 @@ class Replay:
         *,
         kept: Tensor | None = None,
         beside: AbstractContextManager[Any] | None = None,
+        onward: Replay | None = None,
+        depth: int | None = None,
     ) -> None:
+        """`onward` is the replay of the tower that this one's output goes into, which reads it after `depth` blocks."""
+        self.onward = onward
         self.module, self.tower, self.kwargs = module, tower, kwargs
-        self.base: Recording = record(module, anatomy, tower, kwargs, kept=kept, beside=beside)
+        self.base: Recording = record(module, anatomy, tower, kwargs, kept=kept, beside=beside).cut(depth)
         self.weighed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         """By layer and pattern (which is kept, so that no other one can get its id): the z it makes."""
         self.readout = Readout(module, tower, self.base, kwargs)
@@ -68,10 +73,26 @@ class Replay:
             _closed(self.base) if self.readout.by_position else torch.zeros(self.base.length, dtype=torch.long)
         )
 
+    def check_onward(self) -> None:
+        """Raise where the tower above reads something else than this one's last block."""
+        if self.onward is None:
+            return
+        first = self.onward.base.blocks[0]
+        body, key = self.module.get_submodule(first.layer.block), first.layer.ports["resid_pre"].key
+        with torch.no_grad():
+            entered = self.readout.entering(body, key, self.base.left, torch.arange(self.prompts))
+        scale = float(first.entered.abs().max())
+        if entered.shape != first.entered.shape or float((entered - first.entered).abs().max()) > 1e-4 * scale:
+            raise CannotDrive("the tower above reads something else than the last block's output")
+
     def can(self, cell: Cell) -> bool:
         """Whether a cell can be answered here: a pattern stands for a z as long as the values it weighs are the
-        base's."""
+        base's, and keys and values of another tower are shared by all rows."""
         parts = list(cell.parts)
+        if any(p.site.tower == "cross" and p.site.component in ("k", "v", "result") for p in parts):
+            return False
+        if len({"cross" if p.site.tower == "cross" else "own" for p in parts if p.site.component == "pattern"}) > 1:
+            return False
         if all(part.site.component != "pattern" for part in parts):
             return True
         return len({part.site.layer for part in parts}) == 1 and {p.site.component for p in parts} == {"pattern"}
@@ -81,18 +102,17 @@ class Replay:
         site = part.site
         if site.layer is None:
             return Change(self.base.blocks[0].layer.index, "resid_pre", part.values, part.where, None, part.units)
+        cross = "cross." if site.tower == "cross" else ""
         if site.component != "pattern":
-            return Change(site.layer, site.component, part.values, part.where, site.heads, part.units)
+            return Change(site.layer, cross + site.component, part.values, part.where, site.heads, part.units)
         key = site.layer, id(part.values)
         if key not in self.weighed:
-            self.weighed[key] = part.values, self._weighed(site.layer, part.values)
-        return Change(site.layer, "z", self.weighed[key][1], part.where, site.heads)
-
-    def _weighed(self, layer: int, pattern: Tensor) -> Tensor:
-        """z [prompt, query, head, d] of a pattern [prompt, head, query, key] over the base's values."""
-        v = next(block.shared.v for block in self.base.blocks if block.layer.index == layer)
-        by_group = pattern.to(v.dtype).unflatten(1, (v.shape[1], -1))
-        return torch.einsum("bghqk,bgkd->bqghd", by_group, v).flatten(2, 3)
+            block = next((block for block in self.base.blocks if block.layer.index == site.layer), None)
+            if block is None:  # after the last block that anything reads
+                return Change(site.layer, cross + "z", part.values, part.where, site.heads)
+            shared = block.crossing.shared if cross and block.crossing is not None else block.shared
+            self.weighed[key] = part.values, _weighed(part.values, shared.v)
+        return Change(site.layer, cross + "z", self.weighed[key][1], part.where, site.heads)
 
     @property
     def prompts(self) -> int:
@@ -103,7 +123,8 @@ class Replay:
         """A cell's row for every prompt; None where it changes nothing, by comparison with the recorded run."""
         changes = [self.change(part) for part in cell.parts]
         moved = [part.live for part in cell.parts]
-        live = torch.stack([where.any(1) for where in moved])
+        end = self.base.blocks[-1].layer.index
+        live = torch.stack([where.any(1) & (c.layer <= end) for where, c in zip(moved, changes, strict=True)])
         first = torch.stack([where.int().argmax(1) for where in moved])
         starts = torch.where(live, first, self.base.length - 1).amin(0).tolist()
         found: list[Row | None] = []
@@ -220,7 +241,14 @@ class Replay:
                 slice_.out = self.module.get_submodule(layer.out or "")
             Switch.watch(attention, slice_)
             undo.callback(Switch.forget, attention, slice_)
-            for component, port in layer.ports.items():
+            ports = dict(layer.ports)
+            if block.crossing is not None:
+                other = block.crossing.layer
+                tap = CrossingTap(slice_, block.crossing.shared)
+                Switch.watch(self.module.get_submodule(other.attention), tap)
+                undo.callback(Switch.forget, self.module.get_submodule(other.attention), tap)
+                ports |= {f"cross.{component}": port for component, port in other.ports.items()}
+            for component, port in ports.items():
                 if change := slice_.writer(component):
                     undo.callback(stand_at(self.module, port, change, batch=lambda: 1).remove)
             try:
@@ -234,11 +262,28 @@ class Replay:
         rows = torch.arange(len(prompts))[:, None]
         wanted = read[prompts]
         if not self.readout.by_position:
-            return self._whole(group, prompts, read, columns)
+            whole = self._whole if self.onward is None else self._onward
+            return whole(group, prompts, read, columns)
         before = wanted < group.start
         inside = (wanted - group.start).clamp(min=0)
         hidden = torch.where(before[..., None], self.base.left[prompts[:, None], wanted], group.hidden[rows, inside])
         return self.readout.read(hidden, columns)
+
+    def _onward(self, group: Group, prompts: Tensor, read: Tensor, columns: Sequence[int] | None) -> Tensor:
+        """Through the tower above, from the first of its positions that this tower's output moves."""
+        assert self.onward is not None
+        first = self.onward.base.blocks[0]
+        body, key = self.module.get_submodule(first.layer.block), first.layer.ports["resid_pre"].key
+        rows = []
+        for some in torch.arange(len(prompts)).split(max(1, TOKENS // self.onward.base.length)):
+            entered = self.readout.entering(body, key, group.hidden[some], prompts[some])
+            moved = (entered != first.entered[prompts[some]]).any(-1)
+            for value, where, prompt in zip(entered, moved, prompts[some].tolist(), strict=True):
+                all_values, all_where = value.expand(self.prompts, -1, -1), where.expand(self.prompts, -1)
+                change = Change(first.layer.index, "resid_pre", all_values, all_where)
+                start = int(self.onward.earliest[int(where.int().argmax())])
+                rows.append(Row(len(rows), prompt, (change,), start, first.layer.index))
+        return self.onward.run(rows, read, columns)
 
     def _whole(self, group: Group, prompts: Tensor, read: Tensor, columns: Sequence[int] | None) -> Tensor:
         parts = []
@@ -254,6 +299,12 @@ class Replay:
         """One row per prompt that changes nothing and comes in with the first of these rows, to subtract."""
         start, layer = min((r.start for r in rows), default=0), min((r.layer for r in rows), default=0)
         return [Row(-1, b, (), start, layer) for b in range(self.base.prompts)]
+
+
+def _weighed(pattern: Tensor, v: Tensor) -> Tensor:
+    """z [prompt, query, head, d] of a pattern [prompt, head, query, key] over values [prompt, kv head, key, d]."""
+    by_group = pattern.to(v.dtype).unflatten(1, (v.shape[1], -1))
+    return torch.einsum("bghqk,bgkd->bqghd", by_group, v).flatten(2, 3)
 
 
 def _ends(valid: Tensor) -> Tensor:

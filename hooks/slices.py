@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.interface import Call, Tap
-from interp.hooks.packed import Rectangle, attend
+from interp.hooks.packed import Rectangle, Shared, attend
 from interp.hooks.ports import head_results
 from interp.hooks.recording import Block, Recording
 
@@ -178,6 +178,34 @@ class Slice(Tap):
             x[0, (at + hit)[:, None], heads] = values[:, heads]
 
 
+@dataclass(eq=False)
+class CrossingTap(Tap):
+    """At a block's attention to another tower: every row sees all of its prompt's keys there, as recorded."""
+
+    slice: Slice
+    shared: Shared
+
+    def before(self, call: Call) -> None:
+        call.q = self.slice.write("cross.q", call.q.transpose(1, 2)).transpose(1, 2)
+
+    def attends(self) -> bool:
+        return True
+
+    def attend(self, call: Call) -> None:
+        keys = self.shared.k.shape[2]
+        rectangles = []
+        for piece in self.slice.pieces:
+            columns = self.slice.columns
+            columns = torch.arange(piece.group.start, piece.group.end) if columns is None else columns
+            rectangles.append(Rectangle(piece.at, keys, keys, piece.prompts, columns))
+        none = [self.shared.k[:1, :, :0].expand(r.rows, -1, -1, -1) for r in rectangles]
+        also = [self.shared.v[:1, :, :0].expand(r.rows, -1, -1, -1) for r in rectangles]
+        call.z = attend(call.q, none, also, rectangles, self.shared)
+
+    def after(self, call: Call) -> None:
+        call.z = self.slice.write("cross.z", call.z)
+
+
 def slices(groups: Sequence[Group]) -> Iterator[list[Piece]]:
     """The active rows of all groups in runs of about `TOKENS` tokens."""
     pieces: list[Piece] = []
@@ -223,9 +251,13 @@ def narrow(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The block's recorded arguments for these tokens; the residual replaced, masks left to the attention."""
 
+    keys = {base.length} | ({block.crossing.shared.k.shape[2]} if block.crossing is not None else set())
+
     def one(name: int | str, value: Any) -> Any:
         if name == block.layer.ports["resid_pre"].key:
             return hidden
+        if torch.is_tensor(value) and value.ndim == 4 and value.shape[2] in (1, base.length) and value.shape[3] in keys:
+            return None
         return _tokens(value, prompts, columns, base)
 
     args = tuple(one(n, value) for n, value in enumerate(block.args))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy import Anatomy
 from interp.hooks.cell import Answer, Cell, Reads, cells_of, differs, rows_of
 from interp.hooks.edits import Set
-from interp.hooks.errors import BudgetError, CheckFailed, ModelError
+from interp.hooks.errors import BudgetError, CheckFailed, InputsError, ModelError
 from interp.hooks.family import Family
 from interp.hooks.faster import products, quicker
 from interp.hooks.inputs import Inputs
@@ -65,17 +65,32 @@ class Sweep:
 
     def engine(self, tower: str | None) -> Replay | str:
         """The tower's replay, or why it has none."""
-        name = self.anatomy.tower(tower, text=str(tower)).name
+        name = self._driver(tower)
         if name not in self.replays:
             self.replays[name] = self._make(name, None, None)
         return self.replays[name]
 
+    def _driver(self, tower: str | None) -> str:
+        """The tower whose blocks hold this one's attentions."""
+        name = self.anatomy.tower(tower, text=str(tower)).name
+        return "decoder" if name == "cross" and "decoder" in self.anatomy.towers else name
+
     def _make(self, name: str, kept: Tensor | None, beside: Session | None) -> Replay | str:
-        tower = self.anatomy.towers[name]
-        valid = tower_inputs(self.base, Site(name, None, "embed")).valid
+        tower, onward = self.anatomy.towers[name], None
+        valid = self._valid(name)
         try:
+            if name == "vision" and len(self.anatomy.towers) > 1:
+                _one_image_each(self.base)
+                above = self.engine(self.anatomy.main or "text")
+                onward = above if isinstance(above, Replay) else None
             with products(self.product):
-                replay = Replay(self.module, self.anatomy, tower, self.kwargs, valid, kept=kept, beside=beside)
+                replay = Replay(
+                    self.module, self.anatomy, tower, self.kwargs, valid, kept=kept, beside=beside, onward=onward,
+                    depth=None if onward is None else _depth(self.module, len(tower.layers)),
+                )  # fmt: skip
+                if replay.prompts != self.base.batch:
+                    raise CannotDrive(f"{replay.prompts} rows of tiles do not stand for {self.base.batch} prompts")
+                replay.check_onward()
         except CannotDrive as reason:
             warnings.warn(
                 f"{type(self.module).__name__}: {reason}; the {name} tower is patched in full forward passes.",
@@ -86,6 +101,13 @@ class Sweep:
         self._logits = replay.readout.logits, replay.base.kept
         return replay
 
+    def _valid(self, name: str) -> Tensor:
+        """A tower's real positions; where they are not known, as for images, all of them are."""
+        try:
+            return tower_inputs(self.base, Site(name, None, "embed")).valid
+        except InputsError:
+            return torch.ones(self.base.batch, 1, dtype=torch.bool)
+
     @property
     def logits(self) -> Tensor:
         """What the base run was recorded with: all its logits, or those of some columns."""
@@ -95,7 +117,7 @@ class Sweep:
 
     def record(self, sites: Sequence[Site], kept: Tensor | None = None) -> Mapping[Site, Tensor]:
         """The base run's values at some sites, from the pass that the replay goes on from."""
-        name = self.anatomy.tower(sites[0].tower, text=str(sites[0])).name
+        name = self._driver(sites[0].tower)
         session = self._session(self, self.base, sites)
         self.replays[name] = self._make(name, kept, session)
         if isinstance(self.replays[name], Replay):
@@ -228,6 +250,8 @@ class Sweep:
         unchanged = self._forward([], reads) if mine else torch.empty(0)
         for number in mine:
             changed = cells[number].changed
+            if len(changed) != len(reads.positions):  # images or tiles that are not prompts
+                changed = changed.any().expand(len(reads.positions))
             self.tell(self._full_cost(cells[number]) * bool(changed.any()))
             made = self.full(cells[number], reads) if bool(changed.any()) else unchanged
             yield Answer(number, made, unchanged, changed)
@@ -274,6 +298,21 @@ class Sweep:
         self.passes += 1
         gaps = [_gap(cell, whole[n], looked[n][1].logits[b]) for cell, n, b in asked]
         return max(gaps)
+
+
+def _depth(module: nn.Module, layers: int) -> int:
+    """After how many blocks a vision tower is read; LLaVA takes the output of the last but one."""
+    read = getattr(getattr(module, "config", None), "vision_feature_layer", -1)
+    if not isinstance(read, int):
+        raise CannotDrive(f"the text reads the vision layers {read} at once")
+    return read if read >= 0 else layers + 1 + read
+
+
+def _one_image_each(x: Inputs) -> None:
+    """A row of the vision tower is an image; it can stand for a prompt where each has exactly one."""
+    counts = (x.roles.image.amax(1) + 1).tolist()
+    if counts != [1] * len(counts):
+        raise CannotDrive(f"the prompts have {counts} images, and it takes one each to tell them apart")
 
 
 def _given(x: Tensor | None) -> Tensor:

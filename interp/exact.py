@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.align import Alignment, How, Reduce
 from interp.cells import Grid, Target, grid
 from interp.effects import Effects
+from interp.hooks.errors import SiteError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sweep import Answer, Cell, Sweep
 from interp.hooks.tape import Tape
@@ -99,6 +100,9 @@ def prepare(question: Question, x: Inputs, source: Source, metrics: Metrics, *, 
     )  # fmt: skip
     whole = list(dict.fromkeys(site.whole for target in question.targets for site, _ in target.members))
     old = sweep.record(whole, columns_wanted(metrics, x, model.module))
+    for site, value in old.items():
+        if value.ndim < 3:
+            raise SiteError(f"{site} is {list(value.shape)} here, without rows and positions, and cannot be patched.")
     logits = sweep.logits
     judges = Judges(metrics, x, classes=logits.ndim == 2, length=x.length)
     kept = columns_wanted(metrics, model.inputs(source), model.module) if is_run(source) else None
