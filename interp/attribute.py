@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from interp.attribution import path, plain, ruled, star
-from interp.attribution.pair import Pair, Source, pair
+from interp.attribution.pair import Pair, Source, paired
 from interp.effects import Effects
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Positions
@@ -51,7 +51,7 @@ def attribute(
     beside it: "all" cells, a sample of `n`, 0 for none, "auto" for all where affordable; see `.meta["verify"]`.
     """
     _refuse(method, rules)
-    asked = pair(model, base, source, metric, [sites] if isinstance(sites, str) else list(sites), positions)
+    asked = paired(model, base, source, metric, [sites] if isinstance(sites, str) else list(sites), positions)
 
     def estimate(other: Pair) -> Tensor:
         return _estimated(other, method, rules, steps)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.attribution.rollout import rollout
+from interp.attribution.rollout import rolled_out
 from interp.attribution.ruled import SETS
 from interp.hooks.edits import Set
 from interp.hooks.errors import InputsError, ModelError
@@ -197,7 +197,7 @@ class _Asked:
     def rolled(self, *, propagated: bool) -> Tensor:
         m = self.model
         stack = m.anatomy.tower(self.embed.tower, text=str(self.embed))
-        whole = rollout(m.module, stack, m.called_with(self.x.kwargs), self.score, propagated=propagated)
+        whole = rolled_out(m.module, stack, m.called_with(self.x.kwargs), self.score, propagated=propagated)
         valid = tower_inputs(self.x, self.embed).valid.cpu()
         to = (
             torch.zeros(len(whole), dtype=torch.long)

@@ -114,7 +114,7 @@ class Pair:
         """The same pair the other way round; None where the source is no run."""
         if not isinstance(self.source, Inputs):
             return None
-        return pair(
+        return paired(
             self.model, self.source, self.base, self.metric, self.chosen, self.positions
         )  # the same sites, already expanded
 
@@ -165,7 +165,9 @@ def contributions(change: Mapping[Site, Tensor], slopes: Mapping[Site, Tensor]) 
     return {site: (delta * _wide(slopes[site]).to(delta)).sum(-1) for site, delta in change.items()}
 
 
-def pair(model: Model, base: Any, source: Source, metric: Metric, sites: Iterable[str | Site], positions: Any) -> Pair:
+def paired(
+    model: Model, base: Any, source: Source, metric: Metric, sites: Iterable[str | Site], positions: Any
+) -> Pair:
     """Read what was asked for, and run the source."""
     model.ready()
     x = model.inputs(base)

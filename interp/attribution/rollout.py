@@ -65,7 +65,7 @@ class _Explicit(_Pattern):
         call.z = torch.matmul(pattern, part.v).transpose(1, 2)
 
 
-def rollout(module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score: Score, *, propagated: bool) -> Tensor:
+def rolled_out(module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score: Score, *, propagated: bool) -> Tensor:
     """[row, to, from]: what each position owes to each position of the tower's input."""
     if any(not layer.interface or layer.kind == "cross" for layer in tower.layers):
         raise ModelError(f"the tower {tower.name!r} has attention that is not self-attention within the interface.")
