@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def products(name: str) -> Iterator[None]:
     if name == DEFAULT:
         yield
         return
-    setting = torch.backends.mkldnn.matmul
+    setting: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009, torch puts it there when it is imported
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
     try:

@@ -274,7 +274,7 @@ class Replay:
         assert self.onward is not None
         first = self.onward.base.blocks[0]
         body, key = self.module.get_submodule(first.layer.block), first.layer.ports["resid_pre"].key
-        rows = []
+        rows: list[Row] = []
         for some in torch.arange(len(prompts)).split(max(1, TOKENS // self.onward.base.length)):
             entered = self.readout.entering(body, key, group.hidden[some], prompts[some])
             moved = (entered != first.entered[prompts[some]]).any(-1)

@@ -25,10 +25,11 @@ from interp.hooks.faster import products, quicker
 from interp.hooks.inputs import Inputs
 from interp.hooks.output import logits_of
 from interp.hooks.recording import CannotDrive, called, keeps
-from interp.hooks.replay import Replay, Row
+from interp.hooks.replay import Replay
 from interp.hooks.session import Session, Wish
 from interp.hooks.sites import Site
 from interp.hooks.size import free_memory
+from interp.hooks.slices import Row
 from interp.hooks.tape import tower_inputs
 
 __all__ = ["Answer", "Cell", "Reads", "Sweep", "cells_of", "differs"]

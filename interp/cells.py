@@ -84,7 +84,8 @@ def _grouped(model: Model, group: Group) -> Target:
     alone = isinstance(group, (str, Site)) or (
         isinstance(group, tuple) and len(group) == 2 and not isinstance(group[1], (str, Site, tuple))
     )
-    members = [target for member in ([group] if alone else group) for target in _members(model, member)]
+    listed: list[Any] = [group] if alone else list(group)  # type: ignore[arg-type]
+    members = [target for member in listed for target in _members(model, member)]
     if not members:
         raise SiteError("a group of cells is empty: name at least one site in it.")
     found = members[0]

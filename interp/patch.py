@@ -36,7 +36,7 @@ def patch(
 ) -> dict[str, Effects]: ...
 
 
-def patch(
+def patch(  # type: ignore[misc]  # the overloads spell the metric out, and leave the rest to this
     model: Model,
     *,
     base: Any,

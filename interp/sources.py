@@ -60,6 +60,7 @@ class Sources:
 
     def __init__(self, model: Model, sweep: Sweep, old: Mapping[Site, Tensor]) -> None:
         self.model, self.sweep, self.old = model, sweep, old
+        self._means: dict[Site, Tensor] | None = None
 
     def given(
         self,
@@ -101,7 +102,8 @@ class Sources:
     def _noisy(self, noise: Noise, site: Site) -> Tensor:
         value = self.old[site]
         first = min(self.model.anatomy.tower(site.tower, text=str(site)).by_index)
-        table = getattr(self.model.module.get_input_embeddings(), "weight", None)
+        embeddings: Any = getattr(self.model.module, "get_input_embeddings", lambda: None)
+        table = getattr(embeddings(), "weight", None)
         embeds = site.component == "embed" or (site.component == "resid_pre" and site.layer == first)
         spread = table if embeds and table is not None else value[self._real(site, value)]
         random = torch.Generator().manual_seed(noise.seed)
@@ -109,7 +111,7 @@ class Sources:
         return value + noise.scale * spread.detach().double().std().to(value) * draw
 
     def _average(self, mean: Average) -> dict[Site, Tensor]:
-        if not hasattr(self, "_means"):
+        if self._means is None:
             self._means = self._averaged(mean)
         return self._means
 
