@@ -114,7 +114,7 @@ def das(
     edit = {"value": value, "positions": positions}
     trained = [_train(wanted, str(one), edit, ~test, (dim, steps, rate, seed)) for seed in seeds]
     right = [wanted.right([Project(str(one), basis, to=value, positions=positions)]) for basis, _ in trained]
-    drawn = random_bases(value.shape[-1], dim, controls, seed=min(seeds)) if controls else []
+    drawn = random_bases(value.shape[-1], dim, controls, seed=min(seeds))
     chance = [_share(wanted.right([Project(str(one), r, to=value, positions=positions)]), test) for r in drawn]
     return Das(
         str(one), torch.stack([basis for basis, _ in trained]).cpu(),
@@ -181,7 +181,8 @@ def _train(
     device, losses = edit["value"].device, []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        turn = orthogonal(nn.Linear(edit["value"].shape[-1], dim, bias=False)).to(device)
+        turn = nn.Linear(edit["value"].shape[-1], dim, bias=False).to(device)
+        orthogonal(turn)
     optimizer = torch.optim.Adam(turn.parameters(), lr=rate)
     for _ in range(steps):
         with torch.enable_grad():

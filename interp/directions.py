@@ -108,7 +108,7 @@ def exchange(
 
     where: dict[str, Any] = {"positions": positions}
     put = Set(str(one), value, **where)
-    bases = random_bases(value.shape[-1], columns.shape[1], controls, seed=seed) if controls else []
+    bases = random_bases(value.shape[-1], columns.shape[1], controls, seed=seed)
     drawn = [effect([Project(str(one), control, value, **where)]) for control in bases]
     return Exchange(
         str(one), columns.shape[1],

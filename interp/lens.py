@@ -62,7 +62,7 @@ class Lens:
             where = parse(site)
             for b, at in ((b, at) for b in range(self.top.shape[1]) for at in range(self.top.shape[2])):
                 said = [self.names.get(i, str(i)) for i in self.top[n, b, at].tolist()]
-                row = {
+                row: dict[str, Any] = {
                     "site": site,
                     "layer": None if where.layers is None else int(where.layers),
                     "head": None if where.heads is None else int(where.heads),
@@ -109,7 +109,8 @@ class Lens:
             raise InputsError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
         tensors = load_file(str(folder / "lens.safetensors"))
         names = {int(i): name for i, name in about["names"].items()}
-        return cls(tuple(about["sites"]), *(tensors.get(name) for name in TENSORS), names=names, meta=about["meta"])
+        held: dict[str, Any] = {name: tensors.get(name) for name in TENSORS}
+        return cls(tuple(about["sites"]), **held, names=names, meta=about["meta"])
 
     def __repr__(self) -> str:
         says = ", ".join(self.names.get(int(i), str(int(i))) for i in self.top[-1, 0, -1])
@@ -143,10 +144,12 @@ def lens(
         raise InputsError(f"top is 1 to {logits.shape[-1]} tokens, got {top}.")
     tail = Tail(model.module, stack, model.called_with(x.kwargs), left=tape[end], logits=logits)
     found = [_said(tail, vector, reads, norm, wanted, top) for vector in _vectors(model, tape, places)]
-    ids, logprobs, chance, rank = (None if part[0] is None else torch.stack(part) for part in zip(*found, strict=True))
+    best, logprobs, chance, rank = zip(*found, strict=True)
+    ids = torch.stack(best)
     return Lens(
-        tuple(map(str, places)), reads.positions, ids, logprobs, chance, rank, _names(model, ids),
-        {**tape.meta, "method": "logit lens", "norm": norm},
+        tuple(map(str, places)), reads.positions, ids, torch.stack(logprobs),
+        None if wanted is None else torch.stack(chance), None if wanted is None else torch.stack(rank),
+        _names(model, ids), {**tape.meta, "method": "logit lens", "norm": norm},
     )  # fmt: skip
 
 

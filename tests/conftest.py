@@ -42,6 +42,7 @@ AREAS: dict[str, str] = {
     "test_interp_parity": "hooks",
     "test_experiments_attention": "kernels",
     "test_experiments_interop": "hooks",
+    "test_experiments_patching": "patching",
     "test_interp_chats": "hooks",
     "test_interp_doctor": "hooks",
     "test_interp_families": "hooks",
