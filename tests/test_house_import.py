@@ -81,6 +81,12 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     assert not {name for name in there - ours if not name.split("/")[0].endswith(".dist-info")}
 
 
+def test_the_wheel_with_the_zoo_is_under_16_megabytes(wheel: Path) -> None:
+    weights = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("model.safetensors")]
+    assert len(weights) >= 6
+    assert wheel.stat().st_size < 16e6
+
+
 def test_the_wheel_works_away_from_the_clone(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = "import interp.hooks.errors, interp.kernels.errors as e; print(e.__file__)"

@@ -71,10 +71,16 @@ def test_the_trained_zoo_is_under_twelve_megabytes() -> None:
     assert sum(file.stat().st_size for path in folders for file in path.rglob("*")) < 12e6
 
 
-def test_plain_transformers_upcasts_on_load() -> None:
-    from transformers import AutoModelForCausalLM
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != "induction"])
+def test_plain_transformers_upcasts_on_load(name: str) -> None:
+    import transformers
 
-    assert AutoModelForCausalLM.from_pretrained(zoo_eval.folder("needle")).dtype == torch.float32
+    loader = getattr(transformers, str(card(name)["class"]))
+    assert loader.from_pretrained(zoo_eval.folder(name)).dtype == torch.float32
+
+
+def test_everything_measured_has_shipped() -> None:
+    assert sorted(zoo_eval.MEASURES) == TRAINED
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
