@@ -1,0 +1,1 @@
+"""What `interp.edges`, `interp.acdc`, `interp.faithfulness` and `interp.Circuit` are made of, one job a file."""
