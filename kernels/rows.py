@@ -30,12 +30,18 @@ Found = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Query heads [h], places in `request.rows` [r], and the keys [low, high) they can reach."""
+    """Query heads [h], places in `request.rows` [r], and the keys [low, high) they can reach.
+
+    `q k v` are those of the heads: taken once for all rows, or a gradient would be as large as all heads for each tile.
+    """
 
     heads: Tensor
     at: Tensor
     low: int
     high: int
+    q: Tensor
+    k: Tensor
+    v: Tensor | None
 
     def rows(self, made: Request) -> Tensor:
         return made.rows[self.at]
@@ -109,7 +115,9 @@ def _tiles(made: Request, heads: Tensor) -> Iterator[list[Tile]]:
     spans = [_tile_span(made, a, min(a + step, len(made.rows))) for a in range(0, len(made.rows), step)]
     for h in range(0, len(heads), together):
         run = heads[h : h + together]
-        yield [Tile(run, at, low, high) for at, low, high in spans]
+        q, k = _pick(made.q, run, 1), _pick(made.k, run // made.group, 1)
+        v = None if made.v is None else _pick(made.v, run // made.group, 1)
+        yield [Tile(run, at, low, high, q, k, v) for at, low, high in spans]
 
 
 def _tile_span(made: Request, a: int, b: int) -> tuple[Tensor, int, int]:
@@ -121,9 +129,8 @@ def _tile_span(made: Request, a: int, b: int) -> tuple[Tensor, int, int]:
 
 def raw_scores(made: Request, tile: Tile) -> tuple[Tensor, Tensor]:
     """Scores before any edit, fp32 [batch, h, r, keys of the tile], and what is visible."""
-    rows, kv = tile.rows(made), tile.heads // made.group
-    q = _pick(_pick(made.q, tile.heads, 1), rows, 2).to(made.accumulate)
-    k = _pick(made.k, kv, 1)[:, :, tile.low : tile.high].to(made.accumulate)
+    q = _pick(tile.q, tile.rows(made), 2).to(made.accumulate)
+    k = tile.k[:, :, tile.low : tile.high].to(made.accumulate)
     s = (q * made.scale) @ k.transpose(-1, -2)
     if made.softcap is not None:
         s = made.softcap * torch.tanh(s / made.softcap)
@@ -285,9 +292,8 @@ def _finished(made: Request, found: Found) -> Found:
 def _attend_tile(made: Request, tile: Tile) -> Found:
     w = weights(made, tile)
     found = {"_lse": w.lse, "#blind": (~w.visible.any(-1)).sum(), "#unmoved": w.unmoved}
-    if made.v is not None:
-        v = _pick(made.v, tile.heads // made.group, 1)[:, :, tile.low : tile.high].to(w.p.dtype)
-        found["z"] = _gated(made, tile, w.p @ v)
+    if tile.v is not None:
+        found["z"] = _gated(made, tile, w.p @ tile.v[:, :, tile.low : tile.high].to(w.p.dtype))
     for s in made.stats:
         found |= statistic(s, made, tile, w)
     return found

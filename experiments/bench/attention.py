@@ -171,9 +171,9 @@ def unavailable(device: str) -> dict[str, str]:
     return found
 
 
-def seconds(sides: Sides, *, rounds: int) -> dict[str, float]:
+def seconds(sides: Sides, *, rounds: int, warm: bool = True) -> dict[str, float]:
     """The best time of each side after a run to warm up; sides take turns."""
-    for run in sides.values():
+    for run in sides.values() if warm else ():
         run()
     best = dict.fromkeys(sides, float("inf"))
     for _ in range(rounds):
@@ -204,7 +204,7 @@ def headline(length: int, *, rounds: int) -> tuple[dict[str, float], dict[str, A
         run()
     peak = resident_mb() - before
     skip = {"flex", "natten"} | ({"eager"} if length > 2 * EAGER_UP_TO else set())
-    best = seconds({**others(causal, x, skip), **sides}, rounds=rounds)
+    best = seconds({**others(causal, x, skip), **sides}, rounds=rounds, warm=rounds > 1)
     if length <= 2 * EAGER_UP_TO and "eager" not in best:
         visible = causal.mask.dense(length, length)
         best |= seconds({"eager": lambda: eager(*x, visible)}, rounds=rounds)
