@@ -20,7 +20,7 @@ from interp.hooks.ports import head_results
 from interp.hooks.recording import Block, Recording
 
 CALLED = ("q", "k", "v", "z")
-TOKENS = 4096
+TOKENS = 2048
 """Tokens that go through a block at a time."""
 
 
