@@ -1,13 +1,18 @@
 """The blocks of one recorded run, run one by one on other residuals, with every head frozen to what it gave there.
 
-With attention frozen each position goes its own way, and what is left of a block is its MLP. Blocks get the arguments
-of the run itself, in its own batch shape, so an unchanged residual gives the run's values bit for bit.
+With attention frozen each position goes its own way, and what is left of a block is its MLP: so the tokens that moved,
+of many versions of the run, go through it together, and attention is not computed but handed out as recorded. That this
+gives the run's own residuals is tried on every block; one where it does not is run whole, version by version. Whole
+blocks get the arguments of the run itself, in its own batch shape, so an unchanged residual gives the run's values bit
+for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,6 +28,30 @@ from interp.hooks.recording import Block, CannotDrive, record
 from interp.hooks.session import Session, Wish
 from interp.hooks.sites import Site
 from interp.hooks.writes import attentions, spelled
+
+FIELDS = ("prompts", "columns", "hidden")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of one version of the run that are not as they were: prompts and columns [token], residuals [token,
+    d]."""
+
+    prompts: Tensor
+    columns: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def between(cls, new: Tensor, old: Tensor) -> Tokens:
+        """Where two residuals [prompt, position, d] differ."""
+        prompts, columns = (new != old).any(-1).nonzero(as_tuple=True)
+        return cls(prompts, columns, new[prompts, columns])
+
+    def into(self, old: Tensor) -> Tensor:
+        """The whole residual again."""
+        new = old.clone()
+        new[self.prompts, self.columns] = self.hidden
+        return new
 
 
 class Chain:
@@ -48,6 +77,8 @@ class Chain:
         self.name = spelled(anatomy, tower)
         self._plain: dict[tuple[int, str], Tensor] = {}
         self._norms: dict[tuple[int, str], Frozen] = {}
+        self._outputs: dict[int, dict[str, Any]] = {}
+        self._tried: dict[int, bool] = {}
 
     @property
     def left(self) -> Tensor:
@@ -90,6 +121,63 @@ class Chain:
     def run(self, layer: int, hidden: Tensor, *, edits: Sequence[Edit] = ()) -> Tensor:
         """A block's output for another residual, its heads frozen but for the edits."""
         return self._called(layer, hidden, (*self.z[layer], *edits), None)[0]
+
+    def advance(self, layer: int, versions: Sequence[Tokens]) -> list[Tokens]:
+        """What a block makes of the moved tokens of several versions, every head frozen."""
+        if not versions:
+            return []
+        if not self._packs(layer):
+            return [self._whole(layer, one) for one in versions]
+        prompts, columns, hidden = (torch.cat([getattr(v, name) for v in versions]) for name in FIELDS)
+        made = self._packed(layer, prompts, columns, hidden).split([len(v.hidden) for v in versions])
+        return [replace(v, hidden=part) for v, part in zip(versions, made, strict=True)]
+
+    def _whole(self, layer: int, one: Tokens) -> Tokens:
+        out = self.run(layer, one.into(self.blocks[layer].entered))
+        return replace(one, hidden=out[one.prompts, one.columns])
+
+    def _packs(self, layer: int) -> bool:
+        """Whether tokens can go through the block by themselves: tried on all tokens of the run."""
+        if layer not in self._tried:
+            entered, left = self.blocks[layer].entered, self._left(layer)
+            every = torch.ones(entered.shape[:2], dtype=torch.bool, device=entered.device).nonzero(as_tuple=True)
+            outputs = [outer_tensor(output)[1] for output in self._attended(layer).values()]
+            self._tried[layer] = all(made.shape[:2] == entered.shape[:2] for made in outputs) and _near(
+                self._packed(layer, *every, entered[every]), left[every]
+            )
+        return self._tried[layer]
+
+    def _left(self, layer: int) -> Tensor:
+        """What a block gave in the run."""
+        above = self.layers[self.layers.index(layer) + 1 :]
+        return self.blocks[above[0]].entered if above else self.left
+
+    def _packed(self, layer: int, prompts: Tensor, columns: Tensor, hidden: Tensor) -> Tensor:
+        """The block on [1, token, d], its attentions giving what they gave those tokens."""
+        if not len(hidden):
+            return hidden
+        with ExitStack() as undo:
+            for name, output in self._attended(layer).items():
+                undo.callback(_giving(self.module.get_submodule(name), _at(output, prompts, columns, self.left.shape)))
+            made: Tensor = self._called(layer, hidden[None], (), None)[0][0]
+            return made
+
+    def _attended(self, layer: int) -> dict[str, Any]:
+        """What each attention module of the block returned in the run."""
+        if layer not in self._outputs:
+            block, found = self.blocks[layer], {}
+            names = [one.attention for _, one in attentions(self.anatomy, self.tower) if one.block == block.layer.block]
+
+            def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                found[name] = output
+
+            with ExitStack() as undo:
+                for name in names:
+                    handle = self.module.get_submodule(name).register_forward_hook(partial(keep, name))
+                    undo.callback(handle.remove)
+                self._called(layer, block.entered, (), None)
+            self._outputs[layer] = found
+        return self._outputs[layer]
 
     def read(self, layer: int, component: str, hidden: Tensor, *, edits: Sequence[Edit] = ()) -> Tensor:
         """What the block has at a component (q, k, v, mlp_in, resid_mid) for another residual, its heads frozen."""
@@ -174,3 +262,32 @@ class Chain:
 def _no_cache(value: Any) -> Any:
     """A cache of the recorded run would give the block its own keys a second time."""
     return None if hasattr(value, "get_seq_length") else value
+
+
+def _at(output: Any, prompts: Tensor, columns: Tensor, shape: Sequence[int]) -> Any:
+    """What was returned for some tokens, as for one prompt; what has no entry per token stays as it is."""
+    if isinstance(output, (tuple, list)):
+        return tuple(_at(value, prompts, columns, shape) for value in output)
+    if torch.is_tensor(output) and tuple(output.shape[:2]) == tuple(shape[:2]):
+        return output[prompts, columns][None]
+    return output
+
+
+def _giving(module: nn.Module, output: Any) -> Callable[[], None]:
+    """Let a module return this without running; returns what undoes it."""
+    own = vars(module).get("forward")
+    module.forward = lambda *args, **kwargs: output  # type: ignore[method-assign]
+
+    def undo() -> None:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own  # type: ignore[method-assign]
+
+    return undo
+
+
+def _near(got: Tensor, expected: Tensor) -> bool:
+    """Equal but for the rounding of another batch shape."""
+    bound = 256 * torch.finfo(expected.dtype).eps * max(1.0, float(expected.abs().max()))
+    return bool(((got - expected).abs() <= bound).all())

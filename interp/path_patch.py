@@ -6,10 +6,10 @@ is put into it in an otherwise free base run, and `effect = metric(patched) - me
 all attention and recomputes the MLPs in between (IOI), `freeze="all"` freezes those too: then the receiver's residual
 is `resid(base) + write(source) - write(base)`, and no pass is needed to build it. The norm in front of the receiver
 (and, with `freeze="all"`, one behind the sender) is recomputed, or held at the base's scale with `ln="freeze"`: then
-what the receiver reads is a sum over senders. Cost: four recorded passes, then per sender the blocks between it and the
-receiver (none with `freeze="all"`), and what the receiver can reach (`hooks/replay.py`), which for the logits is
-nothing. Senders that change nothing have an effect of exactly 0. Limits: towers whose blocks can be run one by one;
-several receivers are patched together.
+what the receiver reads is a sum over senders. Cost: four recorded passes, then per sender its own block, the MLPs above
+it for the tokens that moved (`hooks/chain.py`; neither with `freeze="all"`), the receiver's block, and what the
+receiver can reach (`hooks/replay.py`), which for the logits is nothing. Senders that change nothing have an effect of
+exactly 0. Limits: towers whose blocks can be run one by one; several receivers are patched together.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 TOGETHER = 64
-"""Senders whose receivers' values are held at a time."""
+"""Senders that are driven, and whose receivers' values are held, at a time."""
 
 
 def path_patch(
@@ -102,8 +102,12 @@ def _into_logits(
             return judge(tail.logits(tail.normed(left, how), reads)).double()
 
     unchanged = answer(chain.left)
-    lefts = (paths.left(sender) for sender in out)
-    moved = [answer(left) - unchanged if not torch.equal(left, chain.left) else 0 * unchanged for left in lefts]
+    groups = (paths.lefts(out[low : low + TOGETHER]) for low in range(0, len(out), TOGETHER))
+    moved = [
+        torch.zeros_like(unchanged) if torch.equal(left, chain.left) else answer(left) - unchanged
+        for group in groups
+        for left in group
+    ]
     plain = judge(picked(paths.old["logits"], reads)).double()
     return torch.stack(moved), float((unchanged - plain).abs().max())
 
@@ -116,8 +120,7 @@ def _into_receivers(
     values, floor = torch.zeros(len(out), x.batch, dtype=torch.float64), 0.0
     plain = judge(picked(paths.old["logits"], reads)).double()
     for low in range(0, len(out), TOGETHER):
-        cells = [paths.cell(sender, into) for sender in out[low : low + TOGETHER]]
-        for answer in sweep.run(cells, reads):
+        for answer in sweep.run(paths.cells(out[low : low + TOGETHER], into), reads):
             unchanged = judge(answer.unchanged).double()
             floor = max(floor, float((unchanged - plain).abs().max()))
             gap = (judge(answer.logits).double() - unchanged).cpu()

@@ -6,8 +6,7 @@ with `freeze="all"` the receiver's residual moves by what the sender writes more
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from interp.hooks.anatomy import Anatomy
 from interp.hooks.cell import Cell, differs
-from interp.hooks.chain import Chain
+from interp.hooks.chain import Chain, Tokens
 from interp.hooks.edits import Set
 from interp.hooks.sites import Site
 from interp.hooks.tape import Tape
@@ -52,16 +51,23 @@ class Paths:
     def __post_init__(self) -> None:
         self.base, self.source = (Writes(self.chain.module, tape, self.chain.tower) for tape in (self.old, self.new))
 
-    def left(self, sender: Site) -> Tensor:
-        """The last residual with the sender moved [prompt, position, d]."""
+    def lefts(self, senders: Sequence[Site]) -> list[Tensor]:
+        """The last residuals with each sender moved [prompt, position, d]."""
         if self.freeze == "all":
-            return self.chain.left + self._more(sender)
-        ((layer, hidden, edits),) = deque(self._climb(sender), maxlen=1)
-        return self.chain.run(layer, hidden, edits=edits)
+            return [self.chain.left + self._more(sender) for sender in senders]
+        ends = self._climb(senders, self.chain.last)[1]
+        return [ends[sender].into(self.chain.left) for sender in senders]
 
-    def cell(self, sender: Site, into: Sequence[Site]) -> Cell:
-        """What all receivers read, as one question of a sweep."""
-        found = self._all(sender, into) if self.freeze == "all" else self._heads(sender, into)
+    def cells(self, senders: Sequence[Site], into: Sequence[Site]) -> list[Cell]:
+        """What all receivers read with each sender moved, as questions of a sweep."""
+        if self.freeze == "all":
+            found = {sender: self._all(sender, into) for sender in senders}
+        else:
+            end = max(site.layer for site in into if site.layer is not None)
+            found = self._climb(senders, end, into)[0]
+        return [self._cell(found[sender], into) for sender in senders]
+
+    def _cell(self, found: dict[Site, Tensor], into: Sequence[Site]) -> Cell:
         first, *rest = (self._part(site, found.get(site), many=len(into) > 1) for site in into)
         return Cell(first.site, first.values, first.where, also=tuple(rest), moved=first.moved)
 
@@ -99,16 +105,6 @@ class Paths:
         with torch.no_grad():
             return carry.exact((out.reshape(write.shape).double() + more).to(write.dtype)).double() - write.double()
 
-    def _heads(self, sender: Site, into: Sequence[Site]) -> dict[Site, Tensor]:
-        """The blocks above the sender driven, receivers read on the way."""
-        found: dict[Site, Tensor] = {}
-        end = max(site.layer for site in into if site.layer is not None)
-        for layer, hidden, edits in self._climb(sender, end):
-            for site in into:
-                if site.layer == layer and before(self.chain.anatomy, sender, site):
-                    found[site] = self._read(site, hidden, None, edits)
-        return found
-
     def _read(self, site: Site, hidden: Tensor, more: Tensor | None, edits: Sequence[Set]) -> Tensor:
         """What a receiver takes from a residual, which is the base's and `more`; its norm as asked for."""
         assert site.layer is not None
@@ -121,17 +117,27 @@ class Paths:
             more = there - self.chain.plain(site.layer, reads)
         return self.chain.read_held(site.layer, component, more)
 
-    def _climb(self, sender: Site, end: int | None = None) -> Iterator[tuple[int, Tensor, list[Set]]]:
-        """Each layer from the sender's on (to `end`) with its residual and the edits that move the sender there."""
-        start = self.chain.first if sender.layer is None else sender.layer
-        hidden = self.chain.plain(start, "resid_pre") if sender.layer is not None else self._moved(sender)
-        for layer in self.chain.layers:
-            if layer < start or (end is not None and layer > end):
-                continue
-            edits = [self._edit(sender)] if layer == sender.layer else []
-            yield layer, hidden, edits
-            if layer != (self.chain.last if end is None else end):
-                hidden = self.chain.run(layer, hidden, edits=edits)
+    def _climb(
+        self, senders: Sequence[Site], end: int, into: Sequence[Site] = ()
+    ) -> tuple[dict[Site, dict[Site, Tensor]], dict[Site, Tokens]]:
+        """All senders driven to layer `end` together: what receivers read on the way, and the tokens that came out."""
+        chain, read = self.chain, {sender: dict[Site, Tensor]() for sender in senders}
+        moved = {s: Tokens.between(self._moved(s), chain.plain(chain.first, "resid_pre"))
+                 for s in senders if s.layer is None}  # fmt: skip
+        for layer in (n for n in chain.layers if n <= end):
+            entered, here = chain.plain(layer, "resid_pre"), [site for site in into if site.layer == layer]
+            starting = {sender: [self._edit(sender)] for sender in senders if sender.layer == layer}
+            for sender in (*moved, *starting):
+                edits = starting.get(sender, [])
+                hidden = entered if edits else moved[sender].into(entered)
+                for site in (s for s in here if before(chain.anatomy, sender, s)):
+                    read[sender][site] = self._read(site, hidden, None, edits)
+            if layer < end or not into:
+                moved = dict(zip(moved, chain.advance(layer, list(moved.values())), strict=True))
+                own = chain.run(layer, entered) if starting else entered
+                for sender, edits in starting.items():
+                    moved[sender] = Tokens.between(chain.run(layer, entered, edits=edits), own)
+        return read, moved
 
     def _edit(self, sender: Site) -> Set:
         site = sender if sender.heads is None else Site(sender.tower, sender.layer, "z", sender.heads)

@@ -55,6 +55,7 @@ AREAS: dict[str, str] = {
     "test_interp_rows": "hooks",
     "test_interp_surface": "hooks",
     "test_hooks_replay": "patching",
+    "test_hooks_chain": "patching",
     "test_hooks_gradient": "attribution",
     "test_hooks_rules": "attribution",
     "test_interp_zoo": "zoo",
