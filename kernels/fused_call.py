@@ -68,7 +68,8 @@ class Call:
     def configuration(self, family: str) -> Configuration:
         edited = self.sets is not None or self.table is not None
         heavy = edited or self.topk > 0 or self.made.wants("distance")
-        return configuration(family, max(self.q.shape[-1], self.v.shape[-1]), self.rows, heavy=heavy)
+        width, exact = max(self.q.shape[-1], self.v.shape[-1]), self.q.dtype == torch.float32
+        return configuration(family, width, self.rows, heavy=heavy, exact=exact)
 
     @functools.cached_property
     def run_of_keys(self) -> tuple[Tensor, Tensor] | None:

@@ -2,7 +2,7 @@
 
 Chosen by head width, by whether a row needs more than its softmax (masses, distances, a top-k, edits of keys), and by
 how many rows there are. None has been measured on a GPU; what is known is that each compiles without spilling
-(`triton_ahead`).
+(`triton_ahead`), but for gradients in fp32 of heads wider than 128.
 """
 
 from __future__ import annotations
@@ -50,11 +50,18 @@ CONFIGURATIONS = (
     Configuration("backward", True, 64, 64, 32, 8, 2),
     Configuration("backward", True, 128, 32, 32, 8, 2),
     Configuration("backward", True, 256, 16, 16, 8, 2),
+    Configuration("backward in fp32", True, 64, 16, 32, 8, 2),
+    Configuration("backward in fp32", True, 128, 16, 16, 8, 2),
+    Configuration("backward in fp32", True, 256, 16, 16, 8, 2),
 )
 WIDEST = max(c.width for c in CONFIGURATIONS)
 
 
-def configuration(family: str, width: int, rows: int, *, heavy: bool) -> Configuration:
-    """The narrowest that holds the head; a forward of few rows is a decoding step."""
+def configuration(family: str, width: int, rows: int, *, heavy: bool, exact: bool) -> Configuration:
+    """The narrowest that holds the head; a forward of few rows is a decoding step. Products in fp32 (`exact`) take more
+    registers.
+    """
     wanted = "decode" if family == "forward" and rows <= 16 else family
+    if exact:
+        wanted, heavy = "backward in fp32" if family == "backward" else wanted, True
     return next(c for c in CONFIGURATIONS if (c.family, c.heavy) == (wanted, heavy) and width <= c.width)

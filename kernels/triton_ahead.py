@@ -22,7 +22,7 @@ from interp.kernels import fused_launch
 from interp.kernels.fused_configurations import CONFIGURATIONS, configuration
 
 POINTERS = {
-    **dict.fromkeys(("Q", "K", "V"), "bf16"), **dict.fromkeys(("KEEP", "BITS", "SETS", "CELL"), "u8"),
+    **dict.fromkeys(("KEEP", "BITS", "SETS", "CELL"), "u8"),
     **dict.fromkeys(("LOW", "HIGH", "COUNT", "INDEX", "PART", "WHICH", "AT", "BEST_AT", "SEEN"), "i32"),
     "POSITION": "i64",
 }  # fmt: skip
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
 FAMILIES = {"forward": "forward", "rows_gradient": "backward", "keys_gradient": "backward"}
 
 
-def compiled(case: str, width: int, architecture: int) -> dict[str, Any]:
+def compiled(case: str, width: int, architecture: int, *, dtype: str = "bf16") -> dict[str, Any]:
     """Resources of one case with its own configuration for this head width."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -59,21 +59,25 @@ def compiled(case: str, width: int, architecture: int) -> dict[str, Any]:
 
     name, heavy, flags = CASES[case]
     kernel = getattr(fused_launch.kernels(), name)
-    c = configuration(FAMILIES.get(name, "sweep"), width, flags.get("rows", 4096), heavy=heavy)
+    rows, exact = flags.get("rows", 4096), dtype == "fp32"
+    c = configuration(FAMILIES.get(name, "sweep"), width, rows, heavy=heavy, exact=exact)
     given = dict.fromkeys(FLAGS, False) | {"VALUES": True, "N_SETS": 0, "TOPK": 0} | flags
-    given |= {"D": width, "DP": width, "DV": width, "DVP": width, "BM": c.rows, "BN": c.keys, "PRECISION": "tf32"}
+    given |= {"D": width, "DP": width, "DV": width, "DVP": width, "BM": c.rows, "BN": c.keys}
+    given["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
     constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
-    signature = {p.name: "constexpr" if p.is_constexpr else _type(p.name) for p in kernel.params}
+    signature = {p.name: "constexpr" if p.is_constexpr else _type(p.name, dtype) for p in kernel.params}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": c.warps, "num_stages": c.stages}
     made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     found = _usage(tool, made.asm["cubin"])
-    return {"case": case, "width": width, "sm": architecture, **found, "shared": made.metadata.shared}
+    return {"case": case, "width": width, "dtype": dtype, "sm": architecture, **found, "shared": made.metadata.shared}
 
 
-def _type(name: str) -> str:
+def _type(name: str, dtype: str) -> str:
+    if name in ("Q", "K", "V"):
+        return "*" + dtype
     if name.isupper() or name == "DV_":
         return "*" + POINTERS.get(name, "fp32")
     return "fp32" if name in ("scale", "softcap") else "i32"
@@ -88,11 +92,13 @@ def _usage(tool: Path, cubin: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
 
 
-def table() -> Iterator[tuple[str, int]]:
-    """Every case at every width there is a configuration for."""
+def table() -> Iterator[tuple[str, int, str]]:
+    """Every case at every width there is a configuration for, and in fp32 those that do not spill."""
     for width in sorted({c.width for c in CONFIGURATIONS}):
         for case in CASES:
-            yield case, width
+            yield case, width, "bf16"
+            if width <= 128 or "gradient" not in case:
+                yield case, width, "fp32"
 
 
 def main() -> None:
@@ -100,8 +106,8 @@ def main() -> None:
         sys.exit("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     for architecture in [int(a) for a in sys.argv[1:]] or [80, 90, 100]:
-        for case, width in table():
-            print(json.dumps(compiled(case, width, architecture)), flush=True)
+        for case, width, dtype in table():
+            print(json.dumps(compiled(case, width, architecture, dtype=dtype)), flush=True)
 
 
 if __name__ == "__main__":
