@@ -140,10 +140,11 @@ class Chain:
         """Whether tokens can go through the block by themselves: tried on all tokens of the run."""
         if layer not in self._tried:
             entered, left = self.blocks[layer].entered, self._left(layer)
-            every = torch.ones(entered.shape[:2], dtype=torch.bool, device=entered.device).nonzero(as_tuple=True)
+            every = torch.ones(entered.shape[:2], dtype=torch.bool, device=entered.device)
+            prompts, columns = every.nonzero(as_tuple=True)
             outputs = [outer_tensor(output)[1] for output in self._attended(layer).values()]
             self._tried[layer] = all(made.shape[:2] == entered.shape[:2] for made in outputs) and _near(
-                self._packed(layer, *every, entered[every]), left[every]
+                self._packed(layer, prompts, columns, entered[every]), left[every]
             )
         return self._tried[layer]
 
@@ -276,13 +277,13 @@ def _at(output: Any, prompts: Tensor, columns: Tensor, shape: Sequence[int]) -> 
 def _giving(module: nn.Module, output: Any) -> Callable[[], None]:
     """Let a module return this without running; returns what undoes it."""
     own = vars(module).get("forward")
-    module.forward = lambda *args, **kwargs: output  # type: ignore[method-assign]
+    module.forward = lambda *args, **kwargs: output
 
     def undo() -> None:
         if own is None:
             del module.forward
         else:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own
 
     return undo
 

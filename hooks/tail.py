@@ -30,8 +30,11 @@ How = Literal["final", "frozen", "none"]
 
 
 def last_tower(anatomy: Anatomy, name: str | None) -> Tower:
-    """The tower whose last residual makes the logits."""
-    last = anatomy.main or ("decoder" if "decoder" in anatomy.towers else next(iter(anatomy.towers)))
+    """The tower whose last residual makes the logits: the main one, else a decoder's, the text's, or the only one."""
+    known = [anatomy.main, "decoder", "text", *(anatomy.towers if len(anatomy.towers) == 1 else ())]
+    last = next((one for one in known if one in anatomy.towers), None)
+    if last is None:
+        raise ModelError(f"none of the towers {', '.join(anatomy.towers)} is known to make the logits.")
     if name is not None and anatomy.tower(name, text=name).name != last:
         raise ModelError(f"the tower {name!r} has no direct way to the logits: they are made from the tower {last!r}.")
     return anatomy.towers[last]

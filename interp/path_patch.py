@@ -109,7 +109,7 @@ def _into_logits(
         for left in group
     ]
     plain = judge(picked(paths.old["logits"], reads)).double()
-    return torch.stack(moved), float((unchanged - plain).abs().max())
+    return torch.stack(moved), max(float((one - plain).abs().max()) for one in (unchanged, answer(paths.unmoved())))
 
 
 def _into_receivers(

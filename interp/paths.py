@@ -58,6 +58,16 @@ class Paths:
         ends = self._climb(senders, self.chain.last)[1]
         return [ends[sender].into(self.chain.left) for sender in senders]
 
+    def unmoved(self) -> Tensor:
+        """The base's own last residual by the way that moved ones take: what rounding makes of it."""
+        if self.freeze == "all":
+            return self.chain.left
+        entered = self.chain.plain(self.chain.first, "resid_pre")
+        tokens = Tokens.between(entered, torch.full_like(entered, torch.nan))
+        for layer in self.chain.layers:
+            (tokens,) = self.chain.advance(layer, [tokens])
+        return tokens.into(self.chain.left)
+
     def cells(self, senders: Sequence[Site], into: Sequence[Site]) -> list[Cell]:
         """What all receivers read with each sender moved, as questions of a sweep."""
         if self.freeze == "all":

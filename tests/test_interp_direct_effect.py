@@ -18,7 +18,7 @@ from interp.metrics import Accuracy, LogitDifference, LogProb
 from interp.planted import build, key
 from interp.planted.probes import probe_task
 
-PLAIN = ["gpt2", "gpt_neox", "llama", "plain", "falcon", "llava", "t5"]
+PLAIN = ["gpt2", "gpt_neox", "llama", "plain", "falcon", "llava", "paligemma", "t5"]
 BENT = ["gemma2"]
 IMAGES = ["vit", "dinov2"]
 
