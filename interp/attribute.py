@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from interp.attribution import path, plain, ruled, star
-from interp.attribution.pair import Pair, Source, paired
+from interp.attribution.pair import Pair, paired
 from interp.effects import Effects
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Positions
 from interp.hooks.tape import Tape
 from interp.judge import Metric
 from interp.provenance import about
+from interp.sources import Source
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -250,7 +250,7 @@ def test_pictures_and_embeddings_are_inputs_too() -> None:
 def test_zero_and_mean_sources_and_the_model_left_as_it_was() -> None:
     m, asked = random_pair()
     before = {n: (p.clone(), p.requires_grad, p._version) for n, p in m.module.named_parameters()}
-    for source in ("zero", "mean"):
+    for source in ("zero", "mean", "noise"):
         found = attribute(
             m, base=asked["base"], source=source, metric=asked["metric"], sites="L1.H*.z", method="relp", verify=2
         )
@@ -265,6 +265,9 @@ def test_zero_and_mean_sources_and_the_model_left_as_it_was() -> None:
     assert torch.equal(again[0].values, again[1].values)
     assert again[0].meta["verify"] == again[1].meta["verify"]
     assert again[0].meta["passes"] == 3
+    tape = m.run(asked["source"], record="L1.z")
+    of_tape = attribute(m, base=asked["base"], source=tape, metric=asked["metric"], sites="L1.H*.z", verify=0)
+    torch.testing.assert_close(of_tape.values, again[0].values)
 
 
 def test_what_has_no_gradient_or_no_meaning_is_refused() -> None:

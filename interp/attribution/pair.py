@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,16 +19,16 @@ from interp.hooks.gradients import Dropped, Graph, graph
 from interp.hooks.inputs import Inputs
 from interp.hooks.rules import Rules
 from interp.hooks.sites import Site
-from interp.hooks.sweep import Reads
+from interp.hooks.sweep import Reads, Sweep
 from interp.hooks.tape import Tape, tower_inputs
 from interp.judge import Judge, Metric, picked, reads_of
 from interp.metrics import Reading
+from interp.sources import Average, Given, Noise, Source, Sources
 
 if TYPE_CHECKING:
     from interp.hooks.edits import Edit
     from interp.model import Model
 
-Source = Any | Literal["zero", "mean"]
 Contributions = Mapping[Site, Tensor]
 """[row, position] or [row, position, head] by whole site."""
 FLAT = 1e-6
@@ -41,7 +41,8 @@ class Pair:
 
     model: Model
     base: Inputs
-    source: Inputs | Literal["zero", "mean"]
+    source: Inputs | str
+    """The other run, or what kind of values stand for one."""
     metric: Metric
     chosen: tuple[Site, ...]
     positions: Any
@@ -173,10 +174,10 @@ def paired(
     x = model.inputs(base)
     chosen = chosen_sites(model, [sites] if isinstance(sites, (str, Site)) else list(sites))
     whole = list(dict.fromkeys(_recorded(site) for site in chosen))
-    if isinstance(source, str) and source in ("zero", "mean"):
-        old = model.run(x, record=whole)
-        filled = {str(s): _filled(source, old[s], tower_inputs(x, s).valid) for s in whole}
-        return Pair(model, x, source, metric, tuple(chosen), positions, filled, passes=1)  # type: ignore[arg-type]
+    if isinstance(source, (Average, Noise, Tape)) or (isinstance(source, str) and source in ("zero", "mean", "noise")):
+        given = _given(model, x, source, whole)
+        values = {str(site): value for site, value in given.values.items()}
+        return Pair(model, x, given.kind, metric, tuple(chosen), positions, values, passes=1)
     y = model.inputs(source)
     if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
         raise InputsError(
@@ -200,11 +201,11 @@ def chosen_sites(model: Model, spelled: Sequence[str | Site]) -> list[Site]:
     return found
 
 
-def _filled(source: str, value: Tensor, valid: Tensor) -> Tensor:
-    if source == "zero":
-        return torch.zeros_like(value)
-    real = valid if valid.shape == value.shape[:2] else torch.ones(value.shape[:2], dtype=torch.bool)
-    return value[real].mean(0).expand(value.shape).clone()
+def _given(model: Model, x: Inputs, source: Source, whole: Sequence[Site]) -> Given:
+    """Zeros, means, noise or a tape, as `interp.patch` makes them."""
+    old = model.run(x, record=whole)
+    sweep = Sweep(model.module, model.anatomy, x, model.called_with(x.kwargs), family=model.family)
+    return Sources(model, sweep, {site: old[site] for site in whole}).given(source)
 
 
 def _short(metric: Metric) -> str:
