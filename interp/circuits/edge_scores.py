@@ -112,7 +112,8 @@ class Edges:
         mask = self.graph.pruned(mask) if prune else mask
         said = {"method": self.meta.get("method"), "direction": self.direction, "asked": count, "by": by,
                 "signed": signed, "pruned": prune}  # fmt: skip
-        return Circuit(self.graph, mask, "edge", {**said, "metric": self.meta.get("metric")})
+        said |= {"metric": self.meta.get("metric"), "found_on": self.meta.get("inputs_hash")}
+        return Circuit(self.graph, mask, "edge", said, self.matrix() * (-1 if self.direction == "noise" else 1))
 
     def _count(self, fraction: float | None, n: int | None) -> int:
         if (fraction is None) == (n is None):

@@ -2,7 +2,7 @@
 
 `in_v = ablated residual at v + sum over edges u -> v of (write_u now - write_u ablated)`, receiver by receiver: q, k
 and v of each head from a residual of its own, through the model's own norm and projections, then its attention, then
-its MLP, block by block, biases staying as they are. This is the edge-level interchange of EAP-IG and MIB (arXiv 2403.17806,
+its MLP, block by block, biases staying as they are. This is the edge-level interchange of EAP-IG and MIB (2403.17806,
 2504.13151). Ablated writes are another run's, their mean over its real positions, or zeros. With every edge it is the
 base run, with none the ablated one, both to rounding. A circuit of nodes keeps every edge out of its nodes. Heads and
 MLPs that the circuit does not listen to are not computed. Cost: per circuit about one forward pass, and the projections
