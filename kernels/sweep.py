@@ -28,7 +28,7 @@ from interp.kernels.sweep_edits import Block, edit_scores, edit_weights, moves
 BLOCK = 2**19
 SMALL = 2**15
 RUN = 64
-ROWS = 256
+ROWS, LEAST = 256, 32
 HIDDEN = -1e30
 
 Found = dict[str, Tensor]
@@ -126,7 +126,7 @@ def _runs(made: Request) -> Iterator[slice]:
     while a < total:
         most = min(a + ROWS, total)
         low, high = made.mask.reach(ends[a], ends[most - 1], made.keys)
-        step = max(1, BLOCK // (made.group * max(high - low, 1)))
+        step = max(1, LEAST // made.group, BLOCK // (made.group * max(high - low, 1)))
         step = step if step < RUN else step // RUN * RUN
         yield slice(a, min(a + step, most))
         a = min(a + step, most)
@@ -137,7 +137,7 @@ def hide(mask: Mask, i: Tensor, keys: int) -> Hidden:
     ends = i[[0, -1]].tolist()
     low, high = mask.reach(ends[0], ends[1], keys)
     low = max(0, min(low, keys - 1))
-    high = min(max(high, low + 1), keys)
+    low, high = _rounded(low, min(max(high, low + 1), keys), keys)
     a, b = mask.sure(ends[0], ends[1], keys)
     a, b = max(a, low), min(b, high)
     spans = [(low, a), (b, high)] if a < b else [(low, high)]
@@ -147,6 +147,12 @@ def hide(mask: Mask, i: Tensor, keys: int) -> Hidden:
             hidden = ~mask.visible(i, torch.arange(x, y, device=i.device))
             parts.append((x, y, hidden))
     return Hidden(low, high, parts, mask.additive(i, torch.arange(low, high, device=i.device)))
+
+
+def _rounded(low: int, high: int, keys: int) -> tuple[int, int]:
+    """Somewhat wider, so that there are few different widths: oneDNN compiles and keeps a product for each."""
+    grain = max(RUN, 1 << max(0, ((high - low) // 16).bit_length() - 1))
+    return low // grain * grain, min(keys, -(-high // grain) * grain)
 
 
 @dataclass(frozen=True)

@@ -498,3 +498,20 @@ def test_an_error_in_a_thread_is_raised() -> None:
             products.each_alone(lambda items: 1 / (len(items) - 1), [1, 2, 3])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("impl", EVERY)
+def test_late_rows_under_a_window_name_the_right_keys(impl: str) -> None:
+    """Their keys start far from 0, so an offset forgotten anywhere shows."""
+    q, k, v = tensors(900)
+    some = torch.arange(900) % 3 == 0
+    names = ["argmax", "topk:3", "distance", "first", "previous", "self", "mass:some", "received", "seen", "entropy"]
+    arguments = {
+        "mask": M.Causal() & M.Window(40), "rows": slice(700, 820), "stats": names, "key_sets": {"some": some},
+        "edits": [E.MaskKeys(some, heads=(1,)), E.Redistribute(some, ~some, 0.5, heads=(0,)), E.Blend("identity", 0.2)],
+    }  # fmt: skip
+    found, exact = (attention.attend(q, k, v, impl=i, **arguments) for i in (impl, "reference"))
+    near = 40 * 40 * torch.finfo(torch.float32).eps
+    for name, x in {"z": exact.z, **exact.stats}.items():
+        got = found.z if name == "z" else found.stats[name]
+        torch.testing.assert_close(got.double(), x.double(), rtol=0, atol=near, msg=lambda text, n=name: f"{n}: {text}")
