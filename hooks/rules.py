@@ -78,6 +78,8 @@ class Rules:
             if {"identity", "half", "gate"} & set(self.names):
                 for layer in _with_mlp(self.anatomy):
                     self._stand_at_mlp(layer, undo)
+                for activation in _between(self.module, self.anatomy):
+                    undo.callback(activation.register_forward_hook(self._activation(None)).remove)
             if set(AT_ATTENTION) & set(self.names):
                 self._stand_at_attention(undo)
             yield
@@ -135,10 +137,10 @@ class Rules:
             port = layer.ports["neurons"]
             undo.callback(stand_at(self.module, port, self._product(layer), batch=lambda: None).remove)
 
-    def _activation(self, layer: Layer) -> Callable[..., Tensor]:
+    def _activation(self, layer: Layer | None) -> Callable[..., Tensor]:
         def hook(activation: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             x = args[0]
-            if "gate" in self.names and gated(self.module, layer):
+            if "gate" in self.names and layer is not None and gated(self.module, layer):
                 self.forward.update(["gate", "identity"])
                 return output.detach()
             if "identity" not in self.names:
@@ -276,6 +278,15 @@ def activations(module: nn.Module, layer: Layer) -> list[tuple[str, nn.Module]]:
         and _KINDS.search(type(child).__name__)
         and not name.startswith(layer.attention + ".")
     ]
+
+
+def _between(module: nn.Module, anatomy: Anatomy) -> Iterator[nn.Module]:
+    """Activations in no block: those of connectors and heads."""
+    blocks = tuple(f"{layer.block}." for tower in anatomy.towers.values() for layer in tower.layers)
+    for name, child in module.named_modules():
+        inner = name.startswith(blocks) or next(child.children(), None) is not None
+        if not inner and _KINDS.search(type(child).__name__):
+            yield child
 
 
 def _with_mlp(anatomy: Anatomy) -> Iterator[Layer]:

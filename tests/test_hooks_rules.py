@@ -207,6 +207,16 @@ def test_what_a_rule_cannot_act_on_is_said() -> None:
         under(outside, ATTNLRP, "L0.resid_pre")
 
 
+def test_a_connectors_activation_is_one_too() -> None:
+    from interp.hooks.example import example
+
+    m = interp.attach(tiny("llava"))
+    rules = Rules(m.module, m.anatomy, ["identity"])
+    with torch.no_grad(), rules.on():
+        m.module(**example(m.module))
+    assert rules.forward["identity"] == sum(len(tower.layers) for tower in m.anatomy.towers.values()) + 1
+
+
 def test_a_rule_that_came_loose_on_the_way_back_is_an_error(llama: interp.Model) -> None:
     run = under(llama, RELP, "L0.resid_pre")
     assert run.rules is not None
