@@ -93,7 +93,7 @@ class _Sum(torch.autograd.Function):
         whole = sum(s.abs() for s in sizes)
         total = relevance.sum(axes, keepdim=True)
         made = [p * divided(divided(s.abs(), whole) * total, s) for p, s in zip(parts, sizes, strict=True)]
-        return tuple(m.sum_to_size(shape) for m, shape in zip(made, ctx.shapes, strict=True))  # type: ignore[return-value]
+        return tuple(m.sum_to_size(shape) for m, shape in zip(made, ctx.shapes, strict=True))
 
 
 PASSED = {
