@@ -39,9 +39,6 @@ from interp.task import Task
 if TYPE_CHECKING:
     from interp.model import Model
 
-HALVES, EDGES = 10, 40
-"""Random parts tried for completeness; edges tried for minimality."""
-
 
 def faithfulness(
     model: Model,
@@ -55,16 +52,18 @@ def faithfulness(
     ablation: Ablation = "resample",
     level: Level = "edge",
     random: int = 100,
+    parts: int = 40,
     seed: int = 0,
 ) -> Any:
     """A circuit judged on a task (clean prompts in the circuit, corrupt ones outside it), or on `base=` (inside),
-    `source=` (outside) and `metric=`; a list for several circuits."""
+    `source=` (outside) and `metric=`; a list for several circuits. `parts` edges or nodes are tried for minimality, a
+    quarter as many halves for completeness."""
     if not isinstance(circuit, Circuit):
         how: dict[str, Any] = {"base": base, "source": source, "metric": metric, "scores": scores}
-        how |= {"ablation": ablation, "level": level, "random": random, "seed": seed}
+        how |= {"ablation": ablation, "level": level, "random": random, "parts": parts, "seed": seed}
         return [faithfulness(model, one, task, **how) for one in circuit]
     pair = _pair(model, task, base, source, metric)
-    return _Trial(pair, circuit, task, ablation, level, seed).judged(scores, random)
+    return _Trial(pair, circuit, task, ablation, level, seed).judged(scores, random, parts)
 
 
 def _pair(model: Model, task: Task | None, base: Any, source: Any, metric: Metric | None) -> Pair:
@@ -108,13 +107,13 @@ class _Trial:
     def f(self, values: Tensor) -> float:
         return float((values - self.nothing).mean()) / self.gap
 
-    def judged(self, scores: Edges | None, random: int) -> Faithfulness:
+    def judged(self, scores: Edges | None, random: int, parts: int) -> Faithfulness:
         mask = self.circuit.mask
         values = self.runner(mask)
         drawn = [self.f(self.runner(like(self.graph, mask, self.level, self.draw))) for _ in range(random)]
         more = Written(self.runner.full.embed, self.runner.full.z, self.runner.full.mlp)
         big = largest(self.graph, sizes(self.graph, more, self.pair.carries), mask, self.level)
-        completeness, minimality = self._completeness(mask), self._minimality(mask, self.f(values))
+        completeness, minimality = self._completeness(mask, parts), self._minimality(mask, self.f(values), parts)
         curves = {} if scores is None else {signed: self._curve(scores, signed) for signed in (True, False)}
         meta = {
             **about(self.pair.model.module, self.pair.base), "ablation": self.ablation, "level": self.level,
@@ -142,9 +141,9 @@ class _Trial:
         rows = mask.any(1).nonzero()[:, 0].tolist()
         return [(torch.arange(len(mask)) == u)[:, None] & self.graph.exists for u in rows]
 
-    def _completeness(self, mask: Tensor) -> tuple[float, ...]:
-        units, found = self._units(mask), [mask]
-        for _ in range(HALVES if len(units) > 1 else 0):
+    def _completeness(self, mask: Tensor, parts: int) -> tuple[float, ...]:
+        units, found = self._units(mask), [mask] if parts else []
+        for _ in range(parts // 4 if len(units) > 1 else 0):
             some = torch.randperm(len(units), generator=self.draw)[: len(units) // 2].tolist()
             found.append(torch.stack([units[n] for n in some]).any(0))
         gaps = []
@@ -153,9 +152,9 @@ class _Trial:
             gaps.append(abs(float((inside - outside).mean()) / self.gap))
         return tuple(gaps)
 
-    def _minimality(self, mask: Tensor, f: float) -> tuple[float, ...]:
+    def _minimality(self, mask: Tensor, f: float, parts: int) -> tuple[float, ...]:
         units = self._units(mask)
-        order = torch.randperm(len(units), generator=self.draw)[:EDGES].tolist()
+        order = torch.randperm(len(units), generator=self.draw)[:parts].tolist()
         return tuple(f - self.f(self.runner(mask & ~units[n])) for n in order)
 
     def _curve(self, scores: Edges, signed: bool) -> tuple[float, ...]:

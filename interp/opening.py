@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from interp.circuits.edge_scores import Edges
+from interp.circuits.judged import Faithfulness
 from interp.effects import Effects
 from interp.hooks.tape import Tape, open_tape
 from interp.journal import PLAN, progress
 from interp.kernels.errors import InterpError
 
 
-def open_directory(directory: str | Path) -> Tape | Effects | dict[str, Effects]:
-    """A saved tape, saved effects, or a finished sweep: a dict by metric where it had several."""
+def open_directory(directory: str | Path) -> Tape | Effects | Edges | Faithfulness | dict[str, Effects]:
+    """A tape, effects, edges or faithfulness that were saved, or a finished sweep: a dict by metric if it had several."""
     folder = Path(directory)
     if (folder / "tape.json").exists():
         return open_tape(folder)
+    if (folder / "edges.json").exists():
+        return Edges.load(folder)
+    if (folder / "faithfulness.json").exists():
+        return Faithfulness.load(folder)
     if (folder / "run.json").exists():
         return Effects.load(folder)
     done = progress(folder)

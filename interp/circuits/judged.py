@@ -123,7 +123,8 @@ class Faithfulness:
         above = float((self.random >= self.f).double().mean()) if len(self.random) else None
         return {
             "f": self.f, "distance": self.distance, "low": low, "high": high, "spread": self.spread,
-            "completeness": max(self.completeness), "completeness_of_all": self.completeness[0],
+            "completeness": max(self.completeness, default=None),
+            "completeness_of_all": self.completeness[0] if self.completeness else None,
             "minimality": median(map(abs, self.minimality)) if self.minimality else None,
             "random": {"n": len(self.random), "mean": float(self.random.mean()) if len(self.random) else None,
                        "max": float(self.random.max()) if len(self.random) else None, "at_least_f": above},
