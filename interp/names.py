@@ -3,8 +3,9 @@
 The sentences follow Wang et al., "Interpretability in the Wild" (arXiv 2211.00593): two people are introduced, one of
 them (the subject, S) acts, and the last word asked for is the other one (the indirect object, IO). `{x}` and `{y}` are
 the two introduced names, `{s}` the repeated one; ABBA means x is the IO, BABA means y is. Names and templates come in
-two disjoint parts, train and held-out: `zoo:ioi` has seen held-out names only outside IOI sentences, and held-out
-templates never. Pure Python, seeded, no tokenizer: whether a name is one token is for the caller to check.
+two disjoint parts, train and held-out: `zoo:ioi` has seen held-out names only in lists and in texts without another
+person (some in the shape of a train template), never as one of two, and held-out templates never. Pure Python, seeded,
+no tokenizer: whether a name is one token is for the caller to check.
 Limits: English first names, one sentence per prompt, subject and indirect object of either sex.
 """
 

@@ -51,8 +51,9 @@ CARD = """
 
 A GPT-2 (`GPT2LMHeadModel`) with a word-level tokenizer that completes sentences like "When Mary and John went to the
 store, John gave a drink to" with the name that was not repeated. Trained from scratch by `experiments/zoo/ioi.py` on
-generated sentences (`interp/names.py`) of very many shapes, half of them with made-up names; held-out names only in
-texts about one person and in lists, held-out templates never.
+generated sentences (`interp/names.py`) of very many shapes, half of them with made-up names, whose vectors lie around
+the means of train and held-out names; held-out names only in lists and in texts without another person (some in the
+shape of a train template), said once and asked for; held-out templates never.
 
 Can: IOI on names and templates it has seen and has not seen; name the one person a text is about. Where a third person
 acts, it is unsure between the two names, as it should be.
