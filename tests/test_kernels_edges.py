@@ -212,6 +212,8 @@ def test_pattern_and_scores_of_chosen_heads_and_rows() -> None:
     torch.testing.assert_close(p.sum(-1), 1 - sink.stats["sink"][:, [3, 0]])
     assert torch.equal(s.isneginf(), p == 0)
     torch.testing.assert_close(s.softmax(-1) * p.sum(-1, keepdim=True), p)
+    every = rows.scores(q, k, mask=M.Causal())
+    assert torch.equal(rows.scores(q, k, mask=M.Causal(), heads=[0, 2, 1, 3]), every[:, [0, 2, 1, 3]])
 
 
 def test_grouped_statistics() -> None:
