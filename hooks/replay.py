@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy import Anatomy, Tower
 from interp.hooks.cell import Cell, Reads
 from interp.hooks.dissect import outer_tensor
-from interp.hooks.faster import fused
+from interp.hooks.faster import DEFAULT, fused, packed, products
 from interp.hooks.interface import Switch
 from interp.hooks.ports import stand_at
 from interp.hooks.readout import Readout
@@ -37,9 +37,9 @@ from interp.hooks.slices import (
     Piece,
     Row,
     Slice,
+    joined,
     narrow,
     narrowed,
-    packed,
     slices,
     whereabouts,
 )
@@ -60,9 +60,11 @@ class Replay:
         beside: AbstractContextManager[Any] | None = None,
         onward: Replay | None = None,
         depth: int | None = None,
+        product: str = DEFAULT,
     ) -> None:
-        """`onward` is the replay of the tower that this one's output goes into, which reads it after `depth` blocks."""
-        self.onward = onward
+        """`onward` is the replay of the tower that this one's output goes into, which reads it after `depth` blocks;
+        `product` is how matrices are multiplied (`hooks/faster.py`)."""
+        self.onward, self.product = onward, product
         self.module, self.tower, self.kwargs = module, tower, kwargs
         self.base: Recording = record(module, anatomy, tower, kwargs, kept=kept, beside=beside).cut(depth)
         self.weighed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -161,7 +163,7 @@ class Replay:
             key=lambda n: (rows[n].start, int(self.ends[rows[n].prompt]), rows[n].layer, rows[n].prompt),
         )
         groups = self._groups([rows[n] for n in order])
-        with torch.no_grad(), fused(self.module):
+        with torch.no_grad(), products(self.product), fused(self.module):
             self._drive(groups, read, tell)
             done = [self._answers(group, read, columns) for group in groups]
         flat = torch.cat(done)
@@ -182,9 +184,11 @@ class Replay:
                 self._join(group, block)
             last = n == len(self.base.blocks) - 1
             columns = self._columns_read(groups, read) if last and self.readout.by_position else None
-            for pieces in slices(groups):
-                self._block(block, pieces, columns)
-                tell(sum((p.high - p.low) * (p.group.end - p.group.start) for p in pieces))
+            tokens = sum(group.active * (group.end - group.start) for group in groups)
+            with packed(self.module.get_submodule(block.layer.block), self.product, tokens):
+                for pieces in slices(groups):
+                    self._block(block, pieces, columns)
+                    tell(sum((p.high - p.low) * (p.group.end - p.group.start) for p in pieces))
 
     def _join(self, group: Group, block: Block) -> None:
         """Rows whose layer this is come in, with the prompt's own residual and what they change in it."""
@@ -210,7 +214,7 @@ class Replay:
     def _block(self, block: Block, pieces: Sequence[Piece], columns: Tensor | None) -> None:
         whole = Slice(block, pieces)
         if columns is None:
-            made = self._call(whole, packed(pieces))
+            made = self._call(whole, joined(pieces))
             for piece in pieces:
                 width = piece.group.end - piece.group.start
                 piece.group.hidden[piece.low : piece.high] = made[
@@ -218,7 +222,7 @@ class Replay:
                 ].unflatten(0, (-1, width))
             return
         whole.harvest = True
-        self._call(whole, packed(pieces))
+        self._call(whole, joined(pieces))
         narrow = narrowed(pieces, columns)
         part = Slice(block, narrow, columns, whole.own)
         hidden = torch.cat([p.group.hidden[p.low : p.high][:, columns - p.group.start].flatten(0, 1) for p in pieces])[

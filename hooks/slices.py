@@ -232,7 +232,7 @@ def narrowed(pieces: Sequence[Piece], columns: Tensor) -> list[Piece]:
     return found
 
 
-def packed(pieces: Sequence[Piece]) -> Tensor:
+def joined(pieces: Sequence[Piece]) -> Tensor:
     return torch.cat([p.group.hidden[p.low : p.high].flatten(0, 1) for p in pieces])[None]
 
 

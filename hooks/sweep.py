@@ -87,7 +87,7 @@ class Sweep:
             with products(self.product):
                 replay = Replay(
                     self.module, self.anatomy, tower, self.kwargs, valid, kept=kept, beside=beside, onward=onward,
-                    depth=None if onward is None else _depth(self.module, len(tower.layers)),
+                    depth=None if onward is None else _depth(self.module, len(tower.layers)), product=self.product,
                 )  # fmt: skip
                 if replay.prompts != self.base.batch:
                     raise CannotDrive(f"{replay.prompts} rows of tiles do not stand for {self.base.batch} prompts")
@@ -239,8 +239,8 @@ class Sweep:
         if not rows:
             return {}
         try:
-            with products(self.product):
-                made = engine.run([*rows, *engine.unchanged(rows)], reads.positions, reads.columns, tell=self.tell)
+            both = [*rows, *engine.unchanged(rows)]
+            made = engine.run(both, reads.positions, reads.columns, tell=self.tell)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -333,7 +333,7 @@ def _gap(cell: Cell, whole: Tensor, found: Tensor) -> float:
     if gap > bound:
         raise CheckFailed(
             f"{cell.site}: replay and a full forward pass differ by {gap:.3g} logits, more than the {bound:.3g} that"
-            " rounding explains."
+            " rounding explains; m.check(again=True) shows whether the model is deterministic and understood."
         )
     return gap
 

@@ -117,9 +117,12 @@ class Effects:
         return replace(self, sites=tuple(self.sites[n] for n in kept), values=self.values[kept])
 
     def to_array(self) -> Any:
-        """Mean effects as a labelled array (xarray): [layer, head], [layer], or with a position axis."""
+        """Mean effects as a labelled array (xarray): [layer, head], [layer], or with a position axis; cells without
+        such axes in common are listed by name."""
         frame = self.to_frame()
         axes = [name for name in ("layer", "head", "position") if frame[name].notna().any()]
+        if not axes or frame.duplicated(axes).any():  # groups and pairs share no axes
+            axes = ["site", "position"] if self.positions is not None else ["site"]
         return frame.set_index(axes)["estimate"].to_xarray()
 
     def top(self, n: int = 10, *, by: Literal["abs", "high", "low"] = "abs") -> Any:
@@ -139,6 +142,13 @@ class Effects:
         return figure.update_layout(
             xaxis_title=str(array.dims[-1]), yaxis_title=str(array.dims[0]), yaxis_autorange="reversed"
         )
+
+    def over_image(self, inputs: Any, picture: Any = None, **which: int) -> Any:
+        """The effects of image tokens as a heat map over their picture (plotly): `row=` of the batch, `image=` of the
+        row, `site=` of these; needs positions='each'."""
+        from interp.over_image import plot_over_image
+
+        return plot_over_image(self, inputs, picture, **which)
 
     def __repr__(self) -> str:
         best = int(self.mean.abs().argmax())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import interp
 from interp.families import tiny
-from interp.hooks.errors import InputsError, ModelError, SiteError
+from interp.hooks.errors import CheckFailed, InputsError, SiteError
 from interp.metrics import LogitDifference, LogProb
 
 KINDS = ["L*.H*.q", "L*.K*.k", "L*.K*.v", "L*.H*.z", "L*.H*.result", "L*.H*.pattern", "L*.attn_out", "L*.mlp_out",
@@ -80,6 +80,7 @@ def test_units_groups_and_joint_heads_are_the_loop() -> None:
     frame = e.to_frame()
     assert frame["component"].tolist()[:2] == ["z", "neurons"]
     assert frame["layer"].isna().tolist() == [True, False, True, False, True]
+    assert list(e.to_array()["site"].values) == list(e.sites)
 
 
 def test_windows_of_layers() -> None:
@@ -257,5 +258,5 @@ def test_a_model_that_is_not_deterministic_is_refused() -> None:
     module.model.layers[0].mlp.register_forward_hook(lambda _, args, out: out + 0.1 * torch.randn_like(out))
     m = interp.attach(module)
     _, base, source = pair()
-    with pytest.raises((interp.InterpError, ModelError)):
+    with pytest.raises(CheckFailed, match="not deterministic"):
         interp.patch(m, base=base, source=source, metric=METRIC, sites="L*.z")
