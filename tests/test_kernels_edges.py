@@ -517,3 +517,14 @@ def test_late_rows_under_a_window_name_the_right_keys(impl: str) -> None:
     for name, x in {"z": exact.z, **exact.stats}.items():
         got = found.z if name == "z" else found.stats[name]
         torch.testing.assert_close(got.double(), x.double(), rtol=0, atol=near, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_rows_in_many_tiles_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = tensors(30)
+    mask = M.PerHead((M.Causal(), M.Full(), M.Strided(3), M.Causal() & M.Window(4)))
+    whole = attention.attend(q, k, v, mask=mask, stats=["received", "seen", "entropy"], impl="rows")
+    monkeypatch.setattr(rows, "TILE", 200)
+    tiled = attention.attend(q, k, v, mask=mask, stats=["received", "seen", "entropy"], impl="rows")
+    for name, x in {"z": whole.z, **whole.stats}.items():
+        got = tiled.z if name == "z" else tiled.stats[name]
+        torch.testing.assert_close(got, x, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
