@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,8 +38,7 @@ from interp.kernels.masks import Causal
 if TYPE_CHECKING:
     from interp.model import Model
 
-Form = Literal["knockout", "log_weight"]
-FORMS: tuple[Form, ...] = ("knockout", "log_weight")
+FORMS = ("knockout", "log_weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +48,7 @@ class KeySpans:
     layers: tuple[str, ...]
     spans: tuple[str, ...]
     values: Tensor
-    form: Form
+    form: str
     impl: tuple[str, ...]
     """How each layer was computed."""
 
@@ -78,7 +77,7 @@ def key_spans(
     metric: Metric,
     spans: Mapping[str, Positions],
     heads: str = "L*",
-    form: Form = "knockout",
+    form: str = "knockout",
 ) -> KeySpans:
     """What the metric owes to each head's attention to each named span of keys: a role, a `Span`, columns, a slice."""
     if form not in FORMS:

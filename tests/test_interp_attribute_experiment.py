@@ -34,7 +34,9 @@ def checkpoint(script: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
-def test_a_checkpoint_on_disk_gets_the_eight_prompts_and_a_table(script: dict[str, Any], checkpoint: str) -> None:
+def test_a_checkpoint_on_disk_gets_the_eight_prompts_and_a_table(
+    script: dict[str, Any], checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = script["demo"](interp.load(checkpoint))
     assert len(task) == 8
     assert bool(torch.equal(task.clean.ids[0], task.corrupt.ids[1]))
@@ -43,10 +45,11 @@ def test_a_checkpoint_on_disk_gets_the_eight_prompts_and_a_table(script: dict[st
         (" Mary", " John"),
         (" John", " Mary"),
     ]
+    monkeypatch.setitem(script["study"].__globals__, "PLACES", {"attn": "L*.attn_out"})
     rows = script["study"](checkpoint, rows=8, steps=2)
-    assert len(rows) == 2 * 4 * 4
+    assert len(rows) == 2 * 4
     assert all(-1 <= row["pearson"] <= 1 for row in rows)
-    assert set(script["brief"](rows)["noise"]["heads"]) == {"atp", "atp*", "relp", "ig"}
+    assert set(script["brief"](rows)["noise"]["attn"]) == {"atp", "atp*", "relp", "ig"}
 
 
 def test_agreement_counts_changed_cells_and_the_largest(script: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def reading(logits: torch.Tensor, inputs: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "padding"), [("llama", None), ("llama", "left"), ("gemma2", None)])
 @pytest.mark.parametrize("form", ["knockout", "log_weight"])
-def test_both_forms_are_what_the_pattern_says(name: str, padding: str | None, form: Any) -> None:
+def test_both_forms_are_what_the_pattern_says(name: str, padding: str | None, form: str) -> None:
     m = interp.attach(tiny(name))
     x = m.inputs(example(m.module, batch=2, length=7, padding=padding))
     scattered = torch.zeros(2, 7, dtype=torch.bool)
@@ -71,4 +71,4 @@ def test_what_has_no_pattern_or_form_is_refused() -> None:
     with pytest.raises(ModelError, match="outside transformers"):
         key_spans(m, x, metric=reading, spans={"a": [1]})
     with pytest.raises(InputsError, match="form is one of"):
-        key_spans(interp.attach(tiny("llama")), x, metric=reading, spans={"a": [1]}, form="shapley")  # type: ignore[arg-type]
+        key_spans(interp.attach(tiny("llama")), x, metric=reading, spans={"a": [1]}, form="shapley")
