@@ -31,7 +31,7 @@ _HOME = {
     "Faithfulness": "interp.circuits.judged",
     "Task": "interp.task",
     "Effects": "interp.effects",
-    "align": "interp.align",
+    "align": "interp.alignment",
     "Average": "interp.sources",
     "Noise": "interp.sources",
     "open": "interp.opening:open_directory",

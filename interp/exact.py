@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.align import Alignment, How, Reduce
+from interp.alignment import Alignment, How, Reduce
 from interp.cells import Grid, Target, grid
 from interp.effects import Effects
 from interp.hooks.errors import SiteError

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from interp.align import How, Reduce
+from interp.alignment import How, Reduce
 from interp.cells import Group, targets
 from interp.effects import Effects
 from interp.exact import Question, effects, is_run
@@ -63,7 +63,7 @@ def patch(  # type: ignore[misc]  # the overloads spell the metric out, and leav
     pair of cells (`Effects.interactions()` is what they do beyond their sum).
     `source` is another input of the same shape, a tape, "zero", "mean" (over the base's real positions), "noise", or
     `interp.Average(dataset)`, `interp.Noise(...)`. Inputs that do not line up say how: `align=`, `reduce=`
-    (`interp/align.py`). `source_model` runs the source in another model of the same shape.
+    (`interp/alignment.py`). `source_model` runs the source in another model of the same shape.
     Several metrics at once are a dict by name, and so is then the result. `both=True` also patches the base into the
     source; that is `Effects.reverse`. `out=` is a directory that the sweep is written to as it goes: killed, the same
     call goes on from there. `budget` bounds the bytes that are under way together.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.align import How, Reduce, taken, weights
+from interp.alignment import How, Reduce, taken, weights
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site

@@ -71,8 +71,8 @@ def verbs(tree: ast.Module) -> set[str]:
 
 
 def crossings(methods: dict[str, ast.Module]) -> list[tuple[str, str]]:
-    """Pairs (importer, imported) of methods. A method is a file of interp/ that defines a function of its own name."""
-    names = {n for n, tree in methods.items() if n.rsplit(".", 1)[-1] in verbs(tree)}
+    """Pairs (importer, imported) of methods: a file of interp/, not of a room in it, with a function of its name."""
+    names = {n for n, tree in methods.items() if n.count(".") == 1 and n.rsplit(".", 1)[-1] in verbs(tree)}
     return [
         (n, other)
         for n in sorted(names)
