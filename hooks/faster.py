@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 TANH_GELU = ("NewGELUActivation", "FastGELUActivation", "GELUTanh", "PytorchGELUTanh")
+MLPS = {"GPT2MLP": ("c_fc", "act"), "GPTNeoXMLP": ("dense_h_to_4h", "act")}
+"""Where an activation has nothing but a linear layer's output to work on, so that the two can be one."""
 DEFAULT, ONEDNN, PACKED = "default", "onednn", "onednn, packed"
 NARROW = 256
 """Below this width products take too little time to choose between them."""
@@ -79,28 +81,56 @@ def _seconds(multiply: Callable[[Tensor], Tensor], a: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def _laid_out(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """`x @ weight.T + bias` with the weight [out, in] in oneDNN's own layout. torch's compiler makes linear layers so;
-    the operators are internal to torch, and the probe product above is what they are trusted for."""
+def _laid_out(weight: Tensor, bias: Tensor | None, after: str = "none") -> Callable[[Tensor], Tensor]:
+    """`x @ weight.T + bias`, then "none" or "gelu", with the weight [out, in] in oneDNN's own layout.
+
+    torch's compiler makes linear layers so; the operators are internal to torch, and the probe product above is what
+    they are trusted for."""
     made = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
     own = None if bias is None else bias.detach()
     multiply = torch.ops.mkldnn._linear_pointwise
-    return lambda x: multiply(x, made, own, "none", [], "")
+    return lambda x: multiply(x, made, own, after, [], "tanh" if after == "gelu" else "")
 
 
 @contextmanager
 def packed(block: nn.Module, name: str, rows: int) -> Iterator[None]:
     """The linear layers of a block with their weights laid out, while `rows` rows of activations go through it."""
     with ExitStack() as undo:
-        for child in block.modules() if name == PACKED and rows >= ROWS else ():
-            kind, weight = type(child).__name__, getattr(child, "weight", None)
-            if (type(child) is not nn.Linear and kind != "Conv1D") or "forward" in vars(child):
-                continue
-            if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or weight.device.type != "cpu":
-                continue
-            child.forward = _laid_out(weight.t() if kind == "Conv1D" else weight, child.bias)  # type: ignore[arg-type]
-            undo.callback(vars(child).pop, "forward")
+        if name == PACKED and rows >= ROWS:
+            before = dict(_activated(block))
+            child: Any
+            for child in block.modules():
+                if _plain(child):
+                    weight = child.weight.t() if type(child).__name__ == "Conv1D" else child.weight
+                    _put(child, _laid_out(weight, child.bias, "gelu" if child in before else "none"), undo)
+                    if child in before:
+                        _put(before[child], lambda x: x, undo)
         yield
+
+
+def _plain(child: Any) -> bool:
+    """Whether a module is a linear layer, as torch and transformers define it, of float32 weights on a CPU."""
+    if (type(child) is not nn.Linear and type(child).__name__ != "Conv1D") or "forward" in vars(child):
+        return False
+    weight = child.weight
+    return type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu"
+
+
+def _activated(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Linear layers with the activation that follows them."""
+    for mlp in block.modules():
+        if type(mlp).__name__ not in MLPS:
+            continue
+        linear, act = (getattr(mlp, part) for part in MLPS[type(mlp).__name__])
+        watched = linear._forward_hooks or act._forward_hooks or act._forward_pre_hooks
+        if type(act).__name__ in TANH_GELU and not watched:
+            yield linear, act
+
+
+def _put(module: nn.Module, forward: Callable[[Tensor], Tensor], undo: ExitStack) -> None:
+    had, before = "forward" in vars(module), vars(module).get("forward")
+    module.forward = forward
+    undo.callback(setattr, module, "forward", before) if had else undo.callback(vars(module).pop, "forward")
 
 
 @contextmanager
