@@ -20,7 +20,16 @@ def stand_at(root: nn.Module, port: Port, change: Change, *, batch: Callable[[],
     module = root.get_submodule(port.module) if port.module else root
     if port.side == "in":
         return module.register_forward_pre_hook(_at_input(port, change, batch), with_kwargs=True)
-    return module.register_forward_hook(_at_output(port, change, batch))
+    handle = module.register_forward_hook(_at_output(port, change, batch))
+    _lookers_last(module)
+    return handle
+
+
+def _lookers_last(module: nn.Module) -> None:
+    """transformers keeps hidden states by hooks that stay on the model; those have to see what ours made of them."""
+    for number, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__name__", "") == "output_capturing_hook":
+            module._forward_hooks.move_to_end(number)
 
 
 def _at_input(port: Port, change: Change, batch: Callable[[], int | None]) -> Callable[..., Any]:

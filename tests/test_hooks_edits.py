@@ -433,6 +433,18 @@ def test_key_sets_in_cross_attention_are_the_encoders() -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
 
+def test_an_edit_reaches_the_hidden_states_that_transformers_keeps() -> None:
+    """LLaVA's connector reads a hidden state that transformers kept by a hook of its own, older than any of ours."""
+    m, x = made("llava")
+    config = m.module.config
+    layer = config.vision_config.num_hidden_layers + config.vision_feature_layer
+    patches = m.run(x, record="connector.out")["connector.out"]
+    nothing = m.module.model.multi_modal_projector(torch.zeros(1, 1, config.vision_config.hidden_size))
+    edited = m.run(x, edits=[interp.Zero(f"vision.L{layer}.resid_post")])["logits"]
+    as_if = m.run(x, edits=[interp.Set("connector.out", nothing.detach().expand_as(patches))])["logits"]
+    torch.testing.assert_close(edited, as_if, atol=1e-4, rtol=1e-4)
+
+
 def test_key_sets_where_keys_are_not_the_towers_positions_are_refused() -> None:
     """Mllama's crossing layers lie in the text tower and read the image; Qwen's image tower attends image by image."""
     mllama, x = made("mllama")
