@@ -439,7 +439,7 @@ def test_an_edit_reaches_the_hidden_states_that_transformers_keeps() -> None:
     config = m.module.config
     layer = config.vision_config.num_hidden_layers + config.vision_feature_layer
     patches = m.run(x, record="connector.out")["connector.out"]
-    nothing = m.module.model.multi_modal_projector(torch.zeros(1, 1, config.vision_config.hidden_size))
+    nothing = m.module.model.multi_modal_projector(patches.new_zeros(1, 1, config.vision_config.hidden_size))
     edited = m.run(x, edits=[interp.Zero(f"vision.L{layer}.resid_post")])["logits"]
     as_if = m.run(x, edits=[interp.Set("connector.out", nothing.detach().expand_as(patches))])["logits"]
     torch.testing.assert_close(edited, as_if, atol=1e-4, rtol=1e-4)
