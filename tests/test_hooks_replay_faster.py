@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,9 +13,11 @@ import interp
 from interp.hooks.faster import DEFAULT, ONEDNN, PACKED, fused, packed, products, quicker
 from interp.metrics import LogitDifference
 
+MATMUL: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009, torch puts it there when it is imported
+
 
 def settings() -> tuple[str, str]:
-    return torch.backends.mkldnn.matmul.fp32_precision, torch.get_float32_matmul_precision()
+    return MATMUL.fp32_precision, torch.get_float32_matmul_precision()
 
 
 @pytest.mark.parametrize("name", [ONEDNN, PACKED])
@@ -22,7 +26,7 @@ def test_the_setting_is_given_back_even_after_an_error(name: str) -> None:
 
     def work() -> None:
         with products(name):
-            assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+            assert MATMUL.fp32_precision == "bf16"
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -41,7 +45,7 @@ def test_laid_out_layers_are_the_same_layers() -> None:
     from transformers.pytorch_utils import Conv1D
 
     block = nn.ModuleDict({"a": nn.Linear(48, 80), "b": nn.Linear(48, 80, bias=False), "c": Conv1D(80, 48)})
-    nn.init.normal_(block["c"].bias)
+    nn.init.normal_(block["c"].get_parameter("bias"))
     x = torch.randn(1, 600, 48)
     with torch.no_grad():
         before = {name: layer(x) for name, layer in block.items()}

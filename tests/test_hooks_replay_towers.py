@@ -67,7 +67,7 @@ def agree(m: interp.Model, x: Inputs, cells: list[Cell], reads: Reads, *, driven
         full = sweep.full(cell, reads)
         bound = 256 * torch.finfo(torch.float32).eps * max(1.0, float(full.abs().max()))
         torch.testing.assert_close(
-            answers[n].logits, full, atol=bound, rtol=0, msg=lambda text, c=cell: f"{c.site}: {text}"
+            answers[n].logits, full, atol=bound, rtol=0, msg=f"{cell.site}: {answers[n].logits} is not {full}"
         )
         moved = max(moved, float((answers[n].logits - answers[n].unchanged).abs().max()))
     assert moved > 0.01

@@ -90,10 +90,14 @@ def test_what_was_done_is_not_done_again_and_comes_back_from_disk(tmp_path: Path
     how = {"base": base, "source": source, "metric": METRIC, "sites": "L*.H*.z", "budget": 4000}
     e = interp.patch(m, **how, out=tmp_path)
     assert progress(tmp_path) == (len(json.loads((tmp_path / "plan.json").read_text())["chunks"]),) * 2
-    assert progress(tmp_path)[1] > 2
+    done = progress(tmp_path)
+    assert done is not None
+    assert done[1] > 2
     journal = Journal(tmp_path)
     low, high = json.loads((tmp_path / "plan.json").read_text())["chunks"][1]
-    values, floors = journal.read(low, high)
+    known = journal.read(low, high)
+    assert known is not None
+    values, floors = known
     journal.write(low, high, {"": values[""] + 1.0}, floors)
     again = interp.patch(m, **how, out=tmp_path)
     assert torch.equal(again.values[low:high], e.values[low:high] + 1.0)

@@ -208,14 +208,14 @@ def test_pairs_of_unequal_length_by_index_suffix_and_spans() -> None:
     old = m.run(base, record="L1.z")["L1.z"]
     mean, last = old.clone(), old.clone()
     for b in range(2):
-        (lo, hi), (slo, shi) = here.rows[b], there.rows[b]
+        (lo, hi), (slo, shi) = here.rows[b] or (0, 0), there.rows[b] or (0, 0)
         mean[b, lo:hi], last[b, hi - 1] = z[b, slo:shi].mean(0), z[b, shi - 1]
-    how: dict[str, Any] = {"base": base, "source": source, "metric": METRIC, "sites": "L1.z"}
-    how["align"] = interp.align(here, there)
+    spans: dict[str, Any] = {"base": base, "source": source, "metric": METRIC, "sites": "L1.z"}
+    spans["align"] = interp.align(here, there)
     for reduce, value in (("mean", mean), ("last", last)):
-        close(interp.patch(m, **how, reduce=reduce).values[0], by_hand(m, base, [interp.Set("L1.z", value)]))
+        close(interp.patch(m, **spans, reduce=reduce).values[0], by_hand(m, base, [interp.Set("L1.z", value)]))
     with pytest.raises(InputsError, match="reduce='last' or"):
-        interp.patch(m, **how)
+        interp.patch(m, **spans)
     with pytest.raises(InputsError, match="line up"):
         interp.patch(m, base=base, source=source, metric=METRIC, sites="L1.z")
 
@@ -254,7 +254,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
 
 
 def test_a_model_that_is_not_deterministic_is_refused() -> None:
-    module = tiny("llama")
+    module: Any = tiny("llama")
     module.model.layers[0].mlp.register_forward_hook(lambda _, args, out: out + 0.1 * torch.randn_like(out))
     m = interp.attach(module)
     _, base, source = pair()

@@ -49,6 +49,7 @@ def main() -> None:
     for name, (length, first) in SHAPES.items():
         base, source = _pair(options.prompts, length, first)
         for kind, sites, positions in (("head", "L*.H*.z", "joint"), ("resid", "L*.resid_pre", "each")):
+            raced: dict[str, Callable[[], Tensor]]
             raced = {n: partial(peer, base, source, kind, first) for n, peer in _raced(others, name, options).items()}
             if not name:
                 raced["transformer_lens_same_gemm"] = partial(_with, found["products"], raced["transformer_lens"])

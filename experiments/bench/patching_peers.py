@@ -163,7 +163,7 @@ class NNsightBatched(NNsightLoop):
     def __init__(self, module: Any) -> None:
         from nnsight import NNsight
 
-        class Batching(NNsight):  # type: ignore[misc]
+        class Batching(NNsight):
             """NNsight leaves it to the model class to say how invokes make a batch."""
 
             def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
