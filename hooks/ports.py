@@ -27,9 +27,10 @@ def stand_at(root: nn.Module, port: Port, change: Change, *, batch: Callable[[],
 
 def _lookers_last(module: nn.Module) -> None:
     """transformers keeps hidden states by hooks that stay on the model; those have to see what ours made of them."""
-    for number, hook in list(module._forward_hooks.items()):
+    hooks = module._forward_hooks
+    for number, hook in list(hooks.items()):
         if getattr(hook, "__name__", "") == "output_capturing_hook":
-            module._forward_hooks.move_to_end(number)
+            hooks[number] = hooks.pop(number)
 
 
 def _at_input(port: Port, change: Change, batch: Callable[[], int | None]) -> Callable[..., Any]:

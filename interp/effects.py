@@ -121,7 +121,7 @@ class Effects:
         such axes in common are listed by name."""
         frame = self.to_frame()
         axes = [name for name in ("layer", "head", "position") if frame[name].notna().any()]
-        if not axes or frame.duplicated(axes).any():  # groups and pairs share no axes
+        if not axes or frame[axes].isna().any(axis=None) or frame.duplicated(axes).any():  # groups share no axes
             axes = ["site", "position"] if self.positions is not None else ["site"]
         return frame.set_index(axes)["estimate"].to_xarray()
 
@@ -132,16 +132,11 @@ class Effects:
         return frame.loc[order.sort_values(ascending=False, kind="stable").index].head(n)
 
     def plot(self) -> Any:
-        """A map of the effects (plotly), on a scale that is the same on both sides of 0."""
-        import plotly.graph_objects as go
+        """A map of the effects, on a scale that is the same on both sides of 0, or bars where there is one axis
+        (plotly)."""
+        from interp.plots import figure_of
 
-        array = self.to_array()
-        data = array.values if array.ndim == 2 else array.values.reshape(len(array[array.dims[0]]), -1)
-        bound = float(abs(array).max()) or 1.0
-        figure = go.Figure(go.Heatmap(z=data, zmin=-bound, zmax=bound, colorscale="RdBu", colorbar_title="effect"))
-        return figure.update_layout(
-            xaxis_title=str(array.dims[-1]), yaxis_title=str(array.dims[0]), yaxis_autorange="reversed"
-        )
+        return figure_of(self)
 
     def over_image(self, inputs: Any, picture: Any = None, **which: int) -> Any:
         """The effects of image tokens as a heat map over their picture (plotly): `row=` of the batch, `image=` of the

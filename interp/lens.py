@@ -81,7 +81,7 @@ class Lens:
             raise InputsError("this lens has no answer to plot: call lens with answers=.")
         import plotly.graph_objects as go
 
-        figure = go.Figure(go.Heatmap(z=self.logprob.mean(1), y=list(self.sites), colorbar_title="log p"))
+        figure = go.Figure(go.Heatmap(z=self.logprob.mean(1).numpy(), y=list(self.sites), colorbar_title="log p"))
         return figure.update_layout(xaxis_title="position read", yaxis_title="place")
 
     def save(self, directory: str | Path) -> Path:

@@ -39,8 +39,8 @@ def plot_over_image(effects: Effects, inputs: Inputs, picture: Any = None, *, si
         import numpy
 
         pixels = numpy.asarray(picture)
-        figure.add_trace(go.Image(z=pixels, dx=grid.shape[1] / pixels.shape[1], dy=grid.shape[0] / pixels.shape[0],
-                                  x0=-0.5, y0=-0.5))  # fmt: skip
+        dy, dx = (patches / long for patches, long in zip(grid.shape, pixels.shape[:2], strict=True))
+        figure.add_trace(go.Image(z=pixels, dx=dx, dy=dy, x0=(dx - 1) / 2, y0=(dy - 1) / 2))
     figure.add_trace(go.Heatmap(z=grid.numpy(), zmin=-bound, zmax=bound, colorscale="RdBu", colorbar_title="effect",
                                 opacity=1.0 if picture is None else 0.6))  # fmt: skip
     return figure.update_layout(yaxis_autorange="reversed", yaxis_scaleanchor="x")

@@ -70,6 +70,7 @@ AREAS: dict[str, str] = {
     "test_interp_tokenizer": "zoo",
     "test_experiments_zoo": "zoo",
     "test_interp_patch": "patching",
+    "test_interp_plots": "patching",
     "test_interp_path_patch": "patching",
     "test_interp_direct_effect": "patching",
     "test_interp_knockout": "patching",

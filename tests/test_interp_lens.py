@@ -84,6 +84,7 @@ def test_the_answer_arrives_where_it_was_planted_and_comes_back_from_disk(tmp_pa
     assert bool((seen.logprob[:-1] < -1).all())
     assert seen.logprob[-1].item() > -0.1
     assert "red" in repr(seen)
+    assert seen.plot().data[0].z.shape == tuple(seen.logprob.mean(1).shape)
     again = Lens.load(seen.save(tmp_path))
     assert again.to_frame().equals(seen.to_frame())
 

@@ -86,6 +86,5 @@ def test_effects_lie_over_the_picture() -> None:
     whole = interp.patch(m, base=x, source=y, metric=metric, sites="text.L0.resid_pre")
     with pytest.raises(InputsError, match="positions='each'"):
         over_image(whole, inputs)
-    pytest.importorskip("plotly")
     figure = e.over_image(inputs, torch.zeros(24, 24, 3, dtype=torch.uint8).numpy(), row=1)
     assert [trace.type for trace in figure.data] == ["image", "heatmap"]

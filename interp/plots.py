@@ -1,0 +1,45 @@
+"""Quick figures of results (plotly). Numbers are written into small maps, so that the sign can be read in grey."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.effects import Effects
+
+WRITTEN = 200
+"""Maps of at most this many cells show their numbers."""
+
+
+def figure_of(effects: Effects) -> Any:
+    """A map where the cells have two axes or more, the last one across; bars with intervals where they have one."""
+    array = effects.to_array()
+    return _bars(effects) if array.ndim == 1 else _map(array)
+
+
+def _bars(effects: Effects) -> Any:
+    import plotly.graph_objects as go
+
+    frame = effects.to_frame()
+    above, below = frame["high"] - frame["estimate"], frame["estimate"] - frame["low"]
+    error = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    names = frame["site"] if effects.positions is None else frame["position"]
+    return go.Figure(go.Bar(x=names, y=frame["estimate"], error_y=error)).update_layout(yaxis_title="effect")
+
+
+def _map(array: Any) -> Any:
+    import plotly.graph_objects as go
+
+    *down, across = array.dims
+    table = array.stack(row=down).transpose("row", across)
+    rows = ["".join(f"{name[0].upper()}{value}" for name, value in zip(down, _tuple(row), strict=True))
+            if "site" not in down else str(row) for row in table["row"].values]  # fmt: skip
+    bound = float(abs(array).max()) or 1.0
+    shown = {"texttemplate": "%{z:+.2g}"} if array.size <= WRITTEN else {}
+    heat = go.Heatmap(z=table.values, x=array[across].values, y=rows, zmin=-bound, zmax=bound, colorscale="RdBu",
+                      colorbar_title="effect", **shown)  # fmt: skip
+    return go.Figure(heat).update_layout(xaxis_title=across, yaxis_title=", ".join(down), yaxis_autorange="reversed")
+
+
+def _tuple(row: Any) -> tuple[Any, ...]:
+    return row if isinstance(row, tuple) else (row,)
