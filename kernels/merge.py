@@ -14,6 +14,7 @@ for the queries inside it and a rectangle for those after it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from interp.kernels.errors import AttentionError
 from interp.kernels.masks import Causal, Full
 from interp.kernels.request import Request
 
-RUNS = 32
+RUNS, HIDDEN = 32, -1e30
 
 Found = dict[str, Tensor]
 
@@ -75,7 +76,7 @@ class Spans:
     def weights(self, total: Tensor | None = None) -> Tensor:
         """The weight w_c of each span in each row; 0 in rows that see nothing."""
         lse = self.total() if total is None else total
-        return _ratio(self.lse, lse)
+        return _share(self.lse, lse).exp()
 
     def total(self) -> Tensor:
         return _logsumexp(self.lse)
@@ -93,10 +94,11 @@ def _logsumexp(lse: Tensor) -> Tensor:
     return torch.where(sees, top + torch.where(sees, total, 1.0).log(), -torch.inf)
 
 
-def _ratio(part: Tensor, total: Tensor) -> Tensor:
+def _share(part: Tensor, total: Tensor) -> Tensor:
+    """The logarithm of a span's weight; -1e30 where it sees nothing."""
     sees = part > -torch.inf
     apart = torch.where(sees, part, 0.0) - torch.where(total > -torch.inf, total, 0.0)
-    return torch.where(sees, torch.where(sees, apart, 0.0).exp(), 0.0)
+    return torch.where(sees, apart, HIDDEN)
 
 
 def spans(q: Tensor, k: Tensor, v: Tensor, *, bounds: Sequence[tuple[int, int]], causal: bool, scale: float) -> Spans:
@@ -216,11 +218,11 @@ def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
     lse = _edited_lse(made, found)
     total = _logsumexp(lse)
     sees = total > -torch.inf
-    sink = _sink(made, total, sees)
-    weights, unmoved = _redistributed(made, found, _ratio(lse, total) * (1 - sink), sees)
+    sink, share = _sink(made, total, sees)
+    weights, unmoved = _redistributed(made, found, _share(lse, total) + share, sees)
     stats = {s.name: total if s.kind == "lse" else sink if s.kind == "sink" else _mass(made, s.argument, found, weights)
              for s in made.stats}  # fmt: skip
-    z, stayed = _blended(made, found, (weights.unsqueeze(-1) * found.z).sum(0), lse, 1 - sink, sees)
+    z, stayed = _blended(made, found, (weights.unsqueeze(-1) * found.z).sum(0), lse, share.exp(), sees)
     counts = {"blind": (~sees).sum(), "unmoved": unmoved + stayed}
     return _gated(made, z).to(made.q.dtype), total, stats, counts
 
@@ -249,26 +251,33 @@ def _edited_lse(made: Request, found: Spans) -> Tensor:
     return lse
 
 
-def _sink(made: Request, total: Tensor, sees: Tensor) -> Tensor:
+def _sink(made: Request, total: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+    """The learned sink's weight, and the logarithm of what it leaves."""
     if made.sinks is None:
-        return torch.zeros_like(total)
-    own = made.sinks.to(total)[None, :, None]
-    return torch.where(sees, torch.sigmoid(own - torch.where(sees, total, 0.0)), 1.0)
+        return torch.zeros_like(total), torch.zeros_like(total)
+    above = made.sinks.to(total)[None, :, None] - torch.where(sees, total, 0.0)
+    return torch.where(sees, above.sigmoid(), 1.0), torch.where(sees, torch.nn.functional.logsigmoid(-above), 0.0)
 
 
-def _redistributed(made: Request, found: Spans, weights: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
-    unmoved = torch.zeros((), dtype=torch.long, device=weights.device)
+def _redistributed(made: Request, found: Spans, logs: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights of spans from their logarithms, in which no target is too small to divide by."""
+    unmoved = torch.zeros((), dtype=torch.long, device=logs.device)
     for edit in made.edits:
         if not isinstance(edit, E.Redistribute):
             continue
-        source, target = (_members(x, found.bounds, weights) for x in edit.sets())
-        w_source, w_target = (weights * source).sum(0), (weights * target).sum(0)
-        able, asked = w_target > 0, _touched(made, edit) & sees
-        moved = w_source / torch.where(able, w_target, 1.0)
-        new = weights * (1 - edit.fraction * source.to(weights) + edit.fraction * moved * target)
-        weights = torch.where(asked & able, new, weights)
+        source, target = (_members(x, found.bounds, logs) for x in edit.sets())
+        l_source, l_target = (torch.where(x, logs, HIDDEN).logsumexp(0) for x in (source, target))
+        able, asked = l_target > HIDDEN / 2, _touched(made, edit) & sees
+        more = l_source + _log(edit.fraction) - torch.where(able, l_target, 0.0)
+        new = torch.where(target, logs + torch.logaddexp(torch.zeros_like(more), more), logs)
+        new = torch.where(source, (logs + _log(1 - edit.fraction)).clamp(min=HIDDEN), new)
+        logs = torch.where(asked & able, new, logs)
         unmoved = unmoved + (asked & ~able).sum()
-    return weights, unmoved
+    return logs.exp(), unmoved
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else HIDDEN
 
 
 def _mass(made: Request, name: str, found: Spans, weights: Tensor) -> Tensor:

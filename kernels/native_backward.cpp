@@ -97,7 +97,7 @@ struct RowBack : Row {
       std::fill(g, g + padded, 0.0f);
       return;
     }
-    sink = call.sinks ? 1.0f / (1.0f + std::exp(lse - call.sinks[h])) : 0.0f;
+    share_with_sink();
     const std::vector<const Edit*> edits = moving();
     scratch.sees.resize(n);
     if (!edits.empty()) look(scratch.sees);
@@ -117,11 +117,11 @@ struct RowBack : Row {
 
   // p, and what the entropy of unmoved weights adds to G: -(ln p + 1).
   void softmax_again(int64_t padded, float dentropy) {
-    const vec whole = all(lse), kept = all(1 - sink), least = all(-87.0f);
-    const vec plus = all(sink < 1 ? std::log1p(-sink) + 1 : 0.0f), minus = all(-dentropy);
+    const vec whole = all(lse), share = all(kept), least = all(-87.0f);
+    const vec plus = all(kept > 0 ? std::log(kept) + 1 : 0.0f), minus = all(-dentropy);
     for (int64_t j = 0; j < padded; j += VL) {
       const vec t = load(s + j) - whole;
-      store(s + j, exp(t) * kept);
+      store(s + j, exp(t) * share);
       if (dentropy != 0) store(g + j, load(g + j) + minus * (max(t, least) + plus));
     }
   }
@@ -132,7 +132,7 @@ struct RowBack : Row {
     for (size_t x = 0; x < edits.size(); ++x) {
       std::copy(s, s + padded, scratch.kept.begin() + x * padded);
       if (edits[x]->kind == 5) redistribute(*edits[x]);
-      else blend(*edits[x], 1 - sink, scratch.sees);
+      else blend(*edits[x], kept, scratch.sees);
     }
   }
 
@@ -189,7 +189,7 @@ struct RowBack : Row {
       to += target[j] ? w[j] : 0.0f;
       gain += target[j] ? w[j] * g[j] : 0.0f;
     }
-    if (!(to > 0)) return;
+    if (!(to > LEAST * kept)) return;
     const float grown = static_cast<float>(1 + f * from / to);
     const float more = static_cast<float>(f * gain / to), less = static_cast<float>(f * gain * from / to / to);
     for (int64_t j = 0; j < n; ++j)
@@ -199,7 +199,7 @@ struct RowBack : Row {
   void finish(const float* p, int64_t padded, float dsink) {
     vec total = {};
     for (int64_t j = 0; j < padded; j += VL) total += load(p + j) * load(g + j);
-    const float d = sum(total) + sink * dsink, plus = sink < 1 ? given(back.dlse) / (1 - sink) : 0.0f;
+    const float d = sum(total) + sink * dsink, plus = kept > LEAST ? given(back.dlse) / kept : 0.0f;
     const vec shift = all(plus - d);
     for (int64_t j = 0; j < padded; j += VL) store(g + j, call.scale * load(p + j) * (load(g + j) + shift));
     if (slope)

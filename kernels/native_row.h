@@ -10,7 +10,7 @@ struct Row {
   int64_t base;      // first key of the block
   int64_t n;         // keys of the block
   float* s;          // scores, then weights before the factor
-  float factor = 0, lse = 0, sink = 0, entropy = 0;
+  float factor = 0, lse = 0, sink = 0, kept = 1, entropy = 0;
   bool blind = false, moved = false;
   int64_t unmoved = 0;
 
@@ -81,6 +81,7 @@ struct Row {
       std::fill(s, s + padded, 0.0f);
       lse = -std::numeric_limits<float>::infinity();
       sink = call.sinks ? 1.0f : 0.0f;
+      kept = 1 - sink;
       return;
     }
     if (call.argmax) {
@@ -97,16 +98,21 @@ struct Row {
     }
     const float l = sum(total);
     lse = most + std::log(l);
-    sink = call.sinks ? 1.0f / (1.0f + std::exp(lse - call.sinks[h])) : 0.0f;
-    factor = (1 - sink) / l;
-    const float weight = 1 - sink;
-    entropy = weight > 0 ? weight * (std::log(l) - std::log(weight)) - factor * sum(weighed) : 0.0f;
+    share_with_sink();
+    factor = kept / l;
+    entropy = kept > 0 ? kept * (std::log(l) - std::log(kept)) - factor * sum(weighed) : 0.0f;
+  }
+
+  // What the learned sink takes and leaves, each by itself: 1 - sink has no digits where the sink takes nearly all.
+  void share_with_sink() {
+    if (!call.sinks) return;
+    sink = 1.0f / (1.0f + std::exp(lse - call.sinks[h]));
+    kept = 1.0f / (1.0f + std::exp(call.sinks[h] - lse));
   }
 
   int64_t at() const { return (b * call.heads + h) * call.rows + r; }
 
   void weight_edits(const std::vector<uint8_t>& sees) {
-    const float total = 1 - sink;
     for (int64_t x = 0; x < call.n_edits; ++x) {
       const Edit& e = call.edits[x];
       if (e.kind < 5 || e.kind > 7 || !touched(e) || blind) continue;
@@ -115,7 +121,7 @@ struct Row {
       moved = true;
       factor = 1;
       if (e.kind == 5) redistribute(e);
-      else blend(e, total, sees);
+      else blend(e, kept, sees);
     }
     if (moved && call.entropy) {
       double found = 0;
@@ -131,9 +137,9 @@ struct Row {
       from += source[j] ? s[j] : 0.0f;
       to += target[j] ? s[j] : 0.0f;
     }
-    if (!(to > 0)) { ++unmoved; return; }
-    const float f = e.value[h], kept = 1 - f, grown = static_cast<float>(1 + f * from / to);
-    for (int64_t j = 0; j < n; ++j) s[j] *= source[j] ? kept : target[j] ? grown : 1.0f;
+    if (!(to > LEAST * kept)) { ++unmoved; return; }
+    const float f = e.value[h], stays = 1 - f, grown = static_cast<float>(1 + f * from / to);
+    for (int64_t j = 0; j < n; ++j) s[j] *= source[j] ? stays : target[j] ? grown : 1.0f;
   }
 
   void blend(const Edit& e, float total, const std::vector<uint8_t>& sees) {

@@ -5,12 +5,16 @@ Cost: tensors of batch x head x row x key, several of them. For tests, and for p
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from interp.kernels import edits as E
 from interp.kernels.request import Request
 from interp.kernels.stats import Stat, ratio
+
+HIDDEN = -1e30
 
 
 def attend(
@@ -35,12 +39,12 @@ def pattern(request: Request, *, dtype: torch.dtype = torch.float64) -> Tensor:
 def _weights(request: Request, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     scores, visible = edited_scores(request, dtype)
     sees = visible.any(-1)
-    total = torch.where(visible, scores, -1e30).logsumexp(-1)
-    weights = torch.where(visible, torch.where(visible, scores - total.unsqueeze(-1), 0.0).exp(), 0.0)
-    lse = torch.where(sees, total, -torch.inf)
-    sink = _sink(request, total, sees)
-    weights, unmoved = _edited_weights(request, weights * (1 - sink).unsqueeze(-1), visible, 1 - sink)
-    return weights, visible, lse, sink, unmoved
+    total = torch.where(visible, scores, HIDDEN).logsumexp(-1)
+    sink, share = _sink(request, total, sees)
+    logs = torch.where(visible, scores - (total - share).unsqueeze(-1), HIDDEN)
+    logs, stuck = _redistributed(request, logs, visible)
+    weights, stayed = _blended(request, torch.where(visible, logs.exp(), 0.0), visible, share.exp().unsqueeze(-1))
+    return weights, visible, torch.where(sees, total, -torch.inf), sink, stuck + stayed
 
 
 def edited_scores(request: Request, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -73,38 +77,43 @@ def _score_stages(request: Request, scores: Tensor, visible: Tensor) -> tuple[Te
     return scores, visible
 
 
-def _edited_weights(request: Request, p: Tensor, visible: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+def _redistributed(request: Request, logs: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the weights, so that however little weight a target has, its keys keep their proportions."""
+    unmoved = torch.zeros((), dtype=torch.long, device=logs.device)
+    for edit in request.edits:
+        if not isinstance(edit, E.Redistribute):
+            continue
+        source, target, touched = _keys(edit.source, logs), _keys(edit.target, logs), _touched(edit, request, logs)
+        l_source = torch.where(source, logs, HIDDEN).logsumexp(-1, keepdim=True)
+        l_target = torch.where(target, logs, HIDDEN).logsumexp(-1, keepdim=True)
+        able = l_target > HIDDEN / 2
+        given = l_source + _log(edit.fraction) + torch.where(able, logs - l_target, 0.0)
+        new = torch.where(target & able & visible, torch.logaddexp(logs, given), logs)
+        new = torch.where(source & able, (new + _log(1 - edit.fraction)).clamp(min=HIDDEN), new)
+        logs = torch.where(touched, new, logs)
+        unmoved = unmoved + (touched & visible & ~able).any(-1).sum()
+    return logs, unmoved
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else HIDDEN
+
+
+def _blended(request: Request, p: Tensor, visible: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     unmoved = torch.zeros((), dtype=torch.long, device=p.device)
     for edit in request.edits:
-        touched = _touched(edit, request, p)
-        new = None
-        if isinstance(edit, E.Redistribute):
-            new, able = _redistributed(edit, p)
-        elif isinstance(edit, E.Blend):
-            new, able = _blended(edit, request, p, visible, total.unsqueeze(-1))
-        if new is not None:
-            rows, sees = touched.any(-1), visible.any(-1)
-            unmoved = unmoved + (rows & sees & ~able).sum()
-            p = torch.where(touched & able.unsqueeze(-1), new, p)
+        if isinstance(edit, E.Blend):
+            touched, ideal = _touched(edit, request, p), _ideal(edit, request, visible).to(p)
+            able = ideal.sum(-1, keepdim=True) > 0
+            unmoved = unmoved + (touched & visible & ~able).any(-1).sum()
+            p = torch.where(touched & able, (1 - edit.amount) * p + edit.amount * total * ideal, p)
     return p, unmoved
 
 
-def _redistributed(edit: E.Redistribute, p: Tensor) -> tuple[Tensor, Tensor]:
-    source, target = _keys(edit.source, p), _keys(edit.target, p)
-    p_source, p_target = torch.where(source, p, 0.0), torch.where(target, p, 0.0)
-    w_source, w_target = p_source.sum(-1, keepdim=True), p_target.sum(-1, keepdim=True)
-    able = w_target > 0
-    moved = torch.where(able, w_source / torch.where(able, w_target, 1.0), 0.0)
-    return p - edit.fraction * p_source + edit.fraction * moved * p_target, able.squeeze(-1)
-
-
-def _blended(edit: E.Blend, request: Request, p: Tensor, visible: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+def _ideal(edit: E.Blend, request: Request, visible: Tensor) -> Tensor:
     if edit.to == "uniform":
-        ideal = visible.to(p.dtype) / visible.sum(-1, keepdim=True).clamp(min=1)
-    else:
-        own = torch.arange(p.shape[-1], device=p.device)[None, :] == request.positions[:, None]
-        ideal = (own & visible).to(p.dtype)
-    return (1 - edit.amount) * p + edit.amount * total * ideal, ideal.sum(-1) > 0
+        return visible.double() / visible.sum(-1, keepdim=True).clamp(min=1)
+    return (torch.arange(visible.shape[-1], device=visible.device)[None, :] == request.positions[:, None]) & visible
 
 
 def _gated(request: Request, z: Tensor) -> Tensor:
@@ -162,11 +171,12 @@ def _distances(request: Request, i: Tensor, j: Tensor) -> Tensor:
     return (at[i][:, None] - at[j][None]).square().sum(-1).sqrt()
 
 
-def _sink(request: Request, total: Tensor, sees: Tensor) -> Tensor:
+def _sink(request: Request, total: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+    """The learned sink's weight, and the logarithm of what it leaves."""
     if request.sinks is None:
-        return torch.zeros_like(total)
-    found = torch.sigmoid(request.sinks.to(total)[None, :, None] - torch.where(sees, total, 0.0))
-    return torch.where(sees, found, 1.0)
+        return torch.zeros_like(total), torch.zeros_like(total)
+    above = request.sinks.to(total)[None, :, None] - torch.where(sees, total, 0.0)
+    return torch.where(sees, above.sigmoid(), 1.0), torch.where(sees, torch.nn.functional.logsigmoid(-above), 0.0)
 
 
 def _touched(edit: E.Edit, request: Request, like: Tensor) -> Tensor:

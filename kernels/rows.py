@@ -8,6 +8,7 @@ attention, at the speed of torch's plain operators; twice the forward when a gra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -178,66 +179,74 @@ class Weights:
 
 
 def weights(made: Request, tile: Tile) -> Weights:
-    """The softmax of a tile with its sink, redistributed and blended; `logs` are ln p where nothing moved weights."""
+    """The softmax of a tile with its sink, redistributed and blended; `logs` are ln p where nothing was blended."""
     s, visible = edited_scores(made, tile)
     s = s.masked_fill(~visible, HIDDEN)
     sees = visible.any(-1)
     top = s.detach().amax(-1, keepdim=True)
     total = top.squeeze(-1) + (s - top).exp().sum(-1).log()
-    sink = _sink(made, tile, total, sees)
-    logs = (s - total.unsqueeze(-1)).masked_fill(~visible, 0.0)
-    if made.sinks is not None:
-        logs = logs + torch.log1p(-sink).masked_fill(~sees, 0.0).unsqueeze(-1)
-    p = logs.exp() * visible
-    p, unmoved = _weight_stages(made, tile, p, visible, sees, 1 - sink)
-    moved = any(E.Redistribute.stage <= e.stage < E.Gate.stage for e in made.edits)
-    return Weights(p, visible, total.masked_fill(~sees, -torch.inf), sink, None if moved else logs, unmoved)
+    sink, share = _sink(made, tile, total, sees)
+    logs = (s - total.unsqueeze(-1) + share.unsqueeze(-1)).masked_fill(~visible, HIDDEN)
+    logs, stuck = _redistributed(made, tile, logs, sees)
+    p, stayed = _blended(made, tile, logs.exp() * visible, visible, share.exp())
+    blended = any(isinstance(e, E.Blend) for e in made.edits)
+    return Weights(p, visible, total.masked_fill(~sees, -torch.inf), sink, None if blended else logs, stuck + stayed)
 
 
-def _sink(made: Request, tile: Tile, total: Tensor, sees: Tensor) -> Tensor:
+def _sink(made: Request, tile: Tile, total: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+    """The learned sink's weight, and the logarithm of what it leaves: exact where the sink takes nearly all."""
     if made.sinks is None:
-        return torch.zeros_like(total)
-    own = made.sinks.to(total)[tile.heads][None, :, None]
-    return torch.sigmoid(own - total.masked_fill(~sees, 0.0)).masked_fill(~sees, 1.0)
+        return torch.zeros_like(total), torch.zeros_like(total)
+    above = made.sinks.to(total)[tile.heads][None, :, None] - total.masked_fill(~sees, 0.0)
+    share = torch.nn.functional.logsigmoid(-above)
+    return torch.sigmoid(above).masked_fill(~sees, 1.0), share.masked_fill(~sees, 0.0)
 
 
-def _weight_stages(
-    made: Request, tile: Tile, p: Tensor, visible: Tensor, sees: Tensor, total: Tensor
-) -> tuple[Tensor, Tensor]:
-    unmoved = torch.zeros((), dtype=torch.long, device=p.device)
+def _redistributed(made: Request, tile: Tile, logs: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+    """ln p after all redistributions, and how many rows could not be moved.
+
+    In logarithms, so that neither a target of next to no weight nor its gradient divides by nearly 0.
+    """
+    unmoved = torch.zeros((), dtype=torch.long, device=logs.device)
     for edit in made.edits:
-        if not isinstance(edit, E.Redistribute | E.Blend):
-            continue
         touched = edit.where(tile.heads, tile.rows(made))
-        if touched is not None and not bool(touched.any()):
+        if not isinstance(edit, E.Redistribute) or (touched is not None and not bool(touched.any())):
             continue
-        new, able = (
-            _redistributed(edit, tile, p)
-            if isinstance(edit, E.Redistribute)
-            else _blended(edit, made, tile, p, visible, total)
-        )
-        asked = sees if touched is None else sees & touched.squeeze(-1)
+        source, target = (_keys(x, tile, sees) for x in edit.sets())
+        l_source, l_target = (logs.masked_fill(~x, HIDDEN).logsumexp(-1, keepdim=True) for x in (source, target))
+        able, asked = l_target > HIDDEN / 2, (sees if touched is None else sees & touched.squeeze(-1)).unsqueeze(-1)
+        more = l_source + _log(edit.fraction) - l_target.masked_fill(~able, 0.0)
+        new = torch.where(target, logs + torch.logaddexp(torch.zeros_like(more), more), logs)
+        new = torch.where(source, (logs + _log(1 - edit.fraction)).clamp(min=HIDDEN), new)
+        logs = torch.where(asked & able, new, logs)
         unmoved = unmoved + (asked & ~able).sum()
+    return logs, unmoved
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else HIDDEN
+
+
+def _blended(made: Request, tile: Tile, p: Tensor, visible: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """p after all blends, and how many rows could not be moved; `share` is what the learned sink leaves."""
+    unmoved, sees = torch.zeros((), dtype=torch.long, device=p.device), visible.any(-1)
+    for edit in made.edits:
+        touched = edit.where(tile.heads, tile.rows(made))
+        if not isinstance(edit, E.Blend) or (touched is not None and not bool(touched.any())):
+            continue
+        ideal = _ideal(edit, made, tile, visible).to(p.dtype)
+        able, asked = ideal.amax(-1) > 0, sees if touched is None else sees & touched.squeeze(-1)
+        new = p + edit.amount * (share.unsqueeze(-1) * ideal - p)
         p = torch.where((asked & able).unsqueeze(-1), new, p)
+        unmoved = unmoved + (asked & ~able).sum()
     return p, unmoved
 
 
-def _redistributed(edit: E.Redistribute, tile: Tile, p: Tensor) -> tuple[Tensor, Tensor]:
-    source, target = _keys(edit.source, tile, p), _keys(edit.target, tile, p)
-    w_source, w_target = (p * source).sum(-1, keepdim=True), (p * target).sum(-1, keepdim=True)
-    able = w_target > 0
-    moved = w_source / w_target.masked_fill(~able, 1.0)
-    return p * (1 - edit.fraction * source + edit.fraction * moved * target), able.squeeze(-1)
-
-
-def _blended(
-    edit: E.Blend, made: Request, tile: Tile, p: Tensor, visible: Tensor, total: Tensor
-) -> tuple[Tensor, Tensor]:
+def _ideal(edit: E.Blend, made: Request, tile: Tile, visible: Tensor) -> Tensor:
+    """What a blend goes to."""
     if edit.to == "uniform":
-        ideal = visible.to(p.dtype) / visible.sum(-1, keepdim=True).clamp(min=1)
-    else:
-        ideal = ((tile.keys(made)[None, :] == made.positions[tile.at][:, None]) & visible).to(p.dtype)
-    return p + edit.amount * (total.unsqueeze(-1) * ideal - p), ideal.amax(-1) > 0
+        return visible / visible.sum(-1, keepdim=True).clamp(min=1)
+    return (tile.keys(made)[None, :] == made.positions[tile.at][:, None]) & visible
 
 
 def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:

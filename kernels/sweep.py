@@ -186,7 +186,7 @@ def _block(
     unmoved, (e, row) = 0, _softmax(made, place, s, e, hidden.low, moved)
     if moved and visible is not None:
         total = row.total.view(-1, rows, 1)
-        unmoved = edit_weights(block, _keys_of(e, rows, n), _keys_of(visible, rows, n), total)
+        unmoved = edit_weights(block, *(_keys_of(x, rows, n) for x in (s, e, visible)), total)
         row = _ranked_anew(made, row, s, e, visible, hidden.low)
     out.lse[place.b, heads, place.at] = row.lse.view(-1, rows)
     if v is not None and out.z is not None:
@@ -221,10 +221,10 @@ def _softmax(made: Request, place: _Place, s: Tensor, e: Tensor, low: int, moved
     if made.lse is None:
         total = e.sum(-1)
         lse = (shift + total.log()).masked_fill(blind, -torch.inf)
-    sink = _sink(made, heads, lse, rows)
-    factor = ((1 - sink) / total).masked_fill(blind, 0.0)
+    sink, share = _sink(made, heads, lse, rows)
+    factor = (share.exp() / total).masked_fill(blind, 0.0)
     largest = factor if top is None or made.lse is None else (top - shift).exp() * factor
-    return e, _Rows(lse, sink, factor, total, argmax, largest, blind, moved)
+    return e, _Rows(lse, sink, share, factor, total, argmax, largest, blind, moved)
 
 
 def _ranked_anew(made: Request, row: _Rows, s: Tensor, e: Tensor, visible: Tensor, low: int) -> _Rows:
@@ -259,17 +259,19 @@ def _top(s: Tensor, low: int) -> tuple[Tensor, Tensor]:
     return top, run * RUN + inside + low
 
 
-def _sink(made: Request, heads: slice, lse: Tensor, rows: int) -> Tensor:
+def _sink(made: Request, heads: slice, lse: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The learned sink's weight, and the logarithm of what it leaves."""
     if made.sinks is None:
-        return torch.zeros_like(lse)
-    own = made.sinks[heads].to(lse).repeat_interleave(rows)
-    return torch.sigmoid(own - lse)
+        return torch.zeros_like(lse), torch.zeros_like(lse)
+    above = made.sinks[heads].to(lse).repeat_interleave(rows) - lse
+    return above.sigmoid(), torch.nn.functional.logsigmoid(-above).clamp(min=HIDDEN)
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
     lse: Tensor
     sink: Tensor
+    share: Tensor
     factor: Tensor
     total: Tensor
     argmax: Tensor | None
@@ -312,9 +314,8 @@ def _entropy(t: Tensor, e: Tensor, row: _Rows) -> Tensor:
     """Overwrites t."""
     if row.moved:
         return torch.special.entr(torch.mul(e, row.factor.unsqueeze(-1), out=t), out=t).sum(-1)
-    weight = 1 - row.sink
-    log = row.total.log() - weight.log().masked_fill(row.blind, 0.0)
-    return (weight * log - row.factor * t.mul_(e).sum(-1)).masked_fill(row.blind, 0.0)
+    log = row.total.log() - row.share
+    return (row.share.exp() * log - row.factor * t.mul_(e).sum(-1)).masked_fill(row.blind, 0.0)
 
 
 def _weighed(made: Request, kind: str, argument: str, place: _Place, hidden: Hidden, e: Tensor, rows: int) -> Tensor:

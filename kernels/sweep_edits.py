@@ -7,6 +7,7 @@ that normalises is total / l.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from interp.kernels import edits as E
 from interp.kernels.edits import Edit
 from interp.kernels.request import Request
+
+HIDDEN = -1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +79,9 @@ def _divide(block: Block, edit: E.Temperature, touched: Tensor | None, s: Tensor
     s.div_(by if touched is None else torch.where(touched, by, 1.0)).masked_fill_(unseen, hidden)
 
 
-def edit_weights(block: Block, e: Tensor, visible: Tensor, total: Tensor) -> int:
-    """Redistributions and blends of e [h, rows, keys], whose rows sum to `total` [h, rows, 1]; returns how many rows of
-    heads that see something could not be moved.
+def edit_weights(block: Block, t: Tensor, e: Tensor, visible: Tensor, total: Tensor) -> int:
+    """Redistributions and blends of e = exp(t) [h, rows, keys], whose rows sum to `total` [h, rows, 1]; returns how
+    many rows of heads that see something could not be moved. Redistributions change t as well.
     """
     unmoved, sees = 0, visible.any(-1, keepdim=True)
     for edit in block.made.edits:
@@ -86,27 +89,31 @@ def edit_weights(block: Block, e: Tensor, visible: Tensor, total: Tensor) -> int
             continue
         touched = block.touched(edit)
         asked = sees if touched is None else sees & touched
-        able = (
-            _redistribute(block, edit, e, asked)
-            if isinstance(edit, E.Redistribute)
-            else (
-                _to_own(block, edit, e, visible, total, asked)
-                if edit.to == "identity"
-                else _to_all(edit, e, visible, total, asked)
-            )
-        )
+        if isinstance(edit, E.Redistribute):
+            able = _redistribute(block, edit, t, e, asked)
+        elif edit.to == "identity":
+            able = _to_own(block, edit, e, visible, total, asked)
+        else:
+            able = _to_all(edit, e, visible, total, asked)
         unmoved += int((asked & ~able).sum())
     return unmoved
 
 
-def _redistribute(block: Block, edit: E.Redistribute, e: Tensor, asked: Tensor) -> Tensor:
-    source, target = (block.keys(x, e).to(e.dtype) for x in edit.sets())
-    from_, to = ((e @ x).unsqueeze(-1) for x in (source, target))
-    able = to > 0
-    now = (asked & able).to(e.dtype)
-    grown = edit.fraction * from_ / to.masked_fill(~able, 1.0) * now
-    e.mul_(1 + grown * target - edit.fraction * now * source)
+def _redistribute(block: Block, edit: E.Redistribute, t: Tensor, e: Tensor, asked: Tensor) -> Tensor:
+    """In logarithms: whatever little weight the target has, its keys keep their proportions."""
+    source, target = (block.keys(x, e) for x in edit.sets())
+    from_, to = (t.masked_fill(~x, HIDDEN).logsumexp(-1, keepdim=True) for x in (source, target))
+    able = to > HIDDEN / 2
+    now = asked & able
+    more = torch.where(now, from_ + _log(edit.fraction) - to, HIDDEN)
+    t.add_(torch.where(target, torch.logaddexp(torch.zeros_like(more), more), 0.0))
+    t.add_((source & now).to(t.dtype), alpha=_log(1 - edit.fraction))
+    e.copy_(t).exp_()
     return able
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else HIDDEN
 
 
 def _to_own(block: Block, edit: E.Blend, e: Tensor, visible: Tensor, total: Tensor, asked: Tensor) -> Tensor:
