@@ -3,8 +3,8 @@
 Conmy et al. 2023 (arXiv 2304.14997). Receivers are visited from the logits down, each one's senders from the last to
 the first; an edge is patched with the source's value, together with all edges that have gone already, and goes itself
 where `D(with it gone) - D(before) < threshold`, D being minus the mean metric, signed so that the base is what the
-circuit shall do. `interp.metrics.KL.to(base logits)` as metric is the paper's own divergence. Cost: for every edge whose
-end the circuit still listens to, the blocks from its receiver on (earlier ones compute what the base does); edges into
+circuit shall do. `interp.metrics.KL.to(base logits)` as metric is the paper's own divergence. Cost: per edge whose end
+the circuit still listens to, the blocks from its receiver on (earlier ones compute what the base does); edges into
 nodes that nobody listens to change nothing and go without a run. Limits: greedy, and depends on that order; one edge at
 a time, so of two that stand in for each other the first to be visited goes.
 """

@@ -14,7 +14,7 @@ from interp.kernels.errors import InterpError
 
 
 def open_directory(directory: str | Path) -> Tape | Effects | Edges | Faithfulness | dict[str, Effects]:
-    """A tape, effects, edges or faithfulness that were saved, or a finished sweep: a dict by metric if it had several."""
+    """A tape, effects, edges or faithfulness that were saved, or a finished sweep: by metric if it had several."""
     folder = Path(directory)
     if (folder / "tape.json").exists():
         return open_tape(folder)

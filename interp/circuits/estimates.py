@@ -51,8 +51,7 @@ def eap_ig(pair: Pair, more: Written, steps: int) -> Tensor:
     """The mean gradient between the embeddings of base and source."""
     refuse_filled(pair, "method='eap-ig'")
     site = Site(pair.walk.name, None, "embed")
-    start = pair.model.run(pair.base, record=[site])[site]
-    pair.passes += 1
+    start = pair.pass_base().entered[pair.walk.layers[0]]
     slopes = Slopes(pair, more)
     for alpha in grid(steps):
         slopes.add(edits=[Set(str(site), start + alpha * more.embed.to(start.dtype))], weight=1 / steps)

@@ -19,6 +19,7 @@ from interp.circuits.changes import Pair, Written
 from interp.hooks.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.gradients import frozen, refuse_rounding
+from interp.hooks.placing import places
 from interp.hooks.rules import Rules
 from interp.hooks.sites import Site
 from interp.hooks.walk import Passed
@@ -46,7 +47,8 @@ class Slopes:
         first_order: bool = False,
     ) -> None:
         """One pass with edits and its walk back; `senders` are those whose edges count, all by default."""
-        self.weight, self.some = weight, senders
+        self.weight, self.some, edits = weight, senders, list(edits)
+        self.edits = [(site.layer, edit) for edit in edits for site in places(self.walk.anatomy, edit)]
         with ExitStack() as undo:
             undo.enter_context(frozen(self.pair.model.module))
             if self.rules is not None:
@@ -86,15 +88,18 @@ class Slopes:
     def _block(self, passed: Passed, layer: int, slope: Tensor) -> Tensor:
         """Everything read in a block; returns the slope at its input."""
         shape = self.graph.by_index[layer]
-        if self.some is not None and not self._earlier(layer):
+        if not self._earlier(layer):
             return slope
         hidden = passed.entered.pop(layer).detach().requires_grad_()
+        inside = [edit for where, edit in self.edits if where == layer]
         mlp = [] if not shape.mlp else ["mlp_write"] if shape.parallel else ["resid_mid", "mlp_write"]
-        called = self.walk.block(passed, layer, hidden, record=["q", "k", "v", *mlp], grad=True)
-        if shape.mlp:
+        called = self.walk.block(passed, layer, hidden, record=["q", "k", "v", *mlp], edits=inside, grad=True)
+        if shape.mlp and self._read(Site(self.graph.tower, layer, "mlp_in")):
             start = hidden if shape.parallel else called.at["resid_mid"]
             (found,) = torch.autograd.grad(called.at["mlp_write"], start, slope, retain_graph=True)
             self._contract(Site(self.graph.tower, layer, "mlp_in"), found)
+        if not self._read(Site(self.graph.tower, layer, "q_in", (0,))):
+            return slope
         heads = [called.at[part] for part in "qkv"]
         assert called.out is not None
         *by_head, below = torch.autograd.grad(called.out, [*heads, hidden], slope, retain_graph=True)
@@ -106,11 +111,14 @@ class Slopes:
                 self._contract(Site(self.graph.tower, layer, f"{part}_in", (head,)), found)
         return below
 
+    def _read(self, receiver: Site) -> bool:
+        """Whether it reads any of the senders that count."""
+        column = self.graph.exists[:, self.graph.receiver_at[receiver]]
+        return bool(column.any() if self.some is None else column[list(self.some)].any())
+
     def _earlier(self, layer: int) -> bool:
-        """Whether any of the senders that count writes before this layer's end."""
-        assert self.some is not None
-        layers = [self.graph.senders[u].layer for u in self.some]
-        return any(one is None or one <= layer for one in layers)
+        """Whether anything in a layer reads any of the senders that count."""
+        return any(self._read(site) for site in self.graph.receivers if site.layer == layer)
 
     def _contract(self, receiver: Site, slope: Tensor) -> None:
         """The scores of every edge into a receiver."""
