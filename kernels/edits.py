@@ -60,6 +60,9 @@ class Edit(ByContent):
         name = type(self).__name__
         if self.heads is not None and not all(0 <= h < heads for h in self.heads):
             raise AttentionError(f"{name}: query heads must be in 0..{heads - 1}; got {self.heads}")
+        value = getattr(self, "value", None)
+        if isinstance(value, Tensor) and tuple(value.shape) not in ((), (heads,)):
+            raise AttentionError(f"{name}: its value is a number or [{heads}], one per head; got {list(value.shape)}")
         if self.rows is not None:
             wanted = f"Bool [{batch}, {queries}]"
             if self.rows.dtype != torch.bool or tuple(self.rows.shape) not in ((batch, queries), (1, queries)):
@@ -156,7 +159,12 @@ class Redistribute(Edit):
 
     def __post_init__(self) -> None:
         _number("the fraction to redistribute", self.fraction, 0.0, 1.0)
-        if bool((key_set("source", self.source) & key_set("target", self.target)).any()):
+        source, target = key_set("source", self.source), key_set("target", self.target)
+        if source.shape[1] != target.shape[1] or len({len(source), len(target)} - {1}) > 1:
+            raise AttentionError(
+                f"source and target speak of the same keys; got {list(self.source.shape)}, {list(self.target.shape)}"
+            )
+        if bool((source & target).any()):
             raise AttentionError("source and target of a redistribution must be disjoint; some keys are in both")
 
     def sets(self) -> tuple[Tensor, ...]:

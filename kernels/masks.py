@@ -116,8 +116,9 @@ class Prefix(Mask):
     n: int | Tensor
 
     def __post_init__(self) -> None:
-        if int(torch.as_tensor(self.n).min()) < 0:
-            raise AttentionError(f"a prefix has at least 0 keys; got {self.n!r}")
+        n = torch.as_tensor(self.n)
+        if n.is_floating_point() or int(n.min()) < 0:
+            raise AttentionError(f"a prefix is a whole number, at least 0 keys; got {self.n!r}")
 
     def _n(self, device: torch.device) -> Tensor:
         return torch.as_tensor(self.n, device=device).reshape(-1, 1, 1, 1)
@@ -207,8 +208,11 @@ class Padding(Mask):
     keys: int | None = None
 
     def __post_init__(self) -> None:
-        if self.side not in ("left", "right") or self.lengths.dim() != 1 or int(self.lengths.min()) < 0:
-            raise AttentionError(f"padding is lengths [batch] of at least 0 and side 'left' or 'right'; got {self!r}")
+        whole = self.lengths.dim() == 1 and not self.lengths.is_floating_point() and int(self.lengths.min()) >= 0
+        if self.side not in ("left", "right") or not whole:
+            raise AttentionError(
+                f"padding is whole lengths [batch] of at least 0 and side 'left' or 'right'; got {self!r}"
+            )
         if self.side == "left" and self.keys is None:
             raise AttentionError(
                 "padding on the left needs to know how many keys there are: Padding(lengths, 'left', keys)"
@@ -309,7 +313,7 @@ class Dense(Mask):
 
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         part = self._part(i, j)
-        return part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
+        return part if part.dtype == torch.bool else ~(part <= torch.finfo(part.dtype).min / 2)
 
     def additive(self, i: Tensor, j: Tensor) -> Tensor | None:
         if self.tensor.dtype == torch.bool:

@@ -106,6 +106,8 @@ def spans(q: Tensor, k: Tensor, v: Tensor, *, bounds: Sequence[tuple[int, int]],
     group = q.shape[1] // k.shape[1]
     q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    if scale <= 0:  # torch's kernel multiplies the -inf of hidden scores by it
+        q, scale = q * scale, 1.0
     found = [
         _causal_span(q, k, v, a, b, scale) if causal else _flash(q, k[:, :, a:b], v[:, :, a:b], scale)
         for a, b in bounds

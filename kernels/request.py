@@ -214,7 +214,7 @@ def _rows(rows: Rows, queries: int, device: torch.device) -> Tensor:
     if rows is None:
         return every
     if isinstance(rows, slice):
-        return every[rows]
+        rows = range(*rows.indices(queries))
     found = torch.as_tensor(list(rows) if isinstance(rows, range) else rows, device=device)
     if found.dim() != 1 or found.is_floating_point() or found.dtype == torch.bool or len(found) == 0:
         raise AttentionError(f"rows are indices [n] of queries, or a slice; got {rows!r}")
@@ -250,6 +250,8 @@ def _places(places: Tensor | None, keys: int) -> Tensor | None:
 
 
 def _with_first(made: Request, first: Tensor | None) -> Request:
+    if first is not None and first.numel() not in (1, made.batch):
+        raise AttentionError(f"first keys are one per example, here {made.batch}; got {list(first.shape)}")
     found = first_keys(made) if first is None else first.to(made.q.device).reshape(-1).expand(made.batch)
     if int(found.min()) < 0 or int(found.max()) >= made.keys:
         raise AttentionError(f"first keys must be in 0..{made.keys - 1}; got {found.tolist()}")

@@ -75,7 +75,7 @@ def parse(name: str | Stat) -> Stat:
             f"statistic {name!r}: "
             + ("`topk` and `mass` need `:argument`" if kind in ARGUMENT else "takes no argument")
         )
-    if kind == "topk" and not (argument.isdigit() and int(argument) >= 1):
+    if kind == "topk" and not (argument.isdecimal() and int(argument) >= 1):
         raise AttentionError(f"statistic {name!r}: `topk:K` needs a whole number of at least 1")
     return Stat(kind, argument)
 

@@ -286,6 +286,12 @@ SET = torch.tensor([True, False, False, True])
         ({"stats": ["mass:a"], "key_sets": {"a": torch.ones(5, dtype=torch.bool)}}, "must be Bool \\[4\\]"),
         ({"rows": [4]}, "rows must be in -4..3"),
         ({"rows": [2, 1]}, "increasing and different"),
+        ({"rows": slice(None, None, -1)}, "increasing and different"),
+        ({"stats": ["first"], "first": torch.tensor([0, 1, 2])}, "one per example, here 2"),
+        ({"stats": ["topk:²"]}, "at least 1"),
+        ({"rows": slice(3, 3)}, "rows are indices"),
+        ({"edits": E.Temperature(torch.ones(1))}, "its value is a number or \\[4\\], one per head; got \\[1\\]"),
+        ({"edits": E.Gate(torch.ones(2, 4))}, "one per head; got \\[2, 4\\]"),
         ({"edits": E.MaskKeys(SET, heads=(4,))}, "query heads must be in 0..3"),
         ({"edits": E.MaskKeys(SET[:3])}, "a key set must be Bool"),
         ({"edits": E.MaskKeys(SET, rows=torch.ones(2, 3, dtype=torch.bool))}, "rows must be Bool \\[2, 4\\]"),
@@ -319,6 +325,9 @@ def test_edits_compare_by_content_and_refuse_nonsense() -> None:
     for make, said in (
         (lambda: E.Redistribute(SET, SET, 0.5), "disjoint"),
         (lambda: E.Redistribute(SET, ~SET, 1.5), "fraction"),
+        (lambda: E.Redistribute(SET, SET[:3], 0.5), "the same keys"),
+        (lambda: M.Prefix(torch.tensor(2.5)), "whole number"),
+        (lambda: M.Padding(torch.tensor([2.5])), "whole lengths"),
         (lambda: E.Temperature(0.0), "temperature"),
         (
             lambda: request(*tensors(4)[:1], *(x[:, :, :2] for x in tensors(4)[1:]), edits=E.Blend("identity", 1.0)),
@@ -353,6 +362,16 @@ def test_nan_is_passed_on(impl: str, bad: str) -> None:
     assert bool(later.isnan().all())
     assert bool(out.z[0, 2:].isfinite().all())
     assert bool(out.z[1].isfinite().all())
+
+
+@pytest.mark.parametrize("impl", [*EVERY, "reference"])
+def test_nan_in_a_mask_does_not_hide(impl: str) -> None:
+    mask = torch.zeros(12, 12)
+    mask[3, 2] = math.nan
+    out = attention.attend(*tensors(), mask=mask, impl=impl)
+    assert out.z is not None
+    assert bool(out.z[:, :, 3].isnan().all())
+    assert bool(out.z[:, :, 4:].isfinite().all())
 
 
 @pytest.mark.parametrize("impl", ["rows", "sweep", "native"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.kernels import attention, reference
 from interp.kernels import edits as E
+from interp.kernels import masks as M
 from interp.kernels.request import request
 
 SOURCE, TARGET = torch.arange(8) < 3, torch.arange(8) > 5
@@ -95,3 +96,15 @@ def test_a_sink_that_takes_nearly_all_leaves_every_digit_of_the_rest(impl: str, 
         wanted = torch.autograd.grad((p @ v.double()).sum() + exact["entropy"].sum(), (q, k, v))
         for x, y in zip(torch.autograd.grad(out.z.sum() + out.stats["entropy"].sum(), (q, k, v)), wanted, strict=True):
             torch.testing.assert_close(x, y, rtol=near, atol=max(near * float(y.abs().max()), 1e-37))
+
+
+@pytest.mark.parametrize("impl", ["rows", "merge", "sweep", "native", "triton"])
+@pytest.mark.parametrize("scale", [-0.7, 0.0])
+def test_any_finite_scale_is_computed(impl: str, scale: float) -> None:
+    q, k, v = (x.detach() for x in tensors())
+    hidden = torch.ones(8, 8, dtype=torch.bool).triu(1)
+    exact = (scale * (q.double() @ k.double().transpose(-1, -2))).masked_fill(hidden, -torch.inf).softmax(
+        -1
+    ) @ v.double()
+    out = attention.attend(q, k, v, mask=M.Causal(), scale=scale, impl=impl)
+    torch.testing.assert_close(out.z.double(), exact, rtol=0, atol=NEAR * float(v.abs().max()))
