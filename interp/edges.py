@@ -27,7 +27,7 @@ by one and add to one residual; first-order scores say 0 where the metric, a sof
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -42,7 +42,7 @@ from interp.provenance import about
 if TYPE_CHECKING:
     from interp.model import Model
 
-Method = Literal["eap", "eap-ig", "eap-ig-activations", "relp", "exact", "flow"]
+METHODS = ("eap", "eap-ig", "eap-ig-activations", "relp", "exact", "flow")
 
 
 def edges(
@@ -51,13 +51,13 @@ def edges(
     base: Any,
     source: Any | Filled = None,
     metric: Metric,
-    method: Method = "eap-ig",
+    method: str = "eap-ig",
     steps: int = 10,
     tower: str | None = None,
 ) -> Edges:
     """The score of every edge, per example. `source` is a run that lines up with the base, "zero" or "mean"."""
-    if method not in get_args(Method):
-        raise InputsError(f"no edge method {method!r}; there are {', '.join(get_args(Method))}.")
+    if method not in METHODS:
+        raise InputsError(f"no edge method {method!r}; there are {', '.join(METHODS)}.")
     if source is None and method != "flow":
         raise InputsError(f"method={method!r} compares two runs: give source=, a run, 'zero' or 'mean'.")
     pair = Pair(model, base, base if source is None else source, metric, tower)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -70,9 +70,8 @@ def test_eap_ig_activations_moves_each_group_of_senders() -> None:
     e = interp.edges(m, base=base, source=source, metric=difference, method="eap-ig-activations", steps=2)
     old, new = (m.run(x, record=["L*.z", "L*.mlp_write"]) for x in (base, source))
     for sender, site in (("L0.H2", "L0.z"), ("L0.mlp_write", "L0.mlp_write"), ("L1.H0", "L1.z")):
-        points = []
-        for alpha in (0.25, 0.75):
-            points.append(Oracle(m, base, source, (interp.Set(site, old[site] + alpha * (new[site] - old[site])),)))
+        edits = [interp.Set(site, old[site] + alpha * (new[site] - old[site])) for alpha in (0.25, 0.75)]
+        points = [Oracle(m, base, source, (edit,)) for edit in edits]
         receivers = ["logits", "L1.mlp_in"] + (["L1.H1.q_in", "L1.K3.v_in"] if sender.startswith("L0") else [])
         for receiver in receivers:
             expected = torch.stack([point.slope(sender, receiver) for point in points]).mean(0)
@@ -235,7 +234,7 @@ def test_what_cannot_be_is_refused() -> None:
     m, base, source = asked("gpt2")
     how: dict[str, Any] = {"base": base, "source": source, "metric": difference}
     with pytest.raises(InputsError, match="no edge method"):
-        interp.edges(m, **{**how, "method": cast(Any, "magic")})
+        interp.edges(m, **{**how, "method": "magic"})
     with pytest.raises(InputsError, match="give source="):
         interp.edges(m, base=base, metric=difference)
     with pytest.raises(InputsError, match="needs two runs"):

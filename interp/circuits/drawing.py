@@ -59,10 +59,11 @@ def _fed(circuit: Circuit, receiver: int) -> list[tuple[int | None, str]]:
 
 
 def _places(circuit: Circuit) -> dict[tuple[int | None, str], tuple[int, int]]:
-    graph, boxes = circuit.graph, {(None, "embed"): None, (None, "logits"): None}
+    graph = circuit.graph
+    boxes: set[tuple[int | None, str]] = {(None, "embed"), (None, "logits")}
     for u, v in graph.edges:
         if bool(circuit.mask[u, v]):
-            boxes |= dict.fromkeys([_node(graph.senders[u]), *_fed(circuit, v)])
+            boxes |= {_node(graph.senders[u]), *_fed(circuit, v)}
     order = [_node(site) for site in graph.senders]
     rows: list[list[tuple[int | None, str]]] = [[(None, "embed")]]
     for layer in graph.layers:

@@ -185,9 +185,9 @@ class Faithfulness:
         about = json.loads((folder / "faithfulness.json").read_text())
         if about.get("format") != FORMAT:
             raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        lists = {n: None if about[n] is None else tuple(about[n]) for n in ("signed", "unsigned")}
-        tuples = {n: tuple(about[n]) for n in ("completeness", "minimality", "grid", "groups")}
-        tensors = load_file(str(folder / "faithfulness.safetensors"))
+        lists: dict[str, Any] = {n: None if about[n] is None else tuple(about[n]) for n in ("signed", "unsigned")}
+        tuples: dict[str, Any] = {n: tuple(about[n]) for n in ("completeness", "minimality", "grid", "groups")}
+        tensors: dict[str, Any] = load_file(str(folder / "faithfulness.safetensors"))
         return cls(**tensors, magnitude=about["magnitude"], **tuples, **lists, meta=about["meta"])
 
 
