@@ -13,8 +13,7 @@ in the order given within a stage:
 7. gate          z <- g z
 
 Rows where a redistribution finds no key of T (seen, and not emptied by another one), and rows that cannot see their own
-key under a blend to identity, stay as they are and are counted (`Attended.counts`). `native` counts rows as such where
-T has less than 1e-30 of the weight; the others work in logarithms there.
+key under a blend to identity, stay as they are and are counted (`Attended.counts`).
 The redistribution is that of VAR (Kang et al., arXiv 2503.03321), the blend that of SoftPAG (arXiv 2506.10978).
 """
 

@@ -23,7 +23,7 @@ constexpr int VL = 4, QROWS = 4, VROWS = 2;
 constexpr int PANEL = 2 * VL;
 constexpr int VCOLS = 4 * VL;
 constexpr float HIDDEN = -1e30f;
-constexpr float LEAST = 1e-30f;  // of the weight there is: a redistribution to less would overflow, and is not made
+constexpr float LEAST = 1e-30f;  // of the weight there is: a redistribution to less takes proportions from scores
 
 typedef float vec __attribute__((vector_size(VL * 4)));
 typedef int32_t ivec __attribute__((vector_size(VL * 4)));

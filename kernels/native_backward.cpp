@@ -74,6 +74,7 @@ struct RowBack : Row {
   float *g, *slope;  // slope or null
   Scratch& scratch;
   float dsinks = 0;
+  std::vector<float> direct;  // to scores of targets of next to no weight
 
   RowBack(const Row& row, const Back& back, float* g, float* slope, Scratch& scratch)
       : Row(row), back(back), g(g), slope(slope), scratch(scratch) {}
@@ -117,6 +118,7 @@ struct RowBack : Row {
 
   // p, and what the entropy of unmoved weights adds to G: -(ln p + 1).
   void softmax_again(int64_t padded, float dentropy) {
+    remember();
     const vec whole = all(lse), share = all(kept), least = all(-87.0f);
     const vec plus = all(kept > 0 ? std::log(kept) + 1 : 0.0f), minus = all(-dentropy);
     for (int64_t j = 0; j < padded; j += VL) {
@@ -189,7 +191,17 @@ struct RowBack : Row {
       to += target[j] ? w[j] : 0.0f;
       gain += target[j] ? w[j] * g[j] : 0.0f;
     }
-    if (!(to > LEAST * kept)) return;
+    if (!(to > LEAST * kept)) {
+      const std::vector<float> q = shares(target);
+      gain = 0;
+      for (size_t j = 0; j < q.size(); ++j) gain += q[j] * g[j];
+      direct.resize(n);
+      for (size_t j = 0; j < q.size(); ++j) {
+        direct[j] += static_cast<float>(f * from * q[j] * (g[j] - gain));
+        if (source[j]) g[j] = static_cast<float>(g[j] * (1 - f) + f * gain);
+      }
+      return;
+    }
     const float grown = static_cast<float>(1 + f * from / to);
     const float more = static_cast<float>(f * gain / to), less = static_cast<float>(f * gain * from / to / to);
     for (int64_t j = 0; j < n; ++j)
@@ -202,6 +214,7 @@ struct RowBack : Row {
     const float d = sum(total) + sink * dsink, plus = kept > LEAST ? given(back.dlse) / kept : 0.0f;
     const vec shift = all(plus - d);
     for (int64_t j = 0; j < padded; j += VL) store(g + j, call.scale * load(p + j) * (load(g + j) + shift));
+    for (size_t j = 0; j < direct.size(); ++j) g[j] += call.scale * direct[j];
     if (slope)
       for (int64_t j = 0; j < n; ++j) g[j] *= slope[j];
     dsinks = sink * (dsink - d);

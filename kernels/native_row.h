@@ -13,6 +13,7 @@ struct Row {
   float factor = 0, lse = 0, sink = 0, kept = 1, entropy = 0;
   bool blind = false, moved = false;
   int64_t unmoved = 0;
+  std::vector<float> scores;  // before the softmax, where weights are redistributed
 
   bool touched(const Edit& e) const {
     return (!e.heads || e.heads[h]) && (!e.rows || e.rows[(e.rows_batch ? b * call.rows : 0) + r]);
@@ -88,6 +89,7 @@ struct Row {
       while (s[run] != most && run < n - 1) ++run;
       call.argmax[at()] = run + base;
     }
+    remember();
     const vec at = all(most);
     vec total = {}, weighed = {};
     for (int64_t j = 0; j < padded; j += VL) {
@@ -101,6 +103,24 @@ struct Row {
     share_with_sink();
     factor = kept / l;
     entropy = kept > 0 ? kept * (std::log(l) - std::log(kept)) - factor * sum(weighed) : 0.0f;
+  }
+
+  void remember() {
+    for (int64_t x = 0; x < call.n_edits; ++x)
+      if (call.edits[x].kind == 5 && touched(call.edits[x])) scores.assign(s, s + n);
+  }
+
+  // How a target of next to no weight shares what it is given: by its scores among themselves. Empty: none is visible.
+  std::vector<float> shares(const uint8_t* target) const {
+    float most = HIDDEN;
+    for (int64_t j = 0; j < n; ++j)
+      if (target[j]) most = std::max(most, scores[j]);
+    if (most <= HIDDEN / 2) return {};
+    std::vector<float> found(n);
+    float total = 0;
+    for (int64_t j = 0; j < n; ++j) total += found[j] = target[j] ? std::exp(scores[j] - most) : 0.0f;
+    for (float& x : found) x /= total;
+    return found;
   }
 
   // What the learned sink takes and leaves, each by itself: 1 - sink has no digits where the sink takes nearly all.
@@ -137,9 +157,21 @@ struct Row {
       from += source[j] ? s[j] : 0.0f;
       to += target[j] ? s[j] : 0.0f;
     }
-    if (!(to > LEAST * kept)) { ++unmoved; return; }
-    const float f = e.value[h], stays = 1 - f, grown = static_cast<float>(1 + f * from / to);
-    for (int64_t j = 0; j < n; ++j) s[j] *= source[j] ? stays : target[j] ? grown : 1.0f;
+    const float f = e.value[h], stays = 1 - f;
+    if (!(to > LEAST * kept)) {
+      const std::vector<float> q = shares(target);
+      if (q.empty()) ++unmoved;
+      for (size_t j = 0; j < q.size(); ++j) {
+        s[j] = source[j] ? s[j] * stays : s[j] + static_cast<float>(f * from) * q[j];
+        if (source[j] && stays == 0) scores[j] = HIDDEN;
+      }
+      return;
+    }
+    const float grown = static_cast<float>(1 + f * from / to);
+    for (int64_t j = 0; j < n; ++j) {
+      s[j] *= source[j] ? stays : target[j] ? grown : 1.0f;
+      if (source[j] && stays == 0) scores[j] = HIDDEN;
+    }
   }
 
   void blend(const Edit& e, float total, const std::vector<uint8_t>& sees) {
