@@ -186,7 +186,8 @@ def _block(
     unmoved, (e, row) = 0, _softmax(made, place, s, e, hidden.low, moved)
     if moved and visible is not None:
         total = row.total.view(-1, rows, 1)
-        unmoved = edit_weights(block, *(_keys_of(x, rows, n) for x in (s, e, visible)), total)
+        t, weights, seen = (_keys_of(x, rows, n) for x in (s, e, visible))
+        unmoved = edit_weights(block, t, weights, seen, total)
         row = _ranked_anew(made, row, s, e, visible, hidden.low)
     out.lse[place.b, heads, place.at] = row.lse.view(-1, rows)
     if v is not None and out.z is not None:
