@@ -114,7 +114,8 @@ def attend(
     [batch, key] by name, for `mass:NAME`. places: [key, axis] coordinates for `distance`. first: [batch], the first
     real key, else read off the mask. lse: [batch, head, row], the log-sum-exp of these rows' edited scores from another
     forward pass, where one is known: `sweep` then takes a pass less. impl: one of `names()`; an explicit one is used or
-    raises, `auto` takes the fastest that can.
+    raises, `auto` takes the first of `names()` that can and is worth while. On CUDA tensors that is `triton`, which has
+    been tested in its interpreter and compiled, but not yet run on a GPU: compare with `impl="rows"` there.
     """
     made = request(
         q, k, v, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks, edits=edits, stats=stats, rows=rows,
@@ -154,7 +155,10 @@ def _fastest(made: Request) -> Implementation:
 
 
 def explain(q: Tensor, k: Tensor, v: Tensor | None, **arguments: object) -> dict[str, str]:
-    """For the arguments of `attend`: by implementation, "taken" or why it was not."""
+    """For the arguments of `attend`: by implementation, "taken" or why it was not.
+
+    On CUDA tensors `triton` is preferred, though it has not yet run on a GPU (its tests use the interpreter).
+    """
     impl = str(arguments.pop("impl", "auto"))
     arguments.pop("reduce_groups", None)
     made = request(q, k, v, **arguments)  # type: ignore[arg-type]
