@@ -1,0 +1,217 @@
+"""Where heads rest: attention sinks, first-token and later ones, and the massive activations that come with them.
+
+Gu et al., ICLR 2025 (When Attention Sink Emerges): alpha_k = mean of A[i, k] over the rows i that see key k, so early
+keys are not favoured; a head has a sink on the first token where alpha_1 > epsilon (0.3 there, with 64 tokens and per
+sequence), and `metric` is the share of heads that do. The number falls with length: compare at one length only.
+Sun et al., COLM 2024 (Massive Activations): |x| above 100 and above 1,000 times the median magnitude of the residual
+stream; which dimensions carry them is found, never assumed. The median here is that of the tokens' medians.
+Cost: that of `m.attention`, one forward pass, in memory linear in length (`chunk=` reads long texts through the cache).
+Limits: self-attention of one tower a call; at most the four largest dimensions of a token are looked at; edits of
+weights (`BiasKeys` and its kin) are not in these numbers, edits of q and k are; a sink is where attention rests, not a
+proof that the head does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.inputs import Inputs
+from interp.hooks.ports import stand_at
+from interp.hooks.sites import Site
+from interp.hooks.tape import tower_inputs
+from interp.kernels.stats import ratio
+
+if TYPE_CHECKING:
+    from interp.hooks.anatomy import Layer
+    from interp.model import Model
+
+LARGEST = 4
+"""Dimensions of a token that are looked at for massive activations."""
+STATS = ("first", "received_mean", "sink")
+
+
+@dataclass(frozen=True, eq=False)
+class Sinks:
+    """Sink strength per head and example, and the largest activations per layer."""
+
+    sites: tuple[str, ...]
+    first: Tensor
+    """alpha_1 [head, example]: mean weight on the first real token over the rows that see it."""
+    first_mass: Tensor
+    """The same over all real rows; smaller where a window has lost the first token."""
+    learned: Tensor
+    """Mean probability of a learned sink [head, example]; 0 in models without one."""
+    received: Tensor
+    """alpha_k [head, example, key]; 0 for padding and for keys that fewer than `least` rows see."""
+    start: Tensor
+    """The column of each example's first real token."""
+    activations: Mapping[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    """By residual site: largest magnitudes [example, position, k], their dimensions, and the median per example."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def metric(self, epsilon: float = 0.3) -> float:
+        """Gu et al.: the share of heads with alpha_1 > epsilon, judged per example and averaged."""
+        return float((self.first > epsilon).double().mean())
+
+    def later(self, epsilon: float = 0.3) -> Any:
+        """One row per head, example and key after the first with alpha_k > epsilon, strongest first."""
+        import pandas
+
+        other = self._others()
+        rows = [
+            {"site": self.sites[n], "example": b, "position": k, "received": float(other[n, b, k])}
+            for n, b, k in (other > epsilon).nonzero().tolist()
+        ]
+        frame = pandas.DataFrame(rows, columns=["site", "example", "position", "received"])
+        return frame.sort_values("received", ascending=False, kind="stable", ignore_index=True)
+
+    def _others(self) -> Tensor:
+        first = self.start[None, :, None].expand(len(self.sites), -1, 1)
+        return self.received.scatter(2, first, 0.0)
+
+    def massive(self, *, magnitude: float = 100.0, times: float = 1000.0) -> Any:
+        """One row per activation above `magnitude` and above `times` the layer's median: where, which dimension."""
+        import pandas
+
+        rows = []
+        for site, (top, dims, median) in self.activations.items():
+            bound = (times * median).clamp(min=magnitude)[:, None, None]
+            for b, s, k in (top > bound).nonzero().tolist():
+                value = float(top[b, s, k])
+                rows.append((site, b, s, int(dims[b, s, k]), value, value / max(float(median[b]), 1e-30)))
+        return pandas.DataFrame(rows, columns=["site", "example", "position", "dim", "magnitude", "times_median"])
+
+    def to_frame(self, epsilon: float = 0.3) -> Any:
+        """One row per head: alpha_1 averaged over examples, the share of examples above epsilon, mass over all rows,
+        the learned sink, and the strongest later key."""
+        import pandas
+
+        where = [site.rpartition(".H") for site in self.sites]
+        return pandas.DataFrame(
+            {
+                "site": list(self.sites),
+                "layer": [int(layer.rpartition("L")[2]) for layer, _, _ in where],
+                "head": [int(head) for _, _, head in where],
+                "first": self.first.mean(1).tolist(),
+                "share": (self.first > epsilon).double().mean(1).tolist(),
+                "first_mass": self.first_mass.mean(1).tolist(),
+                "learned": self.learned.mean(1).tolist(),
+                "later": self._others().amax(2).mean(1).tolist(),
+            }
+        )
+
+    def top(self, n: int = 10, *, by: str = "first") -> Any:
+        """The n heads with the most of one column of the table."""
+        frame = self.to_frame()
+        numbers = list(frame.columns[3:])
+        if by not in numbers:
+            raise InputsError(f"heads are ranked by {', '.join(numbers)}; got by={by!r}.")
+        return frame.sort_values(by, ascending=False, kind="stable").head(n)
+
+    def __repr__(self) -> str:
+        best = int(self.first.mean(1).argmax())
+        return (
+            f"Sinks of {len(self.sites)} heads on {self.first.shape[1]} examples; {self.metric():.0%} above 0.3;"
+            f" strongest {self.sites[best]} {float(self.first[best].mean()):.3f}"
+        )
+
+
+def sinks(
+    model: Model,
+    inputs: Any,
+    *,
+    heads: str = "L*",
+    least: int = 8,
+    activations: bool = True,
+    chunk: int | None = None,
+    impl: str | None = None,
+) -> Sinks:
+    """How much each head rests on the first token and on others, and which activations are massive.
+
+    `heads` is a site pattern of one tower ("L*", "vision.L*"). Keys seen by fewer than `least` rows are left out: the
+    last token is seen by itself alone, and would look like a sink. `activations=False` leaves the residual stream out.
+    """
+    if least < 1:
+        raise InputsError(f"least= is the number of rows that must see a key, at least 1; got {least}.")
+    x = model.inputs(inputs)
+    name, layers = _layers(model, heads)
+    tower = tower_inputs(x, Site(name, layers[0].index, "z"))
+    _long_enough(tower)
+    taps = {str(Site(name, layer.index, "resid_post")): _Largest() for layer in layers} if activations else {}
+    with ExitStack() as undo:
+        for layer, tap in zip(layers, taps.values(), strict=False):
+            handle = stand_at(model.module, layer.ports["resid_post"], tap, batch=lambda: x.batch)
+            undo.callback(handle.remove)
+        found = model.attention(x, stats=STATS, heads=heads, chunk=chunk, impl=impl)
+    valid = tower.valid.cpu()
+    parts = [_of_layer(values, valid, least) for values in found.values.values()]
+    first, mass, learned, received = (torch.cat([part[n] for part in parts]) for n in range(4))
+    names = [
+        f"{str(s).partition('.H')[0].removesuffix('.attention')}.H{h}" for s, hs in found.heads.items() for h in hs
+    ]
+    largest = {site: tap.found(valid) for site, tap in taps.items()}
+    meta = {"least": least, "length": tower.length, "impl": found.impl}
+    return Sinks(tuple(names), first, mass, learned, received, valid.int().argmax(1), largest, meta)
+
+
+def _layers(model: Model, heads: str) -> tuple[str | None, list[Layer]]:
+    sites = model.ready().sites(heads if ".z" in heads else f"{heads}.z")
+    towers = {site.tower for site in sites}
+    if len(towers) > 1:
+        raise SiteError(f"sinks reads one tower a call, and {heads!r} means {', '.join(sorted(map(str, towers)))}.")
+    name = towers.pop()
+    tower = model.anatomy.tower(name, text=heads)
+    layers = [tower.layer(site.layer) for site in sites if site.layer is not None]
+    if crossed := [layer.index for layer in layers if layer.kind == "cross"]:
+        raise SiteError(
+            f"sinks are places in a head's own sequence; layers {crossed} of {heads!r} are cross-attention."
+        )
+    return name, layers
+
+
+def _place(site: Site) -> str:
+    return str(site.whole).removesuffix(".attention")
+
+
+def _long_enough(x: Inputs) -> None:
+    short = [n for n, length in enumerate(x.valid.sum(1).tolist()) if length < 2]
+    if short:
+        raise InputsError(f"a sink needs at least two tokens to show; examples {short} have fewer. Give longer inputs.")
+
+
+def _of_layer(found: Mapping[str, Tensor], valid: Tensor, least: int) -> Sequence[Tensor]:
+    """alpha_1, mass on the first over all rows, learned sink, alpha_k: head first."""
+    start, rows = valid.int().argmax(1), valid[:, None].double()
+    held = {name: value.cpu().double() for name, value in found.items()}
+    alpha = ratio(held["received"], held["seen"]) * valid[:, None]
+    first = alpha.gather(2, start[:, None, None].expand(-1, alpha.shape[1], 1)).squeeze(2)
+    count = rows.sum(2)
+    mass, learned = ((held[name] * rows).sum(2) / count for name in ("first", "sink"))
+    known = torch.where(held["seen"] >= least, alpha, 0.0)
+    return [part.transpose(0, 1) for part in (first, mass, learned, known)]
+
+
+class _Largest:
+    """Sees one layer's residual, call by call; keeps each token's largest magnitudes and its median."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, value: Tensor) -> Tensor:
+        size = value.detach().float().abs()
+        top = size.topk(min(LARGEST, size.shape[-1]), dim=-1)
+        self.parts.append((top.values.cpu(), top.indices.cpu(), size.median(-1).values.cpu()))
+        return value
+
+    def found(self, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Over all calls: magnitudes (0 at padding), dimensions, median of the real tokens' medians."""
+        top, dims, middle = (torch.cat(piece, 1) for piece in zip(*self.parts, strict=True))
+        median = torch.stack([row[real].median() for row, real in zip(middle, valid, strict=True)])
+        return top * valid[..., None], dims, median
