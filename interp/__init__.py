@@ -26,6 +26,7 @@ _HOME = {
     "edges": "interp.edges",
     "acdc": "interp.acdc",
     "faithfulness": "interp.faithfulness",
+    "retrieval_heads": "interp.retrieval_heads",
     "sinks": "interp.sinks",
     "Edges": "interp.circuits.edge_scores",
     "Circuit": "interp.circuit",

@@ -1,7 +1,7 @@
 """Readers for the files researchers already have, one format a file; every complaint names the file and the line.
 
-`eap_ig mib auto_circuit sva` return a `Task`; `needles ruler pope chair amber` return frozen records. Nothing is
-downloaded and no pickle is ever opened.
+`eap_ig mib auto_circuit sva` return a `Task`; `needles ruler pope chair amber` return frozen records,
+`head_scores` what `interp.retrieval_heads` returns. Nothing is downloaded and no pickle is ever opened.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from interp.formats.amber import amber
 from interp.formats.auto_circuit import auto_circuit
 from interp.formats.chair import chair
 from interp.formats.eap_ig import eap_ig
+from interp.formats.head_scores import head_scores
 from interp.formats.mib import mib
 from interp.formats.needles import needles
 from interp.formats.pope import pope
@@ -17,4 +18,16 @@ from interp.formats.reading import FormatError
 from interp.formats.ruler import ruler
 from interp.formats.sva import sva
 
-__all__ = ["FormatError", "amber", "auto_circuit", "chair", "eap_ig", "mib", "needles", "pope", "ruler", "sva"]
+__all__ = [
+    "FormatError",
+    "amber",
+    "auto_circuit",
+    "chair",
+    "eap_ig",
+    "head_scores",
+    "mib",
+    "needles",
+    "pope",
+    "ruler",
+    "sva",
+]

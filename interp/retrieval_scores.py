@@ -1,0 +1,115 @@
+"""How often each head copies: scores per head and needle, with intervals, curves, and the files of Retrieval_Head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.hooks.sites import parse
+from interp.kernels.errors import InterpError
+
+Mode = Literal["event", "set"]
+CONVENTION = 0.1
+"""What Wu et al. call a retrieval head: a convention, not a finding; `curve()` shows what other thresholds give."""
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalHeads:
+    """`scores` [head, needle]: how much of each needle's answer a head copied."""
+
+    sites: tuple[str, ...]
+    scores: Tensor
+    kept: Tensor
+    """[needle]: the model answers, so that the needle counts; the others are left out of every mean."""
+    recall: Tensor
+    """[needle]: the share of the answer that the model says."""
+    mode: Mode | None
+    cells: tuple[Mapping[str, Any], ...] = ()
+    """What is known about each needle, such as length and depth."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> Tensor:
+        """The scores [head, needle] of the needles that count."""
+        return self.scores[:, self.kept]
+
+    @property
+    def mean(self) -> Tensor:
+        """The retrieval score of each head: the mean over needles."""
+        return self.counted.mean(1)
+
+    @property
+    def frequency(self) -> Tensor:
+        """The share of needles of which the head copied at least one token; far above the mean, it depends on the
+        text."""
+        return (self.counted > 0).double().mean(1)
+
+    def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Bootstrap interval of each head's score over needles."""
+        random, n = torch.Generator().manual_seed(seed), self.counted.shape[1]
+        picks = torch.randint(n, (draws, n), generator=random)
+        weights = torch.zeros(draws, n, dtype=torch.double)
+        weights.scatter_add_(1, picks, torch.full(picks.shape, 1 / n, dtype=torch.double))
+        bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
+        low, high = torch.quantile(self.counted @ weights.T, bounds, dim=1)
+        return low, high
+
+    def to_frame(self) -> Any:
+        """One row a head: site, layer, head, score, low, high, frequency, needles counted."""
+        import pandas
+
+        places = [parse(site) for site in self.sites]
+        low, high = self.interval()
+        return pandas.DataFrame(
+            {"site": self.sites, "layer": [int(str(p.layers)) for p in places],
+             "head": [int(str(p.heads)) for p in places], "score": self.mean, "low": low, "high": high,
+             "frequency": self.frequency, "n": self.counted.shape[1]}
+        )  # fmt: skip
+
+    def top(self, n: int = 10) -> Any:
+        """The n heads that copy most."""
+        return self.to_frame().sort_values("score", ascending=False, kind="stable").head(n)
+
+    def curve(self, thresholds: Sequence[float] | None = None) -> Any:
+        """How many heads, and what share of them, score at least each threshold (0.05 to 1 unless given)."""
+        import pandas
+
+        at = [n / 20 for n in range(1, 21)] if thresholds is None else list(thresholds)
+        heads = [int((self.mean >= one).sum()) for one in at]
+        return pandas.DataFrame({"threshold": at, "heads": heads, "share": [n / len(self.sites) for n in heads]})
+
+    def grid(self, site: str | None = None) -> Any:
+        """Lengths x depths (xarray): a head's score there, or without a site the model's own recall of all needles."""
+        import pandas
+
+        if site is not None and site not in self.sites:
+            raise InterpError(f"no scores of {site!r}; there are those of {', '.join(self.sites)}.")
+        if not self.cells or not all({"length", "depth"} <= set(cell) for cell in self.cells):
+            raise InterpError("length and depth of these needles are not known; interp.tasks.needle knows them.")
+        values = self.recall if site is None else self.scores[self.sites.index(site)].where(self.kept, torch.nan)
+        table = {name: [cell[name] for cell in self.cells] for name in ("length", "depth")}
+        return pandas.DataFrame({**table, "score": values}).groupby(["length", "depth"])["score"].mean().to_xarray()
+
+    def save_json(self, path: str | Path) -> Path:
+        """Write the needles that count as Retrieval_Head does, `{"layer-head": [score, ...]}` on one line."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        places = [parse(site) for site in self.sites]
+        found = {f"{p.layers}-{p.heads}": row for p, row in zip(places, self.counted.tolist(), strict=True)}
+        scratch = file.with_name(file.name + ".part")
+        scratch.write_text(json.dumps(found) + "\n")
+        scratch.rename(file)
+        return file
+
+    def __repr__(self) -> str:
+        best, above = int(self.mean.argmax()), int((self.mean >= CONVENTION).sum())
+        return (
+            f"RetrievalHeads of {len(self.sites)} heads on {int(self.kept.sum())} of {len(self.kept)} needles; highest"
+            f" {self.sites[best]} {float(self.mean[best]):.3g}; {above} at {CONVENTION} or more, which is a convention"
+        )
