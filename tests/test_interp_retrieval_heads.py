@@ -58,13 +58,13 @@ def copied(task: Task, row: int, *, generated: int | None = None) -> tuple[list[
     return answer, list(found.values())
 
 
-@pytest.mark.parametrize("generated", [None, 10])
+@pytest.mark.parametrize("generated", [None, 5])
 def test_scores_are_those_of_the_definition(generated: int | None) -> None:
     task = notes()
     how: dict[str, Any] = {"generated": generated is not None, "max_new_tokens": generated, "batch": 3}
     events = retrieval_heads(load("zoo:needle"), task, mode="event", **how)
     sets = retrieval_heads(load("zoo:needle"), task, mode="set", **how)
-    for row in (0, 3, 6):
+    for row in (0, 6):
         answer, heads = copied(task, row, generated=generated)
         assert events.scores[:, row].tolist() == [len(words) / len(answer) for words in heads]
         needed = set(answer)
