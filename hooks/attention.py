@@ -65,6 +65,22 @@ def _rows_of(edits: Sequence[Any]) -> Tensor | None:
     return torch.stack(known).any(0) if len(known) == len(rows) else None
 
 
+def edited_part(call: Call, heads: tuple[int, ...]) -> tuple[Part, list[kernel.Edit]]:
+    """Some heads of a call and the edits that concern them; edits of the numbers of a pattern have no such form."""
+    own = [e for e in call.edits if isinstance(e, Dense | HeadKV) and set(e.heads) & set(heads)]
+    dense = next((e for e in own if isinstance(e, Dense)), None)
+    if dense is not None:
+        raise EditError(
+            f"an edit sets the {dense.component} of heads {list(dense.heads)} number by number, of which there are no"
+            " statistics: record the pattern instead, or edit by MaskKeys, Temperature, BiasKeys and so on."
+        )
+    shared = [e for e in own if isinstance(e, HeadKV)]
+    if any(set(e.heads) - set(heads) for e in shared):
+        raise EditError("an edit of k or v concerns other heads than the statistics asked for: leave heads out.")
+    part = part_of(call, heads, shared)
+    return part, [_renumbered(e, heads) for e in call.edits if isinstance(e, kernel.Edit) and _concerns(e, heads)]
+
+
 def pattern_of(
     call: Call, component: str, heads: tuple[int, ...] | None, rows: Tensor | None, edits: Sequence[Any]
 ) -> Tensor:

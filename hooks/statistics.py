@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy import Anatomy, Layer
-from interp.hooks.attention import Part, part_of
+from interp.hooks.attention import edited_part
 from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.inputs import Inputs, Positions
 from interp.hooks.interface import Call, Switch, Tap
@@ -76,19 +76,20 @@ class StatTap(Tap):
 
     def attend(self, call: Call) -> None:
         """In the place of the model's implementation: z and the statistics in one pass."""
-        found = self._take(call, part_of(call, tuple(range(self.layer.heads))), z=True)
+        found = self._take(call, tuple(range(self.layer.heads)), z=True)
         assert found is not None
         call.z = found.transpose(1, 2).to(call.v.dtype).contiguous()
 
     def record(self, call: Call) -> None:
         if self.request.impl is None:
-            self._take(call, part_of(call, self.site.heads or tuple(range(self.layer.heads))), z=False)
+            self._take(call, self.site.heads or tuple(range(self.layer.heads)), z=False)
 
-    def _take(self, call: Call, part: Part, *, z: bool) -> Tensor | None:
+    def _take(self, call: Call, heads: tuple[int, ...], *, z: bool) -> Tensor | None:
         queries, keys = call.q.shape[2], call.k.shape[2]
         rows = self._rows(queries)
         if rows is not None and not len(rows) and not z:
             return None
+        part, edits = edited_part(call, heads)
         arguments = {**part.arguments, "mask": self._without_padding(part.arguments["mask"], queries, keys)}
         done = attend(
             part.q,
@@ -96,6 +97,7 @@ class StatTap(Tap):
             part.v if z else None,
             stats=self.request.names,
             rows=None if z else rows,
+            edits=edits,
             impl=self.request.impl or "auto",
             key_sets=self._key_sets(queries, keys),
             **arguments,

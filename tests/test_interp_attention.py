@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 import interp
 from interp.families import tiny
-from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.errors import EditError, InputsError, SiteError
 from interp.hooks.example import example
 from interp.hooks.interface import Switch
 from interp.kernels.errors import AttentionError
@@ -51,6 +53,36 @@ def test_statistics_are_those_of_the_recorded_pattern(name: str) -> None:
         for stat in ("entropy", "max", "first", "previous", "self", "received", "distance", "topk:3"):
             expected = oracle(stat, tape[f"L{layer}.pattern"], valid)
             torch.testing.assert_close(found.at(f"L{layer}", stat).double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        interp.BiasKeys("L*.H*", keys="first", amount=3.0),
+        interp.MaskKeys("L1.H2", keys=[-6, -9]),
+        interp.Temperature("L*.H0-1", 2.0),
+        interp.Scale("L1.H1.k", 0.5, expand=True),
+    ],
+    ids=["bias", "mask", "temperature", "one-head-k"],
+)
+def test_statistics_are_those_of_the_edited_pattern(edit: Any) -> None:
+    m, x = model_and_ids("llama")
+    valid = x["attention_mask"].bool()
+    tape = m.run(x, record="L*.pattern", edits=[edit])
+    plain = m.attention(x, stats=["entropy", "received"])
+    with m.edited([edit]):
+        found = m.attention(x, stats=["entropy", "received"])
+    assert not torch.equal(found.at("L1", "entropy"), plain.at("L1", "entropy"))
+    for layer in (0, 1):
+        for stat in ("entropy", "received"):
+            expected = oracle(stat, tape[f"L{layer}.pattern"], valid)
+            torch.testing.assert_close(found.at(f"L{layer}", stat).double(), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_pattern_set_by_hand_has_no_statistics() -> None:
+    m, x = model_and_ids("llama")
+    with pytest.raises(EditError, match="record the pattern"), m.edited([interp.Scale("L0.H1.pattern", 0.5)]):
+        m.attention(x, stats=["entropy"])
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt_oss"])
