@@ -6,8 +6,8 @@ sequence), and `metric` is the share of heads that do. The number falls with len
 Sun et al., COLM 2024 (Massive Activations): |x| above 100 and above 1,000 times the median magnitude of the residual
 stream; which dimensions carry them is found, never assumed. The median here is that of the tokens' medians.
 Cost: that of `m.attention`, one forward pass, in memory linear in length (`chunk=` reads long texts through the cache).
-Limits: self-attention of one tower a call; at most the four largest dimensions of a token are looked at; a sink is where
-attention rests, not a proof that the head does nothing.
+Limits: self-attention of one tower a call; at most the four largest dimensions of a token are looked at; a sink is
+where attention rests, not a proof that the head does nothing.
 """
 
 from __future__ import annotations
