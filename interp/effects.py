@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
+from interp.saving import write
 
 FORMAT = 1
 PLACELESS = ("bias", "remainder")
@@ -155,13 +156,7 @@ class Effects:
 
     def save(self, directory: str | Path) -> Path:
         """Write `effects.safetensors`, `effects.parquet` and `run.json`; read back with `Effects.load`."""
-        from safetensors.torch import save_file
-
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"values": self.values, "base": self.base} | ({} if self.source is None else {"source": self.source})
-        save_file({n: t.contiguous() for n, t in tensors.items()}, str(folder / "effects.safetensors"))
-        self.to_frame().to_parquet(folder / "effects.parquet")
         about = {
             "format": FORMAT,
             "sites": self.sites,
@@ -170,11 +165,8 @@ class Effects:
             "meta": dict(self.meta),
         }
         if self.reverse is not None:
-            self.reverse.save(folder / "reverse")
-        scratch = folder / "run.json.part"
-        scratch.write_text(json.dumps(about, indent=1, default=str))
-        scratch.rename(folder / "run.json")
-        return folder
+            self.reverse.save(Path(directory) / "reverse")
+        return write(directory, tensors, about, names=("effects.safetensors", "run.json"), table=self.to_frame())
 
     @classmethod
     def load(cls, directory: str | Path) -> Effects:

@@ -8,7 +8,6 @@ Limits: the same bytes need the same machine, versions and number of threads.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,12 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import InterpError
+from interp.saving import renamed
 
 FORMAT = 1
 PLAN = "plan.json"
 Values = dict[str, Tensor]
 """By metric, [cell of the chunk, example]."""
-
-
-def renamed(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    scratch = path.with_name(path.name + f".part{os.getpid()}")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
 
 
 class Journal:

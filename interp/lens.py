@@ -27,6 +27,7 @@ from interp.hooks.sweep import Reads
 from interp.hooks.tail import How, Tail, last_tower
 from interp.hooks.tape import Tape, tower_inputs
 from interp.judge import answer_ids
+from interp.saving import write
 
 if TYPE_CHECKING:
     from interp.hooks.anatomy import Tower
@@ -86,17 +87,9 @@ class Lens:
 
     def save(self, directory: str | Path) -> Path:
         """Write `lens.safetensors` and `run.json`; read back with `Lens.load`."""
-        from safetensors.torch import save_file
-
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: getattr(self, name) for name in TENSORS if getattr(self, name) is not None}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(folder / "lens.safetensors"))
         about = {"format": FORMAT, "sites": self.sites, "names": dict(self.names), "meta": dict(self.meta)}
-        scratch = folder / "run.json.new"
-        scratch.write_text(json.dumps(about, indent=1, default=str))
-        scratch.rename(folder / "run.json")
-        return folder
+        return write(directory, tensors, about, names=("lens.safetensors", "run.json"))
 
     @classmethod
     def load(cls, directory: str | Path) -> Lens:

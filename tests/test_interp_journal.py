@@ -13,8 +13,9 @@ import torch
 
 import interp
 from interp.families import tiny
-from interp.journal import Journal, progress, renamed
+from interp.journal import Journal, progress
 from interp.metrics import LogitDifference
+from interp.saving import renamed
 
 METRIC = LogitDifference(answers=((7,), (8,)), wrong=((10,), (11,)))
 KILLS = """

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.circuits.choose import chosen
 from interp.circuits.graph import Graph
 from interp.kernels.errors import InterpError
+from interp.saving import write
 
 if TYPE_CHECKING:
     from interp.circuit import Circuit
@@ -132,18 +133,9 @@ class Edges:
 
     def save(self, directory: str | Path) -> Path:
         """Write `edges.safetensors`, `edges.parquet` and `edges.json`; read back with `Edges.load`."""
-        from safetensors.torch import save_file
-
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"values": self.values, "base": self.base} | ({} if self.source is None else {"source": self.source})
-        save_file({name: t.contiguous() for name, t in tensors.items()}, str(folder / "edges.safetensors"))
-        self.to_frame().to_parquet(folder / "edges.parquet")
         about = {"format": FORMAT, "graph": self.graph.described(), "meta": dict(self.meta)}
-        scratch = folder / "edges.json.part"
-        scratch.write_text(json.dumps(about, indent=1, default=str))
-        scratch.rename(folder / "edges.json")
-        return folder
+        return write(directory, tensors, about, names=("edges.safetensors", "edges.json"), table=self.to_frame())
 
     @classmethod
     def load(cls, directory: str | Path) -> Edges:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import InterpError
+from interp.saving import write
 
 FORMAT = 1
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -160,19 +161,11 @@ class Faithfulness:
 
     def save(self, directory: str | Path) -> Path:
         """Write `faithfulness.safetensors` and `faithfulness.json`; read back with `Faithfulness.load`."""
-        from safetensors.torch import save_file
-
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
-        save_file(tensors, str(folder / "faithfulness.safetensors"))
+        tensors = {name: getattr(self, name) for name in TENSORS}
         plain = ("magnitude", "completeness", "minimality", "grid", "signed", "unsigned", "groups")
         about = {"format": FORMAT, "summary": self.summary(), "meta": dict(self.meta)}
         about |= {name: getattr(self, name) for name in plain}
-        scratch = folder / "faithfulness.json.part"
-        scratch.write_text(json.dumps(about, indent=1, default=str))
-        scratch.rename(folder / "faithfulness.json")
-        return folder
+        return write(directory, tensors, about, names=("faithfulness.safetensors", "faithfulness.json"))
 
     @classmethod
     def load(cls, directory: str | Path) -> Faithfulness:
