@@ -11,9 +11,13 @@ from interp.effects import Effects
 from interp.hooks.tape import Tape, open_tape
 from interp.journal import PLAN, progress
 from interp.kernels.errors import InterpError
+from interp.retrieval_scores import FILES as RETRIEVAL
+from interp.retrieval_scores import RetrievalHeads
 
 
-def open_directory(directory: str | Path) -> Tape | Effects | Edges | Faithfulness | dict[str, Effects]:
+def open_directory(
+    directory: str | Path,
+) -> Tape | Effects | Edges | Faithfulness | RetrievalHeads | dict[str, Effects]:
     """A tape, effects, edges or faithfulness that were saved, or a finished sweep: by metric if it had several."""
     folder = Path(directory)
     if (folder / "tape.json").exists():
@@ -22,6 +26,8 @@ def open_directory(directory: str | Path) -> Tape | Effects | Edges | Faithfulne
         return Edges.load(folder)
     if (folder / "faithfulness.json").exists():
         return Faithfulness.load(folder)
+    if (folder / RETRIEVAL[1]).exists():
+        return RetrievalHeads.load(folder)
     if (folder / "run.json").exists():
         return Effects.load(folder)
     done = progress(folder)

@@ -41,5 +41,15 @@ def _map(array: Any) -> Any:
     return go.Figure(heat).update_layout(xaxis_title=across, yaxis_title=", ".join(down), yaxis_autorange="reversed")
 
 
+def map_of_heads(frame: Any, title: str) -> Any:
+    """One estimate a head as a map of layers x heads, from 0 up; for tables with layer, head and estimate."""
+    import plotly.graph_objects as go
+
+    table = frame.pivot_table(index="layer", columns="head", values="estimate")
+    shown = {"texttemplate": "%{z:.2g}"} if table.size <= WRITTEN else {}
+    heat = go.Heatmap(z=table.values, x=table.columns, y=table.index, colorscale="Blues", colorbar_title=title, **shown)
+    return go.Figure(heat).update_layout(xaxis_title="head", yaxis_title="layer", yaxis_autorange="reversed")
+
+
 def _tuple(row: Any) -> tuple[Any, ...]:
     return row if isinstance(row, tuple) else (row,)

@@ -1,4 +1,4 @@
-"""How often each head copies: scores per head and needle, with intervals, curves, and the files of Retrieval_Head."""
+"""How much each head retrieves: scores per head and needle, with intervals, curves, and the published files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
+from interp.saving import renamed, write
 
-Mode = Literal["event", "set"]
+FORMAT = 1
+FILES = ("retrieval.safetensors", "retrieval.json")
+Mode = Literal["event", "set", "r2", "query"]
 CONVENTION = 0.1
 """What Wu et al. call a retrieval head: a convention, not a finding; `curve()` shows what other thresholds give."""
 
 
 @dataclass(frozen=True, eq=False)
 class RetrievalHeads:
-    """`scores` [head, needle]: how much of each needle's answer a head copied."""
+    """`scores` [head, needle]: how much of each needle's answer a head copied, or what else `mode` says of it."""
 
     sites: tuple[str, ...]
     scores: Tensor
@@ -61,20 +64,28 @@ class RetrievalHeads:
         return low, high
 
     def to_frame(self) -> Any:
-        """One row a head: site, layer, head, score, low, high, frequency, needles counted."""
+        """One row a head: site, tower, layer, head, method, estimate (the score), low, high, frequency, needles
+        counted."""
         import pandas
 
         places = [parse(site) for site in self.sites]
         low, high = self.interval()
         return pandas.DataFrame(
-            {"site": self.sites, "layer": [int(str(p.layers)) for p in places],
-             "head": [int(str(p.heads)) for p in places], "score": self.mean, "low": low, "high": high,
-             "frequency": self.frequency, "n": self.counted.shape[1]}
+            {"site": self.sites, "tower": [p.tower or "text" for p in places],
+             "layer": [int(str(p.layers)) for p in places], "head": [int(str(p.heads)) for p in places],
+             "method": f"retrieval:{self.mode}" if self.mode else "retrieval", "estimate": self.mean, "low": low,
+             "high": high, "frequency": self.frequency, "n": self.counted.shape[1]}
         )  # fmt: skip
 
     def top(self, n: int = 10) -> Any:
         """The n heads that copy most."""
-        return self.to_frame().sort_values("score", ascending=False, kind="stable").head(n)
+        return self.to_frame().sort_values("estimate", ascending=False, kind="stable").head(n)
+
+    def plot(self) -> Any:
+        """The scores as a map of layers x heads (plotly)."""
+        from interp.plots import map_of_heads
+
+        return map_of_heads(self.to_frame(), "retrieval score")
 
     def curve(self, thresholds: Sequence[float] | None = None) -> Any:
         """How many heads, and what share of them, score at least each threshold (0.05 to 1 unless given)."""
@@ -97,19 +108,42 @@ class RetrievalHeads:
         return pandas.DataFrame({**table, "score": values}).groupby(["length", "depth"])["score"].mean().to_xarray()
 
     def save_json(self, path: str | Path) -> Path:
-        """Write the needles that count as Retrieval_Head does, `{"layer-head": [score, ...]}` on one line."""
+        """Write the needles that count in the published form: `{"layer-head": [score, ...]}` on one line as
+        Retrieval_Head does, and `[["layer-head", score], ...]`, highest first, where the mode is "query" (QRHead)."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         places = [parse(site) for site in self.sites]
         found = {f"{p.layers}-{p.heads}": row for p, row in zip(places, self.counted.tolist(), strict=True)}
-        scratch = file.with_name(file.name + ".part")
-        scratch.write_text(json.dumps(found) + "\n")
-        scratch.rename(file)
+        ranked = sorted(zip(found, self.mean.tolist(), strict=True), key=lambda pair: -pair[1])
+        renamed(file, (json.dumps(ranked if self.mode == "query" else found) + "\n").encode())
         return file
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `retrieval.safetensors`, its table, and `retrieval.json`; read back with `load` or `interp.open`."""
+        tensors = {"scores": self.scores, "kept": self.kept, "recall": self.recall}
+        about = {"format": FORMAT, "sites": self.sites, "mode": self.mode, "cells": [dict(c) for c in self.cells],
+                 "meta": dict(self.meta)}  # fmt: skip
+        return write(directory, tensors, about, names=FILES, table=self.to_frame())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> RetrievalHeads:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        folder = Path(directory)
+        about = json.loads((folder / FILES[1]).read_text())
+        if about.get("format") != FORMAT:
+            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
+        held = load_file(str(folder / FILES[0]))
+        values = (held["scores"], held["kept"], held["recall"])
+        return cls(tuple(about["sites"]), *values, about["mode"], tuple(about["cells"]), about["meta"])
 
     def __repr__(self) -> str:
         best, above = int(self.mean.argmax()), int((self.mean >= CONVENTION).sum())
+        named = (
+            f"; {above} at {CONVENTION} or more, which is a convention" if self.mode in (None, "event", "set") else ""
+        )
         return (
             f"RetrievalHeads of {len(self.sites)} heads on {int(self.kept.sum())} of {len(self.kept)} needles; highest"
-            f" {self.sites[best]} {float(self.mean[best]):.3g}; {above} at {CONVENTION} or more, which is a convention"
+            f" {self.sites[best]} {float(self.mean[best]):.3g}{named}"
         )

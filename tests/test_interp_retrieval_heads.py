@@ -21,6 +21,7 @@ from interp.hooks.errors import InputsError, ModelError
 from interp.planted import build, key
 from interp.planted.words import WORDS
 from interp.retrieval_heads import RetrievalError, retrieval_heads
+from interp.retrieval_scores import RetrievalHeads
 from interp.task import Row, Task
 from interp.vocabulary import TaskError
 
@@ -121,9 +122,12 @@ def test_the_planted_head_is_first_and_null_heads_are_at_chance() -> None:
 def test_the_result_says_how_often_where_and_how_surely() -> None:
     r = retrieval_heads(load("zoo:needle"), notes())
     frame = r.to_frame()
-    assert list(frame["score"]) == r.mean.tolist()
-    assert bool(((frame["low"] <= frame["score"]) & (frame["score"] <= frame["high"])).all())
-    assert list(r.top(3)["score"]) == sorted(frame["score"], reverse=True)[:3]
+    assert list(frame["estimate"]) == r.mean.tolist()
+    assert list(frame.columns[:7]) == ["site", "tower", "layer", "head", "method", "estimate", "low"]
+    assert set(frame["method"]) == {"retrieval:event"}
+    assert r.plot().data[0].z.shape == (4, 8)
+    assert bool(((frame["low"] <= frame["estimate"]) & (frame["estimate"] <= frame["high"])).all())
+    assert list(r.top(3)["estimate"]) == sorted(frame["estimate"], reverse=True)[:3]
     assert torch.equal(r.frequency, (r.scores[:, r.kept] > 0).double().mean(1))
     curve = r.curve([0.0, 0.1, 2.0])
     assert list(curve["heads"]) == [32, int((r.mean >= 0.1).sum()), 0]
@@ -149,6 +153,20 @@ def test_the_published_file_is_written_and_read(tmp_path: Path) -> None:
     assert back.save_json(tmp_path / "again.json").read_text() == file.read_text()
     with pytest.raises(interp.InterpError, match="length and depth"):
         back.grid()
+
+
+def test_a_result_is_saved_and_opened(tmp_path: Path) -> None:
+    r = retrieval_heads(load("zoo:needle"), notes(), mode="set")
+    back = interp.open(r.save(tmp_path / "retrieval"))
+    assert isinstance(back, RetrievalHeads)
+    assert torch.equal(back.scores, r.scores)
+    assert torch.equal(back.kept, r.kept)
+    assert (back.mode, back.sites, back.cells) == (r.mode, r.sites, r.cells)
+    assert back.to_frame().equals(r.to_frame())
+    assert back.meta["inputs_hash"] == r.meta["inputs_hash"]
+    (tmp_path / "retrieval" / "retrieval.json").write_text('{"format": 0}')
+    with pytest.raises(interp.InterpError, match="format 0"):
+        RetrievalHeads.load(tmp_path / "retrieval")
 
 
 @pytest.mark.parametrize(
