@@ -27,7 +27,10 @@ _HOME = {
     "acdc": "interp.acdc",
     "faithfulness": "interp.faithfulness",
     "retrieval_heads": "interp.retrieval_heads",
+    "gates": "interp.gates",
     "sinks": "interp.sinks",
+    "importance": "interp.importance",
+    "Importance": "interp.measures.table",
     "Edges": "interp.circuits.edge_scores",
     "Circuit": "interp.circuit",
     "Faithfulness": "interp.circuits.judged",
@@ -58,6 +61,8 @@ _HOME = {
     "Redistribute": "interp.hooks.edits",
     "Blend": "interp.hooks.edits",
     "UniformAttention": "interp.hooks.edits",
+    "Calibrate": "interp.hooks.calibrate",
+    "Streaming": "interp.hooks.calibrate",
     "InterpError": "interp.kernels.errors",
 }
 __version__ = "0.1.0"

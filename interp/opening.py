@@ -11,13 +11,15 @@ from interp.effects import Effects
 from interp.hooks.tape import Tape, open_tape
 from interp.journal import PLAN, progress
 from interp.kernels.errors import InterpError
+from interp.measures.table import NAMES as IMPORTANCE
+from interp.measures.table import Importance
 from interp.retrieval_scores import FILES as RETRIEVAL
 from interp.retrieval_scores import RetrievalHeads
 
 
 def open_directory(
     directory: str | Path,
-) -> Tape | Effects | Edges | Faithfulness | RetrievalHeads | dict[str, Effects]:
+) -> Tape | Effects | Edges | Faithfulness | RetrievalHeads | Importance | dict[str, Effects]:
     """A tape, effects, edges or faithfulness that were saved, or a finished sweep: by metric if it had several."""
     folder = Path(directory)
     if (folder / "tape.json").exists():
@@ -28,6 +30,8 @@ def open_directory(
         return Faithfulness.load(folder)
     if (folder / RETRIEVAL[1]).exists():
         return RetrievalHeads.load(folder)
+    if (folder / IMPORTANCE[1]).exists():
+        return Importance.load(folder)
     if (folder / "run.json").exists():
         return Effects.load(folder)
     done = progress(folder)
