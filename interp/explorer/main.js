@@ -1,0 +1,116 @@
+// Search, tables, checks and provenance; then everything is put on the page.
+
+const SPELLED = /^(?:([a-z_]+)[.\s])?\s*(?:blocks\.|layer\s*)?[al]?(\d+)\s*[.,:\-\s]?\s*(?:h|head\s*)?(\d+)$/i;
+const MOST_ROWS = 3000;
+
+// Heads by name (L5H3, 5.3, a5.h3, vision 0.1), or by a word of their roles, notes and group.
+function heads(query) {
+  const text = query.trim().toLowerCase(), spelled = SPELLED.exec(text);
+  if (!text) return null;
+  if (spelled) {
+    const [, tower, layer, head] = spelled;
+    return HEADS.map((_, i) => i).filter((i) => HEADS[i].layer === Number(layer) && HEADS[i].head === Number(head) && (!tower || TOWERS[HEADS[i].tower].name.toLowerCase() === tower));
+  }
+  const said = (i) => {
+    const card = DATA.cards[HEADS[i].site] || {};
+    return [HEADS[i].site, HEADS[i].kv || "", ...(card.roles || []).map(([name]) => name), ...(card.notes || []), ...(card.promotes || []).map(([name]) => name)].join("\n").toLowerCase();
+  };
+  return HEADS.map((_, i) => i).filter((i) => said(i).includes(text));
+}
+
+function bar() {
+  const list = el("ul", { id: "found", class: "found", "aria-label": "Heads found" }), said = el("output", { "aria-live": "polite" });
+  const box = el("input", { type: "search", id: "search", autocomplete: "off", spellcheck: "false", placeholder: "L5H3, 5.3, induction", input: () => look(), keydown: (event) => { if (event.key === "Enter") { const some = heads(box.value); if (some && some.length) select(some[0]); } } });
+  const look = () => {
+    const some = heads(box.value);
+    said.textContent = some === null ? "" : `${some.length} ${some.length === 1 ? "head" : "heads"}`;
+    list.replaceChildren(...(some || []).slice(0, 12).map((i) => el("li", {}, el("button", { type: "button", click: () => select(i), text: HEADS[i].site }))));
+    change({ found: some === null ? null : new Set(some) });
+  };
+  const pins = el("span", { class: "pins" });
+  const showPins = () => pins.replaceChildren(...(state.pins.length ? ["Pinned ", ...state.pins.map((i) => el("button", { type: "button", click: () => select(i), text: HEADS[i].site }))] : []));
+  views.push((touched) => touched.has("pins") && showPins());
+  showPins();
+  $("bar").append(el("label", { for: "search", class: "choice" }, "Find a head ", box), said, list, pins);
+}
+
+function plainTable(rows, caption = null) {
+  const [head, ...body] = rows;
+  const numeric = head.map((_, c) => body.every((row) => missing(row[c]) || typeof row[c] === "number"));
+  const lines = el("tbody");
+  const fill = (some) => lines.replaceChildren(...some.slice(0, MOST_ROWS).map((row) => el("tr", {}, row.map((value, c) => el("td", { class: numeric[c] ? "right" : null }, typeof value === "string" ? folded(value) : missing(value) ? "" : number(value))))));
+  let order = null;
+  const sort = (c, node) => {
+    order = order && order[0] === c ? [c, -order[1]] : [c, numeric[c] ? -1 : 1];
+    const before = (a, b) => (missing(a) ? 1 : missing(b) ? -1 : a < b ? -order[1] : a > b ? order[1] : 0);
+    fill([...body].sort((a, b) => before(a[c], b[c])));
+    for (const one of node.parentNode.parentNode.children) one.removeAttribute("aria-sort");
+    node.parentNode.setAttribute("aria-sort", order[1] > 0 ? "ascending" : "descending");
+  };
+  fill(body);
+  const names = head.map((name, c) => el("th", { scope: "col" }, el("button", { type: "button", class: "sort", click: (event) => sort(c, event.currentTarget), text: shorten(name, 40) })));
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption || "Table" }, el("table", {}, caption ? el("caption", { text: caption }) : null, el("thead", {}, el("tr", {}, names)), lines),
+    body.length > MOST_ROWS ? el("p", { class: "about", text: `The first ${MOST_ROWS} of ${body.length} rows; the CSV has all.` }) : null);
+}
+
+// A table that is only made when it is opened.
+function lazily(title, about, rows, name) {
+  const inside = el("div");
+  const fold = el("details", { toggle: () => { if (fold.open && !inside.hasChildNodes()) inside.append(about ? el("p", { class: "about" }, folded(about, 400)) : "", exportsOf(name, null, rows), plainTable(rows(), shorten(title, 60))); } },
+    el("summary", { text: shorten(title, 100) }), inside);
+  return fold;
+}
+
+function tablesView() {
+  const home = $("tables");
+  const some = [];
+  if ((COLUMNS.site || []).length) some.push(lazily("All scores", "One row for each head and measure.", () => tableOfScores(() => true), "scores"));
+  DATA.tables.forEach((table, n) => some.push(lazily(table.title, table.about, () => [table.columns, ...table.rows], `table-${n + 1}`)));
+  const links = DATA.links.map(([name, to]) => el("li", {}, el("a", { href: to }, el("bdi", { text: shorten(name, 80) }))));
+  if (links.length) some.push(el("h3", { text: "Files beside this page" }), el("ul", {}, links));
+  home.append(el("h2", { id: "tables-title", text: "Tables" }), ...some);
+  home.hidden = !some.length;
+}
+
+const MARK = new Map([[true, "✓ passed"], [false, "✗ failed"], [null, "– not run"]]);
+function checksView() {
+  if (!DATA.checks.length) return;
+  const home = $("checks");
+  home.hidden = false;
+  home.append(el("h2", { id: "checks-title", text: "Checks" }), el("div", { class: "scroll" }, el("table", {}, el("caption", { text: "What was held against the model before these numbers were taken" }), el("tbody", {}, DATA.checks.map((check) =>
+    el("tr", {}, el("th", { scope: "row" }, folded(check.name)), el("td", { class: check.ok === false ? "failed" : null, text: MARK.get(check.ok) }), el("td", {}, folded(check.detail || "", 200))))))));
+}
+
+function flat(value, name = "") {
+  if (value === null || typeof value !== "object") return [[name, value === null ? "" : String(value)]];
+  return Object.entries(value).flatMap(([key, inner]) => flat(inner, name ? `${name}.${key}` : key));
+}
+function provenanceView() {
+  const rows = flat(DATA.provenance);
+  if (!Object.keys(DATA.provenance).length) return;
+  const home = $("provenance");
+  home.hidden = false;
+  home.append(el("h2", { id: "provenance-title", text: "How these numbers came about" }), el("details", {}, el("summary", { text: `${rows.length} facts` }), plainTable([["fact", "value"], ...rows])));
+}
+
+function opening() {
+  const list = $("warnings");
+  list.hidden = !DATA.warnings.length;
+  list.append(...DATA.warnings.map((text) => el("li", { class: "warning" }, folded(text, 400))));
+  const top = facts(DATA.facts);
+  if (top) list.after(top);
+}
+
+Object.assign(state, understood(pairs(location.hash)));
+opening();
+bar();
+mapView();
+scatterView();
+cardView();
+circuitView();
+curvesView();
+tablesView();
+checksView();
+provenanceView();
+listen();
+document.documentElement.dataset.ready = "yes";
