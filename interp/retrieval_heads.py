@@ -5,36 +5,38 @@ weighs most stands in the needle and is w itself: j = argmax_j p_ij, j in needle
 
     event   copies / len(k)                     as the authors' code counts; above 1 where tokens are said twice
     set     |{w copied} and set(k)| / |set(k)|  as the paper's text has it
+    r2      sum over the first N = len(k) rows of p_ij / N for those of the N largest p_ij whose j is in the answer
+            (retrieval-reasoning heads, Fu et al. 2024, arXiv 2410.19258)
 
 Teacher-forced, the answer is given and w are its tokens: one prefill of prompt and answer, of which only the answer's
-rows are looked at, by statistics of the kernels. `generated=True` lets the model say w itself, as the paper does, and
+rows are looked at, by statistics of the kernels. `generated=True` lets the model say w itself, as the papers do, and
 reads what it said in one more prefill, whose rows are those of the decoding steps; where it says the answer and no
-more, both give the same scores in event mode. Needles of which the model says half or less do not count (the authors'
-code uses ROUGE-1 above 50 for that). Cost: one forward pass a needle, and one decode more if generated.
+more, both give the same scores in event mode. `anywhere=True` lets j be any key that is w, as AttentionInfluence
+selects its heads (Hua et al. 2025, arXiv 2505.07293). Needles of which the model says half or less do not count (the
+authors' code uses ROUGE-1 above 50 for that, that of r2 an F1 above 50). Cost: one forward pass a needle, and one
+decode more if generated.
 Limits: only the first key counts, so heads that spread over the needle score 0; where a head looks is not what it
-does, so mask the heads to know; heads that do nothing score by chance, about one over the number of keys a word.
-Decoder-only language models.
+does, so mask the heads to know (`interp.mask_heads`); heads that do nothing score by chance, about one over the number
+of keys a word. Decoder-only language models.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from interp.hooks.anatomy import Tower
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs import Inputs
 from interp.hooks.output import logits_of
 from interp.hooks.sites import Site
 from interp.hooks.statistics import Request, stream
-from interp.hooks.tail import last_tower
 from interp.hooks.unwrap import forced_eager
-from interp.hooks.writes import spelled
 from interp.kernels.errors import InterpError
+from interp.needle_rows import alike, answer_span, attention_sites, fitted, head_names, ids_of
 from interp.provenance import about
 from interp.retrieval_scores import Mode, RetrievalHeads
 from interp.task import Task
@@ -42,12 +44,11 @@ from interp.task import Task
 if TYPE_CHECKING:
     from interp.model import Model
 
+MODES = ("event", "set", "r2")
 PASSED = 0.5
 """A needle counts if the model says more than this share of its answer."""
 NEAR_ZERO = 0.1
 """With a smaller share of needles that count, no heads are named."""
-ALIKE = 0.9
-"""Without the answer word for word in the needle, the first stretch that has more than this share of its tokens."""
 
 
 class RetrievalError(InterpError):
@@ -60,79 +61,48 @@ def retrieval_heads(
     *,
     mode: Mode = "event",
     generated: bool = False,
+    anywhere: bool = False,
     max_new_tokens: int | None = None,
     batch: int = 8,
 ) -> RetrievalHeads:
     """Score every head on `interp.tasks.needle(m, whole=True, lengths=..., depths=...)` or a task of your own whose
     `positions` name the "needle"; generated answers are as long as the right ones unless `max_new_tokens` is given."""
-    if mode not in ("event", "set"):
-        raise InputsError(f"mode is 'event' or 'set', got {mode!r}.")
-    sites = [Site(spelled(model.ready(), tower), n, "attention") for tower, n in _layers(model)]
-    task = _fitting(model, needles)
+    _check(mode, anywhere)
+    sites = attention_sites(model)
+    task = fitted(model, needles)
     scores: dict[int, Tensor] = {}
     recall = torch.zeros(len(task), dtype=torch.double)
-    for rows in _alike(task, batch):
+    for rows in alike(task, batch):
         part = task.take(rows)
         x, count = _generated(model, part, max_new_tokens) if generated else (part.clean, len(part.answer_ids[0]))
-        said, keys = _read(model, sites, x, count)
+        stat = f"topk:{len(part.answer_ids[0])}" if mode == "r2" else "argmax"
+        said, looked = _read(model, sites, x, count, stat)
         for n, row in enumerate(rows):
-            ids = _ids(x)[n].cpu()
-            words, span = ids[-count:], _answer_span(part, n, row)
-            scores[row] = _scores(keys[:, n], ids, words, span, mode)
+            ids = ids_of(x)[n].cpu()
+            words, span = ids[-count:], answer_span(part, n, row)
+            own = {name: value[:, n] for name, value in looked.items()}
+            scores[row] = _reached(own, stat, span) if mode == "r2" else _copied(own, ids, words, span, mode, anywhere)
             recall[row] = _recall(words if generated else said[n], part.answer_ids[n], anywhere=generated)
     kept = recall > PASSED
     _refuse_if_lost(kept, recall)
-    heads = [f"{site}".replace("attention", f"H{h}") for site in sites for h in range(model.anatomy.layer(site).heads)]
-    meta = {**about(model.module, task.clean), "method": "retrieval heads", "mode": mode, "generated": generated}
+    meta = {**about(model.module, task.clean), "method": "retrieval heads", "mode": mode, "generated": generated,
+            "anywhere": anywhere}  # fmt: skip
     stacked = torch.stack([scores[row] for row in range(len(task))], dim=1)
-    return RetrievalHeads(tuple(heads), stacked, kept, recall, mode, tuple(dict(one) for one in task.meta), meta)
+    cells = tuple(dict(one) for one in task.meta)
+    return RetrievalHeads(head_names(model, sites), stacked, kept, recall, mode, cells, meta)
 
 
-def _layers(model: Model) -> list[tuple[Tower, int]]:
-    tower = last_tower(model.ready(), None)
-    if tower.bidirectional or tower.name == "decoder":
-        raise ModelError(
-            f"retrieval heads look back from an answer into the text before it; {type(model.module).__name__} answers"
-            f" from its tower {tower.name!r}, which does not read that text: use a decoder-only language model."
-        )
-    return [(tower, layer.index) for layer in tower.layers if layer.kind == "self"]
-
-
-def _fitting(model: Model, needles: Any) -> Task:
-    if not isinstance(needles, Task):
-        raise InputsError(f"expected a task, such as interp.tasks.needle(m, whole=True), got {type(needles).__name__}.")
-    if not needles.whole:
-        raise InputsError("retrieval heads are scored over the whole answer: make the task with whole=True.")
-    if any(row.image is not None for row in needles.rows):
-        raise InputsError("these needles have pictures; retrieval heads are defined on tokens of text.")
-    task = needles if needles.model is model else needles.on(model)
-    missing = [i for i, row in enumerate(task.rows) if "needle" not in row.positions]
-    if missing:
-        raise InputsError(
-            f"row {missing[0]} of {task.name!r} does not say where its needle is: give it positions={{'needle': (text,"
-            " 1)}."
-        )
-    return task
-
-
-def _alike(task: Task, batch: int) -> Iterator[list[int]]:
-    """Rows of one length and one length of answer, so that the same columns are read and nothing is padded."""
-    groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for row, length in enumerate(task.clean.valid.sum(1).tolist()):
-        groups[length, len(task.answer_ids[row])].append(row)
-    for rows in groups.values():
-        yield from (rows[start : start + batch] for start in range(0, len(rows), batch))
-
-
-def _ids(x: Inputs) -> Tensor:
-    assert x.ids is not None
-    return x.ids
+def _check(mode: str, anywhere: bool) -> None:
+    if mode not in MODES:
+        raise InputsError(f"mode is 'event', 'set' or 'r2', got {mode!r}.")
+    if anywhere and mode == "r2":
+        raise InputsError("anywhere=True counts copies of words wherever they stand; r2 counts weight on the answer.")
 
 
 def _generated(model: Model, part: Task, max_new_tokens: int | None) -> tuple[Inputs, int]:
     """The prompts with what the model itself says after them."""
     wanted = len(part.answer_ids[0])
-    prompt = _ids(part.clean)[:, :-wanted]
+    prompt = ids_of(part.clean)[:, :-wanted]
     count = wanted if max_new_tokens is None else max_new_tokens
     mask = torch.ones_like(prompt)
     said = model.generate({"input_ids": prompt, "attention_mask": mask}, max_new_tokens=count).ids
@@ -140,9 +110,9 @@ def _generated(model: Model, part: Task, max_new_tokens: int | None) -> tuple[In
     return model.inputs({"input_ids": whole, "attention_mask": torch.ones_like(whole)}), said.shape[1]
 
 
-def _read(model: Model, sites: Sequence[Site], x: Inputs, count: int) -> tuple[Tensor, Tensor]:
-    """At the rows that predict the last `count` tokens: what the model would say [row, word], and the key that each
-    head weighs most [head, row, word]."""
+def _read(model: Model, sites: Sequence[Site], x: Inputs, count: int, stat: str) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """At the rows that predict the last `count` tokens: what the model would say [row, word], and the statistic of
+    each head [head, row, word, ...]."""
     logits: list[Tensor] = []
 
     def forward() -> None:
@@ -155,36 +125,33 @@ def _read(model: Model, sites: Sequence[Site], x: Inputs, count: int) -> tuple[T
             )
         logits.append(found[:, -count - 1 : -1])
 
-    request = Request.of("argmax", range(x.length - count - 1, x.length - 1), None, None)
+    request = Request.of(stat, range(x.length - count - 1, x.length - 1), None, None)
     with forced_eager():
         taps = stream(model.module, model.anatomy, sites, request, x, forward, lambda: 0)
-    keys = torch.cat([tap.merged()["argmax"].cpu() for tap in taps.values()], dim=1)
-    return logits[0].argmax(-1).cpu(), keys.transpose(0, 1)
+    parts = [tap.merged() for tap in taps.values()]
+    looked = {name: torch.cat([part[name].cpu() for part in parts], dim=1).transpose(0, 1) for name in parts[0]}
+    return logits[0].argmax(-1).cpu(), looked
 
 
-def _answer_span(part: Task, n: int, row: int) -> range:
-    """Where the answer stands in the needle: word for word, or the first stretch that is nearly the same tokens."""
-    place = part.positions["needle"].rows[n]
-    assert place is not None
-    answer, ids = list(part.answer_ids[n]), _ids(part.clean)[n].tolist()
-    windows = [range(i, i + len(answer)) for i in range(place[0], place[1] - len(answer) + 1)]
-    exact = [w for w in windows if ids[w.start : w.stop] == answer]
-    near = [w for w in windows if len(set(answer) & {ids[i] for i in w}) > ALIKE * len(set(answer))]
-    if not exact and not near:
-        raise InputsError(
-            f"the answer {part.answers[n][0]!r} of row {row} does not stand in its needle as tokens of this model, so"
-            " no head can copy it from there."
-        )
-    return (exact or near)[0]
-
-
-def _scores(keys: Tensor, ids: Tensor, words: Tensor, span: range, mode: Mode) -> Tensor:
-    """Of one needle, for every head: keys [head, word] looked at while the words were said."""
-    copied = (keys >= span.start) & (keys < span.stop) & (ids[keys.clamp(min=0)] == words)
+def _copied(
+    looked: Mapping[str, Tensor], ids: Tensor, words: Tensor, span: range, mode: Mode, anywhere: bool
+) -> Tensor:
+    """Of one needle, for every head: the share of the answer copied from keys [head, word] while the words were
+    said."""
+    keys = looked["argmax"]
+    needed = ids[span.start : span.stop].unique()
+    allowed = torch.isin(words, needed) if anywhere else (keys >= span.start) & (keys < span.stop)
+    copied = allowed & (keys >= 0) & (ids[keys.clamp(min=0)] == words)
     if mode == "event":
         return copied.double().sum(1) / len(span)
-    needed = ids[span.start : span.stop].unique()
     return (copied[:, :, None] & (words[:, None] == needed)).any(1).double().mean(1)
+
+
+def _reached(looked: Mapping[str, Tensor], stat: str, span: range) -> Tensor:
+    """Of one needle, for every head: weight of the N largest keys [head, word, N] that stand in the answer, over N."""
+    steps = slice(0, len(span))
+    weights, keys = looked[stat][:, steps].double(), looked[f"{stat}.keys"][:, steps]
+    return (weights * ((keys >= span.start) & (keys < span.stop))).sum((1, 2)) / len(span)
 
 
 def _recall(said: Tensor, answer: Sequence[int], *, anywhere: bool) -> float:

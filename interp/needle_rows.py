@@ -1,0 +1,93 @@
+"""Needle tasks as methods read them: fitted to a model, in batches of one length, with the answer's place known."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from interp.hooks.anatomy import Tower
+from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.inputs import Inputs
+from interp.hooks.sites import Site
+from interp.hooks.tail import last_tower
+from interp.hooks.writes import spelled
+from interp.task import Task
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+ALIKE = 0.9
+"""Without the answer word for word in the needle, the first stretch that has more than this share of its tokens."""
+
+
+def attention_sites(model: Model) -> list[Site]:
+    """The self-attention layers of the tower that reads the text and answers."""
+    tower = _reader(model)
+    return [Site(spelled(model.anatomy, tower), n.index, "attention") for n in tower.layers if n.kind == "self"]
+
+
+def head_names(model: Model, sites: list[Site]) -> tuple[str, ...]:
+    """Every head of these layers, "L0.H0"."""
+    return tuple(f"{s}".replace("attention", f"H{h}") for s in sites for h in range(model.anatomy.layer(s).heads))
+
+
+def _reader(model: Model) -> Tower:
+    tower = last_tower(model.ready(), None)
+    if tower.bidirectional or tower.name == "decoder":
+        raise ModelError(
+            f"retrieval heads look back from an answer into the text before it; {type(model.module).__name__} answers"
+            f" from its tower {tower.name!r}, which does not read that text: use a decoder-only language model."
+        )
+    return tower
+
+
+def fitted(model: Model, needles: Any) -> Task:
+    """The task on this model; refused where a whole answer or a needle's place is not known."""
+    if not isinstance(needles, Task):
+        raise InputsError(f"expected a task, such as interp.tasks.needle(m, whole=True), got {type(needles).__name__}.")
+    if not needles.whole:
+        raise InputsError("retrieval heads are scored over the whole answer: make the task with whole=True.")
+    if any(row.image is not None for row in needles.rows):
+        raise InputsError("these needles have pictures; retrieval heads are defined on tokens of text.")
+    task = needles if needles.model is model else needles.on(model)
+    missing = [i for i, row in enumerate(task.rows) if "needle" not in row.positions]
+    if missing:
+        raise InputsError(
+            f"row {missing[0]} of {task.name!r} does not say where its needle is: give it positions={{'needle': (text,"
+            " 1)}."
+        )
+    return task
+
+
+def alike(task: Task, batch: int) -> Iterator[list[int]]:
+    """Rows of one length and one length of answer, so that the same columns are read and nothing is padded."""
+    groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, length in enumerate(task.clean.valid.sum(1).tolist()):
+        groups[length, len(task.answer_ids[row])].append(row)
+    for rows in groups.values():
+        yield from (rows[start : start + batch] for start in range(0, len(rows), batch))
+
+
+def ids_of(x: Inputs) -> Tensor:
+    """The token ids, which inputs of text have."""
+    assert x.ids is not None
+    return x.ids
+
+
+def answer_span(part: Task, n: int, row: int) -> range:
+    """Where the answer stands in the needle: word for word, or the first stretch that is nearly the same tokens."""
+    place = part.positions["needle"].rows[n]
+    assert place is not None
+    answer, ids = list(part.answer_ids[n]), ids_of(part.clean)[n].tolist()
+    windows = [range(i, i + len(answer)) for i in range(place[0], place[1] - len(answer) + 1)]
+    exact = [w for w in windows if ids[w.start : w.stop] == answer]
+    near = [w for w in windows if len(set(answer) & {ids[i] for i in w}) > ALIKE * len(set(answer))]
+    if not exact and not near:
+        raise InputsError(
+            f"the answer {part.answers[n][0]!r} of row {row} does not stand in its needle as tokens of this model, so"
+            " no head can copy it from there."
+        )
+    return (exact or near)[0]
