@@ -1,0 +1,96 @@
+"""A small drawing surface that writes the same picture as SVG and as PNG, with no plotting library.
+
+Rectangles, lines, dots and text in pixels from the top left corner. Text in an SVG is escaped; a title and a sentence
+say to a screen reader what is drawn. Limits: one typeface; PNG text is what Pillow's own face can write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from io import BytesIO
+from typing import Any, Literal
+
+Anchor = Literal["start", "middle", "end"]
+Point = tuple[float, float]
+PILLOW = {"start": "lm", "middle": "mm", "end": "rm"}
+SCALE = 2
+"""Pixels of the PNG per unit."""
+
+
+@dataclass
+class Canvas:
+    """What is drawn, in order."""
+
+    width: int
+    height: int
+    title: str
+    said: str = ""
+    marks: list[tuple[str, Callable[[Any], None]]] = field(default_factory=list)
+
+    def rect(self, x: float, y: float, w: float, h: float, *, fill: str, line: str | None = None) -> None:
+        """A filled rectangle, with an outline if asked for."""
+        edge = f' stroke="{line}"' if line else ""
+        box = tuple(round(v * SCALE) for v in (x, y, x + w, y + h))
+        self.marks.append((
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="{fill}"{edge}/>',
+            lambda pen: pen.rectangle(box, fill=fill, outline=line, width=SCALE if line else 0),
+        ))  # fmt: skip
+
+    def line(self, points: Sequence[Point], *, colour: str = "#222222", width: float = 1.5, dash: str = "") -> None:
+        """A line through points; dashes are drawn in the SVG and as thinner lines in the PNG."""
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        dashes = f' stroke-dasharray="{dash}"' if dash else ""
+        ends = [(round(x * SCALE), round(y * SCALE)) for x, y in points]
+        thick = max(1, round(width * SCALE * (0.5 if dash else 1)))
+        self.marks.append((
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>',
+            lambda pen: pen.line(ends, fill=colour, width=thick),
+        ))  # fmt: skip
+
+    def dot(self, x: float, y: float, r: float = 3, *, fill: str = "#222222", line: str = "#222222") -> None:
+        """A dot; white inside for the second of two kinds."""
+        box = tuple(round(v * SCALE) for v in (x - r, y - r, x + r, y + r))
+        self.marks.append((
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{fill}" stroke="{line}"/>',
+            lambda pen: pen.ellipse(box, fill=fill, outline=line),
+        ))  # fmt: skip
+
+    def text(
+        self, x: float, y: float, words: str, *, size: int = 11, anchor: Anchor = "start", fill: str = "#111111"
+    ) -> None:
+        """One line of text, its middle at y."""
+        self.marks.append((
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" dominant-baseline="central"'
+            f' fill="{fill}">{escape(words)}</text>',
+            lambda pen: pen.text((x * SCALE, y * SCALE), words, fill=fill, anchor=PILLOW[anchor], font=_face(size)),
+        ))  # fmt: skip
+
+    def svg(self) -> str:
+        """The picture as SVG."""
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" role="img"'
+            f' font-family="sans-serif"><title>{escape(self.title)}</title><desc>{escape(self.said)}</desc>'
+            f'<rect width="{self.width}" height="{self.height}" fill="#ffffff"/>'
+            + "".join(mark for mark, _ in self.marks)
+            + "</svg>\n"
+        )
+
+    def png(self) -> bytes:
+        """The picture as PNG."""
+        from PIL import Image, ImageDraw
+
+        image = Image.new("RGB", (self.width * SCALE, self.height * SCALE), "#ffffff")
+        pen = ImageDraw.Draw(image)
+        for _, draw in self.marks:
+            draw(pen)
+        sink = BytesIO()
+        image.save(sink, format="PNG")
+        return sink.getvalue()
+
+
+def _face(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size * SCALE)

@@ -1,0 +1,122 @@
+"""A report's work as named steps, each written down when it is done, so that a killed report goes on where it was.
+
+`steps/plan.json` says which report this is and comes first; `steps/NAME.json` is a step's answer, written under another
+name and renamed. Answers are read back as they were written, so a report that was resumed ends with the same bytes.
+Limits: the same bytes need the same machine, versions and number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.kernels.errors import InterpError
+from interp.saving import renamed
+
+FORMAT = 1
+Answer = dict[str, Any]
+Say = Callable[[str], None]
+
+
+class Steps:
+    """The directory of one report."""
+
+    def __init__(
+        self, folder: str | Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool, say: Say | None = None
+    ) -> None:
+        self.folder, self.inside = Path(folder), Path(folder) / "steps"
+        self.say = say or (lambda line: None)
+        self.seconds: dict[str, float] = {}
+        mine = json.loads(json.dumps({"format": FORMAT, **plan}))
+        if overwrite:
+            _clear(self.folder)
+        _writable(self.folder)
+        self._begin(mine, resume=resume)
+
+    def _begin(self, mine: Answer, *, resume: bool) -> None:
+        file = self.inside / "plan.json"
+        if not file.exists():
+            if resume and any(self.folder.iterdir()):
+                raise InterpError(f"{self.folder} holds no report that was begun; there is nothing to resume.")
+            if any(self.folder.iterdir()):
+                raise InterpError(f"{self.folder} is not empty and holds no report: give another directory.")
+            self.inside.mkdir()
+            renamed(file, _written(mine))
+            return
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if not resume:
+            raise InterpError(
+                f"{self.folder} holds a report already: go on with it (resume=True, --resume), replace it"
+                " (overwrite=True, --overwrite) or give another directory."
+            )
+        other = [name for name in sorted({*known, *mine}) if known.get(name) != mine.get(name)]
+        if other:
+            raise InterpError(
+                f"{self.folder} holds another report: its {other[0]} is {known.get(other[0])!r}, this one's"
+                f" {mine.get(other[0])!r}. Give another directory."
+            )
+
+    def do(self, name: str, work: Callable[[], Mapping[str, Any]]) -> Answer:
+        """A step's answer: the one that is there, or that of doing it now."""
+        file = self.inside / f"{name}.json"
+        if file.exists():
+            self.say(f"{name}: done before")
+        else:
+            start = time.perf_counter()
+            renamed(file, _written(work()))
+            self.seconds[name] = round(time.perf_counter() - start, 3)
+            self.say(f"{name}: {self.seconds[name]:.1f} s")
+        answer: Answer = json.loads(file.read_text(encoding="utf-8"))
+        return answer
+
+    def attempt(self, name: str, work: Callable[[], Mapping[str, Any]]) -> Answer:
+        """The same where a refusal is an answer, {"refused": why}: a method that does not fit a model says so."""
+
+        def tried() -> Mapping[str, Any]:
+            try:
+                return work()
+            except InterpError as why:
+                return {"refused": f"{name}: {why}"}
+
+        return self.do(name, tried)
+
+    def write(self, name: str, data: bytes | str) -> Path:
+        """One of the report's files, whole or not at all."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        renamed(file, data.encode() if isinstance(data, str) else data)
+        return file
+
+
+OWN = ("steps", "results", "figures")
+FILES = (
+    "report.html", "heads.csv", "heads.parquet", "run.json", "circuit.json", "heads.tex", "references.bib", "README.md",
+)  # fmt: skip
+
+
+def _clear(folder: Path) -> None:
+    """Take away what a report wrote, and nothing else."""
+    if (folder / "steps" / "plan.json").exists():
+        for name in OWN:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _writable(folder: Path) -> None:
+    """Find out before the work that there will be somewhere to put it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe.part"
+        probe.write_bytes(b"0")
+        probe.unlink()
+    except OSError as why:
+        raise InterpError(f"{folder} cannot be written to ({why.strerror}): give another directory.") from why
+
+
+def _written(answer: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(answer), indent=1, allow_nan=True).encode()
