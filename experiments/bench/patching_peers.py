@@ -25,8 +25,8 @@ def difference(logits: Tensor) -> Tensor:
 
 
 def peers(module: Any) -> dict[str, Sweep]:
-    """Every peer that is installed here."""
-    found: dict[str, Sweep] = {"hook_loop": HookLoop(module)}
+    """Every peer that is installed here, on a copy of its own: what some of them leave on a model slows the others."""
+    found: dict[str, Sweep] = {"hook_loop": HookLoop(copy.deepcopy(module))}
     for name, package, make in (
         ("transformer_lens", "transformer_lens", TransformerLens),
         ("nnsight", "nnsight", NNsightLoop),
@@ -36,19 +36,18 @@ def peers(module: Any) -> dict[str, Sweep]:
         if find_spec(package) is None:
             print(f"{name}: not installed, left out")
         else:
-            found[name] = make(module)
+            found[name] = make(copy.deepcopy(module))
     return found
 
 
 class TransformerLens:
-    """`get_act_patch_attn_head_out_all_pos` and `get_act_patch_resid_pre` on a bridge around a copy of the model."""
+    """`get_act_patch_attn_head_out_all_pos` and `get_act_patch_resid_pre` on a bridge around the model."""
 
     def __init__(self, module: Any) -> None:
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-        inner = copy.deepcopy(module)
-        inner.set_attn_implementation("eager")
-        self.bridge = build_bridge_from_module(inner, "GPT2LMHeadModel", hf_config=inner.config)
+        module.set_attn_implementation("eager")
+        self.bridge = build_bridge_from_module(module, "GPT2LMHeadModel", hf_config=module.config)
 
     def __call__(self, base: Tensor, source: Tensor, kind: str, first: int) -> Tensor:
         from transformer_lens import patching
