@@ -1,46 +1,60 @@
-"""Reading back what was written to a directory, whatever it holds: a tape, or the effects of a sweep."""
+"""Reading back what was written to a directory, whatever it holds: a tape, a result, or a sweep."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
-from interp.circuits.edge_scores import Edges
-from interp.circuits.judged import Faithfulness
 from interp.effects import Effects
-from interp.hooks.tape import Tape, open_tape
 from interp.journal import PLAN, progress
 from interp.kernels.errors import InterpError
-from interp.measures.table import NAMES as IMPORTANCE
-from interp.measures.table import Importance
-from interp.retrieval_scores import FILES as RETRIEVAL
-from interp.retrieval_scores import RetrievalHeads
+from interp.masking import FILES as MASKING
+from interp.masking import Masking
+
+SAVED = {
+    "tape.json": "interp.hooks.tape:open_tape",
+    "edges.json": "interp.circuits.edge_scores:Edges.load",
+    "faithfulness.json": "interp.circuits.judged:Faithfulness.load",
+    "retrieval.json": "interp.retrieval_scores:RetrievalHeads.load",
+    "importance.json": "interp.measures.table:Importance.load",
+    "run.json": "interp.effects:Effects.load",
+}
+"""The file that says what a directory holds, and who reads it."""
 
 
-def open_directory(
-    directory: str | Path,
-) -> Tape | Effects | Edges | Faithfulness | RetrievalHeads | Importance | dict[str, Effects]:
-    """A tape, effects, edges or faithfulness that were saved, or a finished sweep: by metric if it had several."""
+def open_directory(directory: str | Path) -> Any:
+    """What was saved there, as the class that wrote it: a tape, effects, edges, head scores and so on. A finished sweep
+    of several metrics comes back as a dict by metric."""
     folder = Path(directory)
-    if (folder / "tape.json").exists():
-        return open_tape(folder)
-    if (folder / "edges.json").exists():
-        return Edges.load(folder)
-    if (folder / "faithfulness.json").exists():
-        return Faithfulness.load(folder)
-    if (folder / RETRIEVAL[1]).exists():
-        return RetrievalHeads.load(folder)
-    if (folder / IMPORTANCE[1]).exists():
-        return Importance.load(folder)
-    if (folder / "run.json").exists():
-        return Effects.load(folder)
-    done = progress(folder)
-    if done is None:
-        raise InterpError(f"{folder} holds no tape and no effects: expected tape.json, run.json or {PLAN} in it.")
+    if (folder / PLAN).exists():
+        return _sweep(folder)
+    for name, home in SAVED.items():
+        if (folder / name).exists():
+            module, _, read = home.partition(":")
+            return attrgetter(read)(import_module(module))(folder)
+    raise InterpError(f"{folder} holds nothing that interp saved: expected {', '.join(SAVED)} or {PLAN} in it.")
+
+
+def _sweep(folder: Path) -> Effects | dict[str, Effects]:
     names = list(json.loads((folder / PLAN).read_text())["task"]["metrics"])
-    parts = [folder / f"metric{n}" for n in range(len(names))]
+    found = _parts(folder, names)
+    if (folder / "reverse" / PLAN).exists():
+        back = _parts(folder / "reverse", names)
+        found = [replace(one, reverse=other) for one, other in zip(found, back, strict=True)]
+    return found[0] if len(names) == 1 else dict(zip(names, found, strict=True))
+
+
+def _parts(folder: Path, names: Sequence[str]) -> list[Effects]:
+    parts = [folder] if len(names) == 1 else [folder / f"metric{n}" for n in range(len(names))]
     if not all((part / "run.json").exists() for part in parts):
+        done = progress(folder)
+        assert done is not None
         raise InterpError(
             f"{folder} holds an unfinished sweep, {done[0]} of {done[1]} chunks: the same call with out= goes on."
         )
-    return {name: Effects.load(part) for name, part in zip(names, parts, strict=True)}
+    return [Effects.load(part) for part in parts]

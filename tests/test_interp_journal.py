@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import interp
 from interp.families import tiny
@@ -110,6 +111,32 @@ def test_what_was_done_is_not_done_again_and_comes_back_from_disk(tmp_path: Path
     torch.testing.assert_close(plain.values, e.values, atol=2 * max(e.noise_floor, 1e-6), rtol=0)
 
 
+def test_a_sweep_killed_in_its_second_direction_says_so(tmp_path: Path) -> None:
+    m, base, source = pair()
+    interp.patch(m, base=base, source=source, metric=METRIC, sites="L*.z", out=tmp_path, both=True)
+    assert interp.open(tmp_path).reverse is not None
+    (tmp_path / "reverse" / "run.json").unlink()
+    with pytest.raises(interp.InterpError, match="reverse holds an unfinished sweep"):
+        interp.open(tmp_path)
+
+
+def test_a_long_sweep_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    m, base, source = pair()
+    seen = []
+
+    class Seen(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            seen.append((n, self.total))
+            return super().update(n)
+
+    monkeypatch.setattr("tqdm.tqdm", Seen)
+    how = {"base": base, "source": source, "metric": METRIC, "sites": "L*.resid_pre", "positions": "each"}
+    interp.patch(m, **how, out=tmp_path, budget=4000)
+    done, total = sum(n for n, _ in seen), {total for _, total in seen}
+    assert total == {2 * sum(6 - n for n in range(6)) * 3}  # two prompts, suffixes, tokens times layers of 2 and 1
+    assert done >= seen[0][1]
+
+
 def test_another_sweep_does_not_write_into_the_same_directory(tmp_path: Path) -> None:
     m, base, source = pair()
     interp.patch(m, base=base, source=source, metric=METRIC, sites="L*.z", out=tmp_path)
@@ -127,6 +154,7 @@ def test_several_metrics_and_both_directions_are_read_back(tmp_path: Path) -> No
     assert list(again) == list(found)
     for name, e in found.items():
         assert torch.equal(again[name].values, e.values)
+        assert torch.equal(again[name].reverse.values, e.reverse.values)
     reverse = interp.open(tmp_path / "reverse")
     assert torch.equal(reverse["three"].values, found["three"].reverse.values)
 
@@ -136,7 +164,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     renamed(tmp_path / "a", b"two")
     assert (tmp_path / "a").read_bytes() == b"two"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    with pytest.raises(interp.InterpError, match="holds no tape and no effects"):
+    with pytest.raises(interp.InterpError, match="holds nothing that interp saved"):
         interp.open(tmp_path)
 
 
