@@ -13,14 +13,13 @@ from typing import Any
 from interp.effects import Effects
 from interp.journal import PLAN, progress
 from interp.kernels.errors import InterpError
-from interp.masking import FILES as MASKING
-from interp.masking import Masking
 
 SAVED = {
     "tape.json": "interp.hooks.tape:open_tape",
     "edges.json": "interp.circuits.edge_scores:Edges.load",
     "faithfulness.json": "interp.circuits.judged:Faithfulness.load",
     "retrieval.json": "interp.retrieval_scores:RetrievalHeads.load",
+    "masking.json": "interp.masking:Masking.load",
     "importance.json": "interp.measures.table:Importance.load",
     "run.json": "interp.effects:Effects.load",
 }

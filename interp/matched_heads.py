@@ -1,0 +1,87 @@
+"""Random heads to hold a set of heads against: of the same layers and about the same output norm.
+
+For each head of the set, in random order, one is drawn from the `among` cheapest of those that are left, by
+
+    cost = |layers apart| / number of layers + |log2(norm / norm of the head)|
+
+so that a layer that has no others left is not the end of it, and draws differ. Norms are means of |z W_O| over the
+rows that are masked. `Draws` says how far the draws are from the set, since with few heads they cannot be near.
+Cost: one forward pass for the norms.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs import Positions
+from interp.hooks.sites import Site, parse
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+AMONG = 8
+"""How many of the cheapest are drawn from."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Sets of heads drawn for one set, and how near they are to it."""
+
+    sets: tuple[tuple[str, ...], ...]
+    distinct: int
+    norm_ratio: float
+    """Mean output norm of the drawn heads over that of the set."""
+    same_layer: float
+    """The share of drawn heads that are in the layer of the head they stand for."""
+
+
+def output_norms(model: Model, inputs: Any, sites: Sequence[Site], *, positions: Positions) -> dict[str, float]:
+    """Mean length of what each head writes, |z W_O|, at these positions."""
+    found: dict[str, float] = {}
+    for site in sites:
+        place = Site(site.tower, site.layer, "result")
+        written = model.run(inputs, record=str(place), positions=positions)[str(place)]
+        lengths = written.float().norm(dim=-1).mean((0, 1)).tolist()
+        found |= {str(site).replace("attention", f"H{head}"): length for head, length in enumerate(lengths)}
+    return found
+
+
+def matched(heads: Sequence[str], norms: Mapping[str, float], *, draws: int, seed: int = 0) -> Draws:
+    """`draws` sets of as many heads, none of them of the set."""
+    others = [head for head in norms if head not in heads]
+    if len(others) < len(heads):
+        raise InputsError(
+            f"{len(heads)} heads leave {len(others)} others, too few to draw as many at random: mask fewer."
+        )
+    rng = random.Random(seed)
+    pairs = [_one(heads, others, norms, rng) for _ in range(draws)]
+    sets = tuple(tuple(sorted(pair.values())) for pair in pairs)
+    total = sum(norms[head] for head in heads) * max(1, draws)
+    ratio = sum(norms[head] for one in sets for head in one) / total if total else math.nan
+    same = [_layer(head) == _layer(other) for pair in pairs for head, other in pair.items()]
+    return Draws(sets, len(set(sets)), ratio, sum(same) / max(1, len(same)))
+
+
+def _one(heads: Sequence[str], others: Sequence[str], norms: Mapping[str, float], rng: random.Random) -> dict[str, str]:
+    """By head, the one that stands for it."""
+    layers = len({_layer(head) for head in norms})
+    left, found = list(others), {}
+    for head in rng.sample(list(heads), len(heads)):
+        cost = {other: _cost(head, other, norms, layers) for other in left}
+        found[head] = rng.choice(sorted(left, key=lambda other: (cost[other], other))[:AMONG])
+        left.remove(found[head])
+    return found
+
+
+def _cost(head: str, other: str, norms: Mapping[str, float], layers: int) -> float:
+    apart = abs(_layer(head) - _layer(other)) / layers
+    return apart + abs(math.log2(max(norms[other], 1e-30) / max(norms[head], 1e-30)))
+
+
+def _layer(head: str) -> int:
+    return int(str(parse(head).layers))
