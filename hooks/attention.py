@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.hooks.errors import EditError
 from interp.hooks.interface import Call
+from interp.hooks.narrow import Example, Narrow, attended, narrowed, together
 from interp.kernels import edits as kernel
 from interp.kernels.attention import attend
 from interp.kernels.masks import Causal, Mask, Window
@@ -46,16 +47,36 @@ def apply(call: Call, edits: Sequence[Any], attend_all: Callable[[], None] | Non
     touched = _touched(call, edits)
     if not touched:
         return
-    part = part_of(call, touched, [e for e in edits if isinstance(e, HeadKV)])
-    inner = [_renumbered(e, touched) for e in edits if isinstance(e, kernel.Edit)]
-    dense = [e for e in edits if isinstance(e, Dense)]
-    z = _dense_z(part, touched, inner, dense) if dense else _attended(part, inner)
-    index = torch.tensor(touched, device=z.device)
+    runs = _runs(touched, edits)
+    z = torch.cat([_edited_z(call, heads, edits, view) for heads, view in runs], 1)
+    index = torch.tensor([head for heads, _ in runs for head in heads], device=z.device)
     new = z.transpose(1, 2).to(call.z.dtype)
     rows = _rows_of(edits)
     if rows is not None:
         new = torch.where(rows[:, :, None, None], new, call.z[:, :, index])
     call.z = call.z.index_copy(2, index, new)
+
+
+def _runs(touched: tuple[int, ...], edits: Sequence[Any]) -> list[tuple[tuple[int, ...], Narrow | None]]:
+    """The heads that are computed together; a change of numbers is one of all its heads at once."""
+    if any(isinstance(e, Dense | HeadKV) for e in edits):
+        return [(touched, None)]
+    return together(touched, _views(edits))
+
+
+def _views(edits: Sequence[Any]) -> list[Narrow]:
+    return [e for e in edits if isinstance(e, Narrow)]
+
+
+def _edited_z(call: Call, heads: tuple[int, ...], edits: Sequence[Any], view: Narrow | None) -> Tensor:
+    part = part_of(call, heads, [e for e in edits if isinstance(e, HeadKV)], _views(edits))
+    inner = [_renumbered(e, heads) for e in edits if isinstance(e, kernel.Edit) and _concerns(e, heads)]
+    dense = [e for e in edits if isinstance(e, Dense)]
+    if dense:
+        return _dense_z(part, heads, inner, dense)
+    if view is not None:
+        return attended(part.q, part.k, part.v, view, inner, part.arguments)
+    return _attended(part, inner)
 
 
 def _rows_of(edits: Sequence[Any]) -> Tensor | None:
@@ -77,7 +98,7 @@ def edited_part(call: Call, heads: tuple[int, ...]) -> tuple[Part, list[kernel.E
     shared = [e for e in own if isinstance(e, HeadKV)]
     if any(set(e.heads) - set(heads) for e in shared):
         raise EditError("an edit of k or v concerns other heads than the statistics asked for: leave heads out.")
-    part = part_of(call, heads, shared)
+    part = part_of(call, heads, shared, _views(call.edits))
     return part, [_renumbered(e, heads) for e in call.edits if isinstance(e, kernel.Edit) and _concerns(e, heads)]
 
 
@@ -89,7 +110,7 @@ def pattern_of(
     index = _row_indices(rows)
     own = [e for e in edits if isinstance(e, Dense | HeadKV) and set(e.heads) & set(wanted)]
     computed = tuple(dict.fromkeys([*wanted, *(head for edit in own for head in edit.heads)]))
-    part = part_of(call, computed, [e for e in own if isinstance(e, HeadKV)])
+    part = part_of(call, computed, [e for e in own if isinstance(e, HeadKV)], _views(edits))
     inner = [_renumbered(e, computed) for e in edits if isinstance(e, kernel.Edit) and _concerns(e, computed)]
     dense = [e for e in own if isinstance(e, Dense)]
     if dense:
@@ -144,7 +165,7 @@ def _renumbered(edit: kernel.Edit, heads: tuple[int, ...]) -> kernel.Edit:
     return replace(edit, heads=tuple(heads.index(h) for h in edit.heads if h in heads))  # type: ignore[type-var]
 
 
-def part_of(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV] = ()) -> Part:
+def part_of(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV] = (), views: Sequence[Narrow] = ()) -> Part:
     index = torch.tensor(heads, device=call.q.device)
     group = call.q.shape[1] // call.k.shape[1]
     k, v = call.k[:, index // group], call.v[:, index // group]
@@ -155,7 +176,7 @@ def part_of(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV] = ()) 
         k, v = (new, v) if edit.component == "k" else (k, new)
     bias, sinks = call.bias, call.sinks
     arguments = {
-        "mask": visible(call, index),
+        "mask": narrowed(visible(call, index), heads, views, call.k.shape[2]),
         "scale": call.scale,
         "softcap": call.softcap,
         "bias": bias if bias is None or bias.shape[1] == 1 else bias[:, index],
@@ -166,8 +187,7 @@ def part_of(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV] = ()) 
 
 def _row(part: Part, b: int) -> Part:
     mask = part.arguments["mask"]
-    if isinstance(mask, DenseMask) and mask.tensor.ndim == 4 and mask.tensor.shape[0] > 1:
-        mask = DenseMask(mask.tensor[b : b + 1])
+    mask = None if mask is None else Example(mask, b)
     bias = part.arguments["bias"]
     bias = bias[b : b + 1] if bias is not None and bias.shape[0] > 1 else bias
     return Part(part.q[b : b + 1], part.k[b : b + 1], part.v[b : b + 1], {**part.arguments, "mask": mask, "bias": bias})

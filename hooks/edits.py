@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from interp.hooks.errors import EditError
 from interp.hooks.inputs import Positions
 from interp.kernels import edits as kernel
 from interp.kernels.masks import ByContent
+
+if TYPE_CHECKING:
+    from interp.hooks.interface import Call
 
 Phase = Literal["prefill", "decode", "both"]
 
@@ -167,6 +170,27 @@ class AttentionEdit(Edit):
     def key_sets(self) -> dict[str, Positions]:
         """The key sets it names, to be resolved against the inputs."""
         return {}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in an attention call an edit acts."""
+
+    heads: tuple[int, ...]
+    rows: Tensor | None
+    """Bool [batch, query] that it may change; None for all."""
+    real: Tensor | None
+    """Bool [batch, query] that are no padding; None where all are."""
+    first: Tensor
+    """[batch], the key of each example's first real token; negative where a cache has dropped it."""
+
+
+class CallEdit(AttentionEdit):
+    """An attention edit that reads off the call what it has to do."""
+
+    def of_call(self, call: Call, place: Place) -> list[Any]:
+        """What it comes to here: edits in the kernels' terms, or a `Narrow` view."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, repr=False)

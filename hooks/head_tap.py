@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interp.hooks.anatomy import Layer
 from interp.hooks.attention import Dense, HeadKV, pattern_of
-from interp.hooks.edits import AttentionEdit
+from interp.hooks.edits import AttentionEdit, CallEdit, Place
 from interp.hooks.inputs import Positions
 from interp.hooks.interface import BorderTap, Call
 from interp.hooks.placing import Placed
@@ -67,9 +67,9 @@ class HeadTap(BorderTap):
             if not session.moment.applies(edit):
                 continue
             if isinstance(edit, AttentionEdit):
-                if (kernel := self._resolved(edit, site, call)) is not None:
+                if (resolved := self._resolved(edit, site, call)) is not None:
                     session.note(placed)
-                    found.append(kernel)
+                    found.extend(resolved)
             elif site.component in ("pattern", "scores"):
                 found.append(
                     Dense(site.component, site.heads or tuple(range(self.layer.heads)), partial(self._dense, placed))
@@ -78,14 +78,22 @@ class HeadTap(BorderTap):
                 found.append(HeadKV(site.component, site.heads, partial(session.changed, Placed(edit, site.whole))))
         return found
 
-    def _resolved(self, edit: AttentionEdit, site: Site, call: Call) -> Any:
+    def _resolved(self, edit: AttentionEdit, site: Site, call: Call) -> list[Any] | None:
         """The edit in the kernels' terms; None where it touches no row now."""
         moment, device = self.session.moment, call.q.device
         rows = moment.where(edit, site, call.q.shape[0], call.q.shape[2], device, keys=False, cross=self.cross)
         if rows is not None and not bool(rows.any()):
             return None
+        if isinstance(edit, CallEdit):
+            return edit.of_call(call, self._place(site, call, rows))
         keys = {name: self._keys(spec, site, call).to(device) for name, spec in edit.key_sets().items()}
-        return edit.kernel(site.heads, rows, keys)
+        return [edit.kernel(site.heads, rows, keys)]
+
+    def _place(self, site: Site, call: Call, rows: Tensor | None) -> Place:
+        moment, (batch, heads, queries, _) = self.session.moment, call.q.shape
+        real = moment.valid(site, batch, queries, cross=self.cross)
+        first = moment.first_key(site, call.k.shape[2], cross=self.cross)
+        return Place(site.heads or tuple(range(heads)), rows, real, first.to(call.q.device))
 
     def _keys(self, spec: Positions, site: Site, call: Call) -> Tensor:
         return self.session.moment.keys(spec, site, call.k.shape[2], cross=self.cross)

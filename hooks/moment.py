@@ -110,6 +110,11 @@ class Moment(threading.local):
         self._fits(site, whole, start + length, exact=cross or not self._grows(site))
         return _columns(whole, start, length)
 
+    def first_key(self, site: Site, length: int, *, cross: bool) -> Tensor:
+        """[example], which of `length` keys is the first real token; negative where a cache has dropped it."""
+        valid = tower_inputs(self.known(), replace(site, component="k"), cross=cross).valid
+        return valid.int().argmax(1) - self._key_start(site, length, cross=cross)
+
     @staticmethod
     def _fits(site: Site, whole: Tensor, end: int, *, exact: bool) -> None:
         if end < whole.shape[1] or (exact and end > whole.shape[1]):
