@@ -98,7 +98,7 @@ def _own(value: Tensor) -> Tensor:
 
 
 def head_results(out: nn.Module, z: Tensor, heads: tuple[int, ...]) -> Tensor:
-    """What each head writes, `z_h W_O[h]` without the bias: [b, s, head, d].
+    """What each head writes, `z_h W_O[h]` without the bias: [..., head, d] for z [..., head, d_head].
 
     From the weight where it is a plain matrix at hand; otherwise (quantised, offloaded, adapters) by running the
     projection on one head's z at a time.
@@ -107,12 +107,12 @@ def head_results(out: nn.Module, z: Tensor, heads: tuple[int, ...]) -> Tensor:
     plain = type(out) is nn.Linear or type(out).__name__ == "Conv1D"
     if plain and type(weight) is nn.Parameter and weight.is_floating_point() and weight.device == z.device:
         by_head = (weight if type(out).__name__ == "Conv1D" else weight.T).unflatten(0, z.shape[-2:])
-        return torch.einsum("bshd,hdo->bsho", z[:, :, list(heads)], by_head[list(heads)])
-    nothing = out.forward(torch.zeros_like(z[:1, :1]).flatten(-2))
-    return torch.stack([out.forward(_only(z, head).flatten(-2)) - nothing for head in heads], dim=2)
+        return torch.einsum("...hd,hdo->...ho", z[..., list(heads), :], by_head[list(heads)])
+    nothing = out.forward(torch.zeros_like(z.flatten(0, -3)[:1]).flatten(-2))
+    return torch.stack([out.forward(_only(z, head).flatten(-2)) - nothing for head in heads], dim=-2)
 
 
 def _only(z: Tensor, head: int) -> Tensor:
     alone = torch.zeros_like(z)
-    alone[:, :, head] = z[:, :, head]
+    alone[..., head, :] = z[..., head, :]
     return alone

@@ -256,7 +256,7 @@ class Session:
         heads = placed.site.heads or tuple(range(layer.heads))
         old = head_results(self.root.get_submodule(layer.out), z, heads)
         new = self.changed(Placed(placed.edit, placed.site.whole), old)
-        return x + (new - old).sum(2)
+        return x + (new - old).sum(-2)
 
     def _record_value(self, site: Site, x: Tensor) -> Tensor:
         value = x

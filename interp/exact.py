@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 Metrics = Mapping[str, Metric]
+BY_HEAD = ("q", "k", "v", "z", "result", "pattern")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def prepare(question: Question, x: Inputs, source: Source, metrics: Metrics, *, 
     whole = list(dict.fromkeys(site.whole for target in question.targets for site, _ in target.members))
     old = sweep.record(whole, columns_wanted(metrics, x, model.module))
     for site, value in old.items():
-        if value.ndim < 3:
+        if value.ndim < (4 if site.component in BY_HEAD else 3):
             raise SiteError(f"{site} is {list(value.shape)} here, without rows and positions, and cannot be patched.")
     logits = sweep.logits
     judges = Judges(metrics, x, classes=logits.ndim == 2, length=x.length)

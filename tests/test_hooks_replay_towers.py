@@ -145,3 +145,13 @@ def test_tiles_and_windows_are_patched_in_full_passes_and_say_so() -> None:
     m, x, y = pair("llava_next")
     with pytest.warns(UserWarning, match="full forward passes"):
         agree(m, x, asked(m, x, y, [Site("vision", 0, "mlp_out")]), last(x), driven=False)
+
+
+def test_patches_packed_without_rows_are_recorded_and_refused_by_name() -> None:
+    """Qwen2.5-VL's vision tower lays the patches of all images end to end."""
+    m, x, y = pair("qwen2_5_vl")
+    tape = m.run(x, record=["vision.L0.result", "vision.L0.attn_out"])
+    bias = m.module.get_submodule(m.anatomy.towers["vision"].layers[0].out).bias
+    torch.testing.assert_close(tape["vision.L0.result"].sum(-2) + bias, tape["vision.L0.attn_out"])
+    with pytest.warns(UserWarning, match="full forward"), pytest.raises(interp.InterpError, match="without rows"):
+        interp.patch(m, base=x, source=y, metric=lambda logits, _: logits[:, -1, 3], sites="vision.L0.H1.result")
