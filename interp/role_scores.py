@@ -1,0 +1,130 @@
+"""Which head does what: values per kind, head and example, with intervals, as a table, a map and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.sites import nearest, parse
+from interp.kernels.errors import InterpError
+from interp.saving import write
+
+FORMAT = 1
+SURE = 0.5
+"""Heads whose best value is at least this are named in the one-line summary: a convention of ours."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRoles:
+    """`values[kind]` [head, example]; kinds measured on random repeated tokens end in " @ repeated"."""
+
+    sites: tuple[str, ...]
+    values: Mapping[str, Tensor]
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """A word on each head, such as the step of a positional one."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Kinds that have no meaning here, and why."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that were measured."""
+        return tuple(self.values)
+
+    def of(self, kind: str) -> Tensor:
+        """The mean of one kind, per head."""
+        return self._values(kind).mean(1)
+
+    def _values(self, kind: str) -> Tensor:
+        found = self.values.get(kind, self.values.get(f"{kind} @ repeated"))
+        if found is None:
+            why = f" ({self.left_out[kind]})" if kind in self.left_out else nearest(kind, self.values)
+            raise InterpError(f"no values of {kind!r}{why}; there are {', '.join(self.values)}.")
+        return found
+
+    def interval(self, kind: str, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Bootstrap interval of each head's mean over examples."""
+        values = self._values(kind)
+        picks = torch.randint(values.shape[1], (draws, values.shape[1]), generator=torch.Generator().manual_seed(seed))
+        bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
+        low, high = torch.quantile(values[:, picks].mean(-1), bounds, dim=1)
+        return low, high
+
+    def to_frame(self, kind: str | None = None) -> Any:
+        """One row per head and kind: site, tower, layer, head, method, estimate, low, high, n, note."""
+        import pandas
+
+        frames = [self._frame(one) for one in (self.kinds if kind is None else (kind,))]
+        return pandas.concat(frames, ignore_index=True)
+
+    def _frame(self, kind: str) -> Any:
+        import pandas
+
+        values, (low, high) = self._values(kind), self.interval(kind)
+        places = [parse(site) for site in self.sites]
+        return pandas.DataFrame(
+            {"site": self.sites, "tower": [p.tower for p in places], "layer": [int(str(p.layers)) for p in places],
+             "head": [int(str(p.heads)) for p in places], "method": kind, "estimate": values.mean(1), "low": low,
+             "high": high, "n": values.shape[1], "note": self.notes.get(kind, ("",) * len(self.sites))}
+        )  # fmt: skip
+
+    def table(self) -> Any:
+        """Heads by kinds: the means."""
+        import pandas
+
+        return pandas.DataFrame({kind: self.of(kind).numpy() for kind in self.kinds}, index=list(self.sites))
+
+    def top(self, n: int = 10, *, kind: str | None = None) -> Any:
+        """The n heads with most of one kind; without a kind, the n largest values of all."""
+        frame = self.to_frame(kind)
+        return frame.sort_values("estimate", ascending=False, kind="stable").head(n)
+
+    def describe(self, site: str) -> dict[str, float]:
+        """Everything that was measured of one head."""
+        if site not in self.sites:
+            raise InterpError(f"no values of {site!r}; there are those of {', '.join(self.sites)}.")
+        at = self.sites.index(site)
+        return {kind: float(values[at].mean()) for kind, values in self.values.items()}
+
+    def plot(self) -> Any:
+        """A map of heads by kinds (plotly)."""
+        import plotly.graph_objects as go
+
+        table = self.table()
+        shown = {"texttemplate": "%{z:.2f}"} if table.size <= 200 else {}
+        heat = go.Heatmap(z=table.values, x=list(table.columns), y=list(table.index), zmin=-1 if table.values.min() < 0
+                          else 0, zmax=1, colorscale="Cividis", **shown)  # fmt: skip
+        return go.Figure(heat).update_layout(yaxis_autorange="reversed", xaxis_title="kind", yaxis_title="head")
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `roles.safetensors`, `roles.parquet` and `run.json`; read back with `HeadRoles.load`."""
+        about = {"format": FORMAT, "sites": self.sites, "kinds": self.kinds, "notes": dict(self.notes),
+                 "left_out": dict(self.left_out), "meta": dict(self.meta)}  # fmt: skip
+        names = ("roles.safetensors", "run.json")
+        return write(directory, dict(self.values), about, names=names, table=self.to_frame())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> HeadRoles:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        folder = Path(directory)
+        about = json.loads((folder / "run.json").read_text())
+        if about.get("format") != FORMAT:
+            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
+        tensors = load_file(str(folder / "roles.safetensors"))
+        notes = {kind: tuple(said) for kind, said in about["notes"].items()}
+        values = {kind: tensors[kind] for kind in about["kinds"]}
+        return cls(tuple(about["sites"]), values, notes, about["left_out"], about["meta"])
+
+    def __repr__(self) -> str:
+        best = {kind: (self.sites[int(self.of(kind).argmax())], float(self.of(kind).max())) for kind in self.kinds}
+        sure = [f"{kind} {site} {value:.2f}" for kind, (site, value) in best.items() if value >= SURE]
+        said = "; ".join(sure) if sure else f"no head reaches {SURE} in any"
+        return f"HeadRoles of {len(self.sites)} heads in {len(self.kinds)} kinds: {said}"
