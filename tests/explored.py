@@ -34,7 +34,10 @@ def made_up(layers: int = 4, heads: int = 6, *, length: int = 16, examples: int 
          "noise_floor": 0.02, "n": 64, "exact": v * 0.97, "verified": bool(v > 0) if abs(v) > 0.6 else None}
         for s, v in zip(sites, effect, strict=True)
     ]  # fmt: skip
-    rows += [{"site": s, "method": "entropy", "estimate": v} for s, v in zip(sites, random.random(len(sites)) * 2, strict=True)]
+    rows += [
+        {"site": s, "method": "entropy", "estimate": v}
+        for s, v in zip(sites, random.random(len(sites)) * 2, strict=True)
+    ]
     weights = np.tril(random.random((examples, len(sites), length, length)) ** 6 + 1e-3)
     weights /= weights.sum(-1, keepdims=True)
     words = [" " + WORDS[n % len(WORDS)] for n in range(length)]
@@ -99,10 +102,13 @@ def harmful() -> dict[str, Any]:
     payload["scores"] = [{"site": "L1.H1", "method": one, "estimate": n - 3.0} for n, one in enumerate(HARM)]
     payload["circuit"] |= {"title": first, "about": HARM[1]}
     payload["curves"] = [{"title": first, "about": first, "x_title": first, "y_title": first,
-                          "lines": [{"name": one, "x": [1, 2], "y": [1, 2]} for one in HARM], "levels": [(first, 1)]}]  # fmt: skip
+                          "lines": [{"name": one, "x": [1, 2], "y": [1, 2]} for one in HARM],
+                          "levels": [(first, 1)]}]  # fmt: skip
     payload["tables"] = [{"title": first, "about": HARM[1], "rows": [{one: one for one in HARM}]}]
     payload["checks"] = [{"name": one, "ok": False, "detail": one} for one in HARM]
     payload["links"] = [(one, "heads.csv") for one in HARM]
     payload["provenance"] = {one: {one: one} for one in HARM}
-    payload["images"] = [{"name": first, "png": np.zeros((4, 4, 3), np.uint8), "grid": [2, 2], "positions": [0, 1, 2, None]}]
+    payload["images"] = [
+        {"name": first, "png": np.zeros((4, 4, 3), np.uint8), "grid": [2, 2], "positions": [0, 1, 2, None]}
+    ]
     return payload

@@ -76,7 +76,7 @@ function matrixPicture(found, tokens, position) {
   svg.append(draw("image", { href: canvas.toDataURL(), x: left, y: top, width: columns * size, height: rows * size, preserveAspectRatio: "none", "image-rendering": "pixelated" }),
     draw("rect", { x: left, y: top, width: columns * size, height: rows * size, fill: "none", stroke: "#777777" }),
     draw("text", { x: left, y: 12, "font-size": 10, text: "keys →" }), draw("text", { x: 2, y: 12, "font-size": 10, text: "queries ↓" }));
-  if (left > 30) found.rows.forEach((at, r) => svg.append(draw("text", { x: left - 4, y: top + (r + 0.8) * size, "text-anchor": "end", text: shorten(tokens[at], 12) })));
+  if (left > 30) found.rows.forEach((at, r) => svg.append(draw("text", { x: left - 4, y: top + (r + 0.8) * size, "text-anchor": "end", text: piece(tokens[at], 12) })));
   const mark = state.way === "from" ? found.rows.indexOf(position) : found.keys.indexOf(position);
   if (mark >= 0) svg.append(state.way === "from" ? draw("rect", { x: left, y: top + mark * size, width: columns * size, height: size, fill: "none", stroke: "#000000", "stroke-width": 1.5 })
     : draw("rect", { x: left + mark * size, y: top, width: size, height: rows * size, fill: "none", stroke: "#000000", "stroke-width": 1.5 }));

@@ -16,15 +16,16 @@ function put(node, attributes, children) {
 
 const el = (tag, attributes, ...children) => put(document.createElement(tag), attributes, children);
 const draw = (tag, attributes, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
+const fill = (node, ...children) => put(node, {}, children);
 const $ = (id) => document.getElementById(id);
 
-const MARKS = new Map([["\n", "↵"], ["\r", "␍"], ["\t", "⇥"], ["\0", "␀"], ["\u00a0", "⍽"]]);
+const MARKS = new Map([["\n", "↵"], ["\t", "⇥"]]);
 const UNSEEN = /[\u0000-\u001f\u007f-\u00a0\u00ad\u061c\u115f\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e007f}]/gu;
 
 // What cannot be seen, or would turn the text around it, as a mark or a code point.
 function readable(text) {
   const seen = String(text).replace(UNSEEN, (c) => MARKS.get(c) || `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
-  return seen.replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length)) || "(empty)";
+  return seen.replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
 }
 
 function shorten(text, most = SHORT) {
@@ -33,7 +34,8 @@ function shorten(text, most = SHORT) {
   return points.length <= most && String(text).length <= 4 * most + 8 ? head : points.slice(0, most - 1).join("") + "…";
 }
 
-const isLong = (text) => shorten(text) !== readable(String(text).slice(0, 4096)) || String(text).length > 4096;
+// A token: never nothing at all.
+const piece = (text, most = SHORT) => shorten(text, most) || "(empty)";
 
 // A text that may be long: its beginning, and the rest on demand.
 function folded(text, most = 60) {

@@ -30,7 +30,7 @@ function wholeCard(head) {
 
 const facts = (some) => (some && some.length ? el("dl", { class: "facts" }, some.map(([name, value]) => [el("dt", {}, folded(name)), el("dd", {}, folded(value, 200))])) : null);
 const roles = (some) => (some && some.length ? el("ul", { class: "roles", "aria-label": "Roles" }, some.map(([name, value]) => el("li", {}, el("bdi", { text: shorten(name, 40) }), missing(value) ? null : ` ${number(value)}`))) : null);
-const words = (title, some) => (some && some.length ? el("div", { class: "words" }, el("h3", { text: title }), el("ul", {}, some.map(([text, value]) => el("li", {}, el("bdi", { class: "piece", text: shorten(text) }), missing(value) ? null : ` ${number(value, true)}`)))) : null);
+const words = (title, some) => (some && some.length ? el("div", { class: "words" }, el("h3", { text: title }), el("ul", {}, some.map(([text, value]) => el("li", {}, el("bdi", { class: "piece", text: piece(text) }), missing(value) ? null : ` ${number(value, true)}`)))) : null);
 
 function numbers(head) {
   const rows = METHODS.map((method, m) => [method, m]).filter(([, m]) => ROWS[m][head] !== null);
@@ -90,8 +90,8 @@ function fillTokens(strip, found, about, show, rest) {
   const cells = places.map((at, i) => {
     if (at > before + 1) nodes.push(gap(at - before - 1));
     before = at;
-    const node = el("button", { type: "button", class: "token", "data-place": at, "aria-pressed": String(state.token === at), title: `${at}${about.roles ? ` ${readable(about.roles[at])}` : ""}`,
-      mouseenter: () => show(at), focus: () => show(at), mouseleave: () => show(rest()), click: () => change({ token: state.token === at ? null : at }) }, el("bdi", { text: shorten(about.tokens[at]) }));
+    const node = el("button", { type: "button", class: "token", "data-place": at, "aria-pressed": String(state.token === at), title: `${at}${about.roles ? ` ${shorten(about.roles[at], 40)}` : ""}`,
+      mouseenter: () => show(at), focus: () => show(at), mouseleave: () => show(rest()), click: () => change({ token: state.token === at ? null : at }) }, el("bdi", { text: piece(about.tokens[at]) }));
     nodes.push(node);
     return { node, row: 0, column: i, at };
   });
@@ -117,9 +117,9 @@ function shadeTokens(strip, found, position) {
 
 function saidAbout(said, found, about, position) {
   const weights = weightsAt(found, position);
-  const token = el("p", {}, el("b", { text: `${position} ` }), folded(about.tokens[position]), about.roles ? ` (${readable(about.roles[position])})` : "", state.token === position ? ", locked" : "");
+  const token = el("p", {}, el("b", { text: `${position} ` }), about.tokens[position] === "" ? "(empty)" : folded(about.tokens[position]), about.roles ? ` (${shorten(about.roles[position], 40)})` : "", state.token === position ? ", locked" : "");
   if (weights === null) { said.replaceChildren(token, el("p", { text: "This row is not in the sample." })); return; }
   const top = [...weights].filter(([, w]) => w > 0).sort((a, b) => b[1] - a[1]).slice(0, 5);
   said.replaceChildren(token, el("p", { text: state.way === "from" ? "attends most to" : "is attended to most from" }),
-    el("ol", { class: "top" }, top.map(([at, weight]) => el("li", {}, el("bdi", { class: "piece", text: shorten(about.tokens[at]) }), ` at ${at}: ${number(weight)}`))));
+    el("ol", { class: "top" }, top.map(([at, weight]) => el("li", {}, el("bdi", { class: "piece", text: piece(about.tokens[at]) }), ` at ${at}: ${number(weight)}`))));
 }

@@ -12,7 +12,7 @@ function circuitView() {
   const slider = el("input", { type: "range", id: "choose-edges", min: 1, max: most, value: Math.min(state.edges, most), input: () => change({ edges: Number(slider.value) }) });
   const count = el("output", { for: "choose-edges" });
   const list = el("details", {}, el("summary", { text: "The edges as a table" }));
-  home.append(el("h2", { id: "circuit-title", text: shorten(DATA.circuit.title || "Circuit", 80) }), DATA.circuit.about ? el("p", { class: "about" }, folded(DATA.circuit.about, 300)) : null,
+  fill(home, el("h2", { id: "circuit-title", text: shorten(DATA.circuit.title || "Circuit", 80) }), DATA.circuit.about ? el("p", { class: "about" }, folded(DATA.circuit.about, 300)) : null,
     el("div", { class: "controls" }, el("label", { class: "choice", for: "choose-edges" }, "Largest edges ", slider, " ", count), exportsOf("circuit", () => sheet(DATA.circuit.title || "Circuit", [box.querySelector("svg")]), circuitRows)),
     box, el("p", { class: "about", text: "Solid lines end in queries, dashed ones in keys, dotted ones in values, thin grey ones elsewhere; a ring at the end is a negative score; width is size." }), list);
   const render = () => {

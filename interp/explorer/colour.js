@@ -38,11 +38,10 @@ function legend(method) {
     x: 4 + (i * width) / steps, y: 2, width: width / steps + 0.5, height: 12,
     fill: colour(method, from + ((method.bound - from) * (i + 0.5)) / steps) }));
   const tick = (value, x, anchor) => draw("text", { x, y: 27, "text-anchor": anchor, text: number(value, method.kind === "signed") });
-  const words = method.kind === "signed"
-    ? "+ and − stand in cells beyond the noise; a dark outline: the interval leaves 0 out" : "the same scale for every head";
-  const svg = draw("svg", { class: "legend", width: 420, height: 46, viewBox: "0 0 420 46", "font-size": 11, "font-family": FONT, "aria-hidden": "true" },
+  const words = method.kind === "signed" ? "+ −: beyond the noise; dark outline: interval without 0" : "the same scale for every head";
+  const svg = draw("svg", { class: "legend", width: 330, height: 62, viewBox: "0 0 330 62", "font-size": 11, "font-family": FONT, "aria-hidden": "true" },
     bar, draw("rect", { x: 4, y: 2, width, height: 12, fill: "none", stroke: "#555555", "stroke-width": 0.7 }),
     tick(from, 4, "start"), method.kind === "signed" ? tick(0, 4 + width / 2, "middle") : null, tick(method.bound, 4 + width, "end"),
-    draw("text", { x: 194, y: 12, text: shorten(method.unit || "", 34) }), draw("text", { x: 4, y: 42, fill: "#444444", text: words }));
+    draw("text", { x: 4, y: 42, text: shorten(method.unit || "", 50) }), draw("text", { x: 4, y: method.unit ? 57 : 42, fill: "#444444", text: words }));
   return svg;
 }

@@ -23,7 +23,7 @@ function sheet(title, pictures) {
   return draw("svg", { xmlns: SVG, width, height: y, viewBox: `0 0 ${width} ${y}`, "font-family": FONT, "font-size": 12 },
     draw("title", { text: readable(title) }), draw("rect", { width, height: y, fill: "#ffffff" }),
     draw("text", { x: 8, y: 18, "font-size": 14, "font-weight": "bold", text: shorten(title, 70) }),
-    draw("text", { x: 8, y: 34, fill: "#444444", text: shorten(DATA.title, 90) }), draw("text", { x: 8, y: 48, fill: "#444444", text: shorten(chosen || " ", 90) === "␣" ? "" : shorten(chosen, 90) }), placed);
+    draw("text", { x: 8, y: 34, fill: "#444444", text: shorten(DATA.title, 90) }), draw("text", { x: 8, y: 48, fill: "#444444", text: shorten(chosen, 90) }), placed);
 }
 
 const asText = (picture) => '<?xml version="1.0" encoding="UTF-8"?>\n' + new XMLSerializer().serializeToString(picture) + "\n";

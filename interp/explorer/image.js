@@ -2,9 +2,11 @@
 
 function overlay(image, found) {
   const [rows, columns] = image.grid;
-  const width = clamp(columns * 18, 200, 340), height = Math.round((width * image.height) / image.width);
+  const width = clamp(columns * 16, 200, 300), height = Math.round((width * image.height) / image.width);
   const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "grid", "font-family": FONT, "aria-label": `Patches of ${shorten(image.name, 40)}: ${rows} rows, ${columns} columns; arrow keys move, Enter locks` });
-  svg.append(draw("image", { href: image.src, width, height, preserveAspectRatio: "none", "image-rendering": image.width < width ? "pixelated" : null }));
+  const picture = (grey) => draw("image", { href: image.src, width, height, preserveAspectRatio: "none", "image-rendering": image.width < width ? "pixelated" : null, filter: grey ? "url(#grey)" : null });
+  svg.append(hatch(), draw("filter", { id: "grey" }, draw("feColorMatrix", { type: "saturate", values: 0 }), draw("feComponentTransfer", {}, ["R", "G", "B"].map((one) => draw(`feFunc${one}`, { type: "linear", slope: 0.6, intercept: 0.3 })))), picture(true));
+  const plain = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `The picture ${shorten(image.name, 40)}` }, picture(false));
   const cells = [];
   for (let r = 0; r < rows; r++) {
     const line = draw("g", { role: "row" });
@@ -37,7 +39,7 @@ function overlay(image, found) {
     }
   };
   const outside = DATA.examples[image.example].tokens.length - image.positions.filter((at) => at !== null).length;
-  const figure = el("figure", { class: "picture" }, el("div", { class: "scroll" }, svg),
+  const figure = el("figure", { class: "picture" }, el("div", { class: "pair" }, el("div", { class: "scroll" }, svg), el("div", { class: "scroll" }, plain)),
     el("figcaption", {}, el("bdi", { text: shorten(image.name, 60) }), `: ${rows} × ${columns} patches; ${outside} other tokens below; scale 0 to ${number(found.scale)} for every head`));
   return { figure, show, hear };
 }

@@ -77,7 +77,7 @@ function checksView() {
   if (!DATA.checks.length) return;
   const home = $("checks");
   home.hidden = false;
-  home.append(el("h2", { id: "checks-title", text: "Checks" }), el("div", { class: "scroll" }, el("table", {}, el("caption", { text: "What was held against the model before these numbers were taken" }), el("tbody", {}, DATA.checks.map((check) =>
+  home.append(el("h2", { id: "checks-title", text: "Checks" }), el("p", { class: "about", text: "What was held against the model before these numbers were taken." }), el("div", { class: "scroll" }, el("table", {}, el("tbody", {}, DATA.checks.map((check) =>
     el("tr", {}, el("th", { scope: "row" }, folded(check.name)), el("td", { class: check.ok === false ? "failed" : null, text: MARK.get(check.ok) }), el("td", {}, folded(check.detail || "", 200))))))));
 }
 

@@ -5,7 +5,7 @@ const CELL = 26;
 function mapView() {
   const home = $("map"), grids = el("div", { class: "grids" });
   const said = el("output", { class: "said", "aria-live": "polite", id: "map-said" });
-  const key = el("div", { class: "key" });
+  const key = el("div", { class: "scroll" });
   const about = el("p", { class: "about" });
   const menu = chooser("Colour by", "metric");
   home.append(el("h2", { id: "map-title", text: "Heads by layer" }), el("div", { class: "controls" }, menu, exportsOf("heads", () => mapSheet(), () => mapRows())), about, grids, key, said);

@@ -1,0 +1,174 @@
+"""Where heads look on real tokens: examples, patterns and pictures of a model's towers, small enough for a page.
+
+Short inputs keep whole patterns; of long ones some rows are kept, evenly spaced with the last among them, and of each
+row the keys with the most weight, which the kernels give without N x N. Pictures come with the grid that the model's
+own labels give, cut to what the patches cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.anatomy import Tower
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs import Inputs
+from interp.hooks.sites import Site
+from interp.hooks.tape import tower_inputs
+from interp.hooks.writes import spelled
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+WHOLE = 96
+"""Tokens up to which patterns are kept whole, where the page has room."""
+ROOM = 1_500_000
+"""Bytes of patterns of a page."""
+ROWS, KEYS = 48, 8
+"""Rows of a longer text, and keys of each."""
+INDEX = 5
+"""Bytes of one such key: its weight and its number."""
+
+
+def stacks(model: Model, x: Inputs) -> tuple[list[tuple[Tower, Inputs]], list[str]]:
+    """Towers of self-attention with the positions they count, and words about those that cannot be shown."""
+    found, said = [], []
+    for tower in model.ready().towers.values():
+        layers = [layer for layer in tower.layers if layer.kind == "self"]
+        if not layers:
+            said.append(f"{tower.name}: cross-attention is not shown.")
+            continue
+        try:
+            found.append((tower, tower_inputs(x, Site(spelled(model.anatomy, tower), layers[0].index, "z"))))
+        except InputsError as reason:
+            said.append(f"{tower.name} is not shown: {reason}")
+    return found, said
+
+
+def pattern_of(model: Model, tower: Tower) -> str:
+    """The self-attention layers of a tower as a site pattern."""
+    name = spelled(model.anatomy, tower)
+    numbers = ",".join(str(layer.index) for layer in tower.layers if layer.kind == "self")
+    return f"{name}.L{numbers}" if name else f"L{numbers}"
+
+
+def example(x: Inputs, row: int, name: str) -> dict[str, Any]:
+    """The real tokens of one row, patches by their place."""
+    columns = x.valid[row].nonzero().flatten().tolist()
+    labels = x.roles
+    tokens = []
+    for column in columns:
+        if bool(labels.patch[row, column]):
+            tokens.append(f"({int(labels.row[row, column])},{int(labels.col[row, column])})")
+        else:
+            tokens.append(x.tokens[row][column] if x.tokens is not None else labels.label(row, column))
+    return {"name": name, "tokens": tokens, "roles": [labels.label(row, column) for column in columns]}
+
+
+def patterns(
+    model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[int], room: int
+) -> list[dict[str, Any]]:
+    """Blocks of each row's patterns, `example` counting from 0; `room` bytes in all."""
+    heads = sum(layer.heads for layer in tower.layers if layer.kind == "self")
+    longest = int(own.valid[list(rows)].sum(1).max())
+    if longest <= WHOLE and heads * len(rows) * longest**2 <= room:
+        return _whole(model, x, tower, own, rows)
+    count = min(ROWS, max(1, room // (heads * len(rows) * KEYS * INDEX)))
+    return _largest(model, x, tower, own, rows, count)
+
+
+def _sites(model: Model, tower: Tower) -> list[str]:
+    layers = [layer for layer in tower.layers if layer.kind == "self"]
+    name = spelled(model.anatomy, tower)
+    return [str(Site(name, layer.index, "attention", (head,))) for layer in layers for head in range(layer.heads)]
+
+
+def _whole(model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[int]) -> list[dict[str, Any]]:
+    name = f"{pattern_of(model, tower)}.pattern"
+    tape = model.run(x, record=name, store="cpu")
+    recorded = [tape[site] for site in model.sites(name)]
+    blocks = []
+    for n, row in enumerate(rows):
+        columns = own.valid[row].nonzero().flatten().cpu()
+        weights = torch.cat([layer[row][:, columns][:, :, columns].float() for layer in recorded])
+        blocks.append({"example": n, "sites": _sites(model, tower), "weights": weights.clamp(0, 1)})
+    return blocks
+
+
+def _largest(
+    model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[int], count: int
+) -> list[dict[str, Any]]:
+    """The heaviest keys of some query rows."""
+    mask, places = _spread(own.valid, count)
+    names = (f"topk:{KEYS}", f"topk:{KEYS}.keys")
+    found = model.attention(x, stats=names[:1], heads=pattern_of(model, tower), rows=mask)
+    blocks = []
+    for n, row in enumerate(rows):
+        start = own.valid[row].int().cumsum(0).cpu() - 1  # from columns to the tokens that are real
+        weights, keys = (torch.cat([layer[name][row].cpu() for layer in found.values.values()]) for name in names)
+        weights = torch.where(keys < 0, 0.0, weights.float()).clamp(0, 1)
+        block = {"example": n, "sites": _sites(model, tower), "weights": weights, "indices": start[keys.clamp(min=0)]}
+        blocks.append({**block, "rows": start[places[row]].tolist()})
+    return blocks
+
+
+def _spread(valid: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+    """Equally many real columns of every row, the last among them: as a mask, and as columns."""
+    each = min(count, int(valid.sum(1).min()))
+    mask, places = torch.zeros_like(valid), []
+    for row, real in enumerate(valid):
+        columns = real.nonzero().flatten()
+        picked = columns[torch.linspace(len(columns) - 1, 0, each).round().long().flip(0)]
+        mask[row, picked] = True
+        places.append(picked.cpu())
+    return mask, places
+
+
+def images(own: Inputs, row: int, example: int, pictures: Sequence[Any]) -> list[dict[str, Any]]:
+    """The pictures of one row, each with the grid of its patches."""
+    labels, columns = own.roles, own.valid[row].nonzero().flatten().tolist()
+    where = {column: position for position, column in enumerate(columns)}
+    found = []
+    for tile, (frames, height, width) in enumerate(labels.grids[row]):
+        mine = (labels.patch[row] & (labels.tile[row] == tile)).nonzero().flatten().tolist()
+        view = labels.views[row][tile]
+        if frames != 1 or not mine or view.picture >= len(pictures):
+            continue
+        places: list[int | None] = [None] * (height * width)
+        for column in mine:
+            places[int(labels.row[row, column]) * width + int(labels.col[row, column])] = where[column]
+        picture = _covered(own, row, mine, pictures[view.picture])
+        name = f"picture {view.picture}" + (f", part {tile}" if len(labels.grids[row]) > 1 else "")
+        found.append({"name": name, "example": example, "png": picture, "grid": [height, width], "positions": places})
+    return found
+
+
+def _covered(own: Inputs, row: int, columns: list[int], picture: Any) -> Any:
+    """The part of a picture that the patches cover."""
+    if own.roles.sizes is None:
+        return picture
+    boxes = own.roles.boxes()[row, columns]
+    boxes = boxes[~boxes.isnan().any(1)]
+    if not len(boxes):
+        return picture
+    left, top, right, bottom = (*boxes[:, :2].amin(0).tolist(), *boxes[:, 2:].amax(0).tolist())
+    return picture.crop((int(left), int(top), round(right), round(bottom)))
+
+
+def pixels(model: Model, x: Inputs) -> list[Any]:
+    """The pictures as the model was given them, where they are plain [picture, 3, row, column] and how they were
+    scaled is known."""
+    from PIL import Image
+
+    given = x.kwargs.get("pixel_values")
+    how = getattr(model.processor, "image_processor", model.processor)
+    mean, std = (getattr(how, name, None) for name in ("image_mean", "image_std"))
+    if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] != 3 or not (mean and std):
+        return []
+    wide = (3, 1, 1)
+    plain = given.detach().cpu().float() * torch.tensor(std).view(wide) + torch.tensor(mean).view(wide)
+    whole = (plain.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return [Image.fromarray(one.numpy()) for one in whole]

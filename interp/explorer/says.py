@@ -1,0 +1,66 @@
+"""Which tokens a head speaks for and against at the end of an example: its share of the logits, the final norm held at
+the scale it had in the run, less its mean over the vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.hooks.errors import ModelError
+from interp.hooks.inputs import Inputs
+from interp.hooks.ports import head_results
+from interp.hooks.sites import Site
+from interp.hooks.sweep import Reads
+from interp.hooks.tail import Tail, last_tower
+from interp.hooks.writes import spelled
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+SAID = 5
+
+
+def says(model: Model, x: Inputs, *, row: int = 0) -> dict[str, dict[str, list[tuple[str, float]]]]:
+    """By head of the tower that makes the logits; nothing for models without tokens or without a head."""
+    tower = _speaks(model)
+    if tower is None or x.tokens is None:
+        return {}
+    name = spelled(model.anatomy, tower)
+    layers = [layer for layer in tower.layers if layer.kind == "self" and layer.out is not None]
+    sites = [Site(name, layer.index, "z") for layer in layers]
+    end = Site(name, tower.layers[-1].index, "resid_post")
+    tape = model.run(x, record=[*sites, end])
+    logits = tape["logits"]
+    if logits.ndim != 3:
+        return {}
+    reads = Reads(x.mask("last").cpu().nonzero()[:, 1:], None)
+    tail = Tail(model.module, tower, model.called_with(x.kwargs), left=tape[end], logits=logits)
+    found = {}
+    for site, layer in zip(sites, layers, strict=True):
+        assert layer.out is not None
+        for head in range(layer.heads):
+            with torch.no_grad():
+                result = head_results(model.module.get_submodule(layer.out), tape[site], (head,))[:, :, 0]
+                share = tail.logits(tail.normed(result.reshape(tail.left.shape), "frozen"), reads)[row, 0].float().cpu()
+            found[str(Site(name, layer.index, "attention", (head,)))] = _ends(model, share - share.mean())
+    return found
+
+
+def _speaks(model: Model) -> Any:
+    if not hasattr(model.tokenizer, "convert_ids_to_tokens"):
+        return None
+    try:
+        return last_tower(model.anatomy, None)
+    except ModelError:
+        return None
+
+
+def _ends(model: Model, share: torch.Tensor) -> dict[str, list[tuple[str, float]]]:
+    def named(found: Any) -> list[tuple[str, float]]:
+        pairs = zip(found.values.tolist(), found.indices.tolist(), strict=True)
+        return [(str(model.tokenizer.decode([index])), value) for value, index in pairs]
+
+    count = min(SAID, len(share))
+    low = (-share).topk(count)
+    return {"promotes": named(share.topk(count)), "suppresses": [(text, -value) for text, value in named(low)]}
