@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """`forwards` is an upper bound of passes over all prompts; `seconds` what they would take at the probe's pace."""
+    """`forwards` are passes over all prompts, were none shortened; `seconds` what they take at the probe's pace."""
 
     forwards: int
     prompts: int
@@ -27,14 +27,13 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """At most, on this machine as it is now."""
+        """On this machine as it is now."""
         return self.forwards * self.probe_seconds
 
     def __str__(self) -> str:
         return (
-            f"cost: at most {self.forwards:,} forward passes of {self.prompts} prompts x {self.tokens} tokens,"
-            f" {self.megabytes:,.0f} MB of recordings, {_time(self.seconds)} at most (one pass took"
-            f" {self.probe_seconds:.2g} s; replay needs only part of each)"
+            f"cost: about {self.forwards:,} forward passes of {self.prompts} prompts x {self.tokens} tokens,"
+            f" {self.megabytes:,.0f} MB of recordings, {_time(self.seconds)} (one pass took {self.probe_seconds:.2g} s)"
         )
 
     def to_dict(self) -> dict[str, Any]:

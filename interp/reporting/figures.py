@@ -85,7 +85,7 @@ def curves(
     lines: Sequence[Row], title: str, *, x_title: str, y_title: str, log_x: bool = True, levels: Sequence[Any] = ()
 ) -> Canvas:
     """Lines over one axis, told apart by dashes and named at the side; bands are drawn as thin outlines."""
-    left, top, width, height = 56, 36, 360, 220
+    left, top, width, height = 56, 44, 360, 220
     xs = [x for line in lines for x in line["x"]]
     ys = [y for line in lines for key in ("y", "low", "high") for y in (line.get(key) or ())] + [v for _, v in levels]
     canvas = Canvas(left + width + 190, top + height + 56, title, f"{y_title} over {x_title}: "
@@ -94,17 +94,17 @@ def curves(
     x_at = _axis(min(xs), max(xs), left, left + width, log=log_x)
     y_at = _axis(min(ys), max(ys), top + height, top, log=False)
     canvas.rect(left, top, width, height, fill="#ffffff", line="#888888")
-    for value in dict.fromkeys(xs):
+    for value in dict.fromkeys(lines[0]["x"]):
         canvas.text(x_at(value), top + height + 12, f"{value:g}", anchor="middle", size=9)
     for value in (min(ys), (min(ys) + max(ys)) / 2, max(ys)):
         canvas.text(left - 6, y_at(value), f"{value:.3g}", anchor="end", size=9)
     for name, value in levels:
         canvas.line([(left, y_at(value)), (left + width, y_at(value))], colour="#999999", width=0.8, dash="3 3")
-        canvas.text(left + width + 8, y_at(value), str(name), size=9, fill="#555555")
+        canvas.text(left + 6, y_at(value) - 6, str(name), size=9, fill="#555555")
     for n, line in enumerate(lines):
         _one(canvas, line, n, x_at, y_at, (left + width + 8, top + 16 + 34 * n))
     canvas.text(left + width / 2, top + height + 34, x_title, anchor="middle", size=10)
-    canvas.text(12, 28, y_title, size=10)
+    canvas.text(12, 30, y_title, size=10)
     return canvas
 
 

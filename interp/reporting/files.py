@@ -11,7 +11,7 @@ from interp.head_rows import write_rows
 from interp.reporting import figures
 from interp.reporting.canvas import Canvas
 from interp.reporting.gathered import Gathered
-from interp.reporting.page import ablation_curve, faithfulness_curve, payload, shown_rows
+from interp.reporting.page import ABOUT, ablation_curve, faithfulness_curve, payload, shown_rows
 from interp.reporting.references import bibtex
 from interp.reporting.steps import Steps
 from interp.reporting.tables import card, latex
@@ -59,7 +59,7 @@ def _said(rows: Any) -> str:
 def _figures(made: Gathered) -> Iterator[tuple[str, Canvas]]:
     rows = shown_rows(made)
     for (method, tower), mine in rows.groupby(["method", "tower"], sort=False):
-        if mine["estimate"].notna().any():
+        if mine["estimate"].notna().any() and (made.task == "" or method.partition(" (")[0] in ABOUT):
             name = f"map-{_file(method)}-{tower}"
             yield name, figures.head_map(mine.to_dict("records"), f"{method}, {tower}")
     best = made.ranked

@@ -108,7 +108,15 @@ def _seen(made: Gathered) -> dict[str, Any]:
 
 def _circuit(made: Gathered) -> dict[str, Any]:
     assert made.circuit is not None
-    return {"edges": made.circuit["edges"], "title": f"Circuit of {made.task}", "about": made.circuit["said"]}
+    ends = ("sender", "receiver")
+    edges = [{**edge, **{end: _placed(edge[end]) for end in ends}} for edge in made.circuit["edges"]]
+    return {"edges": edges, "title": f"Circuit of {made.task}", "about": made.circuit["said"]}
+
+
+def _placed(name: str) -> str:
+    """The page knows one embedding and one set of logits, whichever tower they belong to."""
+    last = name.rpartition(".")[2]
+    return last if last in ("embed", "logits") else name
 
 
 def curves(made: Gathered) -> list[dict[str, Any]]:

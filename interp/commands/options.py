@@ -1,0 +1,165 @@
+"""What commands have in common: their options, a config file under the flags, and how they print. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.kernels.errors import InterpError
+
+Commands = argparse._SubParsersAction  # type: ignore[type-arg]  # generic in the stubs only
+Run = Callable[[argparse.Namespace], int]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+class ConfigError(InterpError):
+    """A config file that does not say what it should."""
+
+
+def command(commands: Any, name: str, what: str, example: str, run: Run) -> argparse.ArgumentParser:
+    """A command with the options that all have."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=what[0].upper() + what[1:] + ".", epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(run=run, parser=parser)
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON with options of this command; flags come first")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line, everything else on stderr")
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return parser
+
+
+def about_model(parser: argparse.ArgumentParser) -> None:
+    """The model, where it runs, and the seed."""
+    parser.add_argument("model", nargs="?", help="a zoo name (zoo:ioi), a local directory or a hub name")
+    parser.add_argument("--offline", action="store_true", help="never ask the hub")
+    parser.add_argument("--device", help="where to run, such as cuda")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what to compute in")
+    parser.add_argument("--seed", type=int, default=0, help="of tasks, samples and random baselines")
+
+
+def about_task(parser: argparse.ArgumentParser) -> None:
+    """The prompts, as a task."""
+    parser.add_argument("--task", help="a task such as ioi, a .jsonl file of rows, or a probe of a planted model")
+    parser.add_argument("-n", type=_count, dest="n", help="how many prompts")
+    parser.add_argument("--corruption", help="how the corrupt prompts differ, where the task has a choice")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:
+    """The options: defaults, then the config file's, then the flags."""
+    options = parser.parse_args(argv)
+    if getattr(options, "config", None) is None:
+        return options
+    given = {name.replace("-", "_"): value for name, value in read_config(options.config).items()}
+    actions = dict(_named(options.parser))
+    for name, value in given.items():
+        if name not in actions:
+            raise ConfigError(f"{options.config}: no option {name!r}; there are {', '.join(sorted(actions))}.")
+        allowed = actions[name].choices
+        if allowed is not None and value not in allowed:
+            raise ConfigError(f"{options.config}: {name} is one of {', '.join(map(str, allowed))}, got {value!r}.")
+        _fitting(options.config, name, value, actions[name])
+    options.parser.set_defaults(**{actions[name].dest: value for name, value in given.items()})
+    return parser.parse_args(argv)
+
+
+def _named(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+    """Options by the name a config file has for them: the long flag, or a positional's own."""
+    for action in parser._actions:
+        if action.dest not in ("help", "config"):
+            yield (action.option_strings or [action.dest])[-1].lstrip("-").replace("-", "_"), action
+
+
+def _fitting(file: str, name: str, value: Any, action: argparse.Action) -> None:
+    """Numbers where numbers stand, yes or no where a flag stands."""
+    wanted = (
+        bool if action.nargs == 0 else int if action.type in (int, _count) else float if action.type is float else None
+    )
+    right = wanted is None or (isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)))
+    if not right and not (wanted is float and isinstance(value, int) and not isinstance(value, bool)):
+        assert wanted is not None
+        raise ConfigError(f"{file}: {name} is {wanted.__name__}, got {value!r}.")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A YAML or JSON file that holds a mapping. YAML is read by PyYAML, which transformers brings."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"no file {file}.")
+    text = file.read_text(encoding="utf-8")
+    found = _json(file, text) if file.suffix == ".json" else _yaml(file, text)
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{file}: expected names and values, got {type(found).__name__}.")
+    return {str(name): value for name, value in found.items()}
+
+
+def _json(file: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as why:
+        raise ConfigError(f"{file} is not JSON: {why}") from why
+
+
+def _yaml(file: Path, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as why:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(why).split())}") from why
+
+
+def needed(options: argparse.Namespace, *names: str) -> None:
+    """Options that may stand in a config file but must stand somewhere."""
+    for name in names:
+        if getattr(options, name, None) is None:
+            flag = name if name in ("model", "file") else f"--{name}"
+            raise ConfigError(f"{options.parser.prog}: {flag} is missing. {_example(options)}")
+
+
+def _example(options: argparse.Namespace) -> str:
+    lines = [line.strip() for line in (options.parser.epilog or "").splitlines()[1:]]
+    return f"Example: {lines[0].partition('  #')[0].strip()}" if lines else ""
+
+
+def go_offline(options: argparse.Namespace) -> None:
+    """Before transformers is imported, which reads these once."""
+    if getattr(options, "offline", False):
+        os.environ.update(OFFLINE)
+
+
+def say(line: str) -> None:
+    """Something for a person that is not the answer."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def answer(options: argparse.Namespace, text: str, **found: Any) -> None:
+    """The answer: words, or with --json an object."""
+    if options.json:
+        print(json.dumps({"command": options.parser.prog.partition(" ")[2], **found}, default=str), flush=True)
+    else:
+        print(text, flush=True)
+
+
+def records(frame: Any) -> list[dict[str, Any]]:
+    """The rows of a table as JSON has them, with null where a number is missing."""
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=12))
+    return rows
+
+
+def shown(frame: Any) -> str:
+    """A table in a terminal, without columns that are empty."""
+    kept = frame.dropna(axis=1, how="all").round(4)
+    return str(kept.to_string(index=False))

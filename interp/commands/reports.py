@@ -1,0 +1,107 @@
+"""`interp report`, `interp run` and `interp diff`: one report, a grid of them, and what changed between two."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from interp.commands import options as common
+
+REPORT = """examples:
+  interp report zoo:ioi --out runs/ioi                    # the task it was made for
+  interp report ./my-checkpoint --task ioi -n 64 --out runs/mine
+  interp report zoo:ioi --out runs/ioi --resume           # goes on after a kill, ends with the same bytes"""
+RUN = """example:
+  interp run experiment.yaml --out runs/grid
+
+experiment.yaml:
+  models: [zoo:ioi, ./my-checkpoint]
+  tasks: [ioi]
+  seeds: [0, 1, 2]
+  corruptions: [flip, names]
+  report: {n: 32, top: 8}"""
+DIFF = """example:
+  interp diff runs/before runs/after                      # heads whose effect moved, and how far the ranks agree"""
+
+
+def add(commands: common.Commands) -> None:
+    """The three commands."""
+    report = common.command(
+        commands, "report", "everything about a model's heads on a task, in one directory", REPORT, run_report
+    )
+    common.about_model(report)
+    common.about_task(report)
+    _about_report(report)
+    run = common.command(commands, "run", "reports over a grid of models, tasks, seeds and corruptions", RUN, run_grid)
+    run.add_argument("file", nargs="?", help="the experiment, YAML or JSON")
+    run.add_argument("--out", metavar="DIR", help="directory of the grid")
+    run.add_argument("--offline", action="store_true", help="never ask the hub")
+    run.add_argument("--device", help="where to run, such as cuda")
+    run.add_argument("--dtype", choices=common.DTYPES, default="auto", help="what to compute in")
+    diff = common.command(commands, "diff", "what changed between two reports", DIFF, run_diff)
+    diff.add_argument("a", help="directory of a report")
+    diff.add_argument("b", help="directory of another")
+    diff.add_argument("--top", type=int, default=10, help="heads to compare at the top, and rows to print")
+
+
+def _about_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", help="directory of the report")
+    parser.add_argument("--resume", action="store_true", help="go on with the report in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace the report in DIR")
+    parser.add_argument("--exact", choices=("auto", "yes", "no"), default="auto", help="patch every head exactly")
+    parser.add_argument("--top", type=int, default=8, help="heads with a card")
+    parser.add_argument("--examples", type=int, default=2, help="prompts whose patterns are shown")
+    parser.add_argument("--draws", type=int, default=20, help="sets of random heads beside those found")
+    parser.add_argument("--random", type=int, default=100, help="random circuits beside the circuit")
+    parser.add_argument("--no-circuit", action="store_true", help="leave the circuit out")
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """One report."""
+    from interp.commands.opening import model_of, size_of, task_of
+    from interp.report import report
+
+    common.needed(options, "model", "out")
+    model = model_of(options)
+    exact: Any = {"auto": "auto", "yes": True, "no": False}[options.exact]
+    made = report(
+        model, task=task_of(model, options), out=options.out, name=options.model, seed=options.seed, exact=exact,
+        top=options.top, examples=options.examples, draws=options.draws, random=options.random,
+        circuit=not options.no_circuit, resume=options.resume, overwrite=options.overwrite, say=common.say,
+    )  # fmt: skip
+    rows = made.top(options.top)[["site", "estimate", "low", "high", "exact", "label"]]
+    text = f"{common.shown(rows)}\n" + "".join(f"note: {line}\n" for line in made.warnings)
+    whole = size_of(made.folder)
+    common.answer(
+        options, f"{text}{made!r}\nwrote {made.folder} ({whole / 1e6:.2f} MB)", finding=made.finding,
+        warnings=made.warnings, rows=common.records(rows), out=str(made.folder), page=str(made.page), bytes=whole,
+    )  # fmt: skip
+    return 0
+
+
+def run_grid(options: argparse.Namespace) -> int:
+    """A grid of reports."""
+    from interp.reporting.experiment import experiment
+
+    common.needed(options, "file", "out")
+    found = experiment(
+        options.file, out=options.out, device=options.device, dtype=options.dtype, offline=options.offline,
+        say=common.say,
+    )  # fmt: skip
+    text = f"{common.shown(found.stability)}\n{found!r}"
+    common.answer(
+        options, text, finding=found.finding, stability=common.records(found.stability), out=str(found.folder)
+    )
+    return 0
+
+
+def run_diff(options: argparse.Namespace) -> int:
+    """Two reports beside each other."""
+    from interp.reporting.difference import difference
+
+    found = difference(options.a, options.b, k=options.top)
+    text = f"{common.shown(found.methods)}\n\n{common.shown(found.heads.head(options.top))}\n{found!r}"
+    common.answer(
+        options, text, finding=repr(found), methods=common.records(found.methods), heads=common.records(found.heads)
+    )
+    return 0

@@ -1,0 +1,149 @@
+"""A grid of reports, over models, tasks, seeds and corruptions, and how stable the set of heads is over it.
+
+Each cell is a report in its own directory, so a grid that was killed goes on where it was; a cell that does not fit
+(a task for another kind of model) is named with its reason and left out. For each model and task, cells that differ in
+seed or corruption are compared in pairs: Spearman's correlation of the heads' effects and the overlap of the first k.
+Cost: a report a cell. The file is YAML (read by PyYAML, which transformers brings) or JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+from interp.commands.opening import opened
+from interp.commands.options import ConfigError, read_config
+from interp.head_rows import joined, read_rows, write_rows
+from interp.kernels.errors import InterpError
+from interp.report import Report, report
+from interp.reporting.difference import difference
+from interp.reporting.steps import Say
+from interp.reporting.subject import task_named
+from interp.saving import renamed
+
+LISTS = ("models", "tasks", "seeds", "corruptions")
+ALLOWED = ("n", "exact", "top", "examples", "draws", "random", "circuit")
+PRIMARY = ("patch", "denoise")
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """Where the grid lies; `stability` has a row per pair of cells of one model and task."""
+
+    folder: Path
+    cells: tuple[dict[str, Any], ...]
+    left_out: tuple[str, ...]
+    stability: Any
+
+    @property
+    def finding(self) -> str:
+        """In a sentence."""
+        if not len(self.stability):
+            return f"{len(self.cells)} reports; no two of one model and task, so there is no stability to speak of."
+        worst = self.stability.sort_values("overlap", kind="stable").iloc[0]
+        return (
+            f"{len(self.cells)} reports; the first {int(worst['k'])} heads overlap by"
+            f" {self.stability['overlap'].mean():.0%} on average, at worst {worst['overlap']:.0%} ({worst['model']},"
+            f" {worst['task']}: {worst['a']} and {worst['b']})."
+        )
+
+    def __repr__(self) -> str:
+        left = "".join(f"\nleft out: {line}" for line in self.left_out)
+        return f"{self.finding}{left}\nwrote {self.folder}"
+
+
+def experiment(
+    config: str | Path | Mapping[str, Any], *, out: str | Path, say: Say | None = None, **how: Any
+) -> Experiment:
+    """Run or go on with every cell of the grid; `how` goes to `interp.load`."""
+    grid = _grid(config)
+    wanted, tell = dict(grid.get("report") or {}), say or (lambda line: None)
+    cells, left_out, models = [], [], {}
+    for model, task, seed, corruption in product(*(grid[name] for name in LISTS)):
+        cell = {"model": model, "task": task, "seed": seed, "corruption": corruption}
+        name = _name(cell)
+        tell(f"{name}:")
+        try:
+            if model not in models:
+                models = {model: opened(model, **how)}  # one at a time: models are large
+            _report(models[model], cell, Path(out) / name, wanted, say)
+        except ConfigError:
+            raise
+        except InterpError as why:
+            left_out.append(f"{name}: {why}")
+            continue
+        cells.append({**cell, "name": name})
+    if not cells:
+        raise InterpError(f"no cell of the grid could be run: {'; '.join(left_out)}")
+    return _finished(Path(out), cells, left_out, int(wanted.get("top", 8)))
+
+
+def _grid(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    held = dict(config) if isinstance(config, Mapping) else read_config(config)
+    name = "the experiment" if isinstance(config, Mapping) else str(config)
+    unknown = [key for key in held if key not in (*LISTS, "report")]
+    if unknown:
+        raise ConfigError(f"{name}: no {unknown[0]!r} in an experiment; there are {', '.join((*LISTS, 'report'))}.")
+    wrong = [key for key in held.get("report") or {} if key not in ALLOWED]
+    if wrong:
+        raise ConfigError(f"{name}: report has no {wrong[0]!r}; there are {', '.join(ALLOWED)}.")
+    held = {"tasks": [None], "seeds": [0], "corruptions": [None], **held}
+    for key in LISTS:
+        if not isinstance(held.get(key), list) or not held[key]:
+            raise ConfigError(f"{name}: {key} is a list with at least one thing in it, got {held.get(key)!r}.")
+    return held
+
+
+def _name(cell: Mapping[str, Any]) -> str:
+    """A cell as the name of a directory."""
+    parts = [str(cell["model"]), cell["task"] or "own-task", f"seed{cell['seed']}", cell["corruption"] or ""]
+    text = "_".join(part for part in parts if part)
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text).strip("-.")
+
+
+def _report(model: Any, cell: Mapping[str, Any], folder: Path, wanted: dict[str, Any], say: Say | None) -> Report:
+    more = {} if cell["corruption"] is None else {"corruption": cell["corruption"]}
+    task = task_named(
+        model, cell["task"], model_name=str(cell["model"]), n=wanted.get("n"), seed=int(cell["seed"]), **more
+    )
+    asked = {key: value for key, value in wanted.items() if key != "n"}
+    begun = (folder / "steps" / "plan.json").exists()
+    return report(
+        model, task=task, out=folder, name=str(cell["model"]), seed=int(cell["seed"]), resume=begun, say=say, **asked
+    )
+
+
+def _finished(folder: Path, cells: list[dict[str, Any]], left_out: list[str], k: int) -> Experiment:
+    """The rows of all cells in one table, and the table of stability."""
+    frames = [
+        read_rows(folder / cell["name"]).assign(seed=int(cell["seed"]), corruption=str(cell["corruption"] or ""))
+        for cell in cells
+    ]
+    write_rows(joined(frames), folder)
+    stability = _stability(folder, cells, k)
+    table = stability.to_csv(index=False, lineterminator="\n")
+    renamed(folder / "stability.csv", table.encode())
+    return Experiment(folder, tuple(cells), tuple(left_out), stability)
+
+
+def _stability(folder: Path, cells: list[dict[str, Any]], k: int) -> Any:
+    import pandas
+
+    rows = []
+    for a, b in combinations(cells, 2):
+        if (a["model"], a["task"]) == (b["model"], b["task"]):
+            found = difference(folder / a["name"], folder / b["name"], k=k).methods
+            chosen = found[(found["method"] == PRIMARY[0]) & (found["direction"] == PRIMARY[1])]
+            row = (chosen if len(chosen) else found).iloc[0]
+            rows.append({"model": a["model"], "task": a["task"] or "its own", "a": _tag(a), "b": _tag(b),
+                         "method": row["method"], "spearman": row["spearman"], "k": row["k"],
+                         "overlap": row["overlap"], "moved": row["moved"]})  # fmt: skip
+    columns = ["model", "task", "a", "b", "method", "spearman", "k", "overlap", "moved"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def _tag(cell: Mapping[str, Any]) -> str:
+    return f"seed {cell['seed']}" + (f", {cell['corruption']}" if cell["corruption"] else "")
