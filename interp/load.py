@@ -60,9 +60,7 @@ def load(
         raise ModelError(f"no directory {folder}: expected one in hub layout, with config.json and *.safetensors.")
     common = {"revision": revision, "local_files_only": local or offline, "trust_remote_code": remote_code}
     source = str(folder) if local else str(name)
-    if local and _plain(folder):
-        from interp.plain import read
-
+    if local and (read := _reader(folder)) is not None:
         given = {"device_map": device_map, **how}
         return _ready((read(folder), _processor(source, common)), device=device, dtype=dtype, attn=attn, given=given)
     module = _class(source, common).from_pretrained(
@@ -79,10 +77,19 @@ def load(
     return attach(module.eval(), _processor(source, common))
 
 
-def _plain(folder: Path) -> bool:
-    """Whether a directory holds the toolkit's own attention-only model, which transformers has no class for."""
+def _reader(folder: Path) -> Any:
+    """What reads a directory that transformers cannot: a cut model, or the toolkit's own attention-only class."""
+    if (folder / "pruned.json").exists():
+        from interp.pruning.directory import is_own, read
+
+        if is_own(folder):
+            return read
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config.get("architectures") == ["AttentionOnly"]
+    if config.get("architectures") == ["AttentionOnly"]:
+        from interp.plain import read as read_plain
+
+        return read_plain
+    return None
 
 
 def _ready(built: tuple[Any, Any], *, device: str | None, dtype: Any, attn: str | None, given: dict[str, Any]) -> Model:

@@ -111,9 +111,14 @@ def read(folder: Path) -> AttentionOnly:
     """The model that `config.json` and `model.safetensors` of a folder describe, in float32 and eval mode."""
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    sizes = {part.name: config[part.name] for part in fields(AttentionOnlyConfig) if part.name in config}
-    model = AttentionOnly(AttentionOnlyConfig(**sizes))
+    model = AttentionOnly(configured(folder))
     weights = load_file(folder / "model.safetensors")
     model.load_state_dict({name: value.float() for name, value in weights.items()})
     return model.eval()
+
+
+def configured(folder: Path) -> AttentionOnlyConfig:
+    """The sizes in the `config.json` of a folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = [part.name for part in fields(AttentionOnlyConfig) if part.name in config]
+    return AttentionOnlyConfig(**{name: config[name] for name in names})

@@ -1,0 +1,63 @@
+"""Pruning heads: the ones with the lowest scores masked, or cut out of the weights.
+
+Michel et al. 2019 (arXiv 1905.10650) and Voita et al. 2019 (arXiv 1905.09418): most heads can go, if the right ones do.
+`scores` say which: any number per head, larger for what shall stay, whoever found it. Masking makes a head write zero
+by an edit, in any model. Cutting takes its rows and columns out of a copy of the weights, which then is smaller and
+faster (`interp/pruning/cut.py`), and is held against the masked model each time. With `schedule=` a callable scores
+what is left again after every step.
+Cost: masking none; cutting three forward passes and a backward pass into one attention per head; a schedule one copy of
+the model and one scoring a step.
+Limits: a kv group is cut only when all heads that read it go, and in every layer one group stays; heads that should
+have gone there are silent, not cut. A score from single heads does not see that two of them stand in for each other:
+see `.curve(...)`, which puts random and magnitude baselines beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from interp.hooks.errors import InputsError
+from interp.provenance import about
+from interp.pruning.choose import Rescore, Scores, best, even, scored, shares, wanted
+from interp.pruning.cut import cut, masks, remains, silenced
+from interp.pruning.pruned import How, Pruned
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+
+def prune(
+    model: Model,
+    scores: Scores | Rescore,
+    *,
+    keep_fraction: float | None = None,
+    keep: int | None = None,
+    how: How = "mask",
+    uniform: bool = False,
+    schedule: int | Sequence[float] | None = None,
+) -> Pruned:
+    """Keep the best `keep` or `keep_fraction` of the heads that have scores; the model itself stays as it is.
+
+    `scores` is a mapping from site to number, a result of `interp.importance`, `gates`, `patch` (by magnitude) and so
+    on, or a function of a model that gives one of these. With `schedule` (a number of steps, or the shares kept along
+    the way) the function is called before each step, on a copy in which the heads gone so far write nothing.
+    `uniform=True` keeps equally many kv groups in each layer, so that the cut model is one that transformers can load.
+    """
+    if how not in ("mask", "cut"):
+        raise InputsError(f"how is 'mask' or 'cut', got {how!r}.")
+    if schedule is not None and not callable(scores):
+        raise InputsError("a schedule scores heads again at each step: give a function of a model as scores.")
+    anatomy = model.ready()
+    found = scored(anatomy, scores(model) if callable(scores) else scores)
+    gone: list[str] = []
+    steps = []
+    for share in shares(wanted(len(found), keep_fraction, keep), schedule):
+        if steps and callable(scores):
+            found = scored(anatomy, scores(silenced(model, remains(model, gone))))
+        gone = even(anatomy, found, share, gone) if uniform else best(found, share, gone)
+        steps.append({"kept": len(found) - len(gone), "gone": sorted(gone)})
+    rests = remains(model, gone)
+    made = cut(model, rests, masks(model, gone)) if how == "cut" else model
+    meta = {**about(model.module, None), "method": "prune", "how": how, "uniform": uniform, "steps": steps}
+    return Pruned(model, made, how, found, tuple(name for name in found if name in gone), rests, meta)

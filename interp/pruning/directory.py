@@ -1,0 +1,141 @@
+"""Cut models on disk.
+
+Where transformers' own class, built from the config, has the shapes of the cut model, the directory is a plain one that
+`AutoModel` reads. Otherwise (layers with unlike numbers of heads, or a class that takes the width of a head from the
+number of heads) it is ours: the config as it was, the tensors as they are, and in `pruned.json` the class, the numbers
+of heads its modules go by, and which heads stayed; `interp.load` reads it, and transformers refuses it for its shapes.
+What was written is read back and compared with the model each time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from interp.hooks.checks import answer
+from interp.hooks.errors import ModelError
+from interp.pruning.cut import HEADS, KV_HEADS, WIDTHS, answered, put
+from interp.pruning.fits import fits
+from interp.saving import renamed
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+FORMAT = 1
+NOTE = "pruned.json"
+WEIGHTS = "model.safetensors"
+Layout = Literal["transformers", "interp"]
+
+
+def save(own: Model, directory: str | Path, about: Mapping[str, Any]) -> Path:
+    """Write a cut model and what is to be said about it."""
+    folder, module = Path(directory), own.module
+    if folder.exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder} is not empty: a model is written into a directory of its own.")
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = fits(module, getattr(module, "config", None))
+    layout: Layout = "transformers" if plain else "interp"
+    more = {} if plain else _write(module, folder)
+    if plain:
+        module.save_pretrained(folder)  # type: ignore[operator]
+    if own.processor is not None:
+        own.processor.save_pretrained(folder)
+    note = {"format": FORMAT, "layout": layout, "class": type(module).__name__, **more, **about}
+    renamed(folder / NOTE, json.dumps(note, indent=1, default=str).encode())
+    _same(own, folder)
+    return folder
+
+
+def _write(module: nn.Module, folder: Path) -> dict[str, Any]:
+    """Config and tensors; of tensors with two names the first one's."""
+    from safetensors.torch import save_file
+
+    config: Any = module.config
+    if hasattr(config, "save_pretrained"):
+        config.save_pretrained(folder)
+    else:
+        said = {"architectures": [type(module).__name__], **asdict(config)}
+        (folder / "config.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+    kept: dict[str, torch.Tensor] = {}
+    first: dict[int, str] = {}
+    for name, value in module.state_dict().items():
+        if value.numel() and first.setdefault(value.data_ptr(), name) == name:
+            kept[name] = value.contiguous()
+    save_file(kept, str(folder / WEIGHTS))
+    tied = [name for name in module.state_dict() if name not in kept]
+    return {"attributes": _attributes(module), "tied": tied}
+
+
+def _attributes(module: nn.Module) -> dict[str, dict[str, int]]:
+    names = (*HEADS, *KV_HEADS, *WIDTHS)
+    found = {
+        path: {name: child.__dict__[name] for name in names if type(child.__dict__.get(name)) is int}
+        for path, child in module.named_modules()
+    }
+    return {path: numbers for path, numbers in found.items() if numbers}
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a directory is one of ours."""
+    note = folder / NOTE
+    return note.exists() and json.loads(note.read_text(encoding="utf-8"))["layout"] == "interp"
+
+
+def read(folder: Path) -> nn.Module:
+    """The cut model in a directory of ours, in eval mode."""
+    from safetensors.torch import load_file
+
+    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    if note["format"] != FORMAT:
+        raise ModelError(f"{folder} was written in format {note['format']}; this version reads format {FORMAT}.")
+    module, held = _skeleton(folder, note["class"]), load_file(str(folder / WEIGHTS))
+    for path, numbers in note["attributes"].items():
+        for name, value in numbers.items():
+            setattr(module.get_submodule(path), name, value)
+    for name, p in list(module.named_parameters()):
+        if name in held and held[name].shape != p.shape:
+            put(module, name, held[name])
+    missing, unexpected = module.load_state_dict(held, strict=False, assign=True)
+    if unexpected or set(missing) != set(note["tied"]):
+        wrong = [*unexpected, *(set(missing) ^ set(note["tied"]))]
+        raise ModelError(f"{folder}: {NOTE} and {WEIGHTS} do not fit each other, as at {wrong[0]}.")
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()  # type: ignore[operator]
+    return module.eval()
+
+
+def _skeleton(folder: Path, name: str) -> nn.Module:
+    """The class with the config it had before the cut."""
+    if name == "AttentionOnly":
+        from interp.plain import AttentionOnly, configured
+
+        return AttentionOnly(configured(folder))
+    import transformers
+
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise ModelError(f"{folder} holds a {name}, which this transformers does not have.")
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    module: nn.Module = cls._from_config(config)
+    return module
+
+
+def _same(own: Model, folder: Path) -> None:
+    """What was written, read again, says what the model says."""
+    from interp.load import load
+
+    attn = getattr(getattr(own.module, "config", None), "_attn_implementation", None)
+    again = load(folder, attn=attn)
+    again.module.to(own.device)
+    wanted = answered(own)
+    with torch.no_grad():
+        found = answer(again.module(**again.called_with(own.example())))
+    gap = float((found.double() - wanted.double()).abs().max())
+    if not gap <= 64 * torch.finfo(wanted.dtype).eps * max(1.0, float(wanted.abs().max())):
+        raise ModelError(f"{folder}, read again, is {gap:.3g} from the model that was written: do not use it.")
