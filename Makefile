@@ -15,10 +15,10 @@ BENCHES := $(filter-out experiments/bench/_%,$(wildcard experiments/bench/*.py))
 demo: $(VENV)/.base
 	$(BIN)/interp demo
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
-check: $(VENV)/.test
+check: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -28,7 +28,7 @@ bench: $(VENV)/.test
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done
 
 clean:
-	rm -rf $(VENV)/.base $(VENV)/.test build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.browser build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,3 +40,8 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[$(TEST_EXTRAS)]'
 	@touch $@ $(VENV)/.base
+
+# A browser for the tests of the page, where one may be installed; they are skipped, with the reason, where not.
+$(VENV)/.browser: .ci/browser | $(BIN)/python
+	@.ci/browser
+	@touch $@

@@ -95,6 +95,8 @@ AREAS: dict[str, str] = {
     "test_interp_prune": "heads",
     "test_interp_sinks": "heads",
     "test_interp_retrieval": "heads",
+    "test_interp_influence": "heads",
+    "test_interp_long": "heads",
     "test_interp_visual": "heads",
     "test_interp_roles": "heads",
     "test_interp_cli": "product",
@@ -103,7 +105,7 @@ AREAS: dict[str, str] = {
     "test_interp_explorer": "product",
     "test_notebooks": "product",
 }
-ON_REQUEST = ("gpu", "slow", "browser")
+ON_REQUEST = ("gpu", "slow")
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")

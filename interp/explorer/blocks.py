@@ -51,7 +51,7 @@ def block(given: Mapping[str, Any], n: int, tokens: Sequence[int], places: Place
     }  # fmt: skip
 
 
-def quantised(weights: np.ndarray, scale: float | None, where: str) -> tuple[float, np.ndarray]:
+def quantised(weights: np.ndarray, scale: int | float | None, where: str) -> tuple[float, np.ndarray]:
     """weight ~ byte * scale / 255; the scale is the largest weight of the block unless it is given."""
     if weights.dtype == np.uint8:
         if scale is None:

@@ -153,7 +153,8 @@ def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     best = max(mine, key=lambda row: abs(row["estimate"]))
     span = f" [{best['low']:+.3g}, {best['high']:+.3g}]" if "low" in best else ""
-    return f"{best['method']}: of {len(mine)} heads {_head(best['site'])} has the largest value, {best['estimate']:+.3g}{span}."
+    value = f"{best['estimate']:+.3g}{span}"
+    return f"{best['method']}: of {len(mine)} heads {_head(best['site'])} has the largest value, {value}."
 
 
 def _described(result: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def plain(value: Any, where: str) -> Any:
     raise ExplorerError(f"{where} holds a {type(value).__name__}, which a page cannot: give numbers, strings, lists.")
 
 
-def rounded(value: float, where: str) -> int | float | None:
+def rounded(value: int | float, where: str) -> int | float | None:
     """A number in few characters."""
     if isinstance(value, int):
         return value

@@ -124,7 +124,7 @@ def _column(name: str, values: list[Any]) -> dict[str, Any]:
 
 def methods(given: Mapping[str, Mapping[str, Any]], table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the menu offers: kind and bounds of each method, one scale for all heads."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[int | float]] = {}
     columns = {one["name"]: _values(one) for one in table}
     for name, value in zip(columns.get("method", ()), columns.get("estimate", ()), strict=True):
         found.setdefault(str(name), []).extend([] if value is None else [value])
@@ -139,7 +139,7 @@ def _values(column: Mapping[str, Any]) -> list[Any]:
     return [None if code < 0 else column["levels"][code] for code in column["codes"]]
 
 
-def _method(name: str, about: Mapping[str, Any], values: Sequence[float]) -> dict[str, Any]:
+def _method(name: str, about: Mapping[str, Any], values: Sequence[int | float]) -> dict[str, Any]:
     if strange := set(about) - ABOUT:
         raise ExplorerError(f"methods.{name} has {', '.join(sorted(strange))}; it may have {', '.join(sorted(ABOUT))}.")
     kind = about.get("kind") or ("signed" if min(values, default=0) < 0 else "sequential")

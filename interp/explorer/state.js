@@ -91,7 +91,7 @@ function understood(given) {
   const whole = (text) => (/^\d{1,7}$/.test(String(text)) ? Number(text) : null);
   if (BY_SITE.has(given.head)) next.head = BY_SITE.get(given.head);
   for (const key of ["metric", "x", "y"]) if (method(given[key]) >= 0) next[key] = method(given[key]);
-  if (typeof given.pins === "string") next.pins = given.pins.split("+").filter((s) => BY_SITE.has(s)).map((s) => BY_SITE.get(s));
+  if (given.pins) next.pins = (Array.isArray(given.pins) ? given.pins : String(given.pins).split("+")).filter((s) => BY_SITE.has(s)).map((s) => BY_SITE.get(s));
   if (whole(given.example) !== null && whole(given.example) < DATA.examples.length) next.example = whole(given.example);
   if (whole(given.token) !== null) next.token = whole(given.token);
   if (given.way) next.way = given.way === "to" ? "to" : "from";

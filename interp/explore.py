@@ -1,0 +1,87 @@
+"""Heads to look at: a map, a scatter, where each head looks on real tokens and pictures, in one page without a network.
+
+`interp.explore(m, data)` gives a plain object. In a notebook it shows itself, as a page in a frame where HTML is
+trusted and as a still picture elsewhere; `.save("heads.html")` writes a file that anyone can open; `.live()` is a
+widget whose selection Python reads and sets. Results given (`results={"patch": effects}`) become measures of the map
+beside the statistics of attention, and `circuit=` is drawn.
+Cost: three forward passes of the data (statistics, patterns, what heads promote), and one more a further tower.
+Limits: attention weights say where a head reads from, not what it does: patch to know. Patterns of long inputs are a
+sample of rows and their largest keys; numbers in the page have six digits; `.save` of the results keeps all.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.explorer.build import payload
+from interp.explorer.live import live
+from interp.explorer.page import page
+from interp.explorer.picture import png
+from interp.saving import renamed
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+HEIGHT = 820
+
+
+@dataclass(frozen=True, eq=False)
+class Explorer:
+    """What there is to see; `payload` is a plain dict that may be added to before it is shown."""
+
+    payload: dict[str, Any]
+
+    @cached_property
+    def page(self) -> str:
+        """The page as HTML."""
+        return page(self.payload)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file, whole or not at all."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        renamed(file, self.page.encode())
+        return file
+
+    def picture(self, method: str | None = None) -> bytes:
+        """The map of heads as a PNG, coloured by the first measure or by the one that is named."""
+        return png(self.payload, method=method)
+
+    def live(self, *, height: int = HEIGHT) -> Any:
+        """A widget (anywidget) whose `.selection` goes both ways: `w.selection = {"head": "L1.H2"}`."""
+        return live(self.payload, height=height)
+
+    def __repr__(self) -> str:
+        return f"Explorer: {self.payload['title']}. {self.payload.get('finding') or ''}".strip()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """A still picture and a line of text for where HTML is dropped; a frame that may run its own script only."""
+        frame = (
+            f'<iframe title="{html.escape(self.payload["title"])}" width="100%" height="{HEIGHT}" style="border:0"'
+            f' sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(self.page)}"></iframe>'
+        )
+        return {"text/plain": repr(self), "image/png": base64.b64encode(self.picture()).decode(), "text/html": frame}
+
+
+def explore(
+    model: Model,
+    data: Any,
+    *,
+    results: Mapping[str, Any] | Sequence[Any] = (),
+    circuit: Any = None,
+    examples: int = 2,
+    pictures: Sequence[Any] | None = None,
+    title: str | None = None,
+) -> Explorer:
+    """The heads of a model on `data`: texts, `Inputs` or a task. `results` are values with a table of heads, by name
+    or in order; `examples` says of how many rows patterns are shown; `pictures` are those of the data (PIL), read off
+    a task or the model's pixels if not given."""
+    return Explorer(
+        payload(model, data, results=results, circuit=circuit, examples=examples, pictures=pictures, title=title)
+    )

@@ -1,0 +1,40 @@
+"""A live view in a notebook (anywidget): what is selected in the page is known to Python, and the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from typing import Any
+
+from interp.explorer.page import page
+from interp.kernels.errors import InterpError
+
+HEIGHT = 900
+
+
+def live(payload: Mapping[str, Any], *, height: int = HEIGHT) -> Any:
+    """A widget with a `.selection` (head, pins, metric, token, example) that can be read, set and observed."""
+    if find_spec("anywidget") is None:
+        raise InterpError(
+            "the live view needs anywidget, which is not installed: pip install 'interp[notebooks]', or use the plain"
+            " object, which shows the same page without a way back to Python."
+        )
+    return _widget()(page=page(payload), height=height)
+
+
+@cache
+def _widget() -> Any:
+    import anywidget
+    import traitlets
+
+    class LiveExplorer(anywidget.AnyWidget):
+        """The page in a frame, with its selection."""
+
+        _esm = (files("interp.explorer") / "live.js").read_text(encoding="utf-8")
+        page = traitlets.Unicode().tag(sync=True)
+        height = traitlets.Int(HEIGHT).tag(sync=True)
+        selection = traitlets.Dict().tag(sync=True)
+
+    return LiveExplorer

@@ -1,0 +1,50 @@
+"""A headless browser without a network, and what every page must keep to in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
+    "--disable-component-update", "--disable-sync", "--disable-default-apps",
+]  # fmt: skip
+
+
+def browser() -> str | None:
+    """Where a browser is installed."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
+@contextmanager
+def opened(chromium: Any, html: str, folder: Path, *, fragment: str = "", width: int = 1200) -> Iterator[Any]:
+    """The page in a fresh context; afterwards: nothing was asked of a network and nothing went wrong."""
+    file = folder / "page.html"
+    file.write_text(html, encoding="utf-8")
+    context = chromium.new_context(offline=True, viewport={"width": width, "height": 900}, accept_downloads=True)
+    tab, requests, wrong = context.new_page(), [], []
+    context.on("request", lambda request: requests.append(request.url))
+    tab.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("dialog", lambda dialog: wrong.append(dialog.message))
+    try:
+        tab.goto(f"{file.as_uri()}{fragment}")
+        tab.wait_for_selector("html[data-ready=yes]", timeout=20_000)
+        yield tab
+        assert {urlsplit(one).scheme for one in requests} <= {"file", "data", "blob", "about"}
+        assert [one for one in requests if one.startswith("file:")] == [f"{file.as_uri()}{fragment.partition('#')[0]}"]
+        assert not wrong
+    finally:
+        context.close()
+
+
+def downloaded(tab: Any, name: str) -> bytes:
+    """What a button saves."""
+    with tab.expect_download() as waiting:
+        tab.get_by_role("button", name=name, exact=True).click()
+    return Path(waiting.value.path()).read_bytes()
