@@ -34,6 +34,7 @@ _HOME = {
     "prune": "interp.prune",
     "sinks": "interp.sinks",
     "head_roles": "interp.head_roles",
+    "head_circuits": "interp.head_circuits",
     "importance": "interp.importance",
     "Importance": "interp.measures.table",
     "Edges": "interp.circuits.edge_scores",

@@ -4,7 +4,7 @@ Wu et al. 2024 (arXiv 2404.15574) mask the K highest retrieval heads and K rando
 weigh every visible key alike, as the authors' code does; `zero` takes its output away. `phase="decode"` masks the rows
 that predict the answer and nothing else, as their code does, `"both"` every row. Recall is the share of the answer's
 tokens that are predicted, each after the right ones. Random heads are matched on layer and output norm
-(`matched_heads.py`), and drawn with a seed. Cost: with `decode` one prefill and the answer's rows for every set of
+(`head_sets.py`), and drawn with a seed. Cost: with `decode` one prefill and the answer's rows for every set of
 heads, with `both` one forward pass for every set; sets are counts x (1 + draws).
 Limits: heads beyond the needle's own copying are needed as well (those that find the key), and take recall with them;
 a head another one backs up shows nothing. Decoder-only language models whose cache can be copied.
@@ -13,18 +13,17 @@ a head another one backs up shows nothing. Decoder-only language models whose ca
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from interp.hooks.edits import Edit, UniformAttention, Zero
-from interp.hooks.errors import InputsError, ModelError, SiteError
+from interp.head_sets import Draws, How, known, mask_edits, matched, output_norms
+from interp.hooks.edits import Edit
+from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.output import logits_of
 from interp.masking import Masking
-from interp.matched_heads import Draws, matched, output_norms
 from interp.needle_rows import alike, attention_sites, fitted, head_names, ids_of
 from interp.provenance import about
 from interp.task import Task
@@ -32,7 +31,6 @@ from interp.task import Task
 if TYPE_CHECKING:
     from interp.model import Model
 
-How = Literal["uniform", "zero"]
 Phase = Literal["decode", "both"]
 
 
@@ -54,28 +52,19 @@ def mask_heads(
         raise InputsError(f"how is 'uniform' or 'zero' and phase 'decode' or 'both', got {how!r} and {phase!r}.")
     sites = attention_sites(model)
     task = fitted(model, needles)
-    ranked = _known(list(heads), head_names(model, sites))
+    ranked = known(list(heads), head_names(model, sites))
     sizes = _sizes(counts, len(ranked))
     texts = [_Texts(model, task, rows, phase) for rows in alike(task, batch)]
     norms = _norms(model, texts, sites, phase)
     drawn = [matched(ranked[:n], norms, draws=draws, seed=seed) for n in sizes]
     recall = torch.stack([_recalled(texts, ranked[:n], how, len(task)) for n in (0, *sizes)])
-    known: dict[tuple[str, ...], float] = {}
+    seen: dict[tuple[str, ...], float] = {}
     controls = torch.tensor(
-        [[_control(known, texts, one, how, len(task)) for one in some.sets] for some in drawn], dtype=torch.double
+        [[_control(seen, texts, one, how, len(task)) for one in some.sets] for some in drawn], dtype=torch.double
     )
     meta = {**about(model.module, task.clean), "method": "masked heads", "how": how, "phase": phase, "seed": seed,
             "draws": [_said(some) for some in drawn]}  # fmt: skip
-    return Masking(tuple(ranked), tuple(sizes), recall, controls.view(len(sizes), draws), meta)
-
-
-def _known(heads: list[str], names: Sequence[str]) -> list[str]:
-    strange = [head for head in heads if head not in names]
-    if strange or not heads or len(set(heads)) < len(heads):
-        raise SiteError(
-            f"heads= takes heads of this model by name, each once, such as {names[0]!r}; got {strange or heads!r}."
-        )
-    return heads
+    return Masking(ranked, tuple(sizes), recall, controls.view(len(sizes), draws), meta)
 
 
 def _sizes(counts: Sequence[int] | None, most: int) -> list[int]:
@@ -95,26 +84,17 @@ def _norms(model: Model, texts: Sequence[_Texts], sites: Any, phase: Phase) -> d
 def _recalled(texts: Sequence[_Texts], heads: Sequence[str], how: How, needles: int) -> Tensor:
     found = torch.zeros(needles, dtype=torch.double)
     for one in texts:
-        found[one.rows] = one.recall(_edits(heads, how))
+        found[one.rows] = one.recall(mask_edits(heads, how))
     return found
 
 
 def _control(
-    known: dict[tuple[str, ...], float], texts: Sequence[_Texts], heads: tuple[str, ...], how: How, needles: int
+    seen: dict[tuple[str, ...], float], texts: Sequence[_Texts], heads: tuple[str, ...], how: How, needles: int
 ) -> float:
     """Mean recall without a set of random heads; sets that come again are not computed again."""
-    if heads not in known:
-        known[heads] = float(_recalled(texts, heads, how, needles).mean())
-    return known[heads]
-
-
-def _edits(heads: Sequence[str], how: How) -> list[Edit]:
-    layers: defaultdict[str, list[str]] = defaultdict(list)
-    for head in heads:
-        layer, _, number = head.rpartition(".H")
-        layers[layer].append(number)
-    sites = [f"{layer}.H{','.join(numbers)}" for layer, numbers in layers.items()]
-    return [UniformAttention(site) if how == "uniform" else Zero(f"{site}.z") for site in sites]
+    if heads not in seen:
+        seen[heads] = float(_recalled(texts, heads, how, needles).mean())
+    return seen[heads]
 
 
 def _said(draws: Draws) -> dict[str, Any]:

@@ -20,7 +20,11 @@ SAVED = {
     "faithfulness.json": "interp.circuits.judged:Faithfulness.load",
     "retrieval.json": "interp.retrieval_scores:RetrievalHeads.load",
     "masking.json": "interp.masking:Masking.load",
+    "influence.json": "interp.text_scores:Influence.load",
     "importance.json": "interp.measures.table:Importance.load",
+    "sinks.json": "interp.sink_scores:Sinks.load",
+    "roles.json": "interp.role_scores:HeadRoles.load",
+    "circuits.json": "interp.weight_scores:HeadCircuits.load",
     "run.json": "interp.effects:Effects.load",
 }
 """The file that says what a directory holds, and who reads it."""

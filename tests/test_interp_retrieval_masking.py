@@ -12,10 +12,10 @@ import torch
 
 import interp
 from interp.families import tiny
+from interp.head_sets import matched
 from interp.hooks.errors import InputsError, ModelError, SiteError
 from interp.mask_heads import mask_heads
 from interp.masking import Masking
-from interp.matched_heads import matched
 from interp.task import Task
 
 BEST = ["L1.H0", "L1.H1", "L1.H2", "L1.H3"]
@@ -123,7 +123,6 @@ def test_a_result_is_drawn_saved_and_opened(tmp_path: Path) -> None:
         ({"heads": ["L1.H0", "L1.H0"]}, SiteError, "each once"),
         ({"heads": []}, SiteError, "heads of this model by name"),
         ({"heads": BEST, "counts": (5,)}, InputsError, "from 1 to the 4 heads"),
-        ({"heads": BEST, "how": "mean"}, InputsError, "'uniform' or 'zero'"),
         ({"heads": [f"L{n}.H{h}" for n in range(3) for h in range(8)]}, InputsError, "mask fewer"),
     ],
 )

@@ -94,6 +94,15 @@ def lines(path: str | Path) -> list[Entry]:
     return found
 
 
+def stream(path: str | Path) -> Iterator[Entry]:
+    """The objects of a JSONL file, read one line at a time."""
+    file = Path(path)
+    with file.open(encoding="utf-8-sig") as handle:
+        for number, line in enumerate(handle, 1):
+            if line.strip():
+                yield _object(file, number, line)
+
+
 def _object(file: Path, number: int, text: str) -> Entry:
     try:
         value = json.loads(text)

@@ -1,4 +1,4 @@
-"""Random heads to hold a set of heads against: of the same layers and about the same output norm.
+"""Sets of heads: named, masked by edits, and random ones to hold them against, of like layers and output norm.
 
 For each head of the set, in random order, one is drawn from the `among` cheapest of those that are left, by
 
@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from interp.hooks.errors import InputsError
+from interp.hooks.edits import Edit, UniformAttention, Zero
+from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs import Positions
 from interp.hooks.sites import Site, parse
 
 if TYPE_CHECKING:
     from interp.model import Model
 
+How = Literal["uniform", "zero"]
 AMONG = 8
 """How many of the cheapest are drawn from."""
 
@@ -38,6 +41,27 @@ class Draws:
     """Mean output norm of the drawn heads over that of the set."""
     same_layer: float
     """The share of drawn heads that are in the layer of the head they stand for."""
+
+
+def known(heads: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Heads of this model by name, each once."""
+    strange = [head for head in heads if head not in names]
+    if strange or not heads or len(set(heads)) < len(heads):
+        raise SiteError(
+            f"heads= takes heads of this model by name, each once, such as {names[0]!r}; got"
+            f" {strange or list(heads)!r}."
+        )
+    return tuple(heads)
+
+
+def mask_edits(heads: Sequence[str], how: How) -> list[Edit]:
+    """The heads looking at all they see alike (`uniform`), or writing nothing (`zero`): one edit a layer."""
+    layers: defaultdict[str, list[str]] = defaultdict(list)
+    for head in heads:
+        layer, _, number = head.rpartition(".H")
+        layers[layer].append(number)
+    sites = [f"{layer}.H{','.join(numbers)}" for layer, numbers in layers.items()]
+    return [UniformAttention(site) if how == "uniform" else Zero(f"{site}.z") for site in sites]
 
 
 def output_norms(model: Model, inputs: Any, sites: Sequence[Site], *, positions: Positions) -> dict[str, float]:

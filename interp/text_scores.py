@@ -1,0 +1,116 @@
+"""How much each text of a corpus needs certain heads: scores, the ranking they give, and what random heads say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.kernels.errors import InterpError
+from interp.saving import renamed, write
+
+FORMAT = 1
+FILES = ("influence.safetensors", "influence.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """Losses per text [text]: bare, with the heads masked, and with sets of random heads masked [draw, text]."""
+
+    base: Tensor
+    masked: Tensor
+    random: Tensor
+    tokens: Tensor
+    cut: Tensor
+    """Whether the text was longer than the model reads."""
+    heads: tuple[str, ...]
+    random_heads: tuple[tuple[str, ...], ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> Tensor:
+        """(masked - base) / base for each text; NaN where there is no loss, or none to lose."""
+        return _relative(self.masked, self.base)
+
+    @property
+    def random_score(self) -> Tensor:
+        """The same of random heads, averaged over draws."""
+        return _relative(self.random, self.base).mean(0)
+
+    @property
+    def agreement(self) -> float:
+        """Spearman's correlation of the score with that of random heads: near 1, the ranking is not about the heads."""
+        found = self.to_frame()[["estimate", "random"]].rank()
+        return float(found["estimate"].corr(found["random"]))
+
+    def to_frame(self) -> Any:
+        """One row a text, in the order of the corpus: tokens, cut, both losses, estimate (the score), random."""
+        import pandas
+
+        lone = torch.full_like(self.base, torch.nan)
+        return pandas.DataFrame(
+            {"text": range(len(self.base)), "tokens": self.tokens, "cut": self.cut, "base": self.base,
+             "masked": self.masked, "estimate": self.score,
+             "random": self.random_score if len(self.random) else lone}
+        )  # fmt: skip
+
+    def top(self, n: int | None = None, *, share: float = 0.2) -> Any:
+        """The n texts with the highest scores, or that share of the corpus (the paper's is 20%)."""
+        ranked = self.to_frame().sort_values("estimate", ascending=False, kind="stable")
+        return ranked.head(round(share * len(ranked)) if n is None else n)
+
+    def ranking(self, path: str | Path) -> Path:
+        """Write JSONL, highest first: `{"text": its number in the corpus, "score": ..., "tokens": ...}`."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for row in self.top(len(self.base)).itertuples():
+            score = float(row.estimate)
+            kept = {"text": int(row.text), "score": score if score == score else None, "tokens": int(row.tokens)}
+            lines.append(json.dumps(kept) + "\n")
+        renamed(file, "".join(lines).encode())
+        return file
+
+    def plot(self) -> Any:
+        """Each text's score against that of random heads (plotly)."""
+        import plotly.graph_objects as go
+
+        frame = self.to_frame()
+        dots = go.Scatter(x=frame["random"], y=frame["estimate"], mode="markers", text=frame["text"])
+        return go.Figure(dots).update_layout(xaxis_title="score of random heads", yaxis_title="score of these heads")
+
+    def __repr__(self) -> str:
+        score, short = self.score, int((self.tokens < 2).sum())
+        notes = [f"{int(self.cut.sum())} cut"] * bool(self.cut.any()) + [f"{short} without a loss"] * bool(short)
+        beside = f", random heads {float(self.random_score.nanmean()):+.3g}" if len(self.random) else ""
+        said = f" ({', '.join(notes)})" if notes else ""
+        mean = f"mean score {float(score.nanmean()):+.3g}{beside}"
+        return f"Influence of {len(self.heads)} heads on {len(score)} texts{said}: {mean}"
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `influence.safetensors`, its table, and `influence.json`; read back with `load` or `interp.open`."""
+        tensors = {name: getattr(self, name) for name in ("base", "masked", "random", "tokens", "cut")}
+        about = {"format": FORMAT, "heads": self.heads, "random_heads": self.random_heads, "meta": dict(self.meta)}
+        return write(directory, tensors, about, names=FILES, table=self.to_frame())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Influence:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        folder = Path(directory)
+        about = json.loads((folder / FILES[1]).read_text())
+        if about.get("format") != FORMAT:
+            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
+        held = load_file(str(folder / FILES[0]))
+        return cls(**held, heads=tuple(about["heads"]), random_heads=tuple(map(tuple, about["random_heads"])),
+                   meta=about["meta"])  # fmt: skip
+
+
+def _relative(masked: Tensor, base: Tensor) -> Tensor:
+    return torch.where(base > 0, (masked - base) / base, torch.nan)
