@@ -5,6 +5,9 @@ keys are not favoured; a head has a sink on the first token where alpha_1 > epsi
 sequence), and `metric` is the share of heads that do. The number falls with length: compare at one length only.
 Sun et al., COLM 2024 (Massive Activations): |x| above 100 and above 1,000 times the median magnitude of the residual
 stream; which dimensions carry them is found, never assumed. The median here is that of the tokens' medians.
+Darcet et al., ICLR 2024 (Vision Transformers Need Registers, arXiv 2309.16588): tokens of high norm in places that say
+little, and registers that take their part. Norms are compared within their own layer (`outliers`), never with a number
+from elsewhere, and `by_kind` says how much attention patches, class token and registers draw.
 Cost: that of `m.attention`, one forward pass, in memory linear in length (`chunk=` reads long texts through the cache).
 Limits: self-attention of one tower a call; at most the four largest dimensions of a token are looked at; a sink is
 where attention rests, not a proof that the head does nothing.
@@ -14,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +24,13 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs import Inputs
+from interp.hooks.labels import KINDS
 from interp.hooks.ports import stand_at
 from interp.hooks.sites import Site
 from interp.hooks.tape import tower_inputs
 from interp.kernels.stats import ratio
+from interp.provenance import about
+from interp.sink_scores import Sinks
 
 if TYPE_CHECKING:
     from interp.hooks.anatomy import Layer
@@ -34,92 +39,8 @@ if TYPE_CHECKING:
 LARGEST = 4
 """Dimensions of a token that are looked at for massive activations."""
 STATS = ("first", "received_mean", "sink")
-
-
-@dataclass(frozen=True, eq=False)
-class Sinks:
-    """Sink strength per head and example, and the largest activations per layer."""
-
-    sites: tuple[str, ...]
-    first: Tensor
-    """alpha_1 [head, example]: mean weight on the first real token over the rows that see it."""
-    first_mass: Tensor
-    """The same over all real rows; smaller where a window has lost the first token."""
-    learned: Tensor
-    """Mean probability of a learned sink [head, example]; 0 in models without one."""
-    received: Tensor
-    """alpha_k [head, example, key]; 0 for padding and for keys that fewer than `least` rows see."""
-    start: Tensor
-    """The column of each example's first real token."""
-    activations: Mapping[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-    """By residual site: largest magnitudes [example, position, k], their dimensions, and the median per example."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    def metric(self, epsilon: float = 0.3) -> float:
-        """Gu et al.: the share of heads with alpha_1 > epsilon, judged per example and averaged."""
-        return float((self.first > epsilon).double().mean())
-
-    def later(self, epsilon: float = 0.3) -> Any:
-        """One row per head, example and key after the first with alpha_k > epsilon, strongest first."""
-        import pandas
-
-        other = self._others()
-        rows = [
-            {"site": self.sites[n], "example": b, "position": k, "received": float(other[n, b, k])}
-            for n, b, k in (other > epsilon).nonzero().tolist()
-        ]
-        frame = pandas.DataFrame(rows, columns=["site", "example", "position", "received"])
-        return frame.sort_values("received", ascending=False, kind="stable", ignore_index=True)
-
-    def _others(self) -> Tensor:
-        first = self.start[None, :, None].expand(len(self.sites), -1, 1)
-        return self.received.scatter(2, first, 0.0)
-
-    def massive(self, *, magnitude: float = 100.0, times: float = 1000.0) -> Any:
-        """One row per activation above `magnitude` and above `times` the layer's median: where, which dimension."""
-        import pandas
-
-        rows = []
-        for site, (top, dims, median) in self.activations.items():
-            bound = (times * median).clamp(min=magnitude)[:, None, None]
-            for b, s, k in (top > bound).nonzero().tolist():
-                value = float(top[b, s, k])
-                rows.append((site, b, s, int(dims[b, s, k]), value, value / max(float(median[b]), 1e-30)))
-        return pandas.DataFrame(rows, columns=["site", "example", "position", "dim", "magnitude", "times_median"])
-
-    def to_frame(self, epsilon: float = 0.3) -> Any:
-        """One row per head: alpha_1 averaged over examples, the share of examples above epsilon, mass over all rows,
-        the learned sink, and the strongest later key."""
-        import pandas
-
-        where = [site.rpartition(".H") for site in self.sites]
-        return pandas.DataFrame(
-            {
-                "site": list(self.sites),
-                "layer": [int(layer.rpartition("L")[2]) for layer, _, _ in where],
-                "head": [int(head) for _, _, head in where],
-                "first": self.first.mean(1).tolist(),
-                "share": (self.first > epsilon).double().mean(1).tolist(),
-                "first_mass": self.first_mass.mean(1).tolist(),
-                "learned": self.learned.mean(1).tolist(),
-                "later": self._others().amax(2).mean(1).tolist(),
-            }
-        )
-
-    def top(self, n: int = 10, *, by: str = "first") -> Any:
-        """The n heads with the most of one column of the table."""
-        frame = self.to_frame()
-        numbers = list(frame.columns[3:])
-        if by not in numbers:
-            raise InputsError(f"heads are ranked by {', '.join(numbers)}; got by={by!r}.")
-        return frame.sort_values(by, ascending=False, kind="stable").head(n)
-
-    def __repr__(self) -> str:
-        best = int(self.first.mean(1).argmax())
-        return (
-            f"Sinks of {len(self.sites)} heads on {self.first.shape[1]} examples; {self.metric():.0%} above 0.3;"
-            f" strongest {self.sites[best]} {float(self.first[best].mean()):.3f}"
-        )
+MARKS = ("cls", "register", "distillation", "newline", "separator")
+"""Tags that say more of a token than its role does."""
 
 
 def sinks(
@@ -155,9 +76,14 @@ def sinks(
     names = [
         f"{str(s).partition('.H')[0].removesuffix('.attention')}.H{h}" for s, hs in found.heads.items() for h in hs
     ]
-    largest = {site: tap.found(valid) for site, tap in taps.items()}
-    meta = {"least": least, "length": tower.length, "impl": found.impl}
-    return Sinks(tuple(names), first, mass, learned, received, valid.int().argmax(1), largest, meta)
+    kind, kinds = _kinds(tower)
+    meta = {**about(model.module, x), "method": "sinks", "least": least, "length": tower.length, "impl": found.impl}
+    return Sinks(
+        tuple(names), first, mass, learned, received, valid.int().argmax(1), kind, kinds,
+        norms={site: tap.lengths(valid) for site, tap in taps.items()},
+        activations={site: tap.found(valid) for site, tap in taps.items()},
+        meta=meta,
+    )  # fmt: skip
 
 
 def _layers(model: Model, heads: str) -> tuple[str | None, list[Layer]]:
@@ -197,17 +123,35 @@ def _of_layer(found: Mapping[str, Tensor], valid: Tensor, least: int) -> Sequenc
     return [part.transpose(0, 1) for part in (first, mass, learned, known)]
 
 
+def _kinds(x: Inputs) -> tuple[Tensor, tuple[str, ...]]:
+    """What each token is, [example, position] as an index into the names that occur; -1 for padding."""
+    code = torch.where(x.valid, x.roles.kind, -1).cpu()
+    names = list(KINDS)
+    for tag in MARKS:
+        here = x.roles.where(tag).cpu() & x.valid.cpu()
+        code[here] = len(names)
+        names.append(tag)
+    present = code[code >= 0].unique()
+    return torch.where(code >= 0, torch.searchsorted(present, code), -1), tuple(names[n] for n in present.tolist())
+
+
 class _Largest:
-    """Sees one layer's residual, call by call; keeps each token's largest magnitudes and its median."""
+    """Sees one layer's residual, call by call; keeps each token's largest magnitudes, its median and its norm."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.norms: list[Tensor] = []
 
     def __call__(self, value: Tensor) -> Tensor:
         size = value.detach().float().abs()
         top = size.topk(min(LARGEST, size.shape[-1]), dim=-1)
         self.parts.append((top.values.cpu(), top.indices.cpu(), size.median(-1).values.cpu()))
+        self.norms.append(size.norm(dim=-1).cpu())
         return value
+
+    def lengths(self, valid: Tensor) -> Tensor:
+        """Each token's norm [example, position], 0 at padding."""
+        return torch.cat(self.norms, 1) * valid
 
     def found(self, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Over all calls: magnitudes (0 at padding), dimensions, median of the real tokens' medians."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from torch import Tensor
@@ -119,9 +121,70 @@ def test_chunks_give_what_one_pass_gives_and_nothing_stays_on_the_model() -> Non
 
 
 def test_learned_sinks_have_their_share() -> None:
-    s = interp.sinks(attached("gpt_oss"), dict(example(attached("gpt_oss").module, batch=1, length=9, seed=0)))
-    assert float(s.learned.min()) > 0
+    """softmax over [scores, s_h]: the sink's part is e^s_h over it and the sum of the others, for each row."""
+    m = attached("gpt_oss")
+    x = m.inputs(dict(example(m.module, batch=2, length=9, seed=0, padding="left")))
+    s = interp.sinks(m, x)
+    for layer in (0, 1):
+        scores = m.run(x, record=f"L{layer}.scores")[f"L{layer}.scores"].double()
+        learned = m.module.model.layers[layer].self_attn.sinks.detach().double().exp()[None, :, None]
+        part = learned / (learned + scores.exp().sum(-1))
+        real = x.valid[:, None].double()
+        want = (part * real).sum(2) / real.sum(2)
+        at = [n for n, site in enumerate(s.sites) if site.startswith(f"L{layer}.")]
+        torch.testing.assert_close(s.learned[at].T, want, atol=1e-5, rtol=1e-4)
     assert float(interp.sinks(planted(), TEXTS).learned.abs().max()) == 0
+
+
+def test_a_table_has_intervals_and_is_read_back_as_it_was(tmp_path: Path) -> None:
+    s = interp.sinks(planted(), TEXTS)
+    frame = s.to_frame()
+    assert list(frame.columns[:9]) == ["site", "tower", "layer", "head", "method", "estimate", "low", "high", "n"]
+    assert bool(((frame["low"] <= frame["estimate"]) & (frame["estimate"] <= frame["high"])).all())
+    assert frame["estimate"].tolist() == s.first.mean(1).tolist()
+    moves = (s.first[:, 0] - s.first[:, 1]).abs() > 1e-3
+    assert bool(moves.any())
+    assert ((frame["high"] - frame["low"]) > 1e-3).tolist() == moves.tolist()
+    assert s.meta["model_hash"]
+    back = interp.open(s.save(tmp_path / "sinks"))
+    pandas.testing.assert_frame_equal(back.to_frame(), frame)
+    pandas.testing.assert_frame_equal(back.by_kind(), s.by_kind())
+    assert torch.equal(back.received, s.received)
+    for site, value in s.norms.items():
+        assert torch.equal(back.norms[site], value)
+        assert all(torch.equal(a, b) for a, b in zip(back.activations[site], s.activations[site], strict=True))
+    assert (back.sites, back.kinds, back.meta["least"]) == (s.sites, s.kinds, 8)
+    assert repr(back) == repr(s)
+    assert s.plot().data[0].z.shape == (2, 6)
+
+
+def test_norms_that_stand_apart_are_found_in_every_layer_by_its_own_measure() -> None:
+    m = interp.load("zoo:shapes-vit-registers")
+    x = interp.tasks.shapes(m, n=4).clean
+    plain = interp.sinks(m, x)
+    residual = m.run(x, record="L1.resid_post")["L1.resid_post"].double()
+    torch.testing.assert_close(plain.norms["L1.resid_post"].double(), residual.square().sum(-1).sqrt())
+    middle = residual[:, 5:].norm(dim=-1).median()
+    with m.edited([interp.Add("L1.resid_post", 20 * middle * torch.eye(64)[3], positions=[9], rows=(2,))]):
+        found = interp.sinks(m, x).outliers()
+    mine = found[(found["site"] == "L1.resid_post") & (found["kind"] == "image")]
+    assert [2, 9] in mine[["example", "position"]].values.tolist()
+    assert mine.iloc[0]["times_median"] == pytest.approx(20, rel=0.3)
+    assert plain.outliers(times=1e6).empty
+
+
+def test_kinds_of_tokens_share_all_attention() -> None:
+    m = interp.load("zoo:shapes-vit-registers")
+    x = interp.tasks.shapes(m, n=3).clean
+    s = interp.sinks(m, x, least=1)
+    table = s.by_kind()
+    assert table.groupby("kind")["tokens"].first().to_dict() == {"cls": 1, "image": 36, "register": 4}
+    pattern = m.run(x, record="L2.pattern")["L2.pattern"].double()
+    want = pattern[:, 1, :, 1:5].sum(-1).mean()
+    row = table[(table["site"] == "L2.H1") & (table["kind"] == "register")]
+    assert row["share"].item() == pytest.approx(float(want), rel=1e-4)
+    assert row["even"].item() == pytest.approx(4 / 41)
+    assert table.groupby("site")["share"].sum().tolist() == pytest.approx([1.0] * 16)
 
 
 def test_what_has_no_meaning_is_refused() -> None:
