@@ -37,7 +37,21 @@ def _asked(tail: Tail) -> Tensor:
             whole.view(-1, width)[: len(some)] = some
         made = _logits(tail, whole) - nothing
         parts.append(made.reshape(-1, made.shape[-1])[: len(some)])
-    return torch.cat(parts)
+    found = torch.cat(parts)
+    _check_linear(tail, found, nothing)
+    return found
+
+
+def _check_linear(tail: Tail, found: Tensor, nothing: Tensor) -> None:
+    """A head with more than a matrix in it (a masked language model's) is refused."""
+    random = torch.randn(found.shape[0], generator=torch.Generator().manual_seed(0)).to(tail.left)
+    made = _logits(tail, random.expand(tail.left.shape).clone()) - nothing
+    gap, size = float((made[0, 0] - random @ found).abs().max()), float(made[0, 0].abs().max())
+    if not gap <= 1e-3 * max(size, 1e-12):
+        raise ModelError(
+            f"the head of {type(tail.module).__name__} is more than one matrix (off by {gap:.3g} of {size:.3g}), so"
+            " what a head writes cannot be taken straight to the logits."
+        )
 
 
 def _logits(tail: Tail, normed: Tensor) -> Tensor:

@@ -103,10 +103,10 @@ class HeadRoles:
         return go.Figure(heat).update_layout(yaxis_autorange="reversed", xaxis_title="kind", yaxis_title="head")
 
     def save(self, directory: str | Path) -> Path:
-        """Write `roles.safetensors`, `roles.parquet` and `run.json`; read back with `HeadRoles.load`."""
+        """Write `roles.safetensors`, `roles.parquet` and `roles.json`; read back with `interp.open`."""
         about = {"format": FORMAT, "sites": self.sites, "kinds": self.kinds, "notes": dict(self.notes),
                  "left_out": dict(self.left_out), "meta": dict(self.meta)}  # fmt: skip
-        names = ("roles.safetensors", "run.json")
+        names = ("roles.safetensors", "roles.json")
         return write(directory, dict(self.values), about, names=names, table=self.to_frame())
 
     @classmethod
@@ -115,7 +115,7 @@ class HeadRoles:
         from safetensors.torch import load_file
 
         folder = Path(directory)
-        about = json.loads((folder / "run.json").read_text())
+        about = json.loads((folder / "roles.json").read_text())
         if about.get("format") != FORMAT:
             raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
         tensors = load_file(str(folder / "roles.safetensors"))

@@ -287,7 +287,7 @@ def test_long_texts_are_read_in_pieces_with_the_same_result(monkeypatch: pytest.
 
 def test_a_result_can_be_saved_read_and_drawn(tmp_path: Path) -> None:
     roles = roles_of_planted()
-    again = HeadRoles.load(roles.save(tmp_path / "roles"))
+    again = interp.open(roles.save(tmp_path / "roles"))
     assert again.to_frame().equals(roles.to_frame())
     assert again.describe("L0.H1") == roles.describe("L0.H1")
     frame = roles.to_frame()

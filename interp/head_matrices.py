@@ -1,0 +1,232 @@
+"""The weights of a head as matrices from and to the residual, whatever the model calls its projections.
+
+The matrices are asked for, not looked up: unit vectors are put where the attention reads, and what arrives at q, k and
+v are the rows of W_Q, W_K and W_V (less what a vector of zeros gives, the bias), so fused, quantised, grouped or
+adapted projections are all the same. Queries and keys of rotary models are asked at position 0, where nothing is
+turned. The gain of the norm before the attention, and the taking away of the mean in a layer norm, are folded into W_Q,
+W_K and W_V (row vectors, `x W`); the gains of a norm or scale behind the output projection are folded into W_O. What a
+norm divides by is left out everywhere: it is one positive number per token. Cost: for a model of width d a forward pass
+over d tokens and five short ones per layer. Limits: where queries and keys are normalised on the way (Qwen3, Gemma-3)
+no matrix makes them, which is said; where values are (DeepSeek), the model is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.edits import Set
+from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.example import example
+from interp.hooks.norms import Frozen, frozen
+from interp.hooks.ports import head_results
+from interp.hooks.sites import Site
+from interp.hooks.tail import Tail, last_tower
+from interp.hooks.unembedding import unembedding
+from interp.hooks.writes import Writes, spelled
+
+if TYPE_CHECKING:
+    from interp.hooks.anatomy import Layer, Tower
+    from interp.model import Model
+
+TOGETHER = 4096
+"""Tokens that are asked about in one forward pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMatrices:
+    """Of one layer, float64, norms folded in: v, q and k [head, d, d_head] (of kv heads repeated for their queries), o
+    [head, d_value, d]."""
+
+    v: Tensor
+    o: Tensor
+    q: Tensor | None
+    k: Tensor | None
+    why: str = ""
+    """Why there are no q and k."""
+
+
+class HeadMatrices:
+    """The matrices of one tower's self-attention, worked out when asked for."""
+
+    def __init__(self, model: Model, tower: Tower) -> None:
+        self.model, self.tower = model, tower
+        self.name = spelled(model.anatomy, tower)
+        self._layers: dict[int, LayerMatrices] = {}
+
+    @cached_property
+    def _kwargs(self) -> dict[str, Tensor]:
+        return dict(self.model.example())
+
+    @cached_property
+    def _run(self) -> tuple[Writes, Tail | None]:
+        """One recorded run of the example: its writes, and what makes the logits if this tower does."""
+        model, anatomy = self.model, self.model.anatomy
+        tape = model.run(self._kwargs, record=Writes.sites(anatomy, self.tower))
+        writes = Writes(model.module, tape, self.tower)
+        speaks = "logits" in tape and last_tower(anatomy, None) is self.tower
+        kwargs = model.called_with(self._kwargs)
+        tail = Tail(model.module, self.tower, kwargs, left=writes.final, logits=tape["logits"]) if speaks else None
+        return writes, tail
+
+    def of(self, index: int) -> LayerMatrices:
+        """The matrices of one layer."""
+        if index not in self._layers:
+            self._layers[index] = self._asked(index)
+        return self._layers[index]
+
+    def _asked(self, index: int) -> LayerMatrices:
+        layer = self.tower.layer(index)
+        turned, linear = self._probe(layer)
+        if "v" not in linear:
+            raise ModelError(f"{self._site(layer, 'v')}: values are normalised on the way, so no matrix makes them.")
+        found = self._project(layer, first_only=turned)
+        norm = self._norm(layer)
+        folded = {name: _folded(norm, value) for name, value in found.items()}
+        group = layer.group
+        v = folded["v"].repeat_interleave(group, 0)
+        bilinear = {"q", "k"} <= linear
+        why = "" if bilinear else "queries or keys are normalised on the way, so no matrix makes them"
+        q, k = (folded["q"], folded["k"].repeat_interleave(group, 0)) if bilinear else (None, None)
+        return LayerMatrices(v, self._output(layer), q, k, why)
+
+    def _site(self, layer: Layer, component: str) -> Site:
+        return Site(self.name, layer.index, component)
+
+    def _read(self, layer: Layer, vectors: Tensor) -> dict[str, Tensor]:
+        """q, k and v [b, position, head, d_head] where the attention reads these vectors [b, position, d]."""
+        sites = [self._site(layer, name) for name in ("q", "k", "v")]
+        tape = self.model.run(
+            self._inputs(len(vectors)), record=sites, edits=[Set(str(self._site(layer, "attn_in")), vectors)]
+        )
+        return {site.component: tape[site].double() for site in sites}
+
+    def _inputs(self, rows: int) -> dict[str, Tensor]:
+        if rows == 1:
+            return self._kwargs
+        return example(self.model.module, batch=rows, length=self._words)
+
+    @cached_property
+    def _words(self) -> int:
+        return 4
+
+    def _shape(self, rows: int) -> tuple[int, int, int]:
+        """[b, position, d] of what the attention reads with so many rows."""
+        inputs = self._inputs(rows)
+        embed = Site(self.name, min(self.tower.by_index), "attn_in")
+        value = self.model.run(inputs, record=embed)[embed]
+        return tuple(value.shape)
+
+    def _probe(self, layer: Layer) -> tuple[bool, set[str]]:
+        """Whether queries depend on the position they stand at, and which of q, k and v are linear."""
+        rows, positions, width = self._shape(2)
+        random = torch.randn(width, generator=torch.Generator().manual_seed(0))
+        vectors = torch.zeros(rows, positions, width, dtype=self.model.dtype)
+        vectors[0], vectors[1] = random, 2 * random
+        at = self._read(layer, vectors)
+        zero = self._read(layer, torch.zeros_like(vectors))
+        turned = any(not _close(at[name][0, 0], at[name][0, -1]) for name in ("q", "k"))
+        moved = {name: (at[name] - zero[name])[:, 0] for name in at}
+        return turned, {name for name, (once, twice) in moved.items() if _close(twice, 2 * once)}
+
+    def _project(self, layer: Layer, *, first_only: bool) -> dict[str, Tensor]:
+        """W_Q, W_K and W_V as they are, [head, d, d_head]."""
+        _, positions, width = self._shape(2)
+        each = 1 if first_only else positions
+        rows = max(2, min(-(-width // each), TOGETHER // positions))
+        units = torch.eye(width, dtype=self.model.dtype)
+        parts: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
+        nothing = self._read(layer, torch.zeros(rows, positions, width, dtype=self.model.dtype))
+        for start in range(0, width, rows * each):
+            some = units[start : start + rows * each]
+            vectors = torch.zeros(rows, each, width, dtype=self.model.dtype)
+            vectors.view(-1, width)[: len(some)] = some
+            vectors = torch.nn.functional.pad(vectors, (0, 0, 0, positions - each))
+            for name, value in self._read(layer, vectors).items():
+                made = (value - nothing[name])[:, :each].flatten(0, 1)[: len(some)]
+                parts[name].append(made)
+        return {name: torch.cat(found).transpose(0, 1).cpu() for name, found in parts.items()}
+
+    def _norm(self, layer: Layer) -> Frozen:
+        """What stands between the residual and the attention, with its gain."""
+        before, after = self._site(layer, "resid_pre"), self._site(layer, "attn_in")
+        value = self.model.run(self._kwargs, record=before)[before]
+
+        def norm(x: Tensor) -> Tensor:
+            edits = [Set(str(before), x)]
+            found: Tensor = self.model.run(self._kwargs, record=after, edits=edits)[after]
+            return found
+
+        return _at_unit_size(frozen(norm, value, name=f"what stands between {before} and {after}"), value)
+
+    def _output(self, layer: Layer) -> Tensor:
+        """W_O with what stands behind it [head, d_value, d]."""
+        writes, _ = self._run
+        site = self._site(layer, "result")
+        if layer.out is None:
+            raise ModelError(f"{site}: the output projection of this layer was not found.")
+        projection = self.model.module.get_submodule(layer.out)
+        units = torch.eye(layer.d_value, dtype=self.model.dtype, device=self.model.device)
+        z = torch.zeros(layer.heads, layer.d_value, layer.heads, layer.d_value, dtype=units.dtype, device=units.device)
+        z[torch.arange(layer.heads), :, torch.arange(layer.heads)] = units
+        with torch.no_grad():
+            every = torch.cat(
+                [head_results(projection, z[h : h + 1], (h,))[:, :, 0] for h in range(layer.heads)]
+            ).double()
+        carried: Tensor = writes.carry(site.whole).linear(every.reshape(-1, 1, 1, every.shape[-1]))
+        return carried[:, 0, 0].reshape(every.shape).cpu()
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        """W_E [vocabulary, d]."""
+        words = self._embedding()
+        return words.weight.detach()
+
+    def _embedding(self) -> nn.Embedding:
+        module = self.model.module
+        if hasattr(module, "get_input_embeddings"):
+            found = module.get_input_embeddings()
+        else:
+            size = self.unembedding.shape[1]
+            every = [m for m in module.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == size]
+            found = every[0] if every else None
+        if not isinstance(found, nn.Embedding) or found.embedding_dim != self.tower.width:
+            raise ModelError(f"the word embeddings of {type(module).__name__} were not found, or are of another width.")
+        return found
+
+    @cached_property
+    def unembedding(self) -> Tensor:
+        """The final norm's gain and W_U: [d, vocabulary]."""
+        _, tail = self._run
+        if tail is None:
+            raise InputsError(
+                f"the tower {self.tower.name!r} does not make the logits, so its heads promote no tokens."
+            )
+        spoken = unembedding(tail)
+        return _folded(_at_unit_size(tail.frozen, tail.left), spoken[None])[0].to(
+            torch.promote_types(spoken.dtype, torch.float32)
+        )
+
+
+def _at_unit_size(norm: Frozen, x: Tensor) -> Frozen:
+    """The same with the gain of inputs whose root mean square is 1; of a plain multiplier its factor."""
+    scale = norm.scale.reshape(-1)
+    centred = x.double() - x.double().mean(-1, keepdim=True) if norm.centred else x.double()
+    size = centred.square().mean(-1).sqrt().reshape(-1)
+    factor = scale if bool((scale - scale[0]).abs().max() <= 1e-9 * scale[0].abs()) else scale * size
+    return replace(norm, gain=norm.gain * factor[0])
+
+
+def _folded(norm: Frozen, matrix: Tensor) -> Tensor:
+    """`diag(gain) W` of [..., d, n], the mean taken away first where the norm does that."""
+    gain = norm.gain.to(matrix.device)
+    made = gain[:, None] * matrix.double()
+    return made - made.mean(-2, keepdim=True) if norm.centred else made
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool(((a - b).abs() <= 1e-4 * max(1e-12, float(b.abs().max()))).all())

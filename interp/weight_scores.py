@@ -1,0 +1,155 @@
+"""What the weights of heads say: copying, tokens promoted and suppressed, composition; as tables, maps, files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.sites import parse
+from interp.kernels.errors import InterpError
+from interp.saving import write
+
+FORMAT = 1
+VOCABULARY, RESIDUAL = "copying eigenvalues (vocabulary)", "copying eigenvalues (residual)"
+ROOMS = ("scores", "eigenvalues", "pairs", "composition", "baseline")
+"""The fields that hold tensors by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadCircuits:
+    """`scores[method]` [head]; `composition[side]` [sender, receiver], 0 where the sender is not earlier."""
+
+    sites: tuple[str, ...]
+    scores: Mapping[str, Tensor]
+    eigenvalues: Mapping[str, Tensor]
+    """By method, complex [head, d_head]."""
+    pairs: Mapping[str, Tensor] = field(default_factory=dict)
+    """"promoted" and "suppressed": (source id, target id, value) [head, rank, 3]."""
+    own: Tensor | None = None
+    """Per head, the share of words that raise themselves most."""
+    composition: Mapping[str, Tensor] = field(default_factory=dict)
+    baseline: Mapping[str, Tensor] = field(default_factory=dict)
+    """By side the mean of random matrices of the same shapes [sender, receiver]."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_frame(self) -> Any:
+        """One row per head and score: site, tower, layer, head, method, estimate, low, high, n. Weights have no
+        examples, so n is 0 and the interval is the value."""
+        import pandas
+
+        places = [parse(site) for site in self.sites]
+        scores = dict(self.scores) | ({} if self.own is None else {"raises itself most": self.own})
+        rows = [
+            {"site": site, "tower": p.tower, "layer": int(str(p.layers)), "head": int(str(p.heads)), "method": method,
+             "estimate": float(values[n]), "low": float(values[n]), "high": float(values[n]), "n": 0}
+            for method, values in scores.items() for n, (site, p) in enumerate(zip(self.sites, places, strict=True))
+        ]  # fmt: skip
+        return pandas.DataFrame(rows)
+
+    def top(self, n: int = 10, *, method: str | None = None) -> Any:
+        """The n heads with the highest copying score."""
+        frame = self.to_frame()
+        name = method if method is not None else next(iter(self.scores))
+        if name not in set(frame["method"]):
+            raise InterpError(f"no score {name!r}; there are {', '.join(frame['method'].unique())}.")
+        return frame[frame["method"] == name].sort_values("estimate", ascending=False, kind="stable").head(n)
+
+    def tokens(self, site: str | None = None) -> Any:
+        """What a head promotes and suppresses most: source token, target token, logit less the mean over the
+        vocabulary."""
+        import pandas
+
+        if not self.pairs:
+            why = self.left_out.get("tokens", "ask for them with top=10")
+            raise InterpError(f"the tokens of these heads were not looked up: {why}.")
+        chosen = range(len(self.sites)) if site is None else [self._index(site)]
+        rows = [
+            {"site": self.sites[n], "sign": sign, "source": self._name(source), "target": self._name(target),
+             "logit": value}
+            for n in chosen for sign, found in self.pairs.items() for source, target, value in found[n].tolist()
+        ]  # fmt: skip
+        return pandas.DataFrame(rows)
+
+    def _index(self, site: str) -> int:
+        if site not in self.sites:
+            raise InterpError(f"no weights of {site!r}; there are those of {', '.join(self.sites)}.")
+        return self.sites.index(site)
+
+    def _name(self, token: float) -> str:
+        return self.names.get(int(token), str(int(token)))
+
+    def pairings(self, n: int = 20) -> Any:
+        """The pairs of heads that compose most beyond random matrices: sender, receiver, side, score, baseline,
+        excess."""
+        import pandas
+
+        if not self.composition:
+            raise InterpError(f"no composition scores: {self.left_out.get('composition', 'ask for several layers')}.")
+        rows = [
+            {"sender": self.sites[a], "receiver": self.sites[b], "side": side, "score": float(values[a, b]),
+             "baseline": float(self.baseline[side][a, b]), "excess": float(values[a, b] - self.baseline[side][a, b])}
+            for side, values in self.composition.items() for a, b in values.nonzero().tolist()
+        ]  # fmt: skip
+        frame = pandas.DataFrame(rows, columns=["sender", "receiver", "side", "score", "baseline", "excess"])
+        return frame.sort_values("excess", ascending=False, kind="stable", ignore_index=True).head(n)
+
+    def plot(self, side: str | None = None) -> Any:
+        """The scores as bars, or one side's composition beyond random matrices as a map of senders by receivers."""
+        import plotly.graph_objects as go
+
+        if side is None:
+            bars = [go.Bar(x=list(self.sites), y=values.tolist(), name=name) for name, values in self.scores.items()]
+            return go.Figure(bars).update_layout(yaxis_title="copying score", yaxis_range=[-1, 1])
+        if side not in self.composition:
+            raise InterpError(f"no composition by {side!r}; there is {', '.join(self.composition) or 'none'}.")
+        values = (self.composition[side] - self.baseline[side]).where(self.composition[side] != 0, torch.nan)
+        bound = float(values.nan_to_num().abs().max()) or 1.0
+        heat = go.Heatmap(z=values.numpy(), x=list(self.sites), y=list(self.sites), zmin=-bound, zmax=bound,
+                          colorscale="RdBu")  # fmt: skip
+        return go.Figure(heat).update_layout(xaxis_title="receiver", yaxis_title="sender", yaxis_autorange="reversed")
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `circuits.safetensors`, `circuits.parquet` and `circuits.json`; read back with `interp.open`."""
+        tensors = {f"{room}/{name}": _plain(value) for room in ROOMS for name, value in getattr(self, room).items()}
+        tensors |= {} if self.own is None else {"own": self.own}
+        order = {room: list(getattr(self, room)) for room in ROOMS}
+        about = {"format": FORMAT, "sites": self.sites, "order": order, "names": dict(self.names),
+                 "left_out": dict(self.left_out), "meta": dict(self.meta)}  # fmt: skip
+        names = ("circuits.safetensors", "circuits.json")
+        return write(directory, tensors, about, names=names, table=self.to_frame())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> HeadCircuits:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        folder = Path(directory)
+        about = json.loads((folder / "circuits.json").read_text())
+        if about.get("format") != FORMAT:
+            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
+        tensors = load_file(str(folder / "circuits.safetensors"))
+        held = {room: {name: tensors[f"{room}/{name}"] for name in about["order"][room]} for room in ROOMS}
+        held["eigenvalues"] = {name: torch.view_as_complex(value) for name, value in held["eigenvalues"].items()}
+        known = {int(i): name for i, name in about["names"].items()}
+        return cls(sites=tuple(about["sites"]), own=tensors.get("own"), names=known, left_out=about["left_out"],
+                   meta=about["meta"], **held)  # fmt: skip
+
+    def __repr__(self) -> str:
+        name, values = next(iter(self.scores.items()))
+        best, worst = int(values.argmax()), int(values.argmin())
+        return (
+            f"HeadCircuits of {len(self.sites)} heads: {name} highest {self.sites[best]} {float(values[best]):+.2f},"
+            f" lowest {self.sites[worst]} {float(values[worst]):+.2f}"
+        )
+
+
+def _plain(value: Tensor) -> Tensor:
+    return torch.view_as_real(value) if value.is_complex() else value
