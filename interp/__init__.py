@@ -31,6 +31,8 @@ _HOME = {
     "mask_heads": "interp.mask_heads",
     "query_heads": "interp.query_heads",
     "influence": "interp.influence",
+    "infini_retrieve": "interp.infini_retrieve",
+    "long_heads": "interp.long_heads",
     "gates": "interp.gates",
     "prune": "interp.prune",
     "sinks": "interp.sinks",

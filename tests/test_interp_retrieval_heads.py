@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import interp
 from interp import formats
@@ -207,6 +207,14 @@ def test_one_layer_and_one_head() -> None:
     assert bool(r.kept.all())
     for row in range(3):
         assert r.scores[:, row].tolist() == [len(words) for words in copied(mine, row)[1]]
+
+
+def test_texts_longer_than_the_positions_are_refused() -> None:
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 8, "vocab_size": 20}
+    m = interp.attach(GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0)).eval())
+    ids = tuple(range(1, 12))
+    with pytest.raises(TaskError, match="at most 8 tokens"):
+        retrieval_heads(m, Task("long", (Row(ids, ids, (0,), (), {"needle": (2, 5)}),), "logprob", whole=True))
 
 
 def test_what_has_no_meaning_is_refused() -> None:

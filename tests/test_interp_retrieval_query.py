@@ -38,6 +38,11 @@ def notes(*, whole: bool = False) -> Task:
 
 
 @cache
+def doubled() -> interp.Model:
+    return interp.attach(copy.deepcopy(needle().module).double())
+
+
+@cache
 def scored() -> RetrievalHeads:
     return query_heads(needle(), notes(), null="question")
 
@@ -50,14 +55,13 @@ def mean_rows(m: interp.Model, ids: list[int], start: int) -> list[list[float]]:
 
 
 def slow_scores(row: int) -> list[float]:
-    m = interp.attach(copy.deepcopy(needle().module).double(), needle().processor)
     words = str(notes().rows[row].clean).split()
     ids = [1, *needle().tokenizer.convert_tokens_to_ids(words)]
     start = len(ids) - 3
     empty = [*ids[:start], needle().tokenizer.convert_tokens_to_ids("question")]
     first, last = notes().take([row]).positions["needle"].rows[0] or (0, 0)
     found = []
-    for asked, not_asked in zip(mean_rows(m, ids, start), mean_rows(m, empty, start), strict=True):
+    for asked, not_asked in zip(mean_rows(doubled(), ids, start), mean_rows(doubled(), empty, start), strict=True):
         c = [asked[j] - not_asked[j] for j in range(first, last)]
         found.append(sum(one for one in c if one > mean(c) - 2 * stdev(c)))
     return found
@@ -108,8 +112,7 @@ def test_prompts_of_ids_take_an_empty_question_of_ids() -> None:
     rows = [Row((1, 9, 8, 7, 6, 5, 4), (1, 9, 8, 7, 6, 5, 4), (3,), (2,), {"needle": (2, 4), "question": (5, 7)})]
     task = Task("ids", tuple(rows)).on(needle())
     found = query_heads(needle(), task, null=(11,))
-    m = interp.attach(copy.deepcopy(needle().module).double())
-    asked, empty = (mean_rows(m, ids, 5) for ids in ([1, 9, 8, 7, 6, 5, 4], [1, 9, 8, 7, 6, 11]))
+    asked, empty = (mean_rows(doubled(), ids, 5) for ids in ([1, 9, 8, 7, 6, 5, 4], [1, 9, 8, 7, 6, 11]))
     wanted = [sum(a[j] - b[j] for j in (2, 3)) for a, b in zip(asked, empty, strict=True)]
     assert found.scores[:, 0].tolist() == pytest.approx(wanted, abs=1e-5)
 

@@ -25,9 +25,14 @@ def notes() -> Task:
 
 
 @cache
+def doubled() -> interp.Model:
+    return interp.attach(copy.deepcopy(needle().module).double())
+
+
+@cache
 def rows_of(row: int) -> tuple[list[int], range, torch.Tensor]:
     """Ids, the answer's place in the needle, and the weights [head, step, key] of the rows that predict it."""
-    m, one = interp.attach(copy.deepcopy(needle().module).double()), notes().take([row])
+    m, one = doubled(), notes().take([row])
     answer = list(one.answer_ids[0])
     ids = one.clean.kwargs["input_ids"][0].tolist()
     first, _ = one.positions["needle"].rows[0] or (0, 0)
