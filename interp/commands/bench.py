@@ -52,7 +52,7 @@ def measured(model: Any, task: Any, repeats: int) -> list[dict[str, Any]]:
 
     heads, loop = _sweeps(model, task)
     pairs = [
-        ("attached, nothing asked", "bare forward pass", lambda: model.run(x), bare),
+        ("m.run with nothing recorded", "bare forward pass", lambda: model.run(x), bare),
         ("recording every z", "bare forward pass", lambda: model.run(x, record=every), bare),
         ("all heads patched at once", "a loop of full passes, one a head", heads, loop),
     ]

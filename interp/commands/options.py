@@ -126,7 +126,7 @@ def needed(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(options, name, None) is None:
             flag = name if name in ("model", "file") else f"--{name}"
-            raise ConfigError(f"{options.parser.prog}: {flag} is missing. {_example(options)}")
+            raise ConfigError(f"{flag} is missing. {_example(options)}")
 
 
 def _example(options: argparse.Namespace) -> str:
@@ -161,5 +161,5 @@ def records(frame: Any) -> list[dict[str, Any]]:
 
 def shown(frame: Any) -> str:
     """A table in a terminal, without columns that are empty."""
-    kept = frame.dropna(axis=1, how="all").round(4)
-    return str(kept.to_string(index=False))
+    kept = frame.dropna(axis=1, how="all")
+    return str(kept.to_string(index=False, float_format="{:.4g}".format))

@@ -74,7 +74,8 @@ def _asked(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     task = task_of(model, options)
     sites = [options.sites] if options.sites else _all_heads(model)
     sides = (task.corrupt, task.clean) if options.direction == "denoise" else (task.clean, task.corrupt)
-    cells = sum(len(site.heads or (0,)) for pattern in sites for site in model.anatomy.sites(pattern))
+    found = [(pattern, site) for pattern in sites for site in model.anatomy.sites(pattern)]
+    cells = sum(len(model.anatomy.layer(s).heads_of(s)) if ".H" in pattern else 1 for pattern, s in found)
     common.say(str(cost(model, sides[0], (cells if options.run is run_patch else 6) + 2)))
     return model, {"base": sides[0], "source": sides[1], "metric": task.metric, "sites": sites}
 

@@ -49,7 +49,7 @@ def run_demo(options: argparse.Namespace) -> int:
 def run_doctor(options: argparse.Namespace) -> int:
     """Check tables."""
     if (options.families is None) == (options.model is None):
-        raise common.ConfigError("interp doctor: give either a model or --families.")
+        raise common.ConfigError("give either a model or --families.")
     return _one(options) if options.model is not None else _families(options)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from io import BytesIO
 from typing import Any, Literal
@@ -90,6 +91,7 @@ class Canvas:
         return sink.getvalue()
 
 
+@cache
 def _face(size: int) -> Any:
     from PIL import ImageFont
 

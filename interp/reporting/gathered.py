@@ -57,6 +57,8 @@ class Gathered:
         if not len(rows):
             return "No head was scored."
         best = rows.iloc[0]
+        if not abs(best["estimate"]) > max(0.0, best["noise_floor"]):
+            return f"No head by itself has an effect by {best['method']}, {best['direction']}."
         share = "" if not self.gap else f", {best['estimate'] / self.gap:.0%} of the gap between clean and corrupt"
         said = f"{best['site']} has the largest effect by {best['method']}: {best['estimate']:+.3g}{share}"
         return f"{said}. {self._ablated()}".strip()
@@ -84,7 +86,7 @@ class Gathered:
                 "This task has no held-out part: heads and circuit are judged on the prompts they were found on."
             )
         if len(self.rows) and 0 < int(self.rows["n"].max()) < FEW:
-            made.append(f"Only {int(self.rows['n'].max())} prompts: intervals over prompts say little.")
+            made.append(f"At most {int(self.rows['n'].max())} prompt(s): intervals over prompts say little.")
         rows = self.ranked
         if len(rows) and not bool(rows["verified"].fillna(False).all()):
             done = int(rows["verified"].fillna(False).sum())
