@@ -13,6 +13,7 @@ from interp.hooks.edits import AttentionEdit, CallEdit, Place
 from interp.hooks.inputs import Positions
 from interp.hooks.interface import BorderTap, Call
 from interp.hooks.placing import Placed
+from interp.hooks.route import RouteHeads, ValueChange
 from interp.hooks.sites import Site
 from interp.hooks.tape import select
 
@@ -103,7 +104,15 @@ class HeadTap(BorderTap):
 
     def after(self, call: Call) -> None:
         for placed in self._value_edits("z"):
-            call.z = self.session.changed(placed, call.z)
+            call.z = self.session.changed(placed, call.z, change=self._routed(placed, call))
+
+    def _routed(self, placed: Placed, call: Call) -> ValueChange | None:
+        """The change of an edit of z that reads the queries too."""
+        edit, heads = placed.edit, self.layer.heads_of(placed.site)
+        if not isinstance(edit, RouteHeads) or call.q.ndim != 4:
+            return None
+        q = call.q.transpose(1, 2)[:, :, list(heads)]
+        return lambda z, valid: edit.routed(z, q, heads)
 
     def record(self, call: Call) -> None:
         for site in self.sites:

@@ -28,6 +28,7 @@ from interp.hooks.moment import Moment
 from interp.hooks.output import logits_key, with_logits
 from interp.hooks.placing import Placed, places
 from interp.hooks.ports import head_results, stand_at
+from interp.hooks.route import ValueChange
 from interp.hooks.shelf import Shelf
 from interp.hooks.sites import CALL, KV, Site
 from interp.hooks.tape import head_axis, select
@@ -272,8 +273,9 @@ class Session:
         self.keep(site, z, head_results(self.root.get_submodule(layer.out), self._by_head(z, layer), heads))
         return z
 
-    def changed(self, placed: Placed, x: Tensor, *, axis: int = 1) -> Tensor:
-        """x with the edit applied at its positions, rows and heads; the same object where it does not apply now."""
+    def changed(self, placed: Placed, x: Tensor, *, axis: int = 1, change: ValueChange | None = None) -> Tensor:
+        """x with the edit applied at its positions, rows and heads; the same object where it does not apply now.
+        `change` takes the place of the edit's own where that needs to see more than x."""
         edit, site = placed.edit, placed.site
         assert isinstance(edit, ValueEdit)
         if not self.moment.applies(edit):
@@ -286,7 +288,7 @@ class Session:
         heads = self.heads(site)
         part = x if heads is None else x.index_select(head_axis(site.component), heads.to(x.device))
         valid = self.moment.valid(site, rows, length, cross=cross) if edit.needs_valid else None
-        new = edit.change(part, valid).to(x.dtype)
+        new = (change or edit.change)(part, valid).to(x.dtype)
         if where is not None:
             shape = [1] * x.ndim
             shape[0], shape[axis] = where.shape

@@ -36,6 +36,8 @@ _HOME = {
     "gates": "interp.gates",
     "prune": "interp.prune",
     "sinks": "interp.sinks",
+    "sink_knockout": "interp.sink_knockout",
+    "act": "interp.act",
     "explore": "interp.explore",
     "head_roles": "interp.head_roles",
     "head_circuits": "interp.head_circuits",

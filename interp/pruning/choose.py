@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from interp.effects import Effects
 from interp.hooks.anatomy import Anatomy
 from interp.hooks.errors import InputsError
-from interp.hooks.sites import Site
+from interp.hooks.sites import Site, parse
 from interp.hooks.writes import spelled
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def scored(anatomy: Anatomy, scores: Scores) -> dict[str, float]:
     """A number per head, larger for what shall stay; heads without one are no candidates."""
     found: dict[str, float] = {}
     for text, value in _pairs(scores).items():
-        for site in anatomy.sites(text):
+        spelled_out = f"{text}.z" if parse(text).component == "attention" else text
+        for site in anatomy.sites(spelled_out):
             heads = anatomy.layer(site).heads_of(site) if site.layer is not None else ()
             if len(heads) != 1 or label(site, heads[0]) in found:
                 raise InputsError(f"scores are one number a head; {text!r} is not one head, or is there twice.")
@@ -53,7 +54,7 @@ def scored(anatomy: Anatomy, scores: Scores) -> dict[str, float]:
 
 def _pairs(scores: Scores) -> dict[str, float]:
     if isinstance(scores, Mapping):
-        return dict(scores)
+        return {name: float(value) for name, value in scores.items()}
     methods = getattr(scores, "methods", None)
     if methods is not None and hasattr(scores, "scores"):
         if len(methods) != 1:
