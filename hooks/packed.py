@@ -68,48 +68,50 @@ def attend(
 
 def _rectangle(q: Tensor, k: Tensor, v: Tensor, r: Rectangle, shared: Shared) -> Tensor:
     """[row, head, query, d]"""
+    beat = _beat(r.prompts)
+    if beat is not None:
+        return _alike(q, k, v, r.prompts[:beat], r, shared)
     by_prompt = torch.argsort(r.prompts, stable=True)
     prompts, counts = torch.unique_consecutive(r.prompts[by_prompt], return_counts=True)
-    if len(set(counts.tolist())) == 1:
-        whole = _alike(q[by_prompt], k[by_prompt], v[by_prompt], prompts, r, shared)
-        return torch.empty_like(whole).index_copy_(0, by_prompt, whole)
     out = q.new_empty(*q.shape[:3], v.shape[-1])
-    for prompt, rows in zip(prompts.tolist(), by_prompt.split(counts.tolist()), strict=True):
-        out[rows] = _alike(q[rows], k[rows], v[rows], torch.tensor([prompt]), r, shared)
+    for n, rows in enumerate(by_prompt.split(counts.tolist())):
+        out[rows] = _alike(q[rows], k[rows], v[rows], prompts[n : n + 1], r, shared)
     return out
 
 
+def _beat(prompts: Tensor) -> int | None:
+    """After how many rows the prompts come again in the same order, if they do so throughout."""
+    again = (prompts == prompts[0]).nonzero()
+    beat = int(again[1]) if len(again) > 1 else len(prompts)
+    if len(prompts) % beat or not torch.equal(prompts, prompts[:beat].repeat(len(prompts) // beat)):
+        return None
+    return beat
+
+
 def _alike(q: Tensor, k: Tensor, v: Tensor, prompts: Tensor, r: Rectangle, shared: Shared) -> Tensor:
-    """As many rows for each of these prompts, prompt by prompt."""
+    """As many rows for each of these prompts, which come in turn."""
     rows, heads, queries = q.shape[:3]
     each, kv_heads = rows // len(prompts), k.shape[1]
     step = max(1, WEIGHTS // max(1, len(prompts) * heads * queries * r.end))
     if each > step:
-        pick = torch.arange(rows).view(len(prompts), each).split(step, dim=1)
-        out = q.new_empty(rows, heads, queries, v.shape[-1])
-        for some in pick:
-            index = some.flatten()
-            out[index] = _alike(q[index], k[index], v[index], prompts, r, shared)
-        return out
+        some = zip(*(x.split(step * len(prompts)) for x in (q, k, v)), strict=True)
+        return torch.cat([_alike(*part, prompts, r, shared) for part in some])
     grouped = q.unflatten(1, (kv_heads, -1))
-    before = _against(grouped, shared.k[prompts, :, : r.start].transpose(-1, -2), each)
     own = grouped.flatten(2, 3) @ k.transpose(-1, -2)
-    scores = torch.cat([before, own.unflatten(2, (-1, queries)).flatten(1, 2)], -1) * shared.scale
-    weights = _softmax(scores, prompts, each, r, shared).unflatten(1, (kv_heads, -1))
-    z = weights[..., r.start :].flatten(2, 3) @ v
-    return _against(weights[..., : r.start], shared.v[prompts, :, : r.start], each) + z.unflatten(
-        2, (-1, queries)
-    ).flatten(1, 2)
+    scores = own.unflatten(2, (-1, queries)).flatten(1, 2)
+    if r.start:
+        scores = torch.cat([_against(grouped, shared.k[prompts, :, : r.start].transpose(-1, -2)), scores], -1)
+    weights = _softmax(scores * shared.scale, prompts, each, r, shared).unflatten(1, (kv_heads, -1))
+    z = (weights[..., r.start :].flatten(2, 3) @ v).unflatten(2, (-1, queries)).flatten(1, 2)
+    return z + _against(weights[..., : r.start], shared.v[prompts, :, : r.start]) if r.start else z
 
 
-def _against(x: Tensor, base: Tensor, each: int) -> Tensor:
-    """x [row, kv head, group, query, n] times base [prompt, kv head, n, m], one product per prompt and kv head: [row,
-    head, query, m]."""
-    prompts = len(base)
-    by_prompt = x.unflatten(0, (prompts, each)).transpose(1, 2)
+def _against(x: Tensor, base: Tensor) -> Tensor:
+    """x [row, kv head, group, query, n] times base [prompt, kv head, n, m], where rows take the prompts in turn; one
+    product per prompt and kv head: [row, head, query, m]."""
+    by_prompt = x.unflatten(0, (-1, len(base))).movedim(0, 2)
     made = by_prompt.flatten(2, 4) @ base
-    shape = (prompts, x.shape[1], each, x.shape[2], x.shape[3], base.shape[-1])
-    return made.view(shape).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+    return made.unflatten(2, by_prompt.shape[2:5]).movedim(2, 0).flatten(0, 1).flatten(1, 2)
 
 
 def _softmax(scores: Tensor, prompts: Tensor, each: int, r: Rectangle, shared: Shared) -> Tensor:
@@ -117,7 +119,7 @@ def _softmax(scores: Tensor, prompts: Tensor, each: int, r: Rectangle, shared: S
         scores = shared.softcap * torch.tanh(scores / shared.softcap)
     if shared.bias is not None:
         bias = shared.bias[:, :, r.columns, : r.end]
-        bias = bias if bias.shape[0] == 1 else bias[prompts].repeat_interleave(each, 0)
+        bias = bias if bias.shape[0] == 1 else bias[prompts].repeat(each, 1, 1, 1)
         scores = scores + bias
     whole = torch.promote_types(scores.dtype, torch.float32)
     if shared.sinks is None:

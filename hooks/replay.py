@@ -158,16 +158,17 @@ class Replay:
     ) -> Tensor:
         """Logits [row, read, column] at `read` [prompt, read position] for every row, in their order; `tell` hears of
         tokens driven through a layer."""
-        order = sorted(
-            range(len(rows)),
-            key=lambda n: (rows[n].start, int(self.ends[rows[n].prompt]), rows[n].layer, rows[n].prompt),
-        )
+        order = sorted(range(len(rows)), key=lambda n: self._turn(rows[n]))
         groups = self._groups([rows[n] for n in order])
         with torch.no_grad(), products(self.product), fused(self.module):
             self._drive(groups, read, tell)
             done = [self._answers(group, read, columns) for group in groups]
         flat = torch.cat(done)
         return torch.empty_like(flat).index_copy_(0, torch.tensor(order), flat)
+
+    def _turn(self, row: Row) -> tuple[int, ...]:
+        """Rows of a group join layer by layer, and take the prompts in turn."""
+        return row.start, int(self.ends[row.prompt]), row.layer, row.number, row.prompt
 
     def _groups(self, rows: Sequence[Row]) -> list[Group]:
         found: dict[tuple[int, int], list[Row]] = defaultdict(list)

@@ -58,6 +58,11 @@ class Group:
     hidden: Tensor
     active: int = 0
 
+    @property
+    def beat(self) -> int:
+        """How many prompts there are: after as many rows they mostly come again in the same order."""
+        return len({row.prompt for row in self.rows})
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -211,9 +216,9 @@ def slices(groups: Sequence[Group]) -> Iterator[list[Piece]]:
     pieces: list[Piece] = []
     at = 0
     for group in groups:
-        width, low = group.end - group.start, 0
+        width, beat, low = group.end - group.start, group.beat, 0
         while low < group.active:
-            rows = min(group.active - low, max(1, (TOKENS - at) // width))
+            rows = min(group.active - low, _whole((TOKENS - at) // width, beat))
             pieces.append(Piece(group, low, low + rows, at))
             at, low = at + rows * width, low + rows
             if at + width > TOKENS:
@@ -221,6 +226,11 @@ def slices(groups: Sequence[Group]) -> Iterator[list[Piece]]:
                 pieces, at = [], 0
     if pieces:
         yield pieces
+
+
+def _whole(rows: int, beat: int) -> int:
+    """As many rows, or a few less so that every prompt has as many of them."""
+    return max(1, rows // beat * beat or rows)
 
 
 def narrowed(pieces: Sequence[Piece], columns: Tensor) -> list[Piece]:
