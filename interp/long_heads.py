@@ -116,7 +116,7 @@ class _Chunks(Tap):
         chunk, keep = self.found.chunk, self.found.keep
         if call.k.shape[2] <= chunk * keep:
             return
-        turn = _Turns(self.rotary, call.q, max(chunk * keep, call.k.shape[2]))
+        turn = Turns(self.rotary, call.q, max(chunk * keep, call.k.shape[2]))
         z, chosen = attend_chunks(call.q, call.k, call.v, turn, scale=call.scale, chunk=chunk, keep=keep)
         call.z = torch.cat([call.z[:, : chunk * keep], z.transpose(1, 2).to(call.z.dtype)], dim=1)
         self.found.chosen[str(self.site).removesuffix(".attention")] = chosen.cpu()
@@ -139,7 +139,7 @@ def _check(call: Call, site: Site) -> None:
             raise InputsError(f"{site}: long_heads needs unpadded rows of one length and no sliding window.")
 
 
-class _Turns:
+class Turns:
     """Rotations by positions, forth and back."""
 
     def __init__(self, rotary: Any, like: Tensor, length: int) -> None:
@@ -166,7 +166,7 @@ def _turned(x: Tensor) -> Tensor:
 
 
 def attend_chunks(
-    q: Tensor, k: Tensor, v: Tensor, turn: _Turns, *, scale: float, chunk: int, keep: int
+    q: Tensor, k: Tensor, v: Tensor, turn: Turns, *, scale: float, chunk: int, keep: int
 ) -> tuple[Tensor, Tensor]:
     """z [b, head, late row, d] and the chunks chosen [b, head, late row, keep], of rotated q, k [b, head, row, d]."""
     length, group = q.shape[2], q.shape[1] // k.shape[1]
@@ -202,7 +202,7 @@ def choose(q: Tensor, stand: Tensor, count: int) -> Tensor:
     return (q @ stand.transpose(-1, -2)).topk(count, dim=-1).indices.sort(-1).values
 
 
-def _read(q: Tensor, index: Tensor, k: Tensor, v: Tensor, turn: _Turns, scale: float) -> Tensor:
+def _read(q: Tensor, index: Tensor, k: Tensor, v: Tensor, turn: Turns, scale: float) -> Tensor:
     """z [b, head, row, d] of rows of one chunk over their chosen chunks, put side by side."""
     keep, chunk = index.shape[-1], k.shape[3]
     b, h = (torch.arange(n, device=q.device).view(-1, *[1] * dims) for n, dims in zip(q.shape[:2], (3, 2), strict=True))

@@ -18,7 +18,7 @@ from interp.families import tiny
 from interp.hooks.errors import EditError, InputsError, ModelError
 from interp.hooks.interface import Switch
 from interp.infini_retrieve import infini_retrieve
-from interp.long_heads import attend_chunks, long_heads
+from interp.long_heads import Turns, attend_chunks, long_heads
 from interp.needles import haystack
 
 
@@ -40,19 +40,12 @@ def turn(x: Tensor, at: int) -> Tensor:
     return torch.cat([spun.real, spun.imag])
 
 
-class Turns:
-    """The same for rows of tensors, as the method asks for it."""
-
-    def forth(self, x: Tensor, at: Tensor) -> Tensor:
-        flat, places = x.expand(*x.shape[:-2], *at.shape[-1:], x.shape[-1]), at
-        if at.ndim == 2:
-            flat, places = x.expand(*x.shape[:-3], *at.shape, x.shape[-1]), at
-        rows = flat.reshape(-1, *places.shape, x.shape[-1])
-        done = [[turn(v, int(p)) for v, p in zip(r.flatten(0, -2), places.flatten(), strict=True)] for r in rows]
-        return torch.stack([torch.stack(r) for r in done]).view(flat.shape)
-
-    def back(self, x: Tensor, at: Tensor) -> Tensor:
-        return self.forth(x, -at)
+def rotary(x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as a model's rotary embedding gives it."""
+    half = x.shape[-1] // 2
+    angles = places[..., None] * torch.tensor([100.0 ** (-n / half) for n in range(half)], dtype=x.dtype)
+    both = torch.cat([angles, angles], dim=-1)
+    return both.cos(), both.sin()
 
 
 def slow(q: Tensor, k: Tensor, v: Tensor, row: int, *, chunk: int, keep: int, scale: float) -> tuple[Tensor, list[int]]:
@@ -77,16 +70,9 @@ def slow(q: Tensor, k: Tensor, v: Tensor, row: int, *, chunk: int, keep: int, sc
 def test_chunks_are_chosen_and_read_as_in_the_paper() -> None:
     chunk, keep, length, scale = 3, 4, 23, 0.5
     q, k, v = (torch.randn(1, heads, length, 8, dtype=torch.float64) for heads in (2, 1, 1))
-    places, turns = torch.arange(length), Turns()
-    z, chosen = attend_chunks(
-        turns.forth(q, places),
-        turns.forth(k, places),
-        v,
-        turns,
-        scale=scale,
-        chunk=chunk,
-        keep=keep,  # type: ignore[arg-type]
-    )
+    turned = [torch.stack([torch.stack([turn(one, n) for n, one in enumerate(head)]) for head in x[0]]) for x in (q, k)]
+    turns = Turns(rotary, q, length)
+    z, chosen = attend_chunks(turned[0][None], turned[1][None], v, turns, scale=scale, chunk=chunk, keep=keep)
     assert z.shape == (1, 2, length - chunk * keep, 8)
     for head in (0, 1):
         for row in (12, 17, 22):
