@@ -41,6 +41,7 @@ _HOME = {
     "explore": "interp.explore",
     "head_roles": "interp.head_roles",
     "head_circuits": "interp.head_circuits",
+    "atlas": "interp.atlas",
     "importance": "interp.importance",
     "Importance": "interp.measures.table",
     "report": "interp.report",

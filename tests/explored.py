@@ -41,7 +41,7 @@ def made_up(layers: int = 4, heads: int = 6, *, length: int = 16, examples: int 
     weights = np.tril(random.random((examples, len(sites), length, length)) ** 6 + 1e-3)
     weights /= weights.sum(-1, keepdims=True)
     words = [" " + WORDS[n % len(WORDS)] for n in range(length)]
-    return {
+    made: dict[str, Any] = {
         "title": "Heads of a made-up model",
         "finding": "L1.H2 carries most of the effect.",
         "facts": [("model", "made up"), ("examples", 64)],
@@ -70,6 +70,9 @@ def made_up(layers: int = 4, heads: int = 6, *, length: int = 16, examples: int 
         "links": [("heads.csv", "heads.csv")],
         "provenance": {"versions": {"torch": "2"}, "seed": 0},
     }  # fmt: skip
+    if "L1.H2" not in sites:
+        made["cards"] = {}
+    return made
 
 
 def pictured() -> dict[str, Any]:

@@ -134,13 +134,17 @@ def test_everything_is_done_with_the_keyboard_alone(show: Open) -> None:
         assert tab.evaluate("document.activeElement.dataset.place") == "15"
 
 
-@pytest.mark.parametrize("words", ["L1H2", "1.2", "a1.h2", "L1.H2", "blocks.1 2", "induction", "name that came"])
-def test_heads_are_found_by_any_of_their_names(show: Open, words: str) -> None:
+def test_heads_are_found_by_any_of_their_names(show: Open) -> None:
     with show(made_up()) as tab:
-        tab.get_by_label("Find a head").fill(words)
-        tab.get_by_label("Find a head").press("Enter")
-        assert tab.locator("#card h2").inner_text() == "Head L1.H2"
-        assert tab.locator('#map [role=gridcell][opacity="1"]').count() == 1
+        box = tab.get_by_label("Find a head")
+        for words in ("L1H2", "1.2", "a1.h2", "L1.H2", "text.L1.H2", "layer 1 head 2", "induction", "name that came"):
+            cell(tab, "L0.H0").click()
+            box.fill(words)
+            box.press("Enter")
+            assert tab.locator("#card h2").inner_text() == "Head L1.H2", words
+            assert tab.locator('#map [role=gridcell][opacity="1"]').count() == 1
+        box.fill("text.9.9")
+        assert tab.locator("#bar output").inner_text() == "0 heads"
 
 
 def test_an_address_brings_back_the_view(show: Open) -> None:
@@ -231,7 +235,7 @@ def test_strings_that_mean_harm_are_text(show: Open) -> None:
         shown_tokens = tab.locator(".token").all_inner_texts()
         assert shown_tokens[0] == HARM[0][:23] + "…"
         assert shown_tokens[2] == "⟨U+202E⟩drawkcab⟨U+202C⟩"
-        assert shown_tokens[5] == "⟨U+0000⟩⟨U+0007⟩⟨U+001B⟩[31m"
+        assert shown_tokens[5] == "⟨U+0000⟩⟨U+0007⟩⟨U+001B…"
         assert shown_tokens[8] == "⟨U+D83D⟩"
         assert shown_tokens[12] == "(empty)"
         assert tab.locator("img, iframe, object, embed, script[src], link").count() == 0
@@ -251,7 +255,7 @@ def test_a_long_token_is_short_until_it_is_wanted(show: Open) -> None:
         assert "(10,005 characters)" in said.inner_text()
         assert len(said.inner_text()) < 1000
         said.locator("summary").click()
-        assert said.locator("pre").inner_text() == HARM[3]
+        sync_api.expect(said.locator("pre")).to_have_text(HARM[3])
 
 
 def test_a_picture_has_its_true_grid(show: Open) -> None:
@@ -272,7 +276,7 @@ def test_a_picture_has_its_true_grid(show: Open) -> None:
 
 
 def test_a_sample_of_a_long_text_says_so(show: Open) -> None:
-    payload = made_up(2, 2, length=16)
+    payload = made_up(2, 2)
     rows = [100, 5000, 9999]
     indices = np.array([[[0, 99], [7, 5000], [42, 9998]]] * 4)
     weights = np.array([[[0.5, 0.25], [0.5, 0.25], [0.75, 0.1]]] * 4)

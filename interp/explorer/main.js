@@ -1,6 +1,6 @@
 // Search, tables, checks and provenance; then everything is put on the page.
 
-const SPELLED = /^(?:([a-z_]+)[.\s])?\s*(?:blocks\.|layer\s*)?[al]?(\d+)\s*[.,:\-\s]?\s*(?:h|head\s*)?(\d+)$/i;
+const SPELLED = /^(?:(?!layer|blocks)([a-z_]+)[.\s])?\s*(?:blocks\.|layer\s*)?[al]?(\d+)\s*[.,:\-\s]?\s*(?:h|head\s*)?(\d+)$/i;
 const MOST_ROWS = 3000;
 
 // Heads by name (L5H3, 5.3, a5.h3, vision 0.1), or by a word of their roles, notes and group.

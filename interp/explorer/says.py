@@ -1,11 +1,12 @@
 """Which tokens a head speaks for and against at the end of an example: its share of the logits, the final norm held at
-the scale it had in the run, less its mean over the vocabulary."""
+the scale it had in the run, without biases and less its mean over the vocabulary."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from interp.hooks.errors import ModelError
 from interp.hooks.inputs import Inputs
@@ -36,13 +37,20 @@ def says(model: Model, x: Inputs, *, row: int = 0) -> dict[str, dict[str, list[t
         return {}
     reads = Reads(x.mask("last").cpu().nonzero()[:, 1:], None)
     tail = Tail(model.module, tower, model.called_with(x.kwargs), left=tape[end], logits=logits)
+
+    def said(result: Tensor) -> Tensor:
+        parts = tail.frozen.linear(result.reshape(tail.left.shape)).to(tail.left.dtype)
+        return tail.logits(parts, reads)[row, 0].float().cpu()
+
+    with torch.no_grad():
+        nothing = said(torch.zeros_like(tail.left))
     found = {}
     for site, layer in zip(sites, layers, strict=True):
         assert layer.out is not None
         for head in range(layer.heads):
             with torch.no_grad():
                 result = head_results(model.module.get_submodule(layer.out), tape[site], (head,))[:, :, 0]
-                share = tail.logits(tail.normed(result.reshape(tail.left.shape), "frozen"), reads)[row, 0].float().cpu()
+                share = said(result) - nothing
             found[str(Site(name, layer.index, "attention", (head,)))] = _ends(model, share - share.mean())
     return found
 
@@ -56,7 +64,7 @@ def _speaks(model: Model) -> Any:
         return None
 
 
-def _ends(model: Model, share: torch.Tensor) -> dict[str, list[tuple[str, float]]]:
+def _ends(model: Model, share: Tensor) -> dict[str, list[tuple[str, float]]]:
     def named(found: Any) -> list[tuple[str, float]]:
         pairs = zip(found.values.tolist(), found.indices.tolist(), strict=True)
         return [(str(model.tokenizer.decode([index])), value) for value, index in pairs]
