@@ -21,9 +21,13 @@ SAVED = {
     "retrieval.json": "interp.retrieval_scores:RetrievalHeads.load",
     "masking.json": "interp.masking:Masking.load",
     "influence.json": "interp.text_scores:Influence.load",
+    "agreement.json": "interp.agreement:Agreement.load",
     "importance.json": "interp.measures.table:Importance.load",
+    "sink_knockout.json": "interp.sink_knockout:SinkKnockout.load",
+    "act.json": "interp.act:Act.load",
     "sinks.json": "interp.sink_scores:Sinks.load",
     "roles.json": "interp.role_scores:HeadRoles.load",
+    "atlas.json": "interp.atlases.result:Atlas.load",
     "circuits.json": "interp.weight_scores:HeadCircuits.load",
     "run.json": "interp.effects:Effects.load",
 }
