@@ -21,7 +21,9 @@ group; weights are not copied. Behind a norm after the attention (Gemma-2) a hea
 to first order. Cost: eap and relp two recorded passes, one more with a graph at the logits, and a walk back that runs
 each block once more and takes every head's q, k and v gradient through its projection; eap-ig that walk per step,
 eap-ig-activations per step and group of senders, exact the blocks above the receiver per edge, flow one pass.
-Memory: one residual, z and MLP write per layer and the graph of one block. Limits: towers whose blocks can be run one
+Memory: z and the MLP's write of every layer, and for the rows walked at a time (`circuits/changes.py`; a walk over rows
+in several goes makes their residuals a second time) one residual per layer and the graph of one block; `exact` and
+`flow` keep whole runs. Limits: towers whose blocks can be run one
 by one and add to one residual; first-order scores say 0 where the metric, a softmax or an activation is flat.
 """
 
@@ -66,15 +68,13 @@ def edges(
         **about(model.module, pair.base), "method": method, "metric": repr(metric), "passes": pair.passes, **said,
         "source": "none" if source is None else source if isinstance(source, str) else "run",
     }  # fmt: skip
-    senders, receivers = zip(*pair.graph.edges, strict=True)
-    values = found[:, list(senders), list(receivers)].T.contiguous().cpu()
-    return Edges(pair.graph, values, score.double().cpu(), None if other is None else other.double().cpu(), meta)
+    return Edges(pair.graph, found.cpu(), score.double().cpu(), None if other is None else other.double().cpu(), meta)
 
 
 def _scored(pair: Pair, method: str, steps: int) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]:
     """Scores, the metric of base and source, and what a method has to say."""
     if method == "flow":
-        return estimates.flow(pair), pair.judge(pair.walk.run(pair.kwargs(), columns=pair.columns)), None, {}
+        return estimates.flow(pair), pair.judge([pair.walk.run(pair.kwargs(), columns=pair.columns)]), None, {}
     more, score, other = pair.changes()
     if method == "eap":
         return estimates.eap(pair, more), score, other, {}
@@ -82,7 +82,7 @@ def _scored(pair: Pair, method: str, steps: int) -> tuple[Tensor, Tensor, Tensor
         found, rules = estimates.relp(pair, more)
         return found, score, other, {"rules": tuple(rules)}
     if method == "exact":
-        return exact(pair, more), score, other, {}
+        return estimates.by_edge(pair.graph, exact(pair, more)), score, other, {}
     along = estimates.eap_ig if method == "eap-ig" else estimates.eap_ig_activations
     said = {"steps": steps, "grid": [round(alpha, 6) for alpha in estimates.grid(steps)]}
     return along(pair, more, steps), score, other, said

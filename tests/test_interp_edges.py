@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import interp
+from interp.circuits import changes
 from interp.circuits.graph import Graph
 from interp.families import tiny
 from interp.hooks.errors import InputsError, ModelError
@@ -170,6 +171,33 @@ def test_rows_are_scored_apart_and_padding_counts_for_nothing() -> None:
     other = {"input_ids": torch.cat([pad + 7, source[1:2]], 1), "attention_mask": mask}
     padded = interp.edges(m, base=long, source=other, metric=difference, method="eap")
     torch.testing.assert_close(padded.values, one.values, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("method", ["eap-ig", "eap-ig-activations", "relp"])
+def test_rows_walked_one_by_one_give_the_same_scores(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = attached(name)
+    base, source = ({"input_ids": torch.randint(5, 90, (3, LENGTH)), "attention_mask": torch.ones(3, LENGTH).long()}
+                    for _ in range(2))  # fmt: skip
+    if name == "gpt2":
+        base["attention_mask"][1, :2] = source["attention_mask"][1, :2] = 0
+    how: dict[str, Any] = {"base": base, "source": source, "metric": difference, "method": method, "steps": 1}
+    whole = interp.edges(m, **how)
+    monkeypatch.setattr(changes, "GRAPH", 0)
+    pair = changes.Pair(m, base, source, difference)
+    assert pair.parts() == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    apart = interp.edges(m, **how)
+    torch.testing.assert_close(apart.values, whole.values, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(apart.base, whole.base)
+    torch.testing.assert_close(apart.source, whole.source)
+
+
+def test_rows_that_share_something_are_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "GRAPH", 0)
+    for name, source, count in (("gpt2", None, 2), ("gpt2", "zero", 2), ("gpt2", "mean", 1), ("vit", None, 2),
+                                ("llava", None, 1)):  # fmt: skip
+        m, base, other = asked(name)
+        assert len(changes.Pair(m, base, source or other, difference).parts()) == count, (name, source)
 
 
 class Largest(TorchDispatchMode):

@@ -1,15 +1,15 @@
-"""Each method's edge scores [row, sender, receiver]; which one is which is said in `interp/edges.py`."""
+"""Each method's edge scores [edge, row]; which one is which is said in `interp/edges.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from interp.circuits.changes import Pair, Written, refuse_filled
-from interp.circuits.slopes import Slopes
+from interp.circuits.graph import Graph
+from interp.circuits.slopes import Edits, Slopes
 from interp.hooks.edits import Set
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.rules import Rules, applicable
@@ -50,11 +50,11 @@ def grid(steps: int) -> list[float]:
 def eap_ig(pair: Pair, more: Written, steps: int) -> Tensor:
     """The mean gradient between the embeddings of base and source."""
     refuse_filled(pair, "method='eap-ig'")
-    site = Site(pair.walk.name, None, "embed")
-    start = pair.pass_base().entered[pair.walk.layers[0]]
+    site = str(Site(pair.walk.name, None, "embed"))
+    start = pair.now(pair.walk.layers[0], "embed")
     slopes = Slopes(pair, more)
     for alpha in grid(steps):
-        slopes.add(edits=[Set(str(site), start + alpha * more.embed.to(start.dtype))], weight=1 / steps)
+        slopes.add(edits=_moved(site, start, more.embed, alpha), weight=1 / steps)
     return slopes.scores
 
 
@@ -63,22 +63,26 @@ def eap_ig_activations(pair: Pair, more: Written, steps: int) -> Tensor:
     layer, an MLP; each group scores its own edges."""
     refuse_filled(pair, "method='eap-ig-activations'")
     slopes, alphas = Slopes(pair, more), grid(steps)
-    for site, change, senders in _groups(pair, more):
-        start = pair.model.run(pair.base, record=[site])[site]
-        pair.passes += 1
+    for layer, part, change, senders in _groups(pair, more):
+        site = str(Site(pair.walk.name, None, "embed") if part == "embed" else pair.walk.site(layer, part))
+        start = pair.now(layer, part)
         for alpha in alphas:
-            moved = start + alpha * change.to(start.dtype)
-            slopes.add(edits=[Set(str(site), moved)], weight=1 / steps, senders=senders)
+            slopes.add(edits=_moved(site, start, change, alpha), weight=1 / steps, senders=senders)
     return slopes.scores
 
 
-def _groups(pair: Pair, more: Written) -> Any:
-    yield Site(pair.walk.name, None, "embed"), more.embed, {0}
+def _moved(site: str, start: Tensor, change: Tensor, alpha: float) -> Edits:
+    """Put a site part of the way from base to source."""
+    return lambda rows: [Set(site, start[rows] + alpha * change[rows].to(start.dtype))]
+
+
+def _groups(pair: Pair, more: Written) -> Iterator[tuple[int, str, Tensor, set[int]]]:
+    yield pair.walk.layers[0], "embed", more.embed, {0}
     for layer in pair.walk.layers:
         heads = pair.graph.heads_of(layer)
-        yield pair.walk.site(layer, "z"), more.z[layer], set(range(heads.start, heads.stop))
+        yield layer, "z", more.z[layer], set(range(heads.start, heads.stop))
         if layer in more.mlp:
-            yield pair.walk.site(layer, "mlp_write"), more.mlp[layer], {pair.graph.mlp_of(layer)}
+            yield layer, "mlp_write", more.mlp[layer], {pair.graph.mlp_of(layer)}
 
 
 def flow(pair: Pair) -> Tensor:
@@ -100,7 +104,13 @@ def flow(pair: Pair) -> Tensor:
         share = near[site] / near[site].sum(-1, keepdim=True).clamp(min=1e-300)
         mean = (share * real[..., None]).sum(1) / real.sum(1)[:, None]
         scores[:, :, readers] = mean[..., None].expand(-1, -1, len(readers))
-    return scores
+    return by_edge(graph, scores)
+
+
+def by_edge(graph: Graph, scores: Tensor) -> Tensor:
+    """[edge, row] of [row, sender, receiver]."""
+    senders, receivers = zip(*graph.edges, strict=True)
+    return scores[:, list(senders), list(receivers)].T.contiguous()
 
 
 def _residuals(pair: Pair) -> list[Site]:

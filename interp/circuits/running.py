@@ -44,8 +44,7 @@ class Runner:
 
     def __init__(self, pair: Pair, ablation: Ablation = "resample") -> None:
         self.pair, self.graph, self.walk, self.carries = pair, pair.graph, pair.walk, pair.carries
-        self.there, other = pair.written()
-        self.source = pair.judge(other)
+        self.there, self.source = pair.written()
         own = Written(torch.empty(0))
         self.passed = self._base(own)
         self.own = own
@@ -107,7 +106,7 @@ class Runner:
     @cached_property
     def base(self) -> Tensor:
         """The metric of the base, per row."""
-        return self.pair.judge(self.passed).double().cpu()
+        return self.pair.judge([self.passed]).double().cpu()
 
     def __call__(self, mask: Tensor, *, start: int | None = None) -> Tensor:
         """The metric [row] of the circuit with these edges [sender, receiver]. Below `start` it is known to compute
