@@ -1,12 +1,12 @@
 """Sets of heads: named, masked by edits, and random ones to hold them against, of like layers and output norm.
 
-For each head of the set, in random order, one is drawn from the `among` cheapest of those that are left, by
+For each head of the set, in random order, one is drawn from the 8 cheapest of those that are left, by
 
-    cost = |layers apart| / number of layers + |log2(norm / norm of the head)|
+    cost = |layers apart| + |log2(norm / norm of the head)|
 
-so that a layer that has no others left is not the end of it, and draws differ. Norms are means of |z W_O| over the
-rows that are masked. `Draws` says how far the draws are from the set, since with few heads they cannot be near.
-Cost: one forward pass for the norms.
+so that one layer away counts as much as twice the norm, a layer that has no others left is not the end of it, and draws
+differ. Norms are means of |z W_O| over the rows that are masked. `Draws` says how far the draws are from the set, since
+with few heads they cannot be near. Cost: one forward pass for the norms.
 """
 
 from __future__ import annotations
@@ -93,17 +93,16 @@ def matched(heads: Sequence[str], norms: Mapping[str, float], *, draws: int, see
 
 def _one(heads: Sequence[str], others: Sequence[str], norms: Mapping[str, float], rng: random.Random) -> dict[str, str]:
     """By head, the one that stands for it."""
-    layers = len({_layer(head) for head in norms})
     left, found = list(others), {}
     for head in rng.sample(list(heads), len(heads)):
-        cost = {other: _cost(head, other, norms, layers) for other in left}
+        cost = {other: _cost(head, other, norms) for other in left}
         found[head] = rng.choice(sorted(left, key=lambda other: (cost[other], other))[:AMONG])
         left.remove(found[head])
     return found
 
 
-def _cost(head: str, other: str, norms: Mapping[str, float], layers: int) -> float:
-    apart = abs(_layer(head) - _layer(other)) / layers
+def _cost(head: str, other: str, norms: Mapping[str, float]) -> float:
+    apart = abs(_layer(head) - _layer(other))
     return apart + abs(math.log2(max(norms[other], 1e-30) / max(norms[head], 1e-30)))
 
 
