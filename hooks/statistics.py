@@ -2,7 +2,8 @@
 
 The model's own implementation computes z; the statistics come from what the call received. With `impl` the kernels
 compute both in one pass, and the model goes on with their z. Padding is not a row: padded queries take no part in
-sums over rows.
+sums over rows. Distances in a picture are between patches on their grid; what stands for no patch (a CLS token, a
+register) is at no distance: 0, as a key and as a row.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from interp.kernels.stats import Stat, concat, parse_all
 
 FIRST = "mass:first"
 """The mass on the first real token is the mass on a key set: a sliding window may have dropped that key."""
+
+NOWHERE = "mass:nowhere"
+"""The mass on tokens that stand for no patch of the picture."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,24 @@ class StatTap(Tap):
             return None
         part, edits = edited_part(call, heads)
         arguments = {**part.arguments, "mask": self._without_padding(part.arguments["mask"], queries, keys)}
+        grid, sets = self._grid(keys), self._key_sets(queries, keys)
+        if grid is not None:
+            sets["nowhere"] = grid.nowhere.expand(len(part.q), -1)
         done = attend(
             part.q,
             part.k,
             part.v if z else None,
-            stats=self.request.names,
+            stats=[*self.request.names, *([] if grid is None else [NOWHERE])],
             rows=None if z else rows,
             edits=edits,
             impl=self.request.impl or "auto",
-            key_sets=self._key_sets(queries, keys),
+            key_sets=sets,
+            places=None if grid is None else grid.places,
             **arguments,
         )
         self.ran.add(done.impl)
-        self.parts.append(
-            {name: _placed(name, value, self._first_key(queries, keys)) for name, value in done.stats.items()}
-        )
+        stats = done.stats if grid is None else grid.corrected(done.stats, rows)
+        self.parts.append({name: _placed(name, value, self._first_key(queries, keys)) for name, value in stats.items()})
         return done.z
 
     def _start(self) -> int:
@@ -138,6 +145,18 @@ class StatTap(Tap):
         """The column of the first key: a sliding window's cache has dropped those before it."""
         return max(0, self._start() + queries - keys) if self._start() else 0
 
+    def _grid(self, keys: int) -> _Grid | None:
+        """Where the patches of a picture are, if distances were asked for and the keys are a whole picture's."""
+        if all(s.kind != "distance" for s in self.request.stats):
+            return None
+        x = self._keys()
+        if x.ids is not None or x.length != keys:
+            return None
+        places = torch.stack([x.roles.frame, x.roles.row, x.roles.col], -1)
+        if not bool((places == places[:1]).all()):
+            raise InputsError("distances are taken on one grid, and these pictures have several: ask size by size.")
+        return _Grid(places[0].clamp(min=0).float(), (x.roles.row < 0)[0])
+
     def _key_sets(self, queries: int, keys: int) -> dict[str, Tensor]:
         start = self._first_key(queries, keys)
         return {
@@ -156,6 +175,22 @@ class StatTap(Tap):
         whole = {name.replace(FIRST, "first"): value for name, value in whole.items()}
         how = self.request.reduce_groups
         return reduce_groups(whole, self.layer.kv_heads, how) if how is not None else whole
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Frame, row and column of every token, [token, 3]; those that are nowhere have been put into the corner."""
+
+    places: Tensor
+    nowhere: Tensor
+
+    def corrected(self, stats: Mapping[str, Tensor], rows: Tensor | None) -> dict[str, Tensor]:
+        """Distances without the way to the corner."""
+        chosen = slice(None) if rows is None else rows
+        corner = self.places.norm(dim=-1)[chosen].to(stats["distance"])
+        far = (stats["distance"] - stats[NOWHERE] * corner).clamp(min=0.0)
+        distance = far.masked_fill(self.nowhere[chosen].to(far.device), 0.0)
+        return {**{name: value for name, value in stats.items() if name != NOWHERE}, "distance": distance}
 
 
 def _placed(name: str, value: Tensor, first_key: int) -> Tensor:

@@ -197,3 +197,25 @@ def test_the_model_is_left_as_it_was() -> None:
     assert torch.equal(m.run(x)["logits"], before)
     assert Switch.watched() == 0
     assert not m.handles()
+
+
+def grid_distance(p: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """[head, query], over patches alone, for a pattern [head, query, key]."""
+    far = ((row[:, None] - row[None]).double() ** 2 + (col[:, None] - col[None]).double() ** 2).sqrt()
+    patch = row >= 0
+    return (p.double() * far * patch[:, None] * patch[None]).sum(-1)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("vit", "L*"), ("dinov2", "L0"), ("llava", "vision.L*")])
+def test_distances_in_a_picture_are_those_on_its_grid(name: str, heads: str) -> None:
+    m = interp.attach(tiny(name))
+    x = m.inputs(example(m.module, batch=2, seed=1))
+    found = m.attention(x, stats=["distance", "entropy"], heads=heads)
+    assert found.names == ("distance", "entropy")
+    roles, tape = x.tower("vision").roles, m.run(x, record=f"{heads}.pattern")
+    for site, stats in found.values.items():
+        pattern = tape[str(site).replace("attention", "pattern")]
+        for b in range(2):
+            expected = grid_distance(pattern[b], roles.row[b], roles.col[b])
+            assert expected.max() > 0.5
+            torch.testing.assert_close(stats["distance"][b].double(), expected, atol=1e-5, rtol=1e-4)
