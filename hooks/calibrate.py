@@ -72,9 +72,14 @@ class Calibrate(CallEdit):
             arguments["mask"] = as_mask(arguments["mask"]) & Dense(rows)
         with torch.no_grad():
             stats = attend(part.q, part.k, None, stats=["received", "seen"], **arguments).stats
-        above = ratio(stats["received"], stats["seen"]) > self.threshold
-        first = torch.arange(above.shape[-1], device=above.device) == place.first[:, None]
-        return above & (stats["seen"] >= self.least) & ~first[:, None]
+        return resting(stats["received"], stats["seen"], place.first, threshold=self.threshold, least=self.least)
+
+
+def resting(received: Tensor, seen: Tensor, first: Tensor, *, threshold: float, least: int) -> Tensor:
+    """Bool [example, head, key]: keys whose mean weight over the rows that see them is above the threshold, the first
+    real one [example] left out."""
+    spared = torch.arange(seen.shape[-1], device=seen.device) == first.to(seen.device)[:, None]
+    return (ratio(received, seen) > threshold) & (seen >= least) & ~spared[:, None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -39,6 +39,7 @@ _HOME = {
     "sink_knockout": "interp.sink_knockout",
     "act": "interp.act",
     "explore": "interp.explore",
+    "head": "interp.head",
     "head_roles": "interp.head_roles",
     "head_circuits": "interp.head_circuits",
     "atlas": "interp.atlas",

@@ -26,6 +26,8 @@ SAVED = {
     "sink_knockout.json": "interp.sink_knockout:SinkKnockout.load",
     "act.json": "interp.act:Act.load",
     "sinks.json": "interp.sink_scores:Sinks.load",
+    "gates.json": "interp.gate_results:Gates.load",
+    "curve.json": "interp.pruning.curve:Curve.load",
     "roles.json": "interp.role_scores:HeadRoles.load",
     "atlas.json": "interp.atlases.result:Atlas.load",
     "circuits.json": "interp.weight_scores:HeadCircuits.load",

@@ -94,6 +94,7 @@ AREAS: dict[str, str] = {
     "test_interp_gates": "heads",
     "test_interp_prune": "heads",
     "test_interp_sinks": "heads",
+    "test_interp_act": "heads",
     "test_interp_retrieval": "heads",
     "test_interp_influence": "heads",
     "test_interp_long": "heads",
