@@ -36,19 +36,26 @@ def measured(model: Model, x: Inputs, towers: list[tuple[Tower, Inputs]]) -> lis
             for name in STATS:
                 values = stats[name].cpu().double()  # example, head, row
                 mean = (values * real[:, None]).sum(2) / real.sum(1)[:, None]
-                rows += [_row(site, head, name, mean[:, n]) for n, head in enumerate(found.heads[site])]
+                rows += _rows(
+                    [str(Site(site.tower, site.layer, "attention", (h,))) for h in found.heads[site]], name, mean
+                )
     return rows
 
 
-def _row(site: Site, head: int, name: str, values: Tensor) -> dict[str, Any]:
-    row = {"site": str(Site(site.tower, site.layer, "attention", (head,))), "method": name, "n": len(values)}
-    row["estimate"] = float(values.mean())
-    if len(values) > 1:
-        random = torch.Generator().manual_seed(0)
-        picks = torch.randint(len(values), (DRAWS, len(values)), generator=random)
-        bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
-        row["low"], row["high"] = torch.quantile(values[picks].mean(1), bounds).tolist()
-    return row
+def _rows(sites: list[str], name: str, values: Tensor) -> list[dict[str, Any]]:
+    """One row a head of values [example, head]."""
+    count, mean = len(values), values.mean(0).tolist()
+    rows: list[dict[str, Any]] = [
+        {"site": site, "method": name, "n": count, "estimate": one} for site, one in zip(sites, mean, strict=True)
+    ]
+    if count == 1:
+        return rows
+    picks = torch.randint(count, (DRAWS, count), generator=torch.Generator().manual_seed(0))
+    weights = torch.zeros(DRAWS, count, dtype=torch.float64)
+    weights.scatter_add_(1, picks, torch.full(picks.shape, 1 / count, dtype=torch.float64))
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(weights @ values, bounds, dim=0).tolist()
+    return [{**row, "low": a, "high": b} for row, a, b in zip(rows, low, high, strict=True)]
 
 
 def described() -> dict[str, dict[str, Any]]:
