@@ -53,6 +53,7 @@ _HOME = {
     "Faithfulness": "interp.circuits.judged",
     "Task": "interp.task",
     "Effects": "interp.effects",
+    "Explorer": "interp.explore",
     "align": "interp.alignment",
     "Average": "interp.sources",
     "Noise": "interp.sources",

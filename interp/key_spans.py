@@ -161,9 +161,10 @@ def _by_rows(call: Call, dz: Tensor, sets: Sequence[Tensor]) -> tuple[Tensor, Te
         a = softmax(part, scores_of(part, rows))
         g = dz[:, rows].transpose(1, 2).to(a.dtype) @ part.v.transpose(-1, -2).to(a.dtype)
         ag = a * g
+        sunk = 0.0 if part.arguments["sinks"] is None else (1 - a.sum(-1)).clamp(min=0)
         for n, mask in enumerate(sets):
             member = mask.to(a.device)[:, None, None, :].to(a.dtype)
-            w, rest = (a * member).sum(-1), (a * (1 - member)).sum(-1)
+            w, rest = (a * member).sum(-1), (a * (1 - member)).sum(-1) + sunk
             own, other = (ag * member).sum(-1), (ag * (1 - member)).sum(-1)
             total[0, n] += torch.where(rest > 0, own - w * other / torch.where(rest > 0, rest, 1.0), 0.0).sum(-1)
             total[1, n] += (own - w * (own + other)).sum(-1)

@@ -20,7 +20,7 @@ def reading(logits: torch.Tensor, inputs: Any) -> torch.Tensor:
     return logits[:, -1, 7] - 2 * logits[:, -1, 12]
 
 
-@pytest.mark.parametrize(("name", "padding"), [("llama", None), ("llama", "left"), ("gemma2", None)])
+@pytest.mark.parametrize(("name", "padding"), [("llama", None), ("llama", "left"), ("gemma2", None), ("gpt_oss", None)])
 @pytest.mark.parametrize("form", ["knockout", "log_weight"])
 def test_both_forms_are_what_the_pattern_says(name: str, padding: str | None, form: str) -> None:
     m = interp.attach(tiny(name))
@@ -40,7 +40,8 @@ def test_both_forms_are_what_the_pattern_says(name: str, padding: str | None, fo
             member = x.mask(spec)[:, None, None, :].double()
             kept = a * (1 - member)
             if form == "knockout":  # the fall of the metric, to first order in z, when the rest is renormalised
-                rest = kept.sum(-1, keepdim=True)
+                sink = 1 - a.sum(-1, keepdim=True) if name == "gpt_oss" else 0.0
+                rest = kept.sum(-1, keepdim=True) + sink
                 each = torch.where(rest > 0, (a - kept / rest.clamp(min=1e-30)) * g, 0.0).sum(-1)
             else:  # the derivative by a bias b on the span: d a / d b = a (member - w)
                 w = (a * member).sum(-1, keepdim=True)
