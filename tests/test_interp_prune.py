@@ -158,11 +158,11 @@ def test_magnitude_is_the_norm_of_what_reads_z() -> None:
 
 
 @pytest.mark.parametrize("how", ["mask", "cut"])
-def test_a_curve_has_the_scores_chance_and_magnitude(how: Any) -> None:
+def test_a_curve_has_the_scores_chance_and_magnitude(how: Any, tmp_path: Path) -> None:
     m = planted()
     task = interp.tasks.key_value(m, n=12)
     scores = interp.importance(m, task, by="zero").scores("zero")
-    found = interp.prune(m, scores, keep_fraction=0.5, how=how).curve(task, fractions=(1.0, 0.5), random=3, rounds=1)
+    found = interp.prune(m, scores, keep_fraction=0.5, how=how).curve(task, fractions=(1.0, 0.5), random=2, rounds=1)
     frame = found.to_frame().set_index(["order", "share"])
     assert set(frame.index.get_level_values(0)) == {"scores", "random", "magnitude"}
     assert frame.loc[("scores", 1.0), "metric"] == frame.loc[("random", 1.0), "metric"] == 1.0
@@ -175,6 +175,7 @@ def test_a_curve_has_the_scores_chance_and_magnitude(how: Any) -> None:
     assert bool((frame["seconds"] > 0).all())
     assert len(found.plot().data) == 3
     assert "heads kept" in repr(found)
+    assert interp.open(found.save(tmp_path / "curve")).rows == found.rows
 
 
 def test_a_curve_of_inputs_needs_a_metric() -> None:

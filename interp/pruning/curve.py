@@ -10,9 +10,11 @@ draw is timed.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,11 +26,13 @@ from interp.judge import Judge, Metric, picked, reads_of
 from interp.metrics import Accuracy, Ids
 from interp.pruning.choose import best, labels
 from interp.pruning.cut import cut, masks, output_axis, remains
+from interp.saving import renamed
 from interp.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model
 
+FORMAT = 1
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 Parts = Sequence[tuple[Inputs, Metric]]
 
@@ -56,6 +60,23 @@ class Curve:
                      "arrayminus": part["metric"] - part["low"]}  # fmt: skip
             figure.add_scatter(x=part["kept"], y=part["metric"], error_y=error, name=str(order), mode="lines+markers")
         return figure.update_layout(xaxis_title="heads kept", yaxis_title=str(self.meta.get("metric", "metric")))
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `curve.csv` and `curve.json`; read back with `load` or `interp.open`."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_frame().to_csv(folder / "curve.csv", index=False)
+        about = {"format": FORMAT, "rows": self.rows, "meta": dict(self.meta)}
+        renamed(folder / "curve.json", json.dumps(about, indent=1).encode())
+        return folder
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Curve:
+        """Read what `save` wrote."""
+        about = json.loads((Path(directory) / "curve.json").read_text())
+        if about.get("format") != FORMAT:
+            raise InputsError(f"{directory} was written in format {about.get('format')}; this version reads {FORMAT}.")
+        return cls(tuple(about["rows"]), about["meta"])
 
     def __repr__(self) -> str:
         frame = self.to_frame()

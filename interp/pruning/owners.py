@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy import Layer, Tower
-from interp.hooks.errors import ModelError
+from interp.hooks.errors import ModelError, SiteError
 from interp.hooks.quantised import quantised
 from interp.hooks.session import Session, Wish
 from interp.hooks.sites import Site
@@ -78,7 +78,11 @@ def _parameters(root: nn.Module, layer: Layer) -> Iterator[tuple[str, nn.Paramet
 
 def _recorded(model: Model, sites: list[Site]) -> Mapping[Site, Tensor]:
     for site in sites:
-        model.anatomy.sites(site)
+        try:
+            model.anatomy.sites(site)
+        except SiteError as why:
+            module = model.anatomy.layer(site).attention
+            raise ModelError(f"{module} cannot be cut: {why} Use how='mask'.") from why
     session = Session(model.module, model.anatomy, wish=Wish(sites, grad=True), family=model.family)
     with model.on(session), torch.enable_grad():
         model.module(**model.called_with(model.example()))
