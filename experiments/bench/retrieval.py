@@ -15,6 +15,7 @@ line.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -36,14 +37,16 @@ def main() -> None:
     m = interp.load(options.model)
     task = interp.tasks.needle(m, lengths=options.lengths, n=options.n, whole=True)
     answer = len(task.answer_ids[0])
-    found, full, short = ours(m, task), loop(m, task, options.steps), loop(m, task, answer)
+    eager: Any = copy.deepcopy(m.module)
+    eager.set_attn_implementation("eager")
+    found, full, short = ours(m, task), loop(m, eager, task, options.steps), loop(m, eager, task, answer)
     compared = agree(found, short)
     extra = int(((full - short) > 0).any(0).sum())
     print(f"{compared} of {len(task)} needles answered right and scored alike; {extra} copied again later on")
     sides: dict[str, Callable[[], object]] = {
         "ours": lambda: ours(m, task),
-        "loop": lambda: loop(m, task, options.steps),
-        "short": lambda: loop(m, task, answer),
+        "loop": lambda: loop(m, eager, task, options.steps),
+        "short": lambda: loop(m, eager, task, answer),
     }
     rounds = [_round(sides, n) for n in range(options.rounds)]
     for one in rounds:
@@ -61,24 +64,22 @@ def ours(m: interp.Model, task: Task) -> RetrievalHeads:
     return interp.retrieval_heads(m, task, mode="event")
 
 
-def loop(m: interp.Model, task: Task, steps: int) -> Tensor:
-    """Event scores [head, needle] by decoding."""
-    return torch.stack([_decoded(m, task.take([row]), row, steps) for row in range(len(task))], dim=1)
+def loop(m: interp.Model, eager: Any, task: Task, steps: int) -> Tensor:
+    """Event scores [head, needle] by decoding with a twin of the model whose attention is eager."""
+    return torch.stack([_decoded(m, eager, task.take([row]), row, steps) for row in range(len(task))], dim=1)
 
 
 @torch.no_grad()
-def _decoded(m: interp.Model, one: Task, row: int, steps: int) -> Tensor:
+def _decoded(m: interp.Model, eager: Any, one: Task, row: int, steps: int) -> Tensor:
     span = answer_span(one, 0, row)
     ids = one.clean.kwargs["input_ids"][:, : -len(span)]
     scores: dict[tuple[int, int], float] = {}
-    with _implementation(m.module, "sdpa"):
-        past = m.module(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+    past = m.module(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
     token, prompt = ids[:, -1:], ids[0].tolist()
-    with _implementation(m.module, "eager"):
-        for _ in range(steps):
-            out = m.module(token, past_key_values=past, use_cache=True, output_attentions=True)
-            past, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
-            _count(scores, out.attentions, prompt, int(token), span)
+    for _ in range(steps):
+        out = eager(token, past_key_values=past, use_cache=True, output_attentions=True)
+        past, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        _count(scores, out.attentions, prompt, int(token), span)
     return torch.tensor([scores[place] for place in sorted(scores)], dtype=torch.double)
 
 
@@ -88,19 +89,6 @@ def _count(scores: dict[tuple[int, int], float], attentions: Any, prompt: list[i
             key = int(weights[0, head, -1].topk(1).indices)
             copied = key in span and prompt[key] == said
             scores[layer, head] = scores.get((layer, head), 0.0) + copied / len(span)
-
-
-class _implementation:
-    """Attention of another kind while inside, as the paper's code switches between prefill and decoding."""
-
-    def __init__(self, module: Any, name: str) -> None:
-        self.module, self.name, self.before = module, name, module.config._attn_implementation
-
-    def __enter__(self) -> None:
-        self.module.set_attn_implementation(self.name)
-
-    def __exit__(self, *_: object) -> None:
-        self.module.set_attn_implementation(self.before)
 
 
 def agree(found: RetrievalHeads, decoded: Tensor) -> int:
