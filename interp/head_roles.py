@@ -89,7 +89,7 @@ def _random(
         return "it was not asked for"
     tower = tower_of(model, sites)
     if tower.name != "text" or set(model.example()) - {"input_ids", "attention_mask", "position_ids", "token_type_ids"}:
-        why = f"random tokens are for models of text alone, and this is the tower {tower.name!r} of a model of more"
+        why = f"random tokens are put into models that read text and nothing else; this tower is {tower.name!r}"
         if given:
             return why
         raise InputsError(f"{why}: give data=.")

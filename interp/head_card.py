@@ -1,0 +1,191 @@
+"""Everything known about one head as a value: for reading in a notebook, and for the page of the explorer."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interp.kernels.errors import InterpError
+from interp.saving import renamed
+
+FORMAT = 1
+BEST = 5
+"""How many roles, tokens and weights the short forms show."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured number with its interval over examples, and its place among the tower's heads where that is known."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    rank: int | None = None
+    of: int | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        span = "" if self.low == self.high else f" [{self.low:+.3g}, {self.high:+.3g}]"
+        place = "" if self.rank is None else f", {self.rank} of {self.of}"
+        return f"{self.name} {self.value:+.3g}{span}{place}" + (f" ({self.note})" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One weight: in which example a token looks at which, how much."""
+
+    example: int
+    row: int
+    row_token: str
+    key: int
+    key_token: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class HeadCard:
+    """One head: its roles, what its weights say, how it attends, what it does to the answer, where it looks."""
+
+    site: str
+    model: str
+    roles: tuple[Number, ...] = ()
+    """Kinds of heads, the largest value first."""
+    weights: tuple[Number, ...] = ()
+    """Copying scores."""
+    promotes: tuple[tuple[str, str, float], ...] = ()
+    """Source token, target token, logit."""
+    suppresses: tuple[tuple[str, str, float], ...] = ()
+    attention: tuple[Number, ...] = ()
+    effects: tuple[Number, ...] = ()
+    """On the metric: written directly, and what ablation changes."""
+    looks: tuple[Look, ...] = ()
+    """The largest weights, the first token and a token's own left out."""
+    examples: tuple[tuple[str, ...], ...] = ()
+    """The tokens of the examples that have a pattern here."""
+    patterns: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """What has no meaning for this head, and why."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> tuple[Number, ...]:
+        """Every measured number."""
+        return (*self.roles, *self.weights, *self.attention, *self.effects)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What is not on the card, by reason."""
+        names: dict[str, list[str]] = {}
+        for name, why in self.left_out.items():
+            names.setdefault(why, []).append(name)
+        return tuple(f"{', '.join(some)}: {why}" for why, some in names.items())
+
+    def __getitem__(self, name: str) -> Number:
+        found = {number.name: number for number in self.numbers}
+        if name not in found:
+            why = f" ({self.left_out[name]})" if name in self.left_out else ""
+            raise InterpError(f"nothing called {name!r} is known of {self.site}{why}; there are {', '.join(found)}.")
+        return found[name]
+
+    @property
+    def finding(self) -> str:
+        """One sentence."""
+        parts = [f"{one.name} {one.value:.2f}" for one in self.roles[:1]]
+        parts += [f"{one.name} {one.value:+.3g}" for one in self.effects]
+        if self.promotes:
+            source, target, _ = self.promotes[0]
+            parts.append(f"after {source!r} promotes {target!r}")
+        return f"{self.site}: {'; '.join(parts) or 'nothing could be measured'}"
+
+    def __repr__(self) -> str:
+        lines = [f"HeadCard of {self.site} in {self.model}"]
+        groups = {"roles": self.roles[:BEST], "weights": self.weights, "attention": self.attention}
+        for title, numbers in {**groups, "effects": self.effects}.items():
+            lines += [f"  {title}: " + "; ".join(map(str, numbers))] if numbers else []
+        for title, found in (("promotes", self.promotes), ("suppresses", self.suppresses)):
+            said = ", ".join(f"{s!r} -> {t!r} {value:+.3g}" for s, t, value in found[:BEST])
+            lines += [f"  {title}: {said}"] if said else []
+        said = ", ".join(f"{one.row_token!r} at {one.key_token!r} {one.weight:.2f}" for one in self.looks[:BEST])
+        lines += [f"  looks: {said}"] if said else []
+        lines += [f"  not here: {one}" for one in self.missing]
+        return "\n".join(lines)
+
+    def to_frame(self) -> Any:
+        """One row per number: site, method, estimate, low, high, n, rank, of, note."""
+        import pandas
+
+        rows = [(self.site, one.name, one.value, one.low, one.high, one.n, one.rank, one.of, one.note)
+                for one in self.numbers]  # fmt: skip
+        names = ["site", "method", "estimate", "low", "high", "n", "rank", "of", "note"]
+        return pandas.DataFrame(rows, columns=names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain and JSON-able, in the shape that the explorer's page takes."""
+        scores = [{"site": self.site, "method": one.name, "estimate": one.value, "low": one.low, "high": one.high,
+                   "n": one.n, "note": one.note} for one in self.numbers]  # fmt: skip
+        card = {
+            "roles": [(one.name, one.value) for one in self.roles],
+            "promotes": [(f"{source} -> {target}", value) for source, target, value in self.promotes],
+            "suppresses": [(f"{source} -> {target}", value) for source, target, value in self.suppresses],
+            "facts": [(one.name, f"{one.value:.3g}") for one in (*self.weights, *self.attention, *self.effects)],
+            "notes": list(self.missing),
+        }
+        return {
+            "title": f"{self.site} of {self.model}",
+            "finding": self.finding,
+            "scores": scores,
+            "examples": [{"name": f"example {n}", "tokens": list(row)} for n, row in enumerate(self.examples)],
+            "patterns": [{"example": n, "sites": [self.site], "weights": [[list(row) for row in one]]}
+                         for n, one in enumerate(self.patterns)],
+            "cards": {self.site: card},
+            "provenance": dict(self.meta),
+        }  # fmt: skip
+
+    def save(self, path: str | Path) -> Path:
+        """Write `to_dict()` as JSON."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        renamed(file, json.dumps({"format": FORMAT, **self.to_dict()}, indent=1, default=str).encode())
+        return file
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": _html(self)}
+
+
+def _html(card: HeadCard) -> str:
+    """A small table, every string escaped; no script, nothing loaded."""
+    groups = {"roles": card.roles, "weights": card.weights, "attention": card.attention, "effects": card.effects}
+    numbers = [(title, [str(one) for one in found]) for title, found in groups.items()]
+    tokens = [(title, [f"{s} → {t} {value:+.3g}" for s, t, value in found[: 2 * BEST]])
+              for title, found in (("promotes", card.promotes), ("suppresses", card.suppresses))]  # fmt: skip
+    looks = [f"{one.row_token} at {one.key_token} {one.weight:.2f} (example {one.example})" for one in card.looks]
+    rows = [*numbers, *tokens, ("looks", looks[: 2 * BEST]), ("not here", card.missing)]
+    body = "".join(f"<tr><th scope='row'>{title}</th><td>{_lines(said)}</td></tr>" for title, said in rows if said)
+    head = html.escape(f"{card.site} of {card.model}")
+    patterns = "".join(_pattern(tokens, one) for tokens, one in zip(card.examples, card.patterns, strict=True))
+    return f"<table><caption>{head}</caption>{body}</table>{patterns}"
+
+
+def _lines(said: Sequence[str]) -> str:
+    return "<br>".join(html.escape(_short(one)) for one in said)
+
+
+def _short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
+def _pattern(tokens: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
+    """Each row's largest weight, with the row's token: readable without a picture."""
+    best = [max(range(len(row)), key=row.__getitem__) for row in weights]
+    cells = "".join(
+        f"<tr><td>{html.escape(_short(tokens[i], 24))}</td><td>{html.escape(_short(tokens[j], 24))}</td>"
+        f"<td>{weights[i][j]:.2f}</td></tr>"
+        for i, j in enumerate(best)
+    )
+    return f"<details><summary>largest weight of each token</summary><table>{cells}</table></details>"
