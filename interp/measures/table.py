@@ -78,10 +78,12 @@ class Importance:
         """[head], in the measure's own units and sign."""
         return self._whole(self.measure(method))
 
-    def scores(self, method: str) -> dict[str, float]:
-        """By site, larger where the measure ranks higher: what a pruner takes."""
-        one = self.measure(method)
-        return dict(zip(self.sites, one.oriented(self._whole(one)).tolist(), strict=True))
+    def scores(self, method: str, *, signed: bool = False) -> dict[str, float]:
+        """By site, larger where the measure ranks higher: what a pruner takes. `signed` keeps the sign where magnitude
+        ranks, so that heads that stand in the way come last."""
+        one, estimate = self.measure(method), self.estimate(method)
+        ranked = estimate if signed and one.order == "abs" else one.oriented(estimate)
+        return dict(zip(self.sites, ranked.tolist(), strict=True))
 
     def to_frame(self) -> Any:
         """One row per measure and head: site, tower, layer, head, method, estimate, low, high, n, rank (1 is first)."""
