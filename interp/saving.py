@@ -1,10 +1,11 @@
-"""Results on disk: tensors in a safetensors file, the rest as JSON, which comes last and whole or not at all."""
+"""Results on disk: tensors in a safetensors file, the rest as JSON, which comes last; each whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from torch import Tensor
 def renamed(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     scratch = path.with_name(path.name + f".part{os.getpid()}")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.rename(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def write(
@@ -31,12 +36,14 @@ def write(
 ) -> Path:
     """Both files of a result, under `names`, in a directory that is made if it is not there; a table (pandas) goes
     beside the tensors as parquet."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(folder / names[0]))
+    renamed(folder / names[0], save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     if table is not None:
-        table.to_parquet((folder / names[0]).with_suffix(".parquet"))
+        sink = BytesIO()
+        table.to_parquet(sink)
+        renamed((folder / names[0]).with_suffix(".parquet"), sink.getvalue())
     renamed(folder / names[1], json.dumps(dict(about), indent=1, default=str).encode())
     return folder
