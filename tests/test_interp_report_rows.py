@@ -80,7 +80,7 @@ def test_what_is_not_heads_is_refused(spoil: str) -> None:
         result = Effects(("L0.resid_pre",), None, torch.zeros(1, 2), e.base[:2], None, 0.0)
     else:
         result = pandas.DataFrame({"edge": ["a->b"], "score": [1.0]})
-    with pytest.raises(interp.InterpError, match="head|site"):
+    with pytest.raises(interp.InterpError, match=r"head|site"):
         head_rows(result, m.anatomy)
 
 
@@ -101,7 +101,7 @@ def test_any_table_of_sites_becomes_rows_and_keeps_its_methods() -> None:
 
 def test_rows_come_back_from_disk_as_they_went(tmp_path: Path) -> None:
     m = attached("llama")
-    rows = head_rows(effects(m), m.anatomy, model="<img src=x onerror=alert(1)>, \"quoted\"")
+    rows = head_rows(effects(m), m.anatomy, model='<img src=x onerror=alert(1)>, "quoted"')
     csv, _ = write_rows(rows, tmp_path)
     pandas.testing.assert_frame_equal(read_rows(tmp_path), rows)
     plain = pandas.read_csv(csv)

@@ -14,7 +14,8 @@ from io import BytesIO
 from typing import Any, Literal
 
 Anchor = Literal["start", "middle", "end"]
-Point = tuple[float, float]
+Number = float | int
+Point = tuple[Number, Number]
 PILLOW = {"start": "lm", "middle": "mm", "end": "rm"}
 SCALE = 2
 """Pixels of the PNG per unit."""
@@ -30,7 +31,7 @@ class Canvas:
     said: str = ""
     marks: list[tuple[str, Callable[[Any], None]]] = field(default_factory=list)
 
-    def rect(self, x: float, y: float, w: float, h: float, *, fill: str, line: str | None = None) -> None:
+    def rect(self, x: Number, y: Number, w: Number, h: Number, *, fill: str, line: str | None = None) -> None:
         """A filled rectangle, with an outline if asked for."""
         edge = f' stroke="{line}"' if line else ""
         box = tuple(round(v * SCALE) for v in (x, y, x + w, y + h))
@@ -39,7 +40,7 @@ class Canvas:
             lambda pen: pen.rectangle(box, fill=fill, outline=line, width=SCALE if line else 0),
         ))  # fmt: skip
 
-    def line(self, points: Sequence[Point], *, colour: str = "#222222", width: float = 1.5, dash: str = "") -> None:
+    def line(self, points: Sequence[Point], *, colour: str = "#222222", width: Number = 1.5, dash: str = "") -> None:
         """A line through points; dashes are drawn in the SVG and as thinner lines in the PNG."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
@@ -50,7 +51,7 @@ class Canvas:
             lambda pen: pen.line(ends, fill=colour, width=thick),
         ))  # fmt: skip
 
-    def dot(self, x: float, y: float, r: float = 3, *, fill: str = "#222222", line: str = "#222222") -> None:
+    def dot(self, x: Number, y: Number, r: Number = 3, *, fill: str = "#222222", line: str = "#222222") -> None:
         """A dot; white inside for the second of two kinds."""
         box = tuple(round(v * SCALE) for v in (x - r, y - r, x + r, y + r))
         self.marks.append((
@@ -59,7 +60,7 @@ class Canvas:
         ))  # fmt: skip
 
     def text(
-        self, x: float, y: float, words: str, *, size: int = 11, anchor: Anchor = "start", fill: str = "#111111"
+        self, x: Number, y: Number, words: str, *, size: int = 11, anchor: Anchor = "start", fill: str = "#111111"
     ) -> None:
         """One line of text, its middle at y."""
         self.marks.append((

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from interp.reporting.canvas import Canvas
+from interp.reporting.canvas import Canvas, Number, Point
 
 BLUE, ORANGE = (33, 102, 172), (217, 95, 2)
 LINES = ("#0b5394", "#b45309", "#555555", "#6d28d9")
@@ -18,7 +18,7 @@ DASHES = ("", "6 3", "2 3", "8 3 2 3")
 Row = Mapping[str, Any]
 
 
-def shade(value: float, bound: float) -> str:
+def shade(value: Number, bound: Number) -> str:
     """Blue for negative, orange for positive, white at zero."""
     share = max(-1.0, min(1.0, value / bound)) if bound else 0.0
     end = ORANGE if share > 0 else BLUE
@@ -50,7 +50,7 @@ def head_map(rows: Sequence[Row], title: str) -> Canvas:
     return canvas
 
 
-def _short(value: float) -> str:
+def _short(value: Number) -> str:
     return f"{value:+.2f}" if 0.005 <= abs(value) < 100 else f"{value:+.0e}" if value else "0"
 
 
@@ -63,7 +63,7 @@ def bars(rows: Sequence[Row], title: str, *, unit: str = "effect") -> Canvas:
                     "; ".join(f"{row['site']} {row['estimate']:+.3g}" for row in rows[:5]) + ".")  # fmt: skip
     canvas.text(12, 16, title, size=12)
 
-    def at(value: float) -> float:
+    def at(value: Number) -> Number:
         return left + width * (value - low) / (high - low)
 
     for n, row in enumerate(rows):
@@ -108,7 +108,7 @@ def curves(
     return canvas
 
 
-def _one(canvas: Canvas, line: Row, n: int, x_at: Any, y_at: Any, legend: tuple[float, float]) -> None:
+def _one(canvas: Canvas, line: Row, n: int, x_at: Any, y_at: Any, legend: Point) -> None:
     colour, dash = LINES[n % len(LINES)], DASHES[n % len(DASHES)]
     points = [(x_at(x), y_at(y)) for x, y in zip(line["x"], line["y"], strict=True)]
     alone = line.get("kind") == "points"
@@ -126,8 +126,8 @@ def _one(canvas: Canvas, line: Row, n: int, x_at: Any, y_at: Any, legend: tuple[
     canvas.text(x, y + 13, str(line["name"]), size=10)
 
 
-def _axis(low: float, high: float, start: float, end: float, *, log: bool) -> Any:
-    def place(value: float) -> float:
+def _axis(low: Number, high: Number, start: Number, end: Number, *, log: bool) -> Any:
+    def place(value: Number) -> Number:
         return math.log(value) if log and low > 0 else value
 
     span = place(high) - place(low) or 1.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from interp.attribute import attribute
@@ -71,9 +72,15 @@ def _all(steps: Steps, work: dict[str, Callable[[], Effects]]) -> tuple[dict[str
 
 
 def _kept(steps: Steps, name: str, effects: Effects) -> Answer:
-    effects.save(steps.folder / "results" / name)
+    _steady(effects).save(steps.folder / "results" / name)
     shutil.rmtree(steps.inside / f"sweep-{name}", ignore_errors=True)
     return {"result": f"results/{name}", "cells": len(effects.sites), "said": repr(effects).partition("; Logit")[0]}
+
+
+def _steady(effects: Effects) -> Effects:
+    """Without what depends on what ran before: how many passes a method needed, and how long."""
+    meta = {key: value for key, value in effects.meta.items() if key not in ("passes", "seconds")}
+    return replace(effects, meta=meta, reverse=None if effects.reverse is None else _steady(effects.reverse))
 
 
 def _exact(subject: Subject, steps: Steps, tower: str) -> Effects:

@@ -29,7 +29,7 @@ def latex(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
     return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}", ""])
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     return f"${value:.3g}$" if value == value else "--"
 
 
