@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -166,8 +167,23 @@ def build(name: str) -> tuple[Any, Any]:
         return read(ROOT / one.name), processor_of(source, {"local_files_only": True})
     import transformers
 
-    module = getattr(transformers, one.architecture).from_pretrained(source, local_files_only=True, dtype="float32")
+    with _without_a_bar():
+        module = getattr(transformers, one.architecture).from_pretrained(source, local_files_only=True, dtype="float32")
     return module.eval(), processor_of(source, {"local_files_only": True})
+
+
+@contextmanager
+def _without_a_bar() -> Iterator[None]:
+    """A small model is loaded before its bar of progress is drawn."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def open_zoo(name: str) -> Model:

@@ -1,0 +1,65 @@
+# %% [markdown]
+# # Heads of a vision transformer
+#
+# The same calls, on pictures. Tokens are patches; which row and column each one is comes from the processor and the
+# model, never from a square root.
+
+# %%
+import torch
+
+import interp
+
+torch.set_num_threads(1)
+m = interp.load("zoo:shapes-vit")
+task = interp.tasks.shapes(m, n=16)
+task.rows[0].image
+
+# %%
+x = task.clean
+x.roles.row[0], x.roles.col[0]
+
+# %% [markdown]
+# ## Which heads matter
+#
+# The corrupted picture has another shape in the same place.
+
+# %%
+heads = interp.patch(m, base=task.corrupt, source=task.clean, metric=task.metric, sites="L*.H*.z")
+heads.top(5)
+
+# %% [markdown]
+# ## Which patches matter
+#
+# One layer's residual, patch by patch, over the picture.
+
+# %%
+patches = interp.patch(
+    m, base=task.corrupt, source=task.clean, metric=task.metric, sites="L1.resid_pre", positions="each"
+)
+patches.over_image(task.clean, task.rows[0].image, row=0)
+
+# %% [markdown]
+# ## How far they look
+#
+# Statistics are taken beside the kernel, without a pattern; distance is in patches on the grid.
+
+# %%
+stats = m.attention(x, stats=["entropy", "distance", "received"])
+stats["distance"].mean(["example", "position"]).round(2).to_pandas()
+
+# %% [markdown]
+# ## Which can go
+#
+# Importance by several measures, and what is left when the least important go.
+
+# %%
+table = interp.importance(m, task, by=["zero", "gradient", "norm"])
+table.agreement()
+
+# %% [markdown]
+# ## Now you
+#
+# - `interp.load("zoo:shapes-vit-registers")` has four tokens that stand for no patch. Where does the attention go that
+#   rested on patches before? `interp.sinks` says.
+# - `interp.relevance(m, x, method="chefer", ...)` is a picture of the same question by gradients. Do both agree with
+#   patching?
