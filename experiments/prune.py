@@ -45,9 +45,9 @@ def main() -> None:
     scores = interp.importance(m, task, by=options.by).scores(options.by)
     half = interp.prune(m, scores, keep_fraction=0.5, how="cut")
     print(half)
-    found = half.curve(heldout, fractions=SHARES, random=options.draws, rounds=options.rounds)
+    found = half.curve(heldout, fractions=options.shares, random=options.draws, rounds=options.rounds)
     table = found.to_frame().assign(predicted=None)
-    for share in SHARES:
+    for share in options.shares:
         smaller = interp.prune(m, scores, keep_fraction=share, how="cut").model
         ours = (table["order"] == "scores") & ((table["share"] - share).abs() < 0.5 / len(scores))
         table.loc[ours, "predicted"] = operations(smaller, heldout) / operations(m, heldout)
@@ -104,6 +104,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--heldout", type=int, default=300, help="prompts that judge")
     parser.add_argument("--draws", type=int, default=5, help="random orders")
     parser.add_argument("--rounds", type=int, default=5, help="times each speed is measured")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of heads kept; 1 has to be among them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default="runs/prune")
     return parser.parse_args()

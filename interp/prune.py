@@ -15,7 +15,7 @@ see `.curve(...)`, which puts random and magnitude baselines beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.hooks.errors import InputsError
 from interp.provenance import about
@@ -51,7 +51,7 @@ def prune(
     anatomy = model.ready()
     found = scored(anatomy, scores(model) if callable(scores) else scores)
     gone: list[str] = []
-    steps = []
+    steps: list[dict[str, Any]] = []
     for share in shares(wanted(len(found), keep_fraction, keep), schedule):
         if steps and callable(scores):
             found = scored(anatomy, scores(silenced(model, remains(model, gone))))

@@ -25,7 +25,8 @@ from interp.hooks.inputs import Inputs
 from interp.judge import Judge, Metric, picked, reads_of
 from interp.metrics import Accuracy, Ids
 from interp.pruning.choose import best, labels
-from interp.pruning.cut import cut, masks, output_axis, remains
+from interp.pruning.cut import cut, masks, remains
+from interp.pruning.owners import output_axis
 from interp.saving import renamed
 from interp.task import Task
 

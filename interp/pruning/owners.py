@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ def _whole(
 
 def output_axis(root: nn.Module, layer: Layer) -> int:
     """The axis of the output projection's weight along which z lies, head after head."""
-    out = None if layer.out is None else root.get_submodule(layer.out)
+    out: Any = None if layer.out is None else root.get_submodule(layer.out)
     kind = type(out).__name__
     if (type(out) is nn.Linear or kind == "Conv1D") and type(out._parameters["weight"]) is nn.Parameter:
         return 0 if kind == "Conv1D" else 1
