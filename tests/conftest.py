@@ -93,6 +93,7 @@ AREAS: dict[str, str] = {
     "test_interp_importance": "heads",
     "test_interp_gates": "heads",
     "test_interp_prune": "heads",
+    "test_experiments_prune": "heads",
     "test_interp_sinks": "heads",
     "test_interp_act": "heads",
     "test_experiments_icl": "heads",
@@ -106,6 +107,7 @@ AREAS: dict[str, str] = {
     "test_interp_report": "product",
     "test_interp_explorer": "product",
     "test_notebooks": "product",
+    "test_docs": "product",
 }
 ON_REQUEST = ("gpu", "slow")
 
