@@ -34,6 +34,8 @@ from interp.needle_rows import attention_sites
 if TYPE_CHECKING:
     from interp.model import Model
 
+NUMBERS = 2**22
+"""Numbers of keys that are gathered at once."""
 LEAST = 3
 """The first chunk, the row's own, and the one before it."""
 
@@ -186,7 +188,10 @@ def attend_chunks(
         picked = choose(rows, stand[:, :, 1 : own - 1], keep - LEAST)
         fixed = [torch.full_like(picked[..., :1], n) for n in (0, own - 1, own)]
         index = torch.cat([fixed[0], picked + 1, *fixed[1:]], dim=-1)
-        z.append(_read(rows, index, near_k, values, turn, scale))
+        step = max(1, NUMBERS // (near_k[:, :, 0].numel() * keep))
+        for n in range(0, rows.shape[2], step):
+            part = slice(n, n + step)
+            z.append(_read(rows[:, :, part], index[:, :, part], n, near_k, values, turn, scale))
         chosen.append(index)
     return torch.cat(z, dim=2), torch.cat(chosen, dim=2)
 
@@ -202,12 +207,12 @@ def choose(q: Tensor, stand: Tensor, count: int) -> Tensor:
     return (q @ stand.transpose(-1, -2)).topk(count, dim=-1).indices.sort(-1).values
 
 
-def _read(q: Tensor, index: Tensor, k: Tensor, v: Tensor, turn: Turns, scale: float) -> Tensor:
-    """z [b, head, row, d] of rows of one chunk over their chosen chunks, put side by side."""
+def _read(q: Tensor, index: Tensor, first: int, k: Tensor, v: Tensor, turn: Turns, scale: float) -> Tensor:
+    """z [b, head, row, d] of rows of one chunk, from its row `first` on, over their chosen chunks, put side by side."""
     keep, chunk = index.shape[-1], k.shape[3]
     b, h = (torch.arange(n, device=q.device).view(-1, *[1] * dims) for n, dims in zip(q.shape[:2], (3, 2), strict=True))
     keys, values = (x[b, h, index] for x in (k, v))
-    row = torch.arange(q.shape[2], device=q.device)
+    row = first + torch.arange(q.shape[2], device=q.device)
     away = (keep - 1 - torch.arange(keep, device=q.device))[None] * chunk + row[:, None]
     turned = turn.forth(q[:, :, :, None], away)
     scores = torch.einsum("bhisd,bhisod->bhiso", turned, keys) * scale

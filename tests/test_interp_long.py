@@ -67,7 +67,9 @@ def slow(q: Tensor, k: Tensor, v: Tensor, row: int, *, chunk: int, keep: int, sc
     return torch.softmax(found * scale, -1) @ v[columns], chunks
 
 
-def test_chunks_are_chosen_and_read_as_in_the_paper() -> None:
+@pytest.mark.parametrize("numbers", [2**22, 2 * 8 * 3 * 4 * 2])
+def test_chunks_are_chosen_and_read_as_in_the_paper(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interp.long_heads.NUMBERS", numbers)
     chunk, keep, length, scale = 3, 4, 23, 0.5
     q, k, v = (torch.randn(1, heads, length, 8, dtype=torch.float64) for heads in (2, 1, 1))
     turned = [torch.stack([torch.stack([turn(one, n) for n, one in enumerate(head)]) for head in x[0]]) for x in (q, k)]
