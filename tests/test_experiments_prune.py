@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_experiment_ends_in_one_line_and_leaves_a_report(tmp_path: Path) -> None:
     out = tmp_path / "prune"
     asked = ["--model", "zoo:planted-decoder", "--n", "8", "--heldout", "16", "--draws", "1", "--rounds", "1",
-             "--shares", "1", "0.5", "--threads", "1", "--out", str(out)]  # fmt: skip
+             "--shares", "1", "0.5", "--steps", "2", "--threads", "1", "--out", str(out)]  # fmt: skip
     ran = subprocess.run(
         [sys.executable, "experiments/prune.py", *asked],
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
@@ -26,6 +26,7 @@ def test_the_experiment_ends_in_one_line_and_leaves_a_report(tmp_path: Path) -> 
     assert found["accuracy"] == 1.0
     assert found["heads"][1] * 2 == found["heads"][0]
     assert 0 < found["predicted_half"] < 1
+    assert 0 <= found["rescored_half"] <= 1
     assert found["predicted_over_measured"] > 0
     assert {"curve.csv", "curve.html", "scores.json", "summary.json", "half"} <= {p.name for p in out.iterdir()}
     half = interp.load(out / "half")
