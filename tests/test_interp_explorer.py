@@ -144,6 +144,20 @@ def test_sites_are_spelled_one_way_and_groups_are_named() -> None:
     assert [head["kv"] for head in shown(made_up(1, 4))["heads"]] == ["L0.K0", "L0.K0", "L0.K1", "L0.K1"]
 
 
+def test_what_goes_into_a_kv_head_goes_to_the_heads_of_its_group_that_speak() -> None:
+    edges = [
+        {"sender": "L0.H1", "receiver": "L1.K1.v_in"},
+        {"sender": "L0.H1", "receiver": "L1.K0.k_in"},
+        {"sender": "L1.H3", "receiver": "logits"},
+    ]
+    drawn = shown(made_up(2, 4) | {"circuit": {"edges": edges}})["circuit"]["edges"]
+    assert [(edge["to"], edge["via"]) for edge in drawn] == [
+        (["L1.H3"], "v"),
+        (["L1.H0", "L1.H1"], "k"),
+        (["logits"], ""),
+    ]
+
+
 def test_the_still_picture_has_the_colours_of_the_values() -> None:
     rows = [{"site": f"L0.H{n}", "method": "m", "estimate": v} for n, v in enumerate((-2.0, 0.0, 1.0, 2.0, None))]
     picture = Image.open(io.BytesIO(png({"title": "t 👩", "scores": rows}))).convert("RGB")

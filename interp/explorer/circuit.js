@@ -14,7 +14,7 @@ function circuitView() {
   const list = el("details", {}, el("summary", { text: "The edges as a table" }));
   fill(home, el("h2", { id: "circuit-title", text: shorten(DATA.circuit.title || "Circuit", 80) }), DATA.circuit.about ? el("p", { class: "about" }, folded(DATA.circuit.about, 300)) : null,
     el("div", { class: "controls" }, el("label", { class: "choice", for: "choose-edges" }, "Largest edges ", slider, " ", count), exportsOf("circuit", () => sheet(DATA.circuit.title || "Circuit", [box.querySelector("svg")]), circuitRows)),
-    box, el("p", { class: "about", text: "Solid lines end in queries, dashed ones in keys, dotted ones in values, thin grey ones elsewhere; a ring at the end is a negative score; width is size." }), list);
+    box, el("p", { class: "about", text: "Solid lines end in queries, dashed ones in keys, dotted ones in values, grey ones elsewhere; a ring at the end is a negative score; width is size." }), list);
   const render = () => {
     slider.value = String(Math.min(state.edges, most));
     count.textContent = `${Math.min(state.edges, most)} of ${most}`;
@@ -29,10 +29,10 @@ const circuitRows = () => [["sender", "receiver", "score"], ...circuitShown().ed
 
 function placed(edges) {
   const nodes = new Map(DATA.circuit.nodes.map((node) => [node.id, node]));
-  const used = [...new Set(edges.flatMap((edge) => [edge.from, edge.to]))].map((id) => nodes.get(id)).sort((a, b) => a.order - b.order || a.slot - b.slot);
+  const used = [...new Set(edges.flatMap((edge) => [edge.from, ...edge.to]))].map((id) => nodes.get(id)).sort((a, b) => a.order - b.order || a.slot - b.slot);
   const layers = [...new Set(used.map((node) => node.order))];
   const widest = Math.max(1, ...layers.map((order) => used.filter((node) => node.order === order).length));
-  const width = Math.max(320, widest * 84 + 20), step = 74, height = layers.length * step + 10;
+  const width = Math.max(320, widest * 88 + 20), step = 74, height = layers.length * step + 10;
   const spots = new Map();
   layers.forEach((order, i) => {
     const row = used.filter((node) => node.order === order);
@@ -46,11 +46,12 @@ function circuitPicture() {
   const top = Math.max(1e-12, ...edges.map((edge) => Math.abs(edge.score ?? 0)));
   const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "font-size": 12, "font-family": FONT, role: "group", "aria-label": `${edges.length} edges between ${spots.size} parts; heads can be chosen` });
   const mine = state.head === null ? null : HEADS[state.head].site;
-  const touches = (edge) => mine !== null && [edge.from, edge.to].some((id) => spots.get(id).node.head === mine);
-  const lines = edges.map((edge) => [edge, touches(edge)]).sort((a, b) => a[1] - b[1]);
-  for (const [edge, hit] of lines) {
-    const a = spots.get(edge.from), b = spots.get(edge.to), mid = (a.y + b.y) / 2, size = Math.abs(edge.score ?? 0) / top;
-    const look = { fill: "none", stroke: hit ? "#a33b00" : edge.via ? "#31587a" : "#8a8a8a", "stroke-width": 0.8 + 3.2 * size, "stroke-opacity": mine && !hit ? 0.3 : 0.8, "stroke-dasharray": DASH[edge.via] || null };
+  const touches = (edge) => mine !== null && [edge.from, ...edge.to].some((id) => spots.get(id).node.head === mine);
+  const lines = edges.flatMap((edge) => edge.to.map((end) => [edge, end, touches(edge)])).sort((a, b) => a[2] - b[2]);
+  const some = lines.some(([, , hit]) => hit);
+  for (const [edge, end, hit] of lines) {
+    const a = spots.get(edge.from), b = spots.get(end), mid = (a.y + b.y) / 2, size = Math.abs(edge.score ?? 0) / top;
+    const look = { fill: "none", stroke: hit ? "#a33b00" : edge.via ? "#31587a" : "#8a8a8a", "stroke-width": 0.8 + 3.2 * size, "stroke-opacity": some && !hit ? 0.3 : 0.85, "stroke-dasharray": DASH[edge.via] || null };
     svg.append(draw("g", {}, draw("title", { text: `${edge.sender} → ${edge.receiver}` + (missing(edge.score) ? "" : ` ${number(edge.score, true)}`) }), draw("path", { ...look, d: `M${a.x} ${a.y - 11}C${a.x} ${mid} ${b.x} ${mid} ${b.x} ${b.y + 12}` }),
       (edge.score ?? 0) < 0 ? draw("circle", { cx: b.x, cy: b.y + 16, r: 3.5, fill: "#ffffff", stroke: look.stroke, "stroke-width": 1.4 }) : null));
   }
@@ -63,7 +64,7 @@ function circuitPicture() {
 }
 
 function box(node, x, y) {
-  const wide = 30 + node.label.length * 3.5, index = node.head === null ? null : BY_SITE.get(node.head);
+  const wide = 12 + node.label.length * 3.6, index = node.head === null ? null : BY_SITE.get(node.head);
   const chosen = index !== null && index !== undefined && index === state.head;
   const parts = [draw("rect", { x: x - wide, y: y - 12, width: 2 * wide, height: 24, rx: node.head === null ? 2 : 10, fill: chosen ? "#fddcae" : "#ffffff", stroke: "#222222", "stroke-width": chosen ? 2.5 : state.pins.includes(index) ? 2 : 1 }),
     draw("text", { x, y: y + 4, "text-anchor": "middle", text: node.label })];

@@ -16,7 +16,7 @@ NODE = re.compile(r"^(?:(?P<tower>[a-z_]+)\.)?L(?P<layer>\d+)\.(?:(?P<kind>[HK])
 
 
 def circuit(given: Mapping[str, Any], places: Places) -> dict[str, Any]:
-    """Edges with the boxes they run between; a kv head's box is drawn as itself."""
+    """Edges with the boxes they run between; what goes into a kv head goes into the heads of its group that speak."""
     only(given, {"edges", "title", "about"}, "circuit")
     names, columns = columns_of(given["edges"], "circuit.edges")
     if not {"sender", "receiver"} <= set(names):
@@ -24,15 +24,25 @@ def circuit(given: Mapping[str, Any], places: Places) -> dict[str, Any]:
     table = dict(zip(names, columns, strict=True))
     several = table.get("score") or [None] * len(table["sender"])
     nodes: dict[str, dict[str, Any]] = {}
+    speakers = set(table["sender"])
     edges = []
     for sender, receiver, score in zip(table["sender"], table["receiver"], several, strict=True):
-        ends = [_node(name, places) for name in (sender, receiver)]
-        nodes |= {node["id"]: node for node in ends}
+        start, ends = _node(sender, places), [_node(name, places) for name in _read_by(receiver, speakers, places)]
+        nodes |= {node["id"]: node for node in (start, *ends)}
         via = receiver[-4] if receiver.endswith(("q_in", "k_in", "v_in")) else ""
-        ids = {"from": ends[0]["id"], "to": ends[1]["id"]}
+        ids = {"from": start["id"], "to": [node["id"] for node in ends]}
         edges.append({**ids, "sender": sender, "receiver": receiver, "via": via, "score": score})
     text = {name: str(given.get(name) or "") for name in ("title", "about")}
     return {**text, "nodes": list(nodes.values()), "edges": edges}
+
+
+def _read_by(receiver: str, speakers: set[str], places: Places) -> list[str]:
+    """A receiver as the parts it belongs to: itself, or heads for a kv head, all of them unless some are senders."""
+    found = NODE.match(receiver)
+    if found is None or found["kind"] != "K":
+        return [receiver]
+    group = places.group(found[0])
+    return [head for head in group if head in speakers] or group or [receiver]
 
 
 def _node(name: str, places: Places) -> dict[str, Any]:

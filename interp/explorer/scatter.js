@@ -49,7 +49,7 @@ function point(head, x, y, said) {
   const layers = TOWERS[one.tower].layers;
   const fill = along(CIVIDIS, layers.length > 1 ? layers.indexOf(one.layer) / (layers.length - 1) : 0.5);
   const marks = [draw("path", { d: paths[SHAPES[one.tower % SHAPES.length]], fill, stroke: "#000000", "stroke-width": chosen ? 2.5 : 0.7 })];
-  if (chosen || pinned) marks.push(draw("text", { x: x + r + 3, y: y + 4, "paint-order": "stroke", stroke: "#ffffff", "stroke-width": 3, fill: "#000000", text: one.site }));
+  if (chosen || pinned) marks.push(draw("text", { x: x > 340 ? x - r - 3 : x + r + 3, y: y + 4, "text-anchor": x > 340 ? "end" : "start", "paint-order": "stroke", stroke: "#ffffff", "stroke-width": 3, fill: "#000000", text: one.site }));
   return draw("g", { role: "option", "aria-label": words, "aria-selected": String(chosen), class: "point", "data-head": one.site, opacity: state.found && !state.found.has(head) ? 0.2 : 1,
     click: (event) => (event.shiftKey ? pin(head) : select(head)), mouseenter: () => { said.textContent = words; } }, marks);
 }

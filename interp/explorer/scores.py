@@ -49,6 +49,18 @@ class Places:
         label = f"{prefix}L{found['layer']}.H{found['head']}"
         return label if label in self.known and tower in only else None
 
+    def group(self, kv: str) -> list[str]:
+        """The heads that read a kv head, as sites spell them: with a tower where the kv head has one."""
+        stem, _, number = kv.rpartition(".K")
+        found = SITE.match(f"{stem}.H0")
+        wanted = (found["tower"] or self.main, int(found["layer"])) if found else None
+        tower = next((one for one in self.towers if wanted and one["name"] == wanted[0]), None)
+        if tower is None or wanted is None or wanted[1] not in tower["layers"]:
+            return []
+        at = tower["layers"].index(wanted[1])
+        size = tower["heads"][at] // tower["kv_heads"][at]
+        return [f"{stem}.H{head}" for head in range(int(number) * size, (int(number) + 1) * size)]
+
     def need(self, site: Any, where: str) -> str:
         """The same for a site that has to be a head."""
         label = self.label(str(site))
