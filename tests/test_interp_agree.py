@@ -203,9 +203,12 @@ def test_relevance_by_another_method_is_taken() -> None:
     torch.testing.assert_close(found.relevance, whole.relevance, atol=1e-6, rtol=1e-4)
 
 
+encoder_decoder = cache(lambda: interp.attach(tiny("t5")))
+
+
 @pytest.mark.parametrize("heads", ["encoder.L*.H*", "decoder.L*.H*", "cross.L*.H*"])
 def test_every_tower_of_an_encoder_decoder(heads: str) -> None:
-    m = interp.attach(tiny("t5"))
+    m = encoder_decoder()
     x = m.inputs(dict(example(m.module, batch=2, seed=1)))
     found = interp.agree(m, x, metric=right, heads=heads, random=1, shares=(0.0, 1.0))
     keys = x.length if heads.startswith("decoder") else x.tower("encoder").length

@@ -74,7 +74,7 @@ def test_exact_measures_rank_the_planted_heads_first_and_null_heads_do_nothing(
     m = planted(name)
     task = probe_task(name, probe, model=m)
     by = ["zero", "resample", "gradient-signed", "atp", "loss", "prediction", "fisher", "norm"]
-    found = interp.importance(m, task, by=by, heads=heads, verify=0)
+    found = interp.importance(m, task, by=by, heads=heads, verify=0, draws=1)
     wanted = set(key(name).probe(probe).heads)
     assert set(found.top(len(wanted), method="resample")["site"]) == wanted
     worst = min(found.scores("zero")[site] for site in wanted)
