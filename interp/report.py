@@ -36,6 +36,7 @@ from interp.reporting.patterns import patterns
 from interp.reporting.roles import labels, roles
 from interp.reporting.steps import Say, Steps
 from interp.reporting.subject import Subject, Wanted, name_of, revision_of, task_named
+from interp.reporting.weights import weights
 from interp.task import Task
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ def _measured(made: Gathered, subject: Subject, steps: Steps) -> dict[str, Effec
     if subject.wanted.circuit:
         answer = steps.attempt("circuit", lambda: circuits.circuit(subject, steps))
         made.refused += _kept(answer, lambda one: setattr(made, "circuit", one))
+    answer = steps.attempt("weights", lambda: weights(subject, made.leaders))
+    made.refused += _kept(answer, lambda one: setattr(made, "weights", one["heads"]))
     answer = steps.attempt("patterns", lambda: patterns(subject, made.leaders))
     made.refused += _kept(answer, lambda one: setattr(made, "patterns", one))
     return found

@@ -1,8 +1,10 @@
-"""`interp prune`: switch off or cut away the heads that matter least, and save what is left."""
+"""`interp prune`: switch off or cut away the heads that matter least, judge what is left, and save it."""
 
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
+from typing import Any
 
 from interp.commands import options as common
 
@@ -16,17 +18,60 @@ def add(commands: common.Commands) -> None:
     parser = common.command(commands, "prune", "take away the heads that matter least", PRUNE, run)
     common.about_model(parser)
     common.about_task(parser)
-    parser.add_argument("--scores", metavar="DIR", help="rank by the report in DIR instead of patching now")
+    parser.add_argument("--scores", metavar="DIR", help="rank heads by the report in DIR instead of patching now")
     parser.add_argument("--keep-fraction", type=float, default=0.7, help="share of heads that stay")
-    parser.add_argument(
-        "--how", choices=("mask", "cut"), default="cut", help="switch heads off, or cut their weights away"
-    )
+    parser.add_argument("--how", choices=("mask", "cut"), default="cut", help="switch heads off, or cut their weights")
+    parser.add_argument("--uniform", action="store_true", help="as many in each layer, so that AutoModel can load it")
     parser.add_argument("--out", metavar="DIR", help="save the smaller model here")
 
 
 def run(options: argparse.Namespace) -> int:
     """Score, prune, judge on held-out prompts, save."""
-    from interp.commands.opening import model_of
+    from interp.commands.opening import model_of, saved, task_of, where
+    from interp.prune import prune
 
-    model_of(options)
+    model = model_of(options)
+    task = task_of(model, options)
+    scores = _reported(options.scores) if options.scores else _patched(model, task, options.seed)
+    made = prune(model, scores, keep_fraction=options.keep_fraction, how=options.how, uniform=options.uniform)
+    held = task if task.recipe is None else task.heldout
+    before, after = _accuracy(held, model, ()), _accuracy(held, made.model, made.edits)
+    found = saved(made, options.out)
+    prompts = f"{len(held)} {'prompts' if task.recipe is None else 'held-out prompts'}"
+    text = f"{made!r}\nright answers on {prompts}: {before:.1%} before, {after:.1%} after{where(found)}"
+    counts = {what: list(pair) for what, pair in made.counts.items()}
+    common.answer(options, text, counts=counts, gone=list(made.gone), before=before, after=after, **found)
     return 0
+
+
+def _reported(folder: str) -> dict[str, float]:
+    """The size of each head's effect, by what its report ranks by."""
+    from interp.head_rows import read_rows
+    from interp.reporting.gathered import Gathered
+
+    ranked = Gathered("", "", "", read_rows(folder), {}).ranked
+    return {site: abs(value) for site, value in zip(ranked["site"], ranked["estimate"], strict=True)}
+
+
+def _patched(model: Any, task: Any, seed: int) -> dict[str, float]:
+    """The size of each head's effect, patched now in every tower."""
+    from interp.patch import patch
+    from interp.reporting.cost import cost
+    from interp.reporting.scores import head_of
+
+    towers = model.ready().towers
+    heads = sum(layer.heads for tower in towers.values() for layer in tower.layers)
+    common.say(str(cost(model, task.clean, heads + 2)))
+    found: dict[str, float] = {}
+    for name in towers:
+        sites = "L*.H*.z" if len(towers) == 1 else f"{name}.L*.H*.z"
+        one = patch(model, base=task.clean, source=task.corrupt, metric=task.metric, sites=sites, seed=seed)
+        found |= {head_of(site): abs(float(value)) for site, value in zip(one.sites, one.mean, strict=True)}
+    return found
+
+
+def _accuracy(task: Any, model: Any, edits: Any) -> float:
+    """The share of right answers of the model under the edits."""
+    with model.edited(edits) if edits else nullcontext():
+        right = (task if task.model is model else task.on(model)).right()
+    return sum(right) / len(right)

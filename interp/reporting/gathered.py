@@ -27,6 +27,7 @@ class Gathered:
     agreement: list[dict[str, Any]] = field(default_factory=list)
     circuit: Answer | None = None
     patterns: Answer = field(default_factory=dict)
+    weights: Answer = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     leaders: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)

@@ -81,6 +81,7 @@ def cards(made: Gathered) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for site in dict.fromkeys([*made.leaders, *made.labels]):
         one: dict[str, Any] = {"roles": [(role, None) for role in made.labels.get(site, "").split(", ") if role]}
+        one |= {name: [tuple(pair) for pair in pairs] for name, pairs in made.weights.get(site, {}).items()}
         if ranked is not None and site in ranked.index:
             row = ranked.loc[site]
             one["facts"] = [("rank", str(int(row["rank"]))), ("effect", f"{row['estimate']:+.4g}"),
