@@ -5,8 +5,8 @@ Michel et al. 2019 (arXiv 1905.10650) and Voita et al. 2019 (arXiv 1905.09418): 
 by an edit, in any model. Cutting takes its rows and columns out of a copy of the weights, which then is smaller and
 faster (`interp/pruning/cut.py`), and is held against the masked model each time. With `schedule=` a callable scores
 what is left again after every step.
-Cost: masking none; cutting three forward passes and a backward pass into one attention per head; a schedule one copy of
-the model and one scoring a step.
+Cost: masking none; cutting a copy of the model, three forward passes, a backward pass into one attention per head, and
+the checks of first use on the copy; a schedule one copy of the model and one scoring a step.
 Limits: a kv group is cut only when all heads that read it go, and in every layer one group stays; heads that should
 have gone there are silent, not cut. A score from single heads does not see that two of them stand in for each other:
 see `.curve(...)`, which puts random and magnitude baselines beside it.

@@ -207,7 +207,8 @@ def test_transformers_refuses_a_directory_of_ours(tmp_path: Path) -> None:
 def test_a_directory_that_was_changed_is_refused(tmp_path: Path) -> None:
     folder = half("llama").save(tmp_path / "llama")
     note = json.loads((folder / "pruned.json").read_text())
-    for change, says in (({"format": 9}, "format 9"), ({"class": "NoSuchModel"}, "does not have"),
+    for change, says in (({"format": 9}, "format 9"), ({"class": "pipeline"}, "does not have"),
+                         ({"attributes": {"model": {"forward": 1}}}, "no number of heads"),
                          ({"tied": ["lm_head.weight"]}, "do not fit")):  # fmt: skip
         (folder / "pruned.json").write_text(json.dumps({**note, **change}))
         with pytest.raises(ModelError, match=says):

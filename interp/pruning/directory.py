@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 NOTE = "pruned.json"
 WEIGHTS = "model.safetensors"
+COUNTS = (*HEADS, *KV_HEADS, *WIDTHS)
 Layout = Literal["transformers", "interp"]
 
 
@@ -73,9 +74,8 @@ def _write(module: nn.Module, folder: Path) -> dict[str, Any]:
 
 
 def _attributes(module: nn.Module) -> dict[str, dict[str, int]]:
-    names = (*HEADS, *KV_HEADS, *WIDTHS)
     found = {
-        path: {name: child.__dict__[name] for name in names if type(child.__dict__.get(name)) is int}
+        path: {name: child.__dict__[name] for name in COUNTS if type(child.__dict__.get(name)) is int}
         for path, child in module.named_modules()
     }
     return {path: numbers for path, numbers in found.items() if numbers}
@@ -97,6 +97,8 @@ def read(folder: Path) -> nn.Module:
     module, held = _skeleton(folder, note["class"]), load_file(str(folder / WEIGHTS))
     for path, numbers in note["attributes"].items():
         for name, value in numbers.items():
+            if name not in COUNTS or type(value) is not int:
+                raise ModelError(f"{folder}: {NOTE} sets {name} of {path}, which is no number of heads.")
             setattr(module.get_submodule(path), name, value)
     for name, p in list(module.named_parameters()):
         if name in held and held[name].shape != p.shape:
@@ -119,7 +121,7 @@ def _skeleton(folder: Path, name: str) -> nn.Module:
     import transformers
 
     cls = getattr(transformers, name, None)
-    if cls is None:
+    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
         raise ModelError(f"{folder} holds a {name}, which this transformers does not have.")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     module: nn.Module = cls._from_config(config)
