@@ -86,7 +86,7 @@ class _Making:
         except InterpError as why:
             found = {"left_out": {name: str(why)}}
         left_out = {**self.card.left_out, **found.pop("left_out", {})}
-        more = {field: (*getattr(self.card, field), *values) for field, values in found.items()}
+        more: dict[str, Any] = {field: (*getattr(self.card, field), *values) for field, values in found.items()}
         self.card = replace(self.card, left_out=left_out, **more)
 
     def judge(self, metric: Metric | None) -> None:

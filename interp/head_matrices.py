@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -187,7 +187,7 @@ class HeadMatrices:
         return words.weight.detach()
 
     def _embedding(self) -> nn.Embedding:
-        module = self.model.module
+        module: Any = self.model.module
         if hasattr(module, "get_input_embeddings"):
             found = module.get_input_embeddings()
         else:
