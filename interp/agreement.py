@@ -184,7 +184,8 @@ class Agreement:
         if about.get("format") != FORMAT:
             raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
         held = load_file(str(folder / FILES[0]))
-        return cls(tuple(about["sites"]), tuple(about["towers"]), *(held[name] for name in TENSORS), about["meta"])
+        kept = {name: held[name] for name in TENSORS}
+        return cls(sites=tuple(about["sites"]), towers=tuple(about["towers"]), meta=about["meta"], **kept)
 
 
 def _layer(name: str) -> int | None:

@@ -19,7 +19,7 @@ Positive numbers of ablation, attribution, probability and loss are what the mod
 magnitude there, by size elsewhere, and by the lowest entropy.
 Cost, in forward and backward passes (`.meta["passes"]`): a sweep of L layers with H heads H(L+1)/2 by replay, and as
 many again per draw and measure of ablation (those of `vit` share the sweep of zero); gradient and fisher 2, attribution
-3 and its check, direct_effect 3, norm 1, entropy and confidence 2.
+3 to 5 and its check, direct_effect 3, norm 1, entropy and confidence 2.
 Limits: single heads, so a head that another one stands in for looks idle, to every measure but the gates; numbers hold
 for this data, metric and ablation. Rankings of many heads are not tests of any one: see `.ranks()`.
 LXT's authors state that LRP (relp, attnlrp, cp-lrp) is patented technology, free for personal and scientific use.

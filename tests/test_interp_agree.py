@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 import interp
-import interp.agree
 from interp.agreement import Agreement
 from interp.families import tiny
 from interp.hooks.errors import InputsError, ModelError, SiteError
@@ -59,7 +59,7 @@ def chosen(m: interp.Model, x: Any, row: int) -> list[int]:
 @pytest.mark.parametrize(("name", "padding"), CASES)
 def test_weights_and_worth_are_those_of_whole_patterns(name: str, padding: str | None) -> None:
     m, x, found = read(name, padding)
-    near = {"atol": 1e-5, "rtol": 1e-4}
+    near: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
     slopes = m.run(x, record="L*.z", grad=True).grad(right)
     for layer in m.anatomy.tower(None, text="").layers:
         tape = m.run(x, record=[f"L{layer.index}.{c}" for c in ("pattern", "v")])
@@ -128,8 +128,8 @@ def test_deletion_hides_the_first_keys_of_an_order_from_everything(name: str, pa
             for row in range(x.batch):
                 own = [] if name == "vit" else chosen(m, x, row)
                 keys = [k for k in x.valid[row].nonzero().flatten().tolist() if k not in own]
-                keys.sort(key=lambda k, row=row, order=order: -float(order[row, k]))
-                gone[row, keys[: round(share * len(keys))]] = True
+                sizes = {k: -float(order[row, k]) for k in keys}
+                gone[row, sorted(keys, key=sizes.__getitem__)[: round(share * len(keys))]] = True
             edits = [interp.MaskKeys("L*.H*", keys=gone)]
             want = right(m.run(x, edits=edits)["logits"], x)
             assert found.curves[n, step].tolist() == pytest.approx(want.tolist(), abs=1e-9)
@@ -168,7 +168,7 @@ def test_rows_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     m, x, _ = read("llama", "right")
     how: dict[str, Any] = {"metric": right, "rows": "all", "shares": ()}
     whole = interp.agree(m, x, **how)
-    monkeypatch.setitem(interp.agree.__globals__, "NUMBERS", 1)
+    monkeypatch.setattr(sys.modules["interp.agree"], "NUMBERS", 1)
     parts = interp.agree(m, x, **how)
     torch.testing.assert_close(parts.attention, whole.attention)
     torch.testing.assert_close(parts.own, whole.own)

@@ -115,7 +115,7 @@ def test_the_gate_gradient_is_a_finite_difference_of_a_gate(
     name: str, padding: str | None, step: float, near: float
 ) -> None:
     m = double(name)
-    x = rows(m, **({} if padding is None else {"padding": padding}))
+    x = rows(m, 3, padding=padding)
     found = interp.importance(m, x, metric=right, by=FIRST_ORDER, heads="L*.H1")
     for site in found.sites:
         up, down = (right(m.run(x, edits=[Scale(f"{site}.z", 1 + s)])["logits"], x) for s in (step, -step))
@@ -142,7 +142,7 @@ def test_the_codes_gradient_takes_magnitudes_before_positions_are_summed_and_bot
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
 def test_norms_and_entropies_are_those_of_whole_outputs_and_whole_patterns(name: str) -> None:
     m = double(name)
-    x = rows(m, **({} if name == "vit" else {"padding": "left"}))
+    x = rows(m, 3, padding=None if name == "vit" else "left")
     found = interp.importance(m, x, by=["norm", "entropy", "confidence"])
     for layer in range(len(m.anatomy.tower(None, text="").layers)):
         tape = m.run(x, record=[f"L{layer}.result", f"L{layer}.pattern"])
@@ -408,6 +408,17 @@ def test_one_row_has_nothing_to_be_resampled_from_and_one_head_nothing_to_agree_
         one.top(method="norm")
     with pytest.raises(interp.InterpError, match="right answers are not known"):
         one.by_class()
+
+
+def test_measures_of_one_tower_or_one_likelihood_say_so() -> None:
+    m, both = planted("planted-lvlm"), ["text.L*.H*", "vision.L*.H*"]
+    task = probe_task("planted-lvlm", "picture", model=m)
+    with pytest.raises(InputsError, match="of the tower that answers"):
+        interp.importance(m, task, by="direct_effect", heads=both)
+    with pytest.raises(InputsError, match="gates of one pattern"):
+        interp.importance(m, task, by="gates", heads=both)
+    with pytest.raises(InputsError, match="need one likelihood"):
+        interp.importance(m, task, by="fisher-ratio", retain=task.clean, metric=task.metric, heads="text.L*.H*")
 
 
 def test_not_a_number_never_passes() -> None:

@@ -32,6 +32,8 @@ def measured(asked: Asked, retain: Asked | None, methods: list[str]) -> list[Mea
     against = [name for name in methods if name != "fisher"]
     if against and retain is None:
         raise InputsError(f"by={against[0]!r} compares two data sets: give retain= (a task, or inputs) as the second.")
+    if retain is not None and (asked.labels is None) != (retain.labels is None):
+        raise InputsError("data and retain= need one likelihood: the right answers of both (two tasks), or of neither.")
     forget, keep = _squared(asked), None if retain is None else _squared(retain)
     passes = gradient.PASSES * (1 if retain is None else 2)
     return [

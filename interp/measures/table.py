@@ -123,7 +123,7 @@ class Importance:
             drawn = one.oriented(self._drawn(one))
             low, high = bootstrap.interval(bootstrap.ranks(drawn))
             first = bootstrap.membership(drawn, k).mean(0)
-            seeds = {"seed_low": torch.nan, "seed_high": torch.nan}
+            seeds: dict[str, Any] = {"seed_low": torch.nan, "seed_high": torch.nan}
             if one.seeds is not None:
                 each = bootstrap.ranks(one.oriented(one.seeds))
                 seeds = {"seed_low": each.amin(0).numpy(), "seed_high": each.amax(0).numpy()}
@@ -228,8 +228,8 @@ class Importance:
         held = load_file(str(folder / NAMES[0]))
         measures = []
         for n, said in enumerate(about["measures"]):
-            kept = {name: held.get(f"{n}.{name}") for name in ("other", "seeds")}
             said["other_groups"] = tuple(said["other_groups"])
-            measures.append(Measured(values=held[f"{n}.values"], **kept, **said))
+            other, seeds = (held.get(f"{n}.{name}") for name in ("other", "seeds"))
+            measures.append(Measured(values=held[f"{n}.values"], other=other, seeds=seeds, **said))
         lists = {name: tuple(about[name]) for name in ("sites", "towers", "groups", "classes")}
         return cls(measures=tuple(measures), meta=about["meta"], seed=about["seed"], **lists)
