@@ -28,7 +28,7 @@ function wholeCard(head) {
     (card.notes || []).map((note) => el("p", { class: "note" }, folded(note, 400))), ...attentionPart(head)].flat().filter(Boolean);
 }
 
-const facts = (some) => (some && some.length ? el("dl", { class: "facts" }, some.map(([name, value]) => [el("dt", {}, folded(name)), el("dd", {}, folded(value, 200))])) : null);
+const facts = (some) => (some && some.length ? el("dl", { class: "facts" }, some.map(([name, value]) => el("div", {}, el("dt", {}, folded(name)), el("dd", {}, folded(value, 200))))) : null);
 const roles = (some) => (some && some.length ? el("ul", { class: "roles", "aria-label": "Roles" }, some.map(([name, value]) => el("li", {}, el("bdi", { text: shorten(name, 40) }), missing(value) ? null : ` ${number(value)}`))) : null);
 const words = (title, some) => (some && some.length ? el("div", { class: "words" }, el("h3", { text: title }), el("ul", {}, some.map(([text, value]) => el("li", {}, el("bdi", { class: "piece", text: piece(text) }), missing(value) ? null : ` ${number(value, true)}`)))) : null);
 

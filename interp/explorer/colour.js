@@ -39,9 +39,11 @@ function legend(method) {
     fill: colour(method, from + ((method.bound - from) * (i + 0.5)) / steps) }));
   const tick = (value, x, anchor) => draw("text", { x, y: 27, "text-anchor": anchor, text: number(value, method.kind === "signed") });
   const words = method.kind === "signed" ? "+ −: beyond the noise; dark outline: interval without 0" : "the same scale for every head";
-  const svg = draw("svg", { class: "legend", width: 330, height: 62, viewBox: "0 0 330 62", "font-size": 11, "font-family": FONT, "aria-hidden": "true" },
+  const m = METHODS.indexOf(method), checked = ROWS[m].some((_, i) => !missing(score(m, i, "verified")));
+  const svg = draw("svg", { class: "legend", width: 330, height: checked ? 76 : 62, viewBox: `0 0 330 ${checked ? 76 : 62}`, "font-size": 11, "font-family": FONT, "aria-hidden": "true" },
     bar, draw("rect", { x: 4, y: 2, width, height: 12, fill: "none", stroke: "#555555", "stroke-width": 0.7 }),
     tick(from, 4, "start"), method.kind === "signed" ? tick(0, 4 + width / 2, "middle") : null, tick(method.bound, 4 + width, "end"),
-    draw("text", { x: 4, y: 42, text: shorten(method.unit || "", 50) }), draw("text", { x: 4, y: method.unit ? 57 : 42, fill: "#444444", text: words }));
+    draw("text", { x: 4, y: 42, text: shorten(method.unit || "", 50) }), draw("text", { x: 4, y: method.unit ? 57 : 42, fill: "#444444", text: words }),
+    checked ? draw("text", { x: 4, y: 71, fill: "#444444", text: "corner: exact patching agrees; cross: it does not" }) : null);
   return svg;
 }

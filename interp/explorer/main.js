@@ -18,7 +18,7 @@ function heads(query) {
   return HEADS.map((_, i) => i).filter((i) => said(i).includes(text));
 }
 
-function bar() {
+function searchBar() {
   const list = el("ul", { id: "found", class: "found", "aria-label": "Heads found" }), said = el("output", { "aria-live": "polite" });
   const box = el("input", { type: "search", id: "search", autocomplete: "off", spellcheck: "false", placeholder: "L5H3, 5.3, induction", input: () => look(), keydown: (event) => { if (event.key === "Enter") { const some = heads(box.value); if (some && some.length) select(some[0]); } } });
   const look = () => {
@@ -101,10 +101,12 @@ function opening() {
   if (top) list.after(top);
 }
 
+if (METHODS.length) state.head = strongest(0)[0] ?? null;
 Object.assign(state, understood(pairs(location.hash)));
 opening();
-bar();
+searchBar();
 mapView();
+rankingView();
 scatterView();
 cardView();
 circuitView();

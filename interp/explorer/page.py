@@ -27,6 +27,7 @@ PARTS = (
     "export",
     "map",
     "scatter",
+    "ranking",
     "attention",
     "image",
     "card",
