@@ -4,6 +4,8 @@ One recorded run of the source, one of the base with its gradient, and each cell
 the metric makes of it>. The methods differ in how the gradient is taken: see `interp/attribution/` for each one's
 definition, cost and limits. An estimate never travels alone: unless told otherwise the cells are patched exactly as
 well, all of them where that is affordable and else a stratified sample, in both directions (`interp/verify.py`).
+Cost: two forward passes and one backward for atp and the relevance rules, L backward ones for atp*, one of each per
+step for ig and conductance; then the check, a sweep of `interp.patch`.
 Limits: first-order methods are exact only where the metric is linear in the site; no method is best everywhere.
 LXT's authors state that LRP (relp, attnlrp, cp-lrp) is patented technology, free for personal and scientific use.
 """
