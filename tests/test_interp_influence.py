@@ -61,7 +61,7 @@ def slow_loss(text: str, heads: tuple[str, ...], *, full: bool) -> float:
 @pytest.mark.parametrize("weights", ["visible", "full"])
 def test_scores_are_those_of_the_paper(weights: str) -> None:
     found, full = scored(weights), weights == "full"
-    for n in (0, 5):
+    for n in (0, 1):
         base, masked = (slow_loss(texts()[n], heads, full=full) for heads in ((), HEADS))
         assert float(found.base[n]) == pytest.approx(base, rel=1e-5)
         assert float(found.score[n]) == pytest.approx((masked - base) / base, rel=1e-4)

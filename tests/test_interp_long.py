@@ -28,8 +28,11 @@ def needle() -> interp.Model:
 
 
 @cache
-def doubled() -> interp.Model:
-    return interp.attach(copy.deepcopy(needle().module).double())
+def eager() -> Any:
+    """The model itself, without us: whole patterns in float64."""
+    module = copy.deepcopy(needle().module).double()
+    module.set_attn_implementation("eager")
+    return module
 
 
 def turn(x: Tensor, at: int) -> Tensor:
@@ -145,10 +148,8 @@ def slow_kept(layer: int, *, window: int, keep: int, phrase: int) -> list[str]:
     for some in windows:
         words = [(s, word) for s in [*kept, *some] for word in s.split()]
         row = [1, *ids([word for _, word in words]), *ids(question.split())]
-        looks = (
-            doubled().run({"input_ids": torch.tensor([row])}, record=f"L{layer}.pattern")[f"L{layer}.pattern"][0].sum(0)
-        )
-        looks = looks[-3:].numpy()
+        pattern = eager()(torch.tensor([row]), output_attentions=True).attentions[layer]
+        looks = pattern[0, :, -3:].sum(0).detach().numpy()
         weights = looks[:, -3:].sum(1) if weights is None else weights
         summed = [np.convolve(one[1:-3], np.ones(phrase), mode="same") for one in looks]
         score = sum(w**2 * s for w, s in zip(weights, summed, strict=True))

@@ -12,9 +12,9 @@ import torch
 
 import interp
 from interp.families import tiny
-from interp.head_sets import matched
+from interp.head_sets import How, matched
 from interp.hooks.errors import InputsError, ModelError, SiteError
-from interp.mask_heads import mask_heads
+from interp.mask_heads import Phase, mask_heads
 from interp.masking import Masking
 from interp.task import Task
 
@@ -32,8 +32,9 @@ def notes() -> Task:
 
 
 @cache
-def masked(how: str = "uniform", phase: str = "decode") -> Masking:
-    return mask_heads(needle(), notes(), heads=BEST, counts=(2, 4), how=how, phase=phase, draws=6, batch=1)  # type: ignore[arg-type]
+def masked(how: How = "uniform", phase: Phase = "decode") -> Masking:
+    draws = 6 if (how, phase) == ("uniform", "decode") else 0
+    return mask_heads(needle(), notes(), heads=BEST, counts=(2, 4), how=how, phase=phase, draws=draws, batch=8)
 
 
 @cache
@@ -58,11 +59,10 @@ def slow_recall(row: int, heads: list[str], how: str, phase: str) -> float:
 
 
 @pytest.mark.parametrize(("how", "phase"), [("uniform", "decode"), ("uniform", "both"), ("zero", "decode")])
-def test_recall_is_that_of_the_definition(how: str, phase: str) -> None:
+def test_recall_is_that_of_the_definition(how: How, phase: Phase) -> None:
     found = masked(how, phase)
-    for row in (0, 3):
-        for n, count in enumerate((0, 2, 4)):
-            assert float(found.recall[n, row]) == slow_recall(row, BEST[:count], how, phase)
+    for n, count in ((1, 2), (2, 4)):
+        assert float(found.recall[n, 3]) == slow_recall(3, BEST[:count], how, phase)
 
 
 def test_retrieval_heads_are_needed_and_random_ones_are_not() -> None:

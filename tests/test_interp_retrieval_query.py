@@ -38,8 +38,11 @@ def notes(*, whole: bool = False) -> Task:
 
 
 @cache
-def doubled() -> interp.Model:
-    return interp.attach(copy.deepcopy(needle().module).double())
+def eager() -> Any:
+    """The model itself, without us: whole patterns in float64."""
+    module = copy.deepcopy(needle().module).double()
+    module.set_attn_implementation("eager")
+    return module
 
 
 @cache
@@ -47,10 +50,9 @@ def scored() -> RetrievalHeads:
     return query_heads(needle(), notes(), null="question")
 
 
-def mean_rows(m: interp.Model, ids: list[int], start: int) -> list[list[float]]:
+def mean_rows(ids: list[int], start: int) -> list[list[float]]:
     """[head][key]: the mean of the rows from `start` on, from whole patterns."""
-    tape = m.run({"input_ids": torch.tensor([ids])}, record="L*.pattern")
-    heads = torch.cat([tape[f"L{n}.pattern"][0] for n in range(4)])
+    heads = torch.cat([layer[0] for layer in eager()(torch.tensor([ids]), output_attentions=True).attentions])
     return [[mean(float(p[i, j]) for i in range(start, len(ids))) for j in range(start)] for p in heads]
 
 
@@ -61,7 +63,7 @@ def slow_scores(row: int) -> list[float]:
     empty = [*ids[:start], needle().tokenizer.convert_tokens_to_ids("question")]
     first, last = notes().take([row]).positions["needle"].rows[0] or (0, 0)
     found = []
-    for asked, not_asked in zip(mean_rows(doubled(), ids, start), mean_rows(doubled(), empty, start), strict=True):
+    for asked, not_asked in zip(mean_rows(ids, start), mean_rows(empty, start), strict=True):
         c = [asked[j] - not_asked[j] for j in range(first, last)]
         found.append(sum(one for one in c if one > mean(c) - 2 * stdev(c)))
     return found
@@ -112,7 +114,7 @@ def test_prompts_of_ids_take_an_empty_question_of_ids() -> None:
     rows = [Row((1, 9, 8, 7, 6, 5, 4), (1, 9, 8, 7, 6, 5, 4), (30,), (20,), {"needle": (2, 4), "question": (5, 7)})]
     task = Task("ids", tuple(rows)).on(needle())
     found = query_heads(needle(), task, null=(11,))
-    asked, empty = (mean_rows(doubled(), ids, 5) for ids in ([1, 9, 8, 7, 6, 5, 4], [1, 9, 8, 7, 6, 11]))
+    asked, empty = (mean_rows(ids, 5) for ids in ([1, 9, 8, 7, 6, 5, 4], [1, 9, 8, 7, 6, 11]))
     wanted = [sum(a[j] - b[j] for j in (2, 3)) for a, b in zip(asked, empty, strict=True)]
     assert found.scores[:, 0].tolist() == pytest.approx(wanted, abs=1e-5)
 

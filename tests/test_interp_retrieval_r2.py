@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -25,20 +26,23 @@ def notes() -> Task:
 
 
 @cache
-def doubled() -> interp.Model:
-    return interp.attach(copy.deepcopy(needle().module).double())
+def eager() -> Any:
+    """The model itself, without us: whole patterns in float64."""
+    module = copy.deepcopy(needle().module).double()
+    module.set_attn_implementation("eager")
+    return module
 
 
 @cache
 def rows_of(row: int) -> tuple[list[int], range, torch.Tensor]:
     """Ids, the answer's place in the needle, and the weights [head, step, key] of the rows that predict it."""
-    m, one = doubled(), notes().take([row])
+    one = notes().take([row])
     answer = list(one.answer_ids[0])
     ids = one.clean.kwargs["input_ids"][0].tolist()
     first, _ = one.positions["needle"].rows[0] or (0, 0)
     start = next(i for i in range(first, len(ids)) if ids[i : i + len(answer)] == answer)
-    tape = m.run({"input_ids": torch.tensor([ids])}, record="L*.pattern")
-    weights = torch.cat([tape[f"L{n}.pattern"][0, :, -len(answer) - 1 : -1] for n in range(4)])
+    patterns = eager()(torch.tensor([ids]), output_attentions=True).attentions
+    weights = torch.cat([layer[0, :, -len(answer) - 1 : -1] for layer in patterns]).detach()
     return ids, range(start, start + len(answer)), weights
 
 
