@@ -42,19 +42,29 @@ class HeadKV:
 
 
 def apply(call: Call, edits: Sequence[Any], attend_all: Callable[[], None] | None = None) -> None:
-    """Run the user's implementation, then compute the edited heads anew and put them in their places."""
-    (attend_all or call.attend)()
+    """Run the user's implementation where it has any say, compute the edited heads anew, put them in their places."""
     touched = _touched(call, edits)
+    rows = _rows_of(edits) if touched else None
+    replaced = attend_all is None and rows is None and _replaced(call, touched)
+    if not replaced:
+        (attend_all or call.attend)()
     if not touched:
         return
     runs = _runs(touched, edits)
     z = torch.cat([_edited_z(call, heads, edits, view) for heads, view in runs], 1)
     index = torch.tensor([head for heads, _ in runs for head in heads], device=z.device)
-    new = z.transpose(1, 2).to(call.z.dtype)
-    rows = _rows_of(edits)
+    new = z.transpose(1, 2).to(call.v.dtype)
+    if replaced:
+        call.z = new[:, :, index.argsort()]
+        return
     if rows is not None:
         new = torch.where(rows[:, :, None, None], new, call.z[:, :, index])
     call.z = call.z.index_copy(2, index, new)
+
+
+def _replaced(call: Call, touched: Sequence[int]) -> bool:
+    """Whether all that the user's implementation would give is computed anew; eager gives its weights as well."""
+    return call.implementation == "sdpa" and len(touched) == call.q.shape[1]
 
 
 def _runs(touched: tuple[int, ...], edits: Sequence[Any]) -> list[tuple[tuple[int, ...], Narrow | None]]:

@@ -138,7 +138,7 @@ def through(call: Call, taps: Sequence[Tap]) -> tuple[Tensor, Tensor | None]:
         tap.before(call)
     call.edits = [edit for tap in taps for edit in tap.attention_edits(call)]
     own = next((tap for tap in taps if tap.attends()), None)
-    apply(call, call.edits, call.attend if own is None else functools.partial(own.attend, call))
+    apply(call, call.edits, None if own is None else functools.partial(own.attend, call))
     for tap in taps:
         tap.after(call)
     for tap in taps:
