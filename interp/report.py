@@ -146,6 +146,7 @@ def _gathered(
     if subject is not None:
         made.title, made.task = f"Heads of {called} on {subject.task.name}", subject.task.name
         found = {**_measured(made, subject, steps), **found}
+    made.refused += steps.notes
     made.agreement = agreement(found, [t["name"] for t in made.towers], seed=int(plan.get("seed", 0)))
     return made
 

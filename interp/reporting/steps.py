@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,17 @@ class Steps:
         self.say = say or (lambda line: None)
         self.seconds: dict[str, float] = {}
         mine = json.loads(json.dumps({"format": FORMAT, **plan}))
-        if overwrite:
-            _clear(self.folder)
+        self.notes: list[str] = []
+        cleared = overwrite and _clear(self.folder)
         _writable(self.folder)
-        self._begin(mine, resume=resume)
+        self._begin(mine, resume=resume, cleared=cleared)
 
-    def _begin(self, mine: Answer, *, resume: bool) -> None:
+    def _begin(self, mine: Answer, *, resume: bool, cleared: bool) -> None:
         file = self.inside / "plan.json"
         if not file.exists():
             if resume and any(self.folder.iterdir()):
                 raise InterpError(f"{self.folder} holds no report that was begun; there is nothing to resume.")
-            if any(self.folder.iterdir()):
+            if any(self.folder.iterdir()) and not cleared:
                 raise InterpError(f"{self.folder} is not empty and holds no report: give another directory.")
             self.inside.mkdir()
             renamed(file, _written(mine))
@@ -67,10 +68,11 @@ class Steps:
             self.say(f"{name}: done before")
         else:
             start = time.perf_counter()
-            renamed(file, _written(work()))
+            renamed(file, _written(_noted(work)))
             self.seconds[name] = round(time.perf_counter() - start, 3)
             self.say(f"{name}: {self.seconds[name]:.1f} s")
         answer: Answer = json.loads(file.read_text(encoding="utf-8"))
+        self.notes += [note for note in answer.pop("notes", ()) if note not in self.notes]
         return answer
 
     def attempt(self, name: str, work: Callable[[], Mapping[str, Any]]) -> Answer:
@@ -98,13 +100,29 @@ FILES = (
 )  # fmt: skip
 
 
-def _clear(folder: Path) -> None:
-    """Take away what a report wrote, and nothing else."""
-    if (folder / "steps" / "plan.json").exists():
-        for name in OWN:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
+def _clear(folder: Path) -> bool:
+    """Take away what a report wrote, and nothing else; whether there was one."""
+    if not (folder / "steps" / "plan.json").exists():
+        return False
+    for name in OWN:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    return True
+
+
+def _noted(work: Callable[[], Mapping[str, Any]]) -> Answer:
+    """A step's answer, with what the methods in it warned about as notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answer = dict(work())
+    notes = []
+    for one in caught:
+        if one.category is UserWarning:
+            notes.append(" ".join(str(one.message).split()))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return {**answer, "notes": list(dict.fromkeys(notes))} if notes else answer
 
 
 def _writable(folder: Path) -> None:

@@ -13,8 +13,8 @@ ROWS = 20
 
 
 def tex_escaped(text: str) -> str:
-    """Text as it stands, in LaTeX."""
-    return "".join(SPECIAL.get(letter, letter) for letter in text)
+    """Text on one line as it stands, in LaTeX."""
+    return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
 
 
 def latex(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
