@@ -81,13 +81,13 @@ def cut(model: Model, rests: Mapping[str, list[Rest]], edits: Sequence[Edit]) ->
     _refuse(model)
     wanted = answered(model, edits)
     own = copied(model)
-    changed = [(name, one) for name, found in rests.items() for one in found
-               if len(one.heads) < one.layer.heads or one.silent]  # fmt: skip
-    splits = {name: owners(own, own.anatomy.towers[name], [one.layer for where, one in changed if where == name])
-              for name, _ in changed}  # fmt: skip
+    smaller = {name: [one.layer for one in found if len(one.heads) < one.layer.heads] for name, found in rests.items()}
+    splits = {name: owners(own, own.anatomy.towers[name], layers) for name, layers in smaller.items() if layers}
     with torch.no_grad():
-        for name, one in changed:
-            _cut_layer(own.module, one, splits[name][one.layer.index])
+        for name, found in rests.items():
+            for one in found:
+                if len(one.heads) < one.layer.heads or one.silent:
+                    _cut_layer(own.module, one, splits.get(name, {}).get(one.layer.index, ()))
     refit(own, rests)
     _check(own, wanted)
     own.discover(own.example())
@@ -114,7 +114,7 @@ def silenced(model: Model, rests: Mapping[str, list[Rest]]) -> Model:
 
 def _refuse(model: Model) -> None:
     away = next((name for name, p in model.module.named_parameters() if p.device.type == "meta"), None)
-    if away is not None or not isinstance(model.module, nn.Module):
+    if away is not None:
         raise ModelError(f"{away} is offloaded: load the model whole to cut heads out, or use how='mask'.")
 
 
