@@ -1,6 +1,6 @@
 """How one layer of softmax attention does linear regression in its context: train it, and read its weights.
 
-    python experiments/icl_regression.py [--steps 100000] [--heads 4] [--out runs/icl_regression]
+    python experiments/icl_regression.py [--steps 30000] [--heads 4] [--out runs/icl_regression]
 
 He, Pan, Chen and Yang (ICML 2025, arXiv 2503.12734): tokens z_i = (x_i, y_i), y = x.beta + noise, a query
 z_q = (x_q, 0) that attends to the L tokens only, and y_hat the last entry of sum_h O_h V_h softmax(K_h Q_h). They find
@@ -234,7 +234,7 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    given.add_argument("--steps", type=int, default=100_000)
+    given.add_argument("--steps", type=int, default=30_000)
     given.add_argument("--batch", type=int, default=256)
     given.add_argument("--heads", type=int, default=4)
     given.add_argument("--rate", type=float, default=1e-3)
