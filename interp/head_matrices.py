@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from interp.hooks.anatomy import Layer, Tower
     from interp.model import Model
 
+WORDS = 4
+"""Length of the examples that unit vectors are put into."""
 TOGETHER = 4096
 """Tokens that are asked about in one forward pass."""
 
@@ -97,56 +99,54 @@ class HeadMatrices:
     def _site(self, layer: Layer, component: str) -> Site:
         return Site(self.name, layer.index, component)
 
-    def _read(self, layer: Layer, vectors: Tensor) -> dict[str, Tensor]:
-        """q, k and v [b, position, head, d_head] where the attention reads these vectors [b, position, d]."""
+    def _read(self, layer: Layer, vectors: Tensor, batch: int) -> dict[str, Tensor]:
+        """q, k and v [row, position, head, d_head] where the attention reads these vectors [row, position, d]."""
         sites = [self._site(layer, name) for name in ("q", "k", "v")]
         tape = self.model.run(
-            self._inputs(len(vectors)), record=sites, edits=[Set(str(self._site(layer, "attn_in")), vectors)]
+            self._inputs(batch), record=sites, edits=[Set(str(self._site(layer, "attn_in")), vectors)]
         )
         return {site.component: tape[site].double() for site in sites}
 
-    def _inputs(self, rows: int) -> dict[str, Tensor]:
-        if rows == 1:
-            return self._kwargs
-        return example(self.model.module, batch=rows, length=self._words)
+    def _inputs(self, batch: int) -> dict[str, Tensor]:
+        return example(self.model.module, batch=batch, length=WORDS)
 
-    @cached_property
-    def _words(self) -> int:
-        return 4
-
-    def _shape(self, rows: int) -> tuple[int, int, int]:
-        """[b, position, d] of what the attention reads with so many rows."""
-        inputs = self._inputs(rows)
-        embed = Site(self.name, min(self.tower.by_index), "attn_in")
-        value = self.model.run(inputs, record=embed)[embed]
-        return tuple(value.shape)
+    def _shape(self, layer: Layer, batch: int) -> tuple[int, int, int]:
+        """[row, position, d] of what the layer's attention reads of so many examples."""
+        site = self._site(layer, "attn_in")
+        shape = tuple(self.model.run(self._inputs(batch), record=site)[site].shape)
+        if len(shape) != 3:
+            raise ModelError(
+                f"{site}: its attention reads {list(shape)}, not [row, position, d]: unit vectors cannot be put there."
+            )
+        return shape
 
     def _probe(self, layer: Layer) -> tuple[bool, set[str]]:
         """Whether queries depend on the position they stand at, and which of q, k and v are linear."""
-        rows, positions, width = self._shape(2)
+        rows, positions, width = self._shape(layer, 2)
         random = torch.randn(width, generator=torch.Generator().manual_seed(0))
         vectors = torch.zeros(rows, positions, width, dtype=self.model.dtype)
         vectors[0], vectors[1] = random, 2 * random
-        at = self._read(layer, vectors)
-        zero = self._read(layer, torch.zeros_like(vectors))
+        at = self._read(layer, vectors, 2)
+        zero = self._read(layer, torch.zeros_like(vectors), 2)
         turned = any(not _close(at[name][0, 0], at[name][0, -1]) for name in ("q", "k"))
-        moved = {name: (at[name] - zero[name])[:, 0] for name in at}
+        moved = {name: (at[name] - zero[name])[:2, 0] for name in at}
         return turned, {name for name, (once, twice) in moved.items() if _close(twice, 2 * once)}
 
     def _project(self, layer: Layer, *, first_only: bool) -> dict[str, Tensor]:
         """W_Q, W_K and W_V as they are, [head, d, d_head]."""
-        _, positions, width = self._shape(2)
+        rows, positions, width = self._shape(layer, 2)
         each = 1 if first_only else positions
-        rows = max(2, min(-(-width // each), TOGETHER // positions))
+        batch = max(2, min(-(-2 * width // (rows * each)), TOGETHER // positions))
+        rows = self._shape(layer, batch)[0]
         units = torch.eye(width, dtype=self.model.dtype)
         parts: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
-        nothing = self._read(layer, torch.zeros(rows, positions, width, dtype=self.model.dtype))
+        nothing = self._read(layer, torch.zeros(rows, positions, width, dtype=self.model.dtype), batch)
         for start in range(0, width, rows * each):
             some = units[start : start + rows * each]
             vectors = torch.zeros(rows, each, width, dtype=self.model.dtype)
             vectors.view(-1, width)[: len(some)] = some
             vectors = torch.nn.functional.pad(vectors, (0, 0, 0, positions - each))
-            for name, value in self._read(layer, vectors).items():
+            for name, value in self._read(layer, vectors, batch).items():
                 made = (value - nothing[name])[:, :each].flatten(0, 1)[: len(some)]
                 parts[name].append(made)
         return {name: torch.cat(found).transpose(0, 1).cpu() for name, found in parts.items()}
@@ -159,6 +159,8 @@ class HeadMatrices:
         def norm(x: Tensor) -> Tensor:
             edits = [Set(str(before), x)]
             found: Tensor = self.model.run(self._kwargs, record=after, edits=edits)[after]
+            if found.shape != x.shape:
+                raise ModelError(f"{after} is {list(found.shape)}, the residual {list(x.shape)}: windows are not read.")
             return found
 
         return _at_unit_size(frozen(norm, value, name=f"what stands between {before} and {after}"), value)
@@ -207,9 +209,7 @@ class HeadMatrices:
                 f"the tower {self.tower.name!r} does not make the logits, so its heads promote no tokens."
             )
         spoken = unembedding(tail)
-        return _folded(_at_unit_size(tail.frozen, tail.left), spoken[None])[0].to(
-            torch.promote_types(spoken.dtype, torch.float32)
-        )
+        return _folded(_at_unit_size(tail.frozen, tail.left), spoken, torch.promote_types(spoken.dtype, torch.float32))
 
 
 def _at_unit_size(norm: Frozen, x: Tensor) -> Frozen:
@@ -221,11 +221,10 @@ def _at_unit_size(norm: Frozen, x: Tensor) -> Frozen:
     return replace(norm, gain=norm.gain * factor[0])
 
 
-def _folded(norm: Frozen, matrix: Tensor) -> Tensor:
+def _folded(norm: Frozen, matrix: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """`diag(gain) W` of [..., d, n], the mean taken away first where the norm does that."""
-    gain = norm.gain.to(matrix.device)
-    made = gain[:, None] * matrix.double()
-    return made - made.mean(-2, keepdim=True) if norm.centred else made
+    made = norm.gain.to(matrix.device, dtype)[:, None] * matrix.to(dtype)
+    return made.sub_(made.mean(-2, keepdim=True)) if norm.centred else made
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

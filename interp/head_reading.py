@@ -28,7 +28,7 @@ def head_sites(model: Model, heads: str) -> list[Site]:
     found = [Site(s.tower, s.layer, "attention", s.heads) for s in anatomy.sites(spelled)]
     if crossed := [s.layer for s in found if anatomy.layer(s).kind == "cross"]:
         raise SiteError(
-            f"places in a head's own sequence are asked about, and layers {crossed} of {heads!r} are cross-attention."
+            f"a head's own sequence is asked about, and layers {crossed} of {heads!r} are cross-attention: name others."
         )
     return found
 

@@ -22,7 +22,7 @@ from interp.head_kinds.copying import NAME as COPYING
 from interp.head_kinds.copying import copying
 from interp.head_kinds.repeated import random_tokens
 from interp.head_reading import head_names, head_sites, page_of, read_heads, tower_of
-from interp.hooks.errors import InputsError
+from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site, nearest
 from interp.hooks.weights import Rows
@@ -63,7 +63,7 @@ def head_roles(
         left_out |= {f"{name}{REPEATED}": random for name in ON_REPEATED if name in wanted}
         left_out |= {COPYING: random} if COPYING in wanted else {}
     else:
-        _on_random(model, sites, random, wanted, found, repeats)
+        left_out |= _on_random(model, sites, random, wanted, found, repeats)
         left_out = {name: why for name, why in left_out.items() if f"{name}{REPEATED}" not in found}
     _refuse_missing(kinds, found, left_out)
     meta = {**about(model.module, x), "method": "head roles", "n": n, "repeats": repeats, "seed": seed}
@@ -115,14 +115,18 @@ def _on_random(
     wanted: list[str],
     found: dict[str, Any],
     repeats: int,
-) -> None:
+) -> dict[str, str]:
+    """Put what is measured on random tokens into `found`; returns what cannot be, and why."""
     several, once = random
     kinds = [kind for kind in KINDS if kind.name in wanted and kind.name in ON_REPEATED]
     if kinds and repeats > 1:
         values, _ = _measure(model, sites, several, page_of(model, sites, several), kinds)
         found |= {f"{name}{REPEATED}": value for name, value in values.items()}
-    if COPYING in wanted:
-        found[COPYING] = copying(model, sites, once)
+    try:
+        found |= {COPYING: copying(model, sites, once)} if COPYING in wanted else {}
+    except ModelError as why:
+        return {COPYING: str(why)}
+    return {}
 
 
 def _measure(

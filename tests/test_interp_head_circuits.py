@@ -216,6 +216,8 @@ def test_what_the_weights_do_not_say_is_said() -> None:
         ("gpt2", {"heads": "L9"}, SiteError, "no layer"),
         ("gpt2", {"draws": 0}, InputsError, "at least one draw"),
         ("t5", {"heads": "cross.L*"}, SiteError, "cross-attention"),
+        ("qwen2_vl", {"heads": "vision.L*"}, ModelError, "unit vectors"),
+        ("swin", {}, ModelError, "windows"),
     ]
     for name, how, kind, says in refused:
         with pytest.raises(kind, match=says):

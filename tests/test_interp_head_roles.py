@@ -328,6 +328,15 @@ def test_what_has_no_meaning_is_refused() -> None:
         interp.head_roles(attached("vit"), dict(example(tiny("vit"), batch=1))).of("induction")
 
 
+def test_where_heads_have_no_writes_copying_is_left_out_unless_it_is_asked_for() -> None:
+    m = attached("bert")  # normalises after adding
+    found = interp.head_roles(m, n=2, length=5)
+    assert "normalises after adding" in found.left_out["copying"]
+    assert "induction @ repeated" in found.kinds
+    with pytest.raises(InputsError, match="normalises after adding"):
+        interp.head_roles(m, n=2, length=5, kinds=["copying"])
+
+
 def test_one_layer_and_one_head_will_do() -> None:
     one, every = interp.head_roles(planted(), TEXTS, heads="L0.H1", n=4), roles_of_planted()
     assert one.sites == ("L0.H1",)
