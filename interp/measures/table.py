@@ -136,7 +136,8 @@ class Importance:
     def agreement(self, *, k: int | None = None) -> Any:
         """One row per pair of measures: Spearman correlation and overlap of the first `k`, each with its interval over
         draws, and the overlap that two random orders would have. Measures order by magnitude, but where one end is
-        meant: see each one's `order`."""
+        meant: see each one's `order`. Draws are noisier than the whole, so intervals lie low, sometimes below the
+        estimate; the correlation is over all heads and may be high where the first ones differ."""
         import pandas
 
         if len(self.measures) < 2 or len(self.sites) < 2:
