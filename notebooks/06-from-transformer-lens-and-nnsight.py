@@ -85,5 +85,5 @@ effects.to_array()
 # %% [markdown]
 # ## Now you
 #
-# - Attach your own model, `m.check()`, and read which sites it has: `m.sites("*")`.
+# - Attach your own model, read `m.check()`, and see what a pattern means in it: `m.sites("L*.H0.z")`.
 # - Move one of your hook functions over: what it changes is an edit, a value you can print and save.
