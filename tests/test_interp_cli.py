@@ -50,11 +50,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_what_a_command_prints_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "patch", "zoo:planted-decoder", "--task", "induction", "--top", "2", "--json")
+    code, out, err = run(capsys, "patch", "zoo:planted-decoder", "--task", "question", "--top", "2", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["command"] == "patch"
-    assert {row["site"] for row in found["rows"]} == {"L0.H1.z", "L1.H4.z"}
+    assert {row["site"] for row in found["rows"]} == {"L0.H1.z", "L1.H2.z"}
     assert err.startswith("cost: about")
 
 
@@ -73,7 +73,7 @@ def test_estimates_come_with_what_checks_them(tmp_path: Path, capsys: pytest.Cap
     assert code == 0
     assert "Spearman" in out
     assert f"wrote {tmp_path / 'atp'}" in out
-    assert set(interp.open(tmp_path / "atp").top(1)["site"]) <= {"L0.H1.z", "L1.H4.z"}
+    assert set(interp.open(tmp_path / "atp").top(1)["site"]) <= {"L0.H1.z", "L1.H2.z"}
 
 
 def test_heads_sinks_and_retrieval_print_and_write_their_tables(
@@ -94,7 +94,7 @@ def test_heads_sinks_and_retrieval_print_and_write_their_tables(
 
 def test_a_config_file_stands_under_the_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "patch.yaml"
-    file.write_text("model: zoo:planted-decoder\ntask: induction\ntop: 3\ndirection: noise\njson: true\n")
+    file.write_text("model: zoo:planted-decoder\ntask: question\ntop: 3\ndirection: noise\njson: true\n")
     code, out, _ = run(capsys, "patch", "--config", str(file))
     assert code == 0
     rows = json.loads(out)["rows"]
@@ -103,9 +103,7 @@ def test_a_config_file_stands_under_the_flags(tmp_path: Path, capsys: pytest.Cap
     code, out, _ = run(capsys, "patch", "--config", str(file), "--top", "1", "--direction", "denoise")
     assert len(json.loads(out)["rows"]) == 1
     assert json.loads(out)["rows"][0]["estimate"] > 0
-    (tmp_path / "patch.json").write_text(
-        json.dumps({"model": "zoo:planted-decoder", "task": "induction", "json": True})
-    )
+    (tmp_path / "patch.json").write_text(json.dumps({"model": "zoo:planted-decoder", "task": "question", "json": True}))
     assert run(capsys, "patch", "--config", str(tmp_path / "patch.json"))[0] == 0
 
 

@@ -35,7 +35,7 @@ def add(commands: common.Commands) -> None:
         parser.add_argument("--file", help="prompts, one a line")
         parser.add_argument("--heads", default="L*", dest="pattern", help="which heads, such as 'vision.L*'")
     heads.add_argument("--kinds", nargs="+", help="some kinds by name")
-    sinks.add_argument("--by", default="first", help="the column heads are ranked by")
+    sinks.add_argument("--by", default="estimate", help="the column heads are ranked by")
     common.about_model(retrieval)
     retrieval.add_argument("-n", type=int, default=None, help="needles")
     retrieval.add_argument("--lengths", type=int, nargs="+", help="lengths of the text, in tokens")

@@ -105,6 +105,8 @@ def task_named(
     if short.startswith("planted-") and (name is None or name not in tasks.__all__) and not _file(name):
         from interp.planted.probes import probe_task
 
+        if wrong := [key for key, value in options.items() if value is not None]:
+            raise TaskError(f"a probe of a planted model is one row as it stands, without {wrong[0]}=.")
         return probe_task(short, name, model=model)
     if name is None:
         name = next((task for start, task in SHIPPED.items() if short.startswith(start)), None)
