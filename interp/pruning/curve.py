@@ -167,7 +167,7 @@ def _point(model: Model, gone: list[str], parts: Parts, cutting: bool, rounds: i
     values = [_judged(metric, x, own.run(x, edits=edits)["logits"]) for x, metric in parts]
     times = [(_seconds(model, parts, ()), _seconds(own, parts, edits)) for _ in range(rounds)]
     whole, ours = (min((one[n] for one in times), default=torch.nan) for n in (0, 1))
-    return _Point(torch.cat(values).double(), ours, ours / whole)
+    return _Point(torch.cat(values).double().cpu(), ours, ours / whole)
 
 
 def _judged(metric: Metric, x: Inputs, logits: Tensor) -> Tensor:
@@ -177,10 +177,18 @@ def _judged(metric: Metric, x: Inputs, logits: Tensor) -> Tensor:
 
 def _seconds(own: Model, parts: Parts, edits: Sequence[Any]) -> float:
     with own.edited(edits), torch.no_grad():
+        _wait(own)
         start = time.perf_counter()
         for x, _ in parts:
             own.module(**own.called_with(x.kwargs))
+        _wait(own)
         return time.perf_counter() - start
+
+
+def _wait(own: Model) -> None:
+    """A GPU answers before it is done."""
+    if own.device.type == "cuda":
+        torch.cuda.synchronize(own.device)
 
 
 def _summed(points: Sequence[_Point], seed: int) -> dict[str, float]:

@@ -120,7 +120,7 @@ def _skeleton(folder: Path, name: str) -> nn.Module:
         return AttentionOnly(configured(folder))
     import transformers
 
-    cls = getattr(transformers, name, None)
+    cls: Any = getattr(transformers, name, None)
     if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
         raise ModelError(f"{folder} holds a {name}, which this transformers does not have.")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
