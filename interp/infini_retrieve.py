@@ -25,7 +25,7 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.sites import parse
-from interp.needle_rows import attention_sites
+from interp.needle_rows import attention_sites, ids_of
 from interp.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class _Reader:
         self.sentences = [part for part in SENTENCE.split(document) if part.strip()]
         self.pieces = [words.ids(f" {part.strip()}") for part in self.sentences]
         self.question = words.ids(f" {question.strip()}")
-        opening = model.prepare([question], chat=False).ids[0, :1].tolist()
+        opening = ids_of(model.prepare([question], chat=False))[0, :1].tolist()
         self.opening = tuple(opening) if opening == [getattr(model.tokenizer, "bos_token_id", None)] else ()
         self.weights: Tensor | None = None
 

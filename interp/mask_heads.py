@@ -24,7 +24,7 @@ from interp.hooks.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.output import logits_of
 from interp.masking import Masking
-from interp.needle_rows import alike, attention_sites, fitted, head_names, ids_of
+from interp.needle_rows import alike, attention_sites, fitted, head_names
 from interp.provenance import about
 from interp.task import Task
 
@@ -54,7 +54,7 @@ def mask_heads(
     task = fitted(model, needles)
     ranked = known(list(heads), head_names(model, sites))
     sizes = _sizes(counts, len(ranked))
-    texts = [_Texts(model, task, rows, phase) for rows in alike(task, batch)]
+    texts = [_Texts(model, task, rows, ids, phase) for rows, ids in alike(task, batch)]
     norms = _norms(model, texts, sites, phase)
     drawn = [matched(ranked[:n], norms, draws=draws, seed=seed) for n in sizes]
     recall = torch.stack([_recalled(texts, ranked[:n], how, len(task)) for n in (0, *sizes)])
@@ -104,11 +104,9 @@ def _said(draws: Draws) -> dict[str, Any]:
 class _Texts:
     """Needles of one length, read up to the answer's first row once if only that row and later ones are masked."""
 
-    def __init__(self, model: Model, task: Task, rows: list[int], phase: Phase) -> None:
-        part = task.take(rows)
-        self.model, self.rows = model, rows
-        self.ids = ids_of(part.clean).to(model.device)
-        self.answers = torch.tensor(part.answer_ids, device=model.device)
+    def __init__(self, model: Model, task: Task, rows: list[int], ids: Tensor, phase: Phase) -> None:
+        self.model, self.rows, self.ids = model, rows, ids.to(model.device)
+        self.answers = torch.tensor([task.answer_ids[row] for row in rows], device=model.device)
         self.length = self.ids.shape[1]
         self.start = self.length - self.answers.shape[1] - 1
         self.past = self._prefix() if phase == "decode" and self.start else None

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from interp.hooks.anatomy import Tower
@@ -62,13 +63,15 @@ def fitted(model: Model, needles: Any) -> Task:
     return task
 
 
-def alike(task: Task, batch: int) -> Iterator[list[int]]:
-    """Rows of one length and one length of answer, so that the same columns are read and nothing is padded."""
+def alike(task: Task, batch: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows of one length and one length of answer, and their ids [row, token]: nothing in them is padding."""
     groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for row, length in enumerate(task.clean.valid.sum(1).tolist()):
         groups[length, len(task.answer_ids[row])].append(row)
+    ids, valid = ids_of(task.clean), task.clean.valid
     for rows in groups.values():
-        yield from (rows[start : start + batch] for start in range(0, len(rows), batch))
+        for some in (rows[start : start + batch] for start in range(0, len(rows), batch)):
+            yield some, torch.stack([ids[row][valid[row]] for row in some])
 
 
 def ids_of(x: Inputs) -> Tensor:
@@ -77,17 +80,19 @@ def ids_of(x: Inputs) -> Tensor:
     return x.ids
 
 
-def answer_span(part: Task, n: int, row: int) -> range:
-    """Where the answer stands in the needle: word for word, or the first stretch that is nearly the same tokens."""
-    place = part.positions["needle"].rows[n]
+def answer_span(task: Task, row: int) -> range:
+    """Where in a row without its padding the answer stands in the needle: word for word, or the first stretch that is
+    nearly the same tokens."""
+    place, valid = task.positions["needle"].rows[row], task.clean.valid[row]
     assert place is not None
-    answer, ids = list(part.answer_ids[n]), ids_of(part.clean)[n].tolist()
-    windows = [range(i, i + len(answer)) for i in range(place[0], place[1] - len(answer) + 1)]
+    first = int(valid.int().argmax())
+    answer, ids = list(task.answer_ids[row]), ids_of(task.clean)[row][valid].tolist()
+    windows = [range(i, i + len(answer)) for i in range(place[0] - first, place[1] - first - len(answer) + 1)]
     exact = [w for w in windows if ids[w.start : w.stop] == answer]
     near = [w for w in windows if len(set(answer) & {ids[i] for i in w}) > ALIKE * len(set(answer))]
     if not exact and not near:
         raise InputsError(
-            f"the answer {part.answers[n][0]!r} of row {row} does not stand in its needle as tokens of this model, so"
+            f"the answer {task.answers[row][0]!r} of row {row} does not stand in its needle as tokens of this model, so"
             " no head can copy it from there."
         )
     return (exact or near)[0]

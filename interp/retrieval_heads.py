@@ -36,10 +36,9 @@ from interp.hooks.sites import Site
 from interp.hooks.statistics import Request, stream
 from interp.hooks.unwrap import forced_eager
 from interp.kernels.errors import InterpError
-from interp.needle_rows import alike, answer_span, attention_sites, fitted, head_names, ids_of
+from interp.needle_rows import alike, answer_span, attention_sites, fitted, head_names
 from interp.provenance import about
 from interp.retrieval_scores import Mode, RetrievalHeads
-from interp.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -72,17 +71,16 @@ def retrieval_heads(
     task = fitted(model, needles)
     scores: dict[int, Tensor] = {}
     recall = torch.zeros(len(task), dtype=torch.double)
-    for rows in alike(task, batch):
-        part = task.take(rows)
-        x, count = _generated(model, part, max_new_tokens) if generated else (part.clean, len(part.answer_ids[0]))
-        stat = f"topk:{len(part.answer_ids[0])}" if mode == "r2" else "argmax"
-        said, looked = _read(model, sites, x, count, stat)
+    for rows, given in alike(task, batch):
+        wanted = len(task.answer_ids[rows[0]])
+        ids, count = _generated(model, given, wanted, max_new_tokens) if generated else (given, wanted)
+        stat = f"topk:{wanted}" if mode == "r2" else "argmax"
+        said, looked = _read(model, sites, ids, count, stat)
         for n, row in enumerate(rows):
-            ids = ids_of(x)[n].cpu()
-            words, span = ids[-count:], answer_span(part, n, row)
-            own = {name: value[:, n] for name, value in looked.items()}
-            scores[row] = _reached(own, stat, span) if mode == "r2" else _copied(own, ids, words, span, mode, anywhere)
-            recall[row] = _recall(words if generated else said[n], part.answer_ids[n], anywhere=generated)
+            own, words, span = ids[n].cpu(), ids[n, -count:].cpu(), answer_span(task, row)
+            at = {name: value[:, n] for name, value in looked.items()}
+            scores[row] = _reached(at, stat, span) if mode == "r2" else _copied(at, own, words, span, mode, anywhere)
+            recall[row] = _recall(words if generated else said[n], task.answer_ids[row], anywhere=generated)
     kept = recall > PASSED
     _refuse_if_lost(kept, recall)
     meta = {**about(model.module, task.clean), "method": "retrieval heads", "mode": mode, "generated": generated,
@@ -99,20 +97,21 @@ def _check(mode: str, anywhere: bool) -> None:
         raise InputsError("anywhere=True counts copies of words wherever they stand; r2 counts weight on the answer.")
 
 
-def _generated(model: Model, part: Task, max_new_tokens: int | None) -> tuple[Inputs, int]:
+def _generated(model: Model, given: Tensor, answer: int, max_new_tokens: int | None) -> tuple[Tensor, int]:
     """The prompts with what the model itself says after them."""
-    wanted = len(part.answer_ids[0])
-    prompt = ids_of(part.clean)[:, :-wanted]
-    count = wanted if max_new_tokens is None else max_new_tokens
+    prompt = given[:, :-answer]
+    count = answer if max_new_tokens is None else max_new_tokens
     mask = torch.ones_like(prompt)
     said = model.generate({"input_ids": prompt, "attention_mask": mask}, max_new_tokens=count).ids
-    whole = torch.cat([prompt, said.to(prompt.device)], dim=1)
-    return model.inputs({"input_ids": whole, "attention_mask": torch.ones_like(whole)}), said.shape[1]
+    return torch.cat([prompt, said.to(prompt.device)], dim=1), said.shape[1]
 
 
-def _read(model: Model, sites: Sequence[Site], x: Inputs, count: int, stat: str) -> tuple[Tensor, Mapping[str, Tensor]]:
+def _read(
+    model: Model, sites: Sequence[Site], ids: Tensor, count: int, stat: str
+) -> tuple[Tensor, Mapping[str, Tensor]]:
     """At the rows that predict the last `count` tokens: what the model would say [row, word], and the statistic of
     each head [head, row, word, ...]."""
+    x = Inputs.of({"input_ids": ids}, config=model.config)
     logits: list[Tensor] = []
 
     def forward() -> None:

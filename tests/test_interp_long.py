@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import sys
 from functools import cache
 from typing import Any
 
@@ -72,7 +73,7 @@ def slow(q: Tensor, k: Tensor, v: Tensor, row: int, *, chunk: int, keep: int, sc
 
 @pytest.mark.parametrize("numbers", [2**22, 2 * 8 * 3 * 4 * 2])
 def test_chunks_are_chosen_and_read_as_in_the_paper(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interp.long_heads.NUMBERS", numbers)
+    monkeypatch.setattr(sys.modules[attend_chunks.__module__], "NUMBERS", numbers)
     chunk, keep, length, scale = 3, 4, 23, 0.5
     q, k, v = (torch.randn(1, heads, length, 8, dtype=torch.float64) for heads in (2, 1, 1))
     turned = [torch.stack([torch.stack([turn(one, n) for n, one in enumerate(head)]) for head in x[0]]) for x in (q, k)]

@@ -52,8 +52,9 @@ def scored() -> RetrievalHeads:
 
 def mean_rows(ids: list[int], start: int) -> list[list[float]]:
     """[head][key]: the mean of the rows from `start` on, from whole patterns."""
-    heads = torch.cat([layer[0] for layer in eager()(torch.tensor([ids]), output_attentions=True).attentions])
-    return [[mean(float(p[i, j]) for i in range(start, len(ids))) for j in range(start)] for p in heads]
+    patterns = eager()(torch.tensor([ids]), output_attentions=True).attentions
+    heads = [rows for layer in patterns for rows in layer[0].tolist()]
+    return [[sum(p[i][j] for i in range(start, len(ids))) / (len(ids) - start) for j in range(start)] for p in heads]
 
 
 def slow_scores(row: int) -> list[float]:

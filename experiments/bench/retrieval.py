@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.needle_rows import answer_span
+from interp.needle_rows import alike, answer_span
 from interp.retrieval_scores import RetrievalHeads
 from interp.task import Task
 
@@ -66,13 +66,13 @@ def ours(m: interp.Model, task: Task) -> RetrievalHeads:
 
 def loop(m: interp.Model, eager: Any, task: Task, steps: int) -> Tensor:
     """Event scores [head, needle] by decoding with a twin of the model whose attention is eager."""
-    return torch.stack([_decoded(m, eager, task.take([row]), row, steps) for row in range(len(task))], dim=1)
+    ids = {row: given[n : n + 1] for rows, given in alike(task, 1) for n, row in enumerate(rows)}
+    return torch.stack([_decoded(m, eager, ids[r], answer_span(task, r), steps) for r in range(len(task))], dim=1)
 
 
 @torch.no_grad()
-def _decoded(m: interp.Model, eager: Any, one: Task, row: int, steps: int) -> Tensor:
-    span = answer_span(one, 0, row)
-    ids = one.clean.kwargs["input_ids"][:, : -len(span)]
+def _decoded(m: interp.Model, eager: Any, given: Tensor, span: range, steps: int) -> Tensor:
+    ids = given[:, : -len(span)]
     scores: dict[tuple[int, int], float] = {}
     past = m.module(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
     token, prompt = ids[:, -1:], ids[0].tolist()
