@@ -240,6 +240,7 @@ def test_print_leaves_the_controls_out(show: Open) -> None:
         tab.emulate_media(media="print")
         assert not tab.get_by_label("Find a head").is_visible()
         assert tab.locator("#map svg").first.is_visible()
+        assert tab.locator("#map .about").inner_text() == "patch z, denoising. Exact patching."
 
 
 def test_strings_that_mean_harm_are_text(show: Open) -> None:

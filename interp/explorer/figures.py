@@ -72,7 +72,9 @@ def _line(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = given.get("kind") or "line"
     if kind not in LINES:
         raise ExplorerError(f"{where}.kind is one of {', '.join(LINES)}, got {kind!r}.")
-    values = {
+    if given.get("x") is None or given.get("y") is None:
+        raise ExplorerError(f"{where} has no x or no y.")
+    values: dict[str, Any] = {
         name: None if given.get(name) is None else plain(list(given[name]), where) for name in LINE - {"name", "kind"}
     }
     if any(value is not None and len(value) != len(values["x"]) for value in values.values()):

@@ -1,6 +1,7 @@
 // Layers down, heads across: one grid a tower, coloured by the method of your choice.
 
-const CELL = 26;
+// Cells are smaller where there are many, so that a tower can be seen as one picture.
+const cellOf = (tower) => (Math.max(...tower.heads) > 24 ? 18 : Math.max(...tower.heads) > 16 ? 21 : 26);
 
 function mapView() {
   const home = $("map"), grids = el("div", { class: "grids" });
@@ -12,7 +13,7 @@ function mapView() {
   const cells = TOWERS.map((tower, t) => grid(tower, t, grids, said)).flat();
   const paint = () => {
     const method = METHODS[state.metric];
-    about.textContent = method ? readable(method.about || "") : "No scores were given.";
+    about.replaceChildren(method ? el("b", { class: "printed", text: `${readable(method.name)}. ` }) : "", method ? readable(method.about || "") : "No scores were given.");
     for (const cell of cells) paintCell(cell);
     key.replaceChildren(...(method ? [legend(method)] : []));
   };
@@ -27,11 +28,11 @@ function mapView() {
 // Each kv group a little apart from the next.
 const across = (tower, layer, head) => {
   const group = Math.max(1, Math.floor(tower.heads[layer] / tower.kv_heads[layer]));
-  return 34 + head * CELL + (group > 1 ? Math.floor(head / group) * 5 : 0);
+  return 34 + head * cellOf(tower) + (group > 1 ? Math.floor(head / group) * 4 : 0);
 };
 
 function grid(tower, t, grids, said) {
-  const most = Math.max(...tower.heads), last = tower.heads.indexOf(most);
+  const CELL = cellOf(tower), most = Math.max(...tower.heads), last = tower.heads.indexOf(most);
   const width = across(tower, last, most - 1) + CELL + 4, height = tower.layers.length * CELL + 24;
   const caption = `${tower.name}: ${tower.layers.length} layers, ${most} heads` + (tower.kv_heads[last] < most ? ` over ${tower.kv_heads[last]} kv heads` : "");
   const table = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "font-size": 11, "font-family": FONT, role: "grid",
@@ -39,8 +40,8 @@ function grid(tower, t, grids, said) {
   for (let h = 0; h < most; h++) table.append(draw("text", { x: across(tower, last, h) + CELL / 2 - 1, y: 13, "text-anchor": "middle", fill: "#444444", "aria-hidden": "true", text: h }));
   const cells = [];
   tower.layers.forEach((layer, row) => {
-    const y = 20 + row * CELL;
-    const line = draw("g", { role: "row" }, draw("text", { x: 29, y: y + 17, "text-anchor": "end", fill: "#444444", "aria-hidden": "true", text: `L${layer}` }));
+    const y = 20 + row * CELL, middle = y + CELL / 2 + 3;
+    const line = draw("g", { role: "row" }, draw("text", { x: 29, y: middle, "text-anchor": "end", fill: "#444444", "aria-hidden": "true", text: `L${layer}` }));
     HEADS.forEach((head, index) => {
       if (head.tower !== t || head.layer !== layer) return;
       const node = draw("g", { role: "gridcell", class: "cell", "data-head": head.site, transform: `translate(${across(tower, row, head.head)} ${y})`,
@@ -65,9 +66,9 @@ function grid(tower, t, grids, said) {
 function paintCell({ node, head }) {
   const m = state.metric, method = METHODS[m];
   const value = method ? score(m, head) : null, fill = method ? colour(method, value) : "#ffffff", ink = inkOn(fill);
-  const chosen = state.head === head, size = CELL - 3;
+  const chosen = state.head === head, size = cellOf(TOWERS[HEADS[head].tower]) - 3;
   const parts = [draw("rect", { width: size, height: size, fill, stroke: method && clear(m, head) ? "#000000" : "#bbbbbb", "stroke-width": method && clear(m, head) ? 1.6 : 0.6 })];
-  if (method && method.kind === "signed" && beyond(m, head)) parts.push(draw("text", { x: size / 2, y: size / 2 + 5, "text-anchor": "middle", "font-size": 14, fill: ink, text: value < 0 ? "−" : "+" }));
+  if (method && method.kind === "signed" && beyond(m, head)) parts.push(draw("text", { x: size / 2, y: size / 2 + (size > 16 ? 5 : 4), "text-anchor": "middle", "font-size": size > 16 ? 14 : 12, fill: ink, text: value < 0 ? "−" : "+" }));
   const checked = method ? score(m, head, "verified") : null;
   if (checked === true) parts.push(draw("path", { d: `M${size - 8} 1H${size - 1}V8Z`, fill: ink }));
   if (checked === false) parts.push(draw("path", { d: `M${size - 7} 2L${size - 2} 7M${size - 2} 2L${size - 7} 7`, stroke: ink, "stroke-width": 1.5 }));
