@@ -120,10 +120,11 @@ def _skeleton(folder: Path, name: str) -> nn.Module:
         return AttentionOnly(configured(folder))
     import transformers
 
-    cls: Any = getattr(transformers, name, None)
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+    found = getattr(transformers, name, None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise ModelError(f"{folder} holds a {name}, which this transformers does not have.")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    cls: Any = found
     module: nn.Module = cls._from_config(config)
     return module
 
