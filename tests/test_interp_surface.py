@@ -11,7 +11,10 @@ import pytest
 
 import interp
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README, OVERVIEW, PROMISES = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/overview.md", "docs/promises.md")
+)
 
 
 @pytest.mark.parametrize("name", interp.__all__)
@@ -19,6 +22,7 @@ def test_every_public_name_loads_says_what_it_is_and_stands_in_the_readme(name: 
     thing = getattr(interp, name)
     assert inspect.getdoc(thing)
     assert re.search(rf"\b{name}\b", README), f"README does not mention {name}"
+    assert re.search(rf"\b{name}\b", OVERVIEW), f"docs/overview.md does not mention {name}"
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are() -> None:
@@ -57,7 +61,8 @@ def test_an_edit_is_a_value(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"`python (experiments/[\w/]+\.py)`|`make test ARGS=\"(tests/[\w.]+)\"`", README)))
+    "command",
+    sorted(set(re.findall(r"`python (experiments/[\w/]+\.py)`|`make test ARGS=\"(tests/[\w.]+)\"`", PROMISES))),
 )
 def test_every_command_of_the_promises_names_a_file_that_is_there(command: tuple[str, str]) -> None:
-    assert (Path(__file__).parent.parent / "".join(command)).exists()
+    assert (ROOT / "".join(command)).exists()
