@@ -7,12 +7,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import interp
 from interp.families import tiny
 from interp.hooks.example import example
 
 LENGTH = 5
+
+
+class Wide(TorchFunctionMode):
+    """Inside, what is float64 stays so: RMS norms and softmaxes of transformers go to float32 whatever they are given,
+    which a difference over a small step sees as noise and a tolerance would have to forgive."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.is_tensor(args[0] if args else None) and args[0].dtype == torch.float64:
+            if func is Tensor.float or (func is Tensor.to and torch.float32 in (*args[1:], *kwargs.values())):
+                return args[0]
+            if func is torch.nn.functional.softmax and kwargs.get("dtype") == torch.float32:
+                kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
 
 
 def difference(logits: Tensor, inputs: Any) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from edge_oracle import LENGTH, Oracle, asked, attached, difference
+from edge_oracle import LENGTH, Oracle, Wide, asked, attached, difference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,37 +32,46 @@ def sampled(e: interp.Edges) -> list[tuple[str, str, Tensor]]:
     return list(kept.values())
 
 
-ROUNDED = ("llama", "gemma2", "llava")
-"""RMS norms that compute in float32 whatever they are given: differences over small steps are their rounding."""
+def near(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-6)
 
 
-def step(name: str) -> float:
-    return 3e-3 if name in ROUNDED else 1e-5
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_the_oracle_computes_in_float64_all_the_way(name: str) -> None:
+    """A step of 1e-7 is lost in float32 and moves a float64 run by as much as its slope says."""
+    m, base, _ = asked(name)
+    site = "L0.mlp_write"
+    write = m.run(base, record=site)[site]
 
+    def moved(size: float) -> Tensor:
+        return difference(m.run(base, edits=[interp.Set(site, write + size * write)])["logits"], None)
 
-def near(name: str, found: Tensor, expected: Tensor) -> None:
-    bound = 3e-3 if name in ROUNDED else 1e-5
-    torch.testing.assert_close(found, expected, atol=bound, rtol=bound)
+    with Wide():
+        small, large = ((moved(size) - moved(-size)) / (2 * size) for size in (1e-7, 1e-5))
+        near(small, large)
+    rounded = (moved(1e-7) - moved(-1e-7)) / 2e-7
+    assert float((rounded - large).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_eap_is_the_slope_of_every_edge(name: str) -> None:
     m, base, source = asked(name)
-    e = interp.edges(m, base=base, source=source, metric=difference, method="eap")
-    oracle = Oracle(m, base, source)
-    for sender, receiver, found in sampled(e):
-        near(name, found, oracle.slope(sender, receiver, step(name)))
+    with Wide():
+        e = interp.edges(m, base=base, source=source, metric=difference, method="eap")
+        oracle = Oracle(m, base, source)
+        for sender, receiver, found in sampled(e):
+            near(found, oracle.slope(sender, receiver))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
 def test_eap_ig_is_the_mean_slope_on_the_midpoints_between_the_embeddings(name: str) -> None:
     m, base, source = asked(name)
-    e = interp.edges(m, base=base, source=source, metric=difference, method="eap-ig", steps=2)
-    start, end = (m.run(x, record="embed")["embed"] for x in (base, source))
-    points = [Oracle(m, base, source, (interp.Set("embed", start + a * (end - start)),)) for a in (0.25, 0.75)]
-    for sender, receiver, found in sampled(e):
-        expected = torch.stack([point.slope(sender, receiver, step(name)) for point in points]).mean(0)
-        near(name, found, expected)
+    with Wide():
+        e = interp.edges(m, base=base, source=source, metric=difference, method="eap-ig", steps=2)
+        start, end = (m.run(x, record="embed")["embed"] for x in (base, source))
+        points = [Oracle(m, base, source, (interp.Set("embed", start + a * (end - start)),)) for a in (0.25, 0.75)]
+        for sender, receiver, found in sampled(e):
+            near(found, torch.stack([point.slope(sender, receiver) for point in points]).mean(0))
     assert e.meta["grid"] == [0.25, 0.75]
 
 
