@@ -2,9 +2,10 @@
 
     python experiments/sinks.py [--model zoo:needle] [--n 40] [--epsilon 0.3] [--out runs/sinks]
 
-Models with a tokenizer answer needles of 128 tokens, image models name shapes. Sinks are found and hidden on the task;
-heads are calibrated on it and judged on its held-out part. Where no head gives any token more than epsilon, the largest
-tenth below it that some head passes is taken, and said. Results and tables go to the report directory.
+Models with a tokenizer answer needles of 128 tokens, image models name shapes. Sinks are found and hidden on the task,
+the first token and later ones apart; heads are calibrated on it and judged on its held-out part. Where no head gives
+such a token more than epsilon, the largest step below it that some head passes is taken, and said. Results and tables
+go to the report directory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import interp
 from interp.act import Act
 from interp.kernels.errors import InterpError
+from interp.sink_knockout import SinkKnockout
 from interp.sink_scores import Sinks
 from interp.task import Task
 
@@ -39,23 +41,24 @@ def main() -> None:
     out = args.out / args.model.replace(":", "-").replace("/", "-")
 
     found = interp.sinks(m, task.clean)
-    epsilon = passed(found, args.epsilon)
     show("heads that rest on the first token", found.top(10))
     show("tokens of outlying norm", found.outliers().head(10))
     kinds = found.by_kind().groupby("kind", sort=False)[["tokens", "share", "even"]].mean()
     show("what kinds of tokens draw, all heads", kinds.reset_index())
 
-    hidden = interp.sink_knockout(m, task.clean, metric=task.metric, sinks=found, epsilon=epsilon, draws=args.draws)
-    show("metric with tokens hidden", hidden.to_frame())
+    hidden = {which: knocked_out(m, task, found, which, args) for which in ("first", "later")}
+    for which, one in hidden.items():
+        show(f"metric with tokens hidden, {which} sinks above {one.meta['epsilon']}", one.to_frame())
     calibrated = filtered(m, task, args.draws)
     if calibrated is not None:
         show("heads calibrated, held out", calibrated.judged())
 
     found.save(out / "sinks")
-    hidden.save(out / "knockout")
+    for which, one in hidden.items():
+        one.save(out / f"knockout-{which}")
+        one.to_frame().to_csv(out / f"knockout-{which}.csv", index=False)
     found.to_frame().to_csv(out / "sinks.csv", index=False)
     found.outliers().to_csv(out / "outliers.csv", index=False)
-    hidden.to_frame().to_csv(out / "knockout.csv", index=False)
     found.plot().write_html(out / "sinks.html", config={"displaylogo": False})
     if calibrated is not None:
         calibrated.save(out / "act")
@@ -72,17 +75,7 @@ def main() -> None:
         "massive": len(found.massive()),
         "outliers": outliers(found),
         "kinds": {row.Index: [round(row.share, 3), round(row.even, 3)] for row in kinds.itertuples()},
-        "knockout": {
-            "epsilon": epsilon,
-            "heads": len(hidden.heads),
-            "tokens": round(hidden.tokens, 2),
-            "weight": [round(w, 3) for w in hidden.weight],
-            "base": round(float(hidden.base.mean()), 3),
-            "sinks": round(float(hidden.sinks.mean()), 3),
-            "random": round(float(hidden.random.mean()), 3),
-            "difference": interval(hidden.to_frame().iloc[2]),
-            "share_of_draws": round(hidden.share, 3),
-        },
+        "knockout": {which: said(one) for which, one in hidden.items()},
         "act": None if calibrated is None else {
             "kept": int(calibrated.kept.sum()),
             "before": round(float(calibrated.before.mean()), 3),
@@ -94,15 +87,37 @@ def main() -> None:
 
 def asked(m: interp.Model, n: int) -> Task:
     """Needles for what reads text, shapes for what looks."""
-    if m.tokenizer is None:
+    if not hasattr(m.tokenizer, "convert_ids_to_tokens"):
         return interp.tasks.shapes(m, n=n, style="label")
     return interp.tasks.needle(m, lengths=(128,), n=max(1, n // 10))
 
 
-def passed(found: Sinks, epsilon: float) -> float:
-    """The threshold, or the largest tenth below it that some head passes."""
-    lower = [epsilon, *(e for e in reversed(CURVE) if e < epsilon), 0.05, 0.02]
-    return next((e for e in lower if bool(found.mask(e).any())), 0.0)
+def knocked_out(m: interp.Model, task: Task, found: Sinks, which: Any, args: argparse.Namespace) -> SinkKnockout:
+    """At the threshold, or the largest step below it that some head passes."""
+    alpha = found.first if which == "first" else found.received.where(~at_first(found), 0.0)
+    steps = [args.epsilon, *(e for e in reversed(CURVE) if e < args.epsilon), 0.05, 0.02, 0.0]
+    epsilon = next(e for e in steps if bool((alpha > e).any()))
+    return interp.sink_knockout(
+        m, task.clean, metric=task.metric, sinks=found, which=which, epsilon=epsilon, draws=args.draws
+    )
+
+
+def at_first(found: Sinks) -> torch.Tensor:
+    return found.start[None, :, None] == torch.arange(found.received.shape[2])
+
+
+def said(hidden: SinkKnockout) -> dict[str, Any]:
+    """One knock-out in numbers; weights and effects of sinks, then of random tokens."""
+    return {
+        "epsilon": hidden.meta["epsilon"],
+        "heads": len(hidden.heads),
+        "tokens": round(hidden.tokens, 2),
+        "weight": [round(w, 3) for w in hidden.weight],
+        "base": round(float(hidden.base.mean()), 3),
+        "effect": [round(float(hidden.sinks.mean()), 3), round(float(hidden.random.mean()), 3)],
+        "difference": interval(hidden.to_frame().iloc[2]),
+        "share_of_draws": round(hidden.share, 3),
+    }
 
 
 def filtered(m: interp.Model, task: Task, draws: int) -> Act | None:

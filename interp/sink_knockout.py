@@ -6,8 +6,9 @@ no weight in any row after the first, which sees nothing else; the other keys ta
 hides in the same heads and examples the same number of random tokens that are no sinks, seen by as many rows as a sink
 must be. effect = metric(hidden) - metric(base); `share` is the share of draws whose mean effect is at least as large in
 size as that of the sinks. Cost: two forward passes and one a draw.
-Limits: sinks take most of the weight (`weight` says how much), so hiding them moves more than hiding a token of no
-weight: that an effect is larger says that the weight is not idle, not that the sink token carries content.
+Limits: a later token that all rows look at may well be what they look for, in an image above all: see whether hiding it
+hurts before calling it a sink. Sinks take most of the weight (`weight` says how much), so hiding them moves more than
+hiding a token of no weight: a larger effect says that the weight is not idle, not that the token carries content.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -113,11 +114,13 @@ def sink_knockout(
     *,
     metric: Metric,
     sinks: Sinks,
+    which: Literal["all", "first", "later"] = "all",
     epsilon: float = EPSILON,
     draws: int = 20,
     seed: int = 0,
 ) -> SinkKnockout:
-    """Hide the sinks that `interp.sinks(m, inputs)` found on the same inputs, then as many random tokens."""
+    """Hide the sinks that `interp.sinks(m, inputs)` found on the same inputs, then as many random tokens; `which` says
+    whether the first token is hidden where it is one, or only later ones, or both."""
     if draws < 1:
         raise InputsError(f"draws= is how many sets of random tokens are compared with, at least 1; got {draws}.")
     x = model.inputs(inputs)
@@ -125,18 +128,20 @@ def sink_knockout(
     tower = model.ready().tower(name, text=sinks.sites[0])
     valid = tower_inputs(x, Site(name, tower.layers[0].index, "z")).valid.cpu()
     _same(sinks, valid)
-    found = sinks.mask(epsilon)
+    resting = sinks.mask(epsilon)
+    found = _chosen(sinks, resting, which)
     if not bool(found.any()):
         raise InputsError(
-            f"no head gives any token more than epsilon={epsilon} here; the most is {float(sinks.first.max()):.3g}."
+            f"no head gives any token ({which}) more than epsilon={epsilon} here; the first gets at most"
+            f" {float(sinks.first.max()):.3g}, others {float(sinks.later(0.0)['received'].max()):.3g}."
         )
     rows = valid if tower.bidirectional else valid & (valid.cumsum(1) > 1)
-    free = _free(sinks, valid, causal=not tower.bidirectional) & ~found
+    free = _free(sinks, valid, causal=not tower.bidirectional) & ~resting
     scores, random = EditedScores(model, x, metric), torch.Generator().manual_seed(seed)
     drawn = [_drawn(found, free, random) for _ in range(draws)]
     effects = [scores(_edits(sinks.sites, keys, rows)) - scores.base for keys in (found, *drawn)]
-    meta = {**about(model.module, x), "method": "sink knock-out", "epsilon": epsilon, "seed": seed,
-            "metric": repr(metric)}  # fmt: skip
+    meta = {**about(model.module, x), "method": "sink knock-out", "epsilon": epsilon, "which": which,
+            "seed": seed, "metric": repr(metric)}  # fmt: skip
     has = found.any(-1)
     return SinkKnockout(
         heads=tuple(site for site, some in zip(sinks.sites, has.any(1).tolist(), strict=True) if some),
@@ -147,6 +152,13 @@ def sink_knockout(
         weight=(_weight(sinks, [found]), _weight(sinks, drawn)),
         meta=meta,
     )
+
+
+def _chosen(sinks: Sinks, resting: Tensor, which: str) -> Tensor:
+    if which not in ("all", "first", "later"):
+        raise InputsError(f"which= is 'all', 'first' or 'later', got {which!r}.")
+    first = (sinks.start[:, None] == torch.arange(resting.shape[2]))[None]
+    return resting & {"all": torch.ones_like(first), "first": first, "later": ~first}[which]
 
 
 def _same(sinks: Sinks, valid: Tensor) -> None:

@@ -90,6 +90,37 @@ def test_the_planted_sink_carries_nothing_and_what_is_read_elsewhere_does(tmp_pa
     assert k.plot().layout.xaxis.title.text == "effect"
 
 
+def test_first_and_later_sinks_are_hidden_apart() -> None:
+    m = interp.attach(tiny("llama"))
+    x = m.inputs(dict(example(m.module, batch=2, length=14, seed=1)))
+    s = interp.sinks(m, x, least=2)
+    epsilon = float(s.received.quantile(0.8))
+    both = s.mask(epsilon)
+    assert bool(both[..., 0].any())
+    assert bool(both[..., 1:].any())
+    for which, columns in (("first", slice(0, 1)), ("later", slice(1, None))):
+        keys = torch.zeros_like(both)
+        keys[..., columns] = both[..., columns]
+        edits = [
+            interp.MaskKeys(site, keys=mine, positions=slice(1, None))
+            for site, mine in zip(s.sites, keys, strict=True)
+            if bool(mine.any())
+        ]
+        want = last(m.run(x, edits=edits)["logits"], x).double() - last(m.run(x)["logits"], x).double()
+        found = interp.sink_knockout(m, x, metric=last, sinks=s, which=which, epsilon=epsilon, draws=1)
+        torch.testing.assert_close(found.sinks, want)
+
+
+def test_it_runs_in_the_text_tower_of_a_model_that_looks() -> None:
+    m = interp.load("zoo:shapes-lvlm")
+    task = interp.tasks.shapes(m, n=4)
+    s = interp.sinks(m, task.clean, heads="text.L*")
+    assert {"image", "text"} <= set(s.kinds)
+    k = interp.sink_knockout(m, task.clean, metric=task.metric, sinks=s, epsilon=float(s.first.median()), draws=2)
+    assert all(site.startswith("text.L") for site in k.heads)
+    assert k.random.shape == (2, 4)
+
+
 def test_it_runs_where_all_tokens_see_all() -> None:
     m = interp.load("zoo:shapes-vit")
     task = interp.tasks.shapes(m, n=4)
