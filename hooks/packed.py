@@ -94,8 +94,8 @@ def _alike(q: Tensor, k: Tensor, v: Tensor, prompts: Tensor, r: Rectangle, share
     each, kv_heads = rows // len(prompts), k.shape[1]
     step = max(1, WEIGHTS // max(1, len(prompts) * heads * queries * r.end))
     if each > step:
-        some = zip(*(x.split(step * len(prompts)) for x in (q, k, v)), strict=True)
-        return torch.cat([_alike(*part, prompts, r, shared) for part in some])
+        parts = (x.split(step * len(prompts)) for x in (q, k, v))
+        return torch.cat([_alike(a, b, c, prompts, r, shared) for a, b, c in zip(*parts, strict=True)])
     grouped = q.unflatten(1, (kv_heads, -1))
     own = grouped.flatten(2, 3) @ k.transpose(-1, -2)
     scores = own.unflatten(2, (-1, queries)).flatten(1, 2)
