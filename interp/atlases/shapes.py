@@ -38,31 +38,49 @@ class Shape:
         """The weights [example, head, row, key] of the query columns `at`."""
         at = at.cpu()
         real = self.page.valid[:, at]
-        p = weights.double().cpu() * real[:, None, :, None]
+        p = weights.float().cpu() * real[:, None, :, None]
         self._add("map", self._pooled(at, p))
         self._add("profile", self._profile(at, p))
         self._add("distance", self._distance(at, p))
-        logs = -(p * p.clamp(min=1e-300).log()).sum(-1)
+        logs = torch.special.entr(p).sum(-1).double()
         self._add("entropy", logs.sum(2))
         self._add("relative entropy", (logs / self._ceiling(at)[:, None]).sum(2))
         if self.rows is not None:
-            self.rows.append(p)
+            self.rows.append(p.double())
 
     def _add(self, name: str, value: Tensor) -> None:
         self.total[name] = self.total[name] + value if name in self.total else value
 
     def _pooled(self, at: Tensor, p: Tensor) -> Tensor:
-        keys = torch.nn.functional.one_hot(self.bin, self.bins).double() * self.page.valid[..., None]
-        rows = keys[:, at]
-        return torch.einsum("brg,bhrk,bkf->bhgf", rows, p, keys)
+        keys = torch.nn.functional.one_hot(self.bin, self.bins).float() * self.page.valid[..., None]
+        on_bins = p @ keys[:, None]
+        return torch.einsum("brg,bhrf->bhgf", keys[:, at].double(), on_bins.double())
 
     def _profile(self, at: Tensor, p: Tensor) -> Tensor:
+        if not self.page.picture:
+            return self._in_bands(at, p)
         band = torch.nn.functional.one_hot(band_of(self.page, at), len(bands(self.page)) + 1)[..., :-1].double()
-        return torch.stack([torch.einsum("hrk,rkd->hd", *pair) for pair in zip(p, band, strict=True)])
+        return torch.stack([torch.einsum("hrk,rkd->hd", *pair) for pair in zip(p.double(), band, strict=True)])
+
+    def _in_bands(self, at: Tensor, p: Tensor) -> Tensor:
+        """The weight of all rows in each band of a text [example, head, band]: differences of running sums."""
+        running = torch.nn.functional.pad(p.cumsum(-1), (1, 0))
+        last = p.shape[-1]
+
+        def between(low: Tensor, high: Tensor) -> Tensor:
+            ends = (edge.clamp(0, last).expand(*p.shape[:2], -1)[..., None] for edge in (low, high))
+            first, end = (running.gather(3, one).squeeze(3) for one in ends)
+            return (end - first).double().clamp(min=0).sum(2)
+
+        parts = []
+        for low, high in bands(self.page):
+            behind = between(at - high, at - low + 1)
+            parts.append(behind if low == 0 else behind + between(at + low, at + high + 1))
+        return torch.stack(parts, -1)
 
     def _distance(self, at: Tensor, p: Tensor) -> Tensor:
         away, counted = apart(self.page, at)
-        return torch.einsum("bhrk,brk->bh", p, (away * counted).double())
+        return torch.einsum("bhrk,brk->bhr", p, (away * counted).float()).double().sum(2)
 
     def _ceiling(self, at: Tensor) -> Tensor:
         """ln of how many keys each row sees, at least ln 2 so that rows that see one key have 0 / ln 2."""

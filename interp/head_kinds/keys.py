@@ -58,10 +58,11 @@ class BroadcastMeter:
         self.received: Tensor | float = 0.0
 
     def take(self, at: Tensor, weights: Tensor) -> None:
-        rows = self.page.valid[:, None, at.cpu(), None].double()
-        got = weights.double().cpu() * rows
-        got[:, :, torch.arange(len(at)), at.cpu()] = 0.0
-        self.received = self.received + got.sum(2)
+        rows = self.page.valid[:, at.cpu()].to(weights)
+        got = torch.einsum("bhrk,br->bhk", weights, rows).double().cpu()
+        own = weights[:, :, torch.arange(len(at)), at].double().cpu() * rows.double().cpu()[:, None]
+        got[:, :, at.cpu()] -= own
+        self.received = self.received + got
 
     def result(self) -> tuple[Tensor, list[str]]:
         page = self.page

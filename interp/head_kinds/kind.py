@@ -75,11 +75,19 @@ class RelationMeter:
     def take(self, at: Tensor, weights: Tensor) -> None:
         pairs = self.kind.pairs(self.page, at.cpu())
         counted = pairs.sum((1, 2)) if self.kind.per == "pair" else pairs.any(2).sum(1)
-        self.total = self.total + torch.einsum("bhrk,brk->hb", weights.double().cpu(), pairs.double())
+        self.total = self.total + _on(pairs, weights)
         self.count = self.count + counted.double()
 
     def result(self) -> tuple[Tensor, list[str]]:
         return torch.as_tensor(self.total) / torch.as_tensor(self.count), []
+
+
+def _on(pairs: Tensor, weights: Tensor) -> Tensor:
+    """The weight [head, example] on pairs [example, row, key], of which there are few."""
+    example, row, key = pairs.expand(len(weights), -1, -1).nonzero(as_tuple=True)
+    found = weights.movedim(1, -1)[example.to(weights.device), row.to(weights.device), key.to(weights.device)]
+    total = torch.zeros(len(weights), weights.shape[1], dtype=torch.double)
+    return total.index_add_(0, example, found.double().cpu()).T
 
 
 def text_only(page: Page) -> str | None:
