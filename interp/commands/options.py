@@ -145,7 +145,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def answer(options: argparse.Namespace, text: str, **found: Any) -> None:
+def answer(options: argparse.Namespace, text: str, /, **found: Any) -> None:
     """The answer: words, or with --json an object."""
     if options.json:
         print(json.dumps({"command": options.parser.prog.partition(" ")[2], **found}, default=str), flush=True)

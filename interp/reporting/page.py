@@ -20,6 +20,7 @@ ABOUT = {
     "sink": "mean weight on the first token over the rows that see it (attention sink)",
 }
 SEQUENTIAL = ("attention entropy", "attention distance", "largest weight", "sink")
+SPLITS = {"heldout": "held-out prompts", "same rows": "the prompts they were found on"}
 LINES = {"found": "heads found", "magnitude": "heads that write most", "random": "random heads"}
 
 
@@ -137,7 +138,7 @@ def ablation_curve(one: dict[str, Any]) -> dict[str, Any]:
                           "kind": "line" if name == "found" else "baseline"})  # fmt: skip
     return {
         "title": f"Heads switched off, {one['tower']}",
-        "about": f"Values of the corrupt prompts put into k heads of the clean ones ({one['split']}, n = {one['n']}).",
+        "about": f"Values of the corrupt prompts put into k heads of the clean ones ({SPLITS[one['split']]}, n = {one['n']}).",
         "x_title": "heads", "y_title": "share of the gap lost", "log_x": True, "lines": lines,
         "levels": [("all of it", 1.0), ("nothing", 0.0)],
     }  # fmt: skip
@@ -154,7 +155,7 @@ def faithfulness_curve(found: dict[str, Any]) -> dict[str, Any]:
         {"name": "random circuits", "x": [here] * len(found["random"]), "y": found["random"], "kind": "points"},
     ]  # fmt: skip
     return {
-        "title": "Faithfulness of circuits", "about": f"{found['said']} ({found['split']})",
+        "title": "Faithfulness of circuits", "about": f"{found['said']} ({SPLITS[found['split']]})",
         "x_title": "share of edges kept", "y_title": "f", "log_x": True, "lines": [x for x in lines if x["y"]],
         "levels": [("the whole model", 1.0), ("nothing", 0.0)],
     }  # fmt: skip
