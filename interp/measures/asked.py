@@ -90,7 +90,8 @@ class Asked:
                 " can be said per example: give one image an example, or leave this tower out."
             )
         valid = tower_inputs(self.x, site).valid.to(value.device)
-        return valid if valid.shape == value.shape[:2] else torch.ones(value.shape[:2], dtype=torch.bool)
+        every = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+        return valid if valid.shape == value.shape[:2] else every
 
     def by_head(self, found: dict[Site, Tensor]) -> Tensor:
         """[head, example] float64 from [example, head] of whole sites."""
