@@ -216,15 +216,20 @@ def norms(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def linear_norm(name: str, norm: nn.Module, x: Tensor, output: Tensor) -> Callable[[Tensor], Tensor]:
-    """The norm as a linear map of x once its scale is a constant: the form whose value is what the module made."""
+    """The norm as a linear map of x once its scale is a constant: the form whose value is what the module makes, of x
+    and of a ramp on top of it, since x itself may have no mean, or be 0, and then tells nothing."""
     eps = next((float(e) for n in ("eps", "variance_epsilon", "epsilon") if (e := getattr(norm, n, None))), 0.0)
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     gains = [1.0] if weight is None else [weight.detach(), 1.0 + weight.detach()]
     forms = [partial(_normed, eps=eps, centred=c, gain=g, bias=bias) for c in (False, True) for g in gains]
     with torch.no_grad():
-        gaps = [float((form(x).double() - output).abs().max()) for form in forms]
+        ramp = torch.linspace(0.5, 1.5, x.shape[-1], dtype=torch.float64) * max(1.0, float(x.abs().max()))
+        other = x.detach() + ramp.to(x)
+        asked = [(x, output), (other, norm.forward(other))]
+        gaps = [max(float((form(one).double() - made).abs().max()) for one, made in asked) for form in forms]
+        size = max(float(made.abs().max()) for _, made in asked) or 1.0
     best = min(range(len(forms)), key=lambda n: gaps[n])
-    if gaps[best] <= max(4 * torch.finfo(output.dtype).eps, 1e-5) * (float(output.detach().abs().max()) or 1.0):
+    if gaps[best] <= max(4 * torch.finfo(output.dtype).eps, 1e-5) * size:
         return forms[best]
     raise ModelError(
         f"the norm {name} ({type(norm).__name__}) is neither a layer norm nor an RMS norm with gain w or 1 + w, so the"

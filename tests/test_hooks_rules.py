@@ -156,6 +156,16 @@ def test_activation_coefficients_are_act_x_over_x(kind: str) -> None:
         assert float(coefficient(act, torch.zeros(1), act(torch.zeros(1)))) == 0.5
 
 
+def test_a_norm_is_known_from_inputs_that_tell_nothing() -> None:
+    """Without a mean layer norms and RMS norms agree, and at 0 every gain does; the form found is used ever after."""
+    x, later = torch.randn(3, 8), torch.randn(3, 8) + 2
+    for norm in (nn.LayerNorm(8), nn.RMSNorm(8, eps=1e-6)):
+        nn.init.normal_(norm.weight)
+        for first in (x - x.mean(-1, keepdim=True), torch.zeros(3, 8), torch.ones(3, 8)):
+            form = linear_norm("n", norm, first, norm(first))
+            torch.testing.assert_close(form(later), norm(later))
+
+
 def test_norm_coefficients_are_centring_and_gain_over_scale() -> None:
     x = torch.randn(3, 8)
     for norm, centred in ((nn.LayerNorm(8), True), (nn.RMSNorm(8, eps=1e-6), False)):
