@@ -23,6 +23,7 @@ from interp.kernels.errors import InterpError
 from interp.sink_knockout import SinkKnockout
 from interp.sink_scores import Sinks
 from interp.task import Task
+from interp.tasks.needle import DEPTHS
 
 CURVE = [n / 10 for n in range(1, 10)]
 
@@ -89,7 +90,7 @@ def asked(m: interp.Model, n: int) -> Task:
     """Needles for what reads text, shapes for what looks."""
     if not hasattr(m.tokenizer, "convert_ids_to_tokens"):
         return interp.tasks.shapes(m, n=n, style="label")
-    return interp.tasks.needle(m, lengths=(128,), n=max(1, n // 10))
+    return interp.tasks.needle(m, lengths=(128,), n=max(1, n // len(DEPTHS)))
 
 
 def knocked_out(m: interp.Model, task: Task, found: Sinks, which: Any, args: argparse.Namespace) -> SinkKnockout:
