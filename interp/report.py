@@ -16,6 +16,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -163,9 +164,7 @@ def _measured(made: Gathered, subject: Subject, steps: Steps) -> dict[str, Effec
     for tower in subject.stacks:
         ranks = scores.primary(found, tower)
         if ranks is not None:
-            answer = steps.attempt(
-                f"ablation-{tower}", lambda ranks=ranks, tower=tower: ablation(subject, ranks, tower)
-            )
+            answer = steps.attempt(f"ablation-{tower}", partial(ablation, subject, ranks, tower))
             made.refused += _kept(answer, made.ablations.append)
     if subject.wanted.circuit:
         answer = steps.attempt("circuit", lambda: circuits.circuit(subject, steps))

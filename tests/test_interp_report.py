@@ -74,6 +74,21 @@ def test_the_report_ranks_the_planted_heads_first_and_verified(tmp_path: Path) -
     assert estimates["verified"].all()
 
 
+def test_heads_that_are_only_estimated_are_checked_at_the_top(tmp_path: Path) -> None:
+    made = interp.report(
+        model("planted-decoder"), task=probe_task("planted-decoder", model=model("planted-decoder")), out=tmp_path,
+        name="d", circuit=False, exact=False, top=3, **SMALL,
+    )  # fmt: skip
+    ranked = made.top(12)
+    assert set(ranked["method"]) == {"relp"}
+    assert ranked["verified"].tolist() == [True] * 3 + [False] * 9
+    exact = ranked.set_index("site")["exact"]
+    patched = made.rows[(made.rows["method"] == "patch") & (made.rows["direction"] == "denoise")]
+    assert len(patched) == 3
+    assert all(exact[site] == value for site, value in zip(patched["site"], patched["estimate"], strict=True))
+    assert any("3 of 12 were checked by exact patching" in line for line in made.warnings)
+
+
 def test_every_file_is_there_and_can_be_read(whole: Any) -> None:
     folder = whole.folder
     assert {name for name in FILES if (folder / name).is_file()} == set(FILES)

@@ -12,7 +12,7 @@ from typing import Any
 
 from interp.kernels.errors import InterpError
 
-Commands = argparse._SubParsersAction  # type: ignore[type-arg]  # generic in the stubs only
+Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

@@ -16,6 +16,7 @@ import torch
 
 from interp.effects import Effects
 from interp.head_rows import direction
+from interp.hooks.tape import tower_inputs
 from interp.patch import patch
 from interp.reporting.scores import BUDGET, head_of
 from interp.reporting.steps import Answer
@@ -69,11 +70,13 @@ def _sets(subject: Subject, tower: str, order: list[str], sizes: list[int]) -> l
 def _by_size(subject: Subject, tower: str, heads: list[str]) -> list[str]:
     """Heads by the mean norm of what they write on clean prompts, the largest first."""
     x = subject.task.take(range(min(PROMPTS, len(subject.task)))).clean
-    prefix, norms = subject.stacks[tower], {}
+    prefix = subject.stacks[tower]
+    norms: dict[str, float] = {}
     for layer in subject.model.anatomy.towers[tower].layers:
         site = f"{prefix}L{layer.index}.result"
-        size = subject.model.run(x, record=site)[site].float().norm(dim=-1).mean((0, 1)).tolist()
-        norms |= {f"{prefix}L{layer.index}.H{n}": value for n, value in enumerate(size)}
+        size = subject.model.run(x, record=site)[site].float().norm(dim=-1)
+        real = tower_inputs(x, subject.model.anatomy.one(site)).valid.to(size.device)
+        norms |= {f"{prefix}L{layer.index}.H{n}": value for n, value in enumerate(size[real].mean(0).tolist())}
     return sorted(heads, key=lambda head: (-norms[head], head))
 
 

@@ -7,6 +7,8 @@ tower. Limits: towers whose attention goes through transformers' interface; othe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,18 +24,17 @@ from interp.sinks import sinks
 STATS = {"entropy": "attention entropy", "distance": "attention distance", "max": "largest weight"}
 UNITS = {"attention entropy": "nats", "attention distance": "positions", "largest weight": "share", "sink": "share"}
 PROMPTS = 16
+Measure = Callable[[Subject, str], dict[str, Effects]]
 
 
 def broad(subject: Subject, steps: Steps) -> tuple[dict[str, Effects], list[str]]:
     """Measures by name, "attention entropy text" and so on, and why some towers have none."""
-    found, refused = {}, []
+    found: dict[str, Effects] = {}
+    refused = []
     for tower, prefix in subject.stacks.items():
         for name, measure in (("attention", _attention), ("sinks", _sinks)):
             result = f"{name}-{tower}"
-            answer = steps.attempt(
-                f"broad-{result}",
-                lambda measure=measure, prefix=prefix, result=result: _kept(steps, result, measure(subject, prefix)),
-            )
+            answer = steps.attempt(f"broad-{result}", partial(_kept, steps, result, measure, subject, prefix))
             if "refused" in answer:
                 refused.append(str(answer["refused"]))
             else:
@@ -41,7 +42,8 @@ def broad(subject: Subject, steps: Steps) -> tuple[dict[str, Effects], list[str]
     return found, refused
 
 
-def _kept(steps: Steps, result: str, measures: dict[str, Effects]) -> Answer:
+def _kept(steps: Steps, result: str, measure: Measure, subject: Subject, prefix: str) -> Answer:
+    measures = measure(subject, prefix)
     where = {name: f"results/{result}/{name.replace(' ', '-')}" for name in measures}
     for name, one in measures.items():
         one.save(steps.folder / where[name])

@@ -8,6 +8,7 @@ forward pass per circuit judged, 100 for the random ones. Limits: one tower, of 
 from __future__ import annotations
 
 from interp.circuit import Circuit
+from interp.circuits.edge_scores import Edges
 from interp.edges import edges
 from interp.faithfulness import faithfulness
 from interp.kernels.errors import InterpError
@@ -47,11 +48,11 @@ def circuit(subject: Subject, steps: Steps) -> Answer:
     return _judged(subject, steps, best[1], scores, tried)
 
 
-def _judged(subject: Subject, steps: Steps, found: Circuit, scores: object, tried: list[dict[str, float]]) -> Answer:
+def _judged(subject: Subject, steps: Steps, found: Circuit, scores: Edges, tried: list[dict[str, float]]) -> Answer:
     wanted = subject.wanted
     judged = faithfulness(
         subject.model, found, subject.heldout, scores=scores, random=wanted.random, parts=PARTS, seed=wanted.seed
-    )  # type: ignore[arg-type]
+    )
     found.save(steps.folder / "circuit.json")
     frame = found.to_frame()
     return {

@@ -51,7 +51,8 @@ def difference(a: str | Path, b: str | Path, *, k: int = 10) -> Difference:
     order = heads.assign(size=change.abs(), front=~apart).sort_values(
         ["front", "size"], ascending=[True, False], kind="stable"
     )
-    rows = [_method(name, direction, mine, k) for (name, direction), mine in heads.groupby(KEY[:2], sort=False)]
+    groups: Any = heads.groupby(KEY[:2], sort=False)
+    rows = [_method(name, direction, mine, k) for (name, direction), mine in groups]
     return Difference(str(a), str(b), pandas.DataFrame(rows), order[heads.columns].reset_index(drop=True))
 
 

@@ -138,7 +138,7 @@ def ablation_curve(one: dict[str, Any]) -> dict[str, Any]:
                           "kind": "line" if name == "found" else "baseline"})  # fmt: skip
     return {
         "title": f"Heads switched off, {one['tower']}",
-        "about": f"Values of the corrupt prompts put into k heads of the clean ones ({SPLITS[one['split']]}, n = {one['n']}).",
+        "about": f"Values of corrupt prompts put into k heads of clean ones: {SPLITS[one['split']]}, n = {one['n']}.",
         "x_title": "heads", "y_title": "share of the gap lost", "log_x": True, "lines": lines,
         "levels": [("all of it", 1.0), ("nothing", 0.0)],
     }  # fmt: skip

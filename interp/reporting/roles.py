@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from interp.head_roles import head_roles
@@ -21,7 +22,7 @@ def roles(subject: Subject, steps: Steps) -> tuple[list[Any], list[str]]:
     """One table of rows a tower, and why some towers have none."""
     frames, refused = [], []
     for tower, prefix in subject.stacks.items():
-        answer = steps.attempt(f"roles-{tower}", lambda prefix=prefix: _roles(subject, prefix))
+        answer = steps.attempt(f"roles-{tower}", partial(_roles, subject, prefix))
         if "refused" in answer:
             refused.append(str(answer["refused"]))
         else:

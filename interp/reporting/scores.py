@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from interp.attribute import attribute
@@ -46,10 +47,10 @@ def scored(subject: Subject, steps: Steps) -> tuple[dict[str, Effects], list[str
     work: dict[str, Callable[[], Effects]] = {}
     for tower in subject.stacks:
         if affordable(subject):
-            work[f"patch {tower}"] = lambda tower=tower: _exact(subject, steps, tower)
+            work[f"patch {tower}"] = partial(_exact, subject, steps, tower)
         for method in ESTIMATES:
-            work[f"{method} {tower}"] = lambda tower=tower, method=method: _estimate(subject, tower, method)
-    work["direct effect"] = lambda: direct_effect(subject.model, subject.task.clean, metric=subject.task.metric)
+            work[f"{method} {tower}"] = partial(_estimate, subject, tower, method)
+    work["direct effect"] = partial(direct_effect, subject.model, subject.task.clean, metric=subject.task.metric)
     found, refused = _all(steps, work)
     if not affordable(subject):
         more, why = _all(steps, _checks_of_the_top(subject, found))
@@ -63,7 +64,7 @@ def _all(steps: Steps, work: dict[str, Callable[[], Effects]]) -> tuple[dict[str
     found, refused = {}, []
     for name, make in work.items():
         result = name.replace(" ", "-")
-        answer = steps.attempt(f"score-{result}", lambda make=make, result=result: _kept(steps, result, make()))
+        answer = steps.attempt(f"score-{result}", partial(_kept, steps, result, make))
         if "refused" in answer:
             refused.append(str(answer["refused"]))
         else:
@@ -71,7 +72,8 @@ def _all(steps: Steps, work: dict[str, Callable[[], Effects]]) -> tuple[dict[str
     return found, refused
 
 
-def _kept(steps: Steps, name: str, effects: Effects) -> Answer:
+def _kept(steps: Steps, name: str, make: Callable[[], Effects]) -> Answer:
+    effects = make()
     _steady(effects).save(steps.folder / "results" / name)
     shutil.rmtree(steps.inside / f"sweep-{name}", ignore_errors=True)
     return {"result": f"results/{name}", "cells": len(effects.sites), "said": repr(effects).partition("; Logit")[0]}
@@ -112,7 +114,7 @@ def _checks_of_the_top(subject: Subject, found: dict[str, Effects]) -> dict[str,
         first = next((found[f"{m} {tower}"] for m in ESTIMATES if f"{m} {tower}" in found), None)
         if first is not None:
             sites = first.top(subject.wanted.top)["site"].tolist()
-            work[f"patch {tower}"] = lambda sites=sites: _patched(subject, sites)
+            work[f"patch {tower}"] = partial(_patched, subject, sites)
     return work
 
 
