@@ -97,6 +97,7 @@ AREAS: dict[str, str] = {
     "test_interp_sinks": "heads",
     "test_interp_act": "heads",
     "test_experiments_icl": "heads",
+    "test_experiments_sinks": "heads",
     "test_interp_retrieval": "heads",
     "test_interp_influence": "heads",
     "test_interp_long": "heads",
