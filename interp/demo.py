@@ -60,8 +60,9 @@ def _line(row: Any) -> str:
     return f"  {model:<16} {probe:<22} {', '.join(planted):<44} {', '.join(found) or 'none'}{mark}"
 
 
-def demo(out: str | Path = "runs/demo", *, say: Say | None = None) -> Demo:
-    """Recover the planted heads, then write a report of `zoo:ioi` to `out`."""
+def demo(out: str | Path = "runs/demo", *, n: int = 16, random: int = 40, say: Say | None = None) -> Demo:
+    """Recover the planted heads, then write a report of `zoo:ioi` to `out`, on `n` prompts, with `random` random
+    circuits."""
     tell = say or (lambda line: None)
     rows = []
     for name in PLANTED:
@@ -70,8 +71,8 @@ def demo(out: str | Path = "runs/demo", *, say: Say | None = None) -> Demo:
         rows += [(name, probe.name, *_recovered(model, answers, probe)) for probe in answers.probes]
     tell("zoo:ioi: a report")
     model = interp.load("zoo:ioi")
-    task = interp.tasks.ioi(model, n=16)
-    made = report(model, task=task, out=out, name="zoo:ioi", overwrite=True, say=say, random=40)
+    task = interp.tasks.ioi(model, n=n)
+    made = report(model, task=task, out=out, name="zoo:ioi", overwrite=True, say=say, random=random)
     return Demo(tuple(rows), made, _circuit(made))
 
 
