@@ -73,7 +73,8 @@ class Gathered:
         where = "held-out prompts" if one["split"] == "heldout" else "the same prompts"
         heads = f"the first {k} heads" if k > 1 else "that head"
         return (
-            f"Without {heads} {where} lose {shares['found']:.0%} of it, without {k} random ones {shares['random']:.0%}."
+            f"Without {heads} {where} lose {shares['found']:.0%} of it; without the {k} that write most"
+            f" {shares['magnitude']:.0%}, without {k} random ones {shares['random']:.0%}."
         )
 
     @property
