@@ -19,11 +19,13 @@ from PIL import Image
 
 import interp
 from interp.explore import Explorer
+from interp.explorer import looks
 from interp.explorer.build import payload as built
 from interp.explorer.page import page
 from interp.explorer.payload import shown
 from interp.explorer.picture import png
 from interp.explorer.plain import ExplorerError
+from interp.families import tiny
 
 
 def unpacked(block: dict[str, Any], tokens: int) -> np.ndarray:
@@ -214,16 +216,27 @@ def test_what_a_head_promotes_is_its_share_of_the_logits(ioi: tuple[Any, Any], s
     assert head["suppresses"][0][0] == model.tokenizer.decode([int(share.argmin())])
 
 
-def test_padding_is_left_out(ioi: tuple[Any, Any]) -> None:
+def looked_at(model: Any, x: Any, *, room: int = 10**6) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    [(tower, own)], _ = looks.stacks(model, x)
+    rows = range(x.batch)
+    examples = [looks.example(own, row, str(row)) for row in rows]
+    return examples, looks.patterns(model, x, tower, own, rows, room)
+
+
+@pytest.mark.parametrize("room", [10**6, 10_000], ids=["whole", "largest"])
+def test_padding_is_left_out(ioi: tuple[Any, Any], room: int) -> None:
     model, task = ioi
-    short = task.clean.texts[0].split(" ")[:5]
-    texts = [" ".join(short), task.clean.texts[1]]
-    left, right = (shown(built(model, model.prepare(texts, padding=side))) for side in ("left", "right"))
-    assert left["examples"] == right["examples"]
-    assert len(left["examples"][0]["tokens"]) < len(left["examples"][1]["tokens"])
-    for a, b, one in zip(left["patterns"], right["patterns"], left["examples"], strict=True):
-        found = [unpacked(block, len(one["tokens"])) for block in (a, b)]
-        assert np.abs(found[0] - found[1]).max() <= 1.01 / 255
+    texts = [task.clean.texts[0].rpartition(" and ")[0], task.clean.texts[1]]
+    for side in ("left", "right"):
+        examples, blocks = looked_at(model, model.prepare(texts, padding=side), room=room)
+        for text, one, block in zip(texts, examples, blocks, strict=True):
+            alone = model.run([text], record="L2.pattern")["L2.pattern"][0]
+            assert len(one["tokens"]) == alone.shape[-1]
+            rows, found = block.get("rows", range(alone.shape[-1])), block["weights"][16:24]
+            assert len(rows) >= 3
+            keys = block["indices"][16:24] if "indices" in block else None
+            wanted = alone[:, rows] if keys is None else alone[:, rows].gather(2, keys)
+            assert torch.allclose(found, wanted.cpu(), atol=1e-5)
 
 
 def test_long_texts_keep_the_largest_keys_of_some_rows() -> None:
@@ -258,9 +271,35 @@ def test_pictures_come_with_the_grid_of_their_tower() -> None:
 def test_pictures_are_read_off_the_pixels_where_none_are_given() -> None:
     model = interp.load("zoo:shapes-vit-registers")
     task = interp.tasks.shapes(model, n=1)
-    [image] = built(model, dict(task.clean.kwargs))["images"]
+    x = model.inputs(dict(task.clean.kwargs))
+    [(_, own)], _ = looks.stacks(model, x)
+    [image] = looks.images(own, 0, 0, looks.pixels(model, x))
     assert image["positions"] == list(range(5, 41))
     assert np.abs(np.asarray(image["png"]).astype(int) - np.asarray(task.rows[0].image)).max() <= 1
+
+
+def test_a_family_out_of_reach_shows_its_results_and_says_what_is_missing() -> None:
+    model = interp.attach(tiny("falcon"))
+    x = model.inputs(dict(model.example()))
+    with pytest.raises(
+        ExplorerError, match=r"nothing to show of FalconForCausalLM\. text: where it looks is not shown"
+    ):
+        interp.explore(model, x)
+    other = model.inputs({**x.kwargs, "input_ids": x.ids.flip(1)})
+    with pytest.warns(UserWarning, match="full forward passes"):
+        effects = interp.patch(model, base=x, source=other, metric=lambda logits, _: logits[:, -1, 0], sites="L0.H*.z")
+    payload = interp.explore(model, x, results=[effects]).payload
+    assert {row["method"] for row in payload["scores"]} == {payload["scores"][0]["method"]}
+    assert payload["warnings"] == [
+        "text: where it looks is not shown, since its attention is out of reach in this family."
+    ]
+    page(payload)
+
+
+def test_windows_are_refused_in_words() -> None:
+    model = interp.attach(tiny("swin"))
+    with pytest.raises(ExplorerError, match="attends in windows"):
+        interp.explore(model, dict(model.example()))
 
 
 def test_results_become_measures_of_the_map(ioi: tuple[Any, Any]) -> None:

@@ -39,22 +39,25 @@ def payload(
     examples the patterns, pictures and what each head promotes at the last token."""
     x, seen = _inputs(model, data, pictures)
     towers, warnings = stacks(model, x)
-    if not towers:
-        raise ExplorerError(f"{type(model.module).__name__} has no tower to show: {' '.join(warnings)}")
-    kind = type(model.module).__name__
     tables = {name: (result, rows_of(name, result)) for name, result in named(results)}
     rows = [row for _, found in tables.values() for row in found]
     methods = {name: _described(result, found) for name, (result, found) in tables.items()}
-    finding = _finding(rows) or f"How every head of {kind} attends on {x.batch} examples."
-    rows += [row for row in measured(model, x, towers) if row["method"] not in methods]
-    methods = {**methods, **{name: one for name, one in described().items() if name not in methods}}
+    finding = _finding(rows)
+    towers, statistics = _statistics(model, x, towers, warnings)
+    rows += [row for row in statistics if row["method"] not in methods]
+    if not rows:
+        raise ExplorerError(f"nothing to show of {type(model.module).__name__}. {' '.join(warnings)}")
+    used = {row["method"] for row in rows}
+    methods |= {name: one for name, one in described().items() if name in used and name not in methods}
+    kind = type(model.module).__name__
     made: dict[str, Any] = {
         "title": title or f"Heads of {kind}",
-        "finding": finding,
-        "facts": [(tower.name, str(tower).partition(": ")[2]) for tower, _ in towers] + [("examples", str(x.batch))],
+        "finding": finding or f"How every head of {kind} attends on {x.batch} examples.",
+        "facts": [(name, str(one).partition(": ")[2]) for name, one in model.towers.items()]
+        + [("examples", str(x.batch))],
         "warnings": warnings,
-        "towers": [_tower(tower) for tower, _ in towers],
-        "main": model.anatomy.main or towers[-1][0].name,
+        "towers": [_tower(tower) for tower in model.towers.values()],
+        "main": model.anatomy.main or next(iter(model.towers)),
         "scores": rows,
         "methods": methods,
         **_looks(model, x, towers, examples, seen),
@@ -64,6 +67,20 @@ def payload(
     if circuit is not None:
         made["circuit"] = {"title": "Circuit", "about": repr(circuit), "edges": circuit.to_frame()}
     return made
+
+
+def _statistics(
+    model: Model, x: Inputs, towers: list[tuple[Tower, Inputs]], warnings: list[str]
+) -> tuple[list[tuple[Tower, Inputs]], list[dict[str, Any]]]:
+    """What attention says of every head, and the towers of which it says so."""
+    found = [(tower, own, measured(model, x, tower, own)) for tower, own in towers]
+    warnings += [
+        f"{tower.name}: where it looks is not shown, since it attends in windows."
+        for tower, _, some in found
+        if some is None
+    ]
+    kept = [(tower, own) for tower, own, some in found if some is not None]
+    return kept, [row for _, _, some in found for row in some or ()]
 
 
 def _inputs(model: Model, data: Any, pictures: Sequence[Any] | None) -> tuple[Inputs, list[Any]]:
@@ -78,9 +95,9 @@ def _inputs(model: Model, data: Any, pictures: Sequence[Any] | None) -> tuple[In
 
 
 def _tower(tower: Tower) -> dict[str, Any]:
-    layers = [layer for layer in tower.layers if layer.kind == "self"]
-    return {"name": tower.name, "layers": [layer.index for layer in layers], "heads": [layer.heads for layer in layers],
-            "kv_heads": [layer.kv_heads for layer in layers]}  # fmt: skip
+    return {"name": tower.name, "layers": [layer.index for layer in tower.layers],
+            "heads": [layer.heads for layer in tower.layers],
+            "kv_heads": [layer.kv_heads for layer in tower.layers]}  # fmt: skip
 
 
 def _looks(

@@ -34,17 +34,22 @@ INDEX = 5
 
 
 def stacks(model: Model, x: Inputs) -> tuple[list[tuple[Tower, Inputs]], list[str]]:
-    """Towers of self-attention with the positions they count, and words about those that cannot be shown."""
+    """Towers whose self-attention can be looked at, with the positions they count, and words about the others."""
     found, said = [], []
     for tower in model.ready().towers.values():
         layers = [layer for layer in tower.layers if layer.kind == "self"]
         if not layers:
             said.append(f"{tower.name}: cross-attention is not shown.")
             continue
+        if not all(layer.interface for layer in layers):
+            said.append(
+                f"{tower.name}: where it looks is not shown, since its attention is out of reach in this family."
+            )
+            continue
         try:
             found.append((tower, tower_inputs(x, Site(spelled(model.anatomy, tower), layers[0].index, "z"))))
         except InputsError as reason:
-            said.append(f"{tower.name} is not shown: {reason}")
+            said.append(f"{tower.name}: where it looks is not shown: {reason}")
     return found, said
 
 
@@ -101,30 +106,26 @@ def _whole(model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[in
 def _largest(
     model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[int], count: int
 ) -> list[dict[str, Any]]:
-    """The heaviest keys of some query rows."""
-    mask, places = _spread(own.valid, count)
+    """The heaviest keys of some query rows, the same columns in every example."""
+    picked = _spread(own.valid, count)
     names = (f"topk:{KEYS}", f"topk:{KEYS}.keys")
-    found = model.attention(x, stats=names[:1], heads=pattern_of(model, tower), rows=mask)
+    found = model.attention(x, stats=names[:1], heads=pattern_of(model, tower), rows=picked.tolist())
     blocks = []
     for n, row in enumerate(rows):
-        start = own.valid[row].int().cumsum(0).cpu() - 1  # from columns to the tokens that are real
+        place = (own.valid[row].int().cumsum(0).cpu() - 1).clamp(min=0)  # from columns to the tokens that are real
         weights, keys = (torch.cat([layer[name][row].cpu() for layer in found.values.values()]) for name in names)
         weights = torch.where(keys < 0, 0.0, weights.float()).clamp(0, 1)
-        block = {"example": n, "sites": _sites(model, tower), "weights": weights, "indices": start[keys.clamp(min=0)]}
-        blocks.append({**block, "rows": start[places[row]].tolist()})
+        block = {"example": n, "sites": _sites(model, tower), "weights": weights, "indices": place[keys.clamp(min=0)]}
+        blocks.append({**block, "rows": place[picked].tolist()})
     return blocks
 
 
-def _spread(valid: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
-    """Equally many real columns of every row, the last among them: as a mask, and as columns."""
-    each = min(count, int(valid.sum(1).min()))
-    mask, places = torch.zeros_like(valid), []
-    for row, real in enumerate(valid):
-        columns = real.nonzero().flatten()
-        picked = columns[torch.linspace(len(columns) - 1, 0, each).round().long().flip(0)]
-        mask[row, picked] = True
-        places.append(picked.cpu())
-    return mask, places
+def _spread(valid: Tensor, count: int) -> Tensor:
+    """Columns that are real in every row, evenly spaced, the last of them included."""
+    common = valid.all(0).nonzero().flatten().cpu()
+    if not len(common):
+        raise InputsError("these inputs have no column that is a token in each: show examples of more equal length.")
+    return common[torch.linspace(len(common) - 1, 0, min(count, len(common))).round().long().flip(0)]
 
 
 def images(own: Inputs, row: int, example: int, pictures: Sequence[Any]) -> list[dict[str, Any]]:

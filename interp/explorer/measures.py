@@ -25,21 +25,26 @@ STATS = {
 DRAWS = 1000
 
 
-def measured(model: Model, x: Inputs, towers: list[tuple[Tower, Inputs]]) -> list[dict[str, Any]]:
+def measured(model: Model, x: Inputs, tower: Tower, own: Inputs) -> list[dict[str, Any]] | None:
     """Long rows of every statistic: the mean over examples of the mean over real rows; a bootstrap interval where there
-    are several examples."""
-    rows = []
-    for tower, own in towers:
-        found = model.attention(x, stats=list(STATS), heads=pattern_of(model, tower))
-        real = own.valid.cpu()
-        for site, stats in found.values.items():
-            for name in STATS:
-                values = stats[name].cpu().double()  # example, head, row
-                mean = (values * real[:, None]).sum(2) / real.sum(1)[:, None]
-                rows += _rows(
-                    [str(Site(site.tower, site.layer, "attention", (h,))) for h in found.heads[site]], name, mean
-                )
+    are several examples. None where attention has no one row a token, as in the windows of Swin."""
+    names = [name for name in STATS if name != "distance" or not _several_grids(own)]
+    found, real, rows = model.attention(x, stats=names, heads=pattern_of(model, tower)), own.valid.cpu(), []
+    for site, stats in found.values.items():
+        heads = [str(Site(site.tower, site.layer, "attention", (head,))) for head in found.heads[site]]
+        for name in names:
+            values = stats[name].cpu().double()  # example, head, row
+            if values.shape[0] != real.shape[0] or values.shape[2] != real.shape[1]:
+                return None
+            mean = (values * real[:, None]).sum(2) / real.sum(1)[:, None]
+            rows += _rows(heads, name, mean)
     return rows
+
+
+def _several_grids(own: Inputs) -> bool:
+    """Pictures of several shapes: their patches lie on no one grid, on which distances could be taken."""
+    places = torch.stack([own.roles.frame, own.roles.row, own.roles.col], -1)
+    return own.ids is None and not bool((places == places[:1]).all())
 
 
 def _rows(sites: list[str], name: str, values: Tensor) -> list[dict[str, Any]]:
