@@ -11,7 +11,7 @@ raises word t. Composition of an earlier head A with a later head B is |W_OV^A M
 with M = W_QK^B (q), its transpose (k), or W_OV^B (v); beside it stands what random matrices of these shapes give. Norm
 gains are folded in as `interp/head_matrices.py` says; what norms divide by, attention biases, MLPs and positions are
 left out. Query heads that share a kv head share W_K and W_V. Rotary models have their W_QK at distance 0.
-Cost: a forward pass over as many tokens as the model is wide and six short ones, per layer; for the tokens of a head
+Cost: a forward pass over as many tokens as the model is wide, and six short ones per layer; for the tokens of a head
 one product of vocabulary x d_head x vocabulary. Limits: what a circuit can do is not what it does: where the head
 looks, and whether anything reads it, the weights do not say. Towers without words have the residual's scores only.
 """
@@ -50,7 +50,7 @@ def head_circuits(
     """
     sites = head_sites(model, heads)
     tower = tower_of(model, sites)
-    matrices = HeadMatrices(model, tower)
+    matrices = HeadMatrices(model, tower, [int(s.layer or 0) for s in sites])
     every: list[Head] = [
         (int(s.layer or 0), matrices.of(int(s.layer or 0)), h) for s in sites for h in heads_of(model, s)
     ]

@@ -6,12 +6,14 @@ adapted projections are all the same. Queries and keys of rotary models are aske
 turned. The gain of the norm before the attention, and the taking away of the mean in a layer norm, are folded into W_Q,
 W_K and W_V (row vectors, `x W`); the gains of a norm or scale behind the output projection are folded into W_O. What a
 norm divides by is left out everywhere: it is one positive number per token. Cost: for a model of width d a forward pass
-over d tokens and five short ones per layer. Limits: where queries and keys are normalised on the way (Qwen3, Gemma-3)
-no matrix makes them, which is said; where values are (DeepSeek), the model is refused.
+over d tokens, for all layers together unless they are many and wide, and five short passes per layer. Limits: where
+queries and keys are normalised on the way (Qwen3, Gemma-3) no matrix makes them, which is said; where values are
+(DeepSeek), the model is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,8 @@ WORDS = 4
 """Length of the examples that unit vectors are put into."""
 TOGETHER = 4096
 """Tokens that are asked about in one forward pass."""
+NUMBERS = 2**26
+"""Of layers that are asked about together, about so many numbers of q, of k and of v are held."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +57,12 @@ class LayerMatrices:
 
 
 class HeadMatrices:
-    """The matrices of one tower's self-attention, worked out when asked for."""
+    """The matrices of a tower's self-attention, of all its layers or of some, worked out when asked for."""
 
-    def __init__(self, model: Model, tower: Tower) -> None:
+    def __init__(self, model: Model, tower: Tower, layers: Sequence[int] | None = None) -> None:
         self.model, self.tower = model, tower
+        own = [layer.index for layer in tower.layers if layer.kind == "self"]
+        self.wanted = [tower.layer(index) for index in (own if layers is None else layers)]
         self.name = spelled(model.anatomy, tower)
         self._layers: dict[int, LayerMatrices] = {}
 
@@ -78,78 +84,92 @@ class HeadMatrices:
     def of(self, index: int) -> LayerMatrices:
         """The matrices of one layer."""
         if index not in self._layers:
-            self._layers[index] = self._asked(index)
+            rows, positions, width = self._shape(2)
+            at = next(n for n, layer in enumerate(self.wanted) if layer.index == index)
+            together = max(1, NUMBERS // (max(width, rows * positions) * width))
+            start = at // together * together
+            self._layers |= self._asked(self.wanted[start : start + together])
         return self._layers[index]
 
-    def _asked(self, index: int) -> LayerMatrices:
-        layer = self.tower.layer(index)
-        turned, linear = self._probe(layer)
-        if "v" not in linear:
-            raise ModelError(f"{self._site(layer, 'v')}: values are normalised on the way, so no matrix makes them.")
-        found = self._project(layer, first_only=turned)
+    def _asked(self, layers: Sequence[Layer]) -> dict[int, LayerMatrices]:
+        turned, linear = self._probe(layers)
+        for layer in layers:
+            if "v" not in linear[layer.index]:
+                site = self._site(layer, "v")
+                raise ModelError(f"{site}: values are normalised on the way, so no matrix makes them.")
+        found = self._project(layers, first_only=turned)
+        return {layer.index: self._folded(layer, found[layer.index], linear[layer.index]) for layer in layers}
+
+    def _folded(self, layer: Layer, found: dict[str, Tensor], linear: set[str]) -> LayerMatrices:
         norm = self._norm(layer)
-        folded = {name: _folded(norm, value) for name, value in found.items()}
-        group = layer.group
-        v = folded["v"].repeat_interleave(group, 0)
+        made = {name: _folded(norm, value) for name, value in found.items()}
+        v = made["v"].repeat_interleave(layer.group, 0)
         bilinear = {"q", "k"} <= linear
         why = "" if bilinear else "queries or keys are normalised on the way, so no matrix makes them"
-        q, k = (folded["q"], folded["k"].repeat_interleave(group, 0)) if bilinear else (None, None)
+        q, k = (made["q"], made["k"].repeat_interleave(layer.group, 0)) if bilinear else (None, None)
         return LayerMatrices(v, self._output(layer), q, k, why)
 
     def _site(self, layer: Layer, component: str) -> Site:
         return Site(self.name, layer.index, component)
 
-    def _read(self, layer: Layer, vectors: Tensor, batch: int) -> dict[str, Tensor]:
-        """q, k and v [row, position, head, d_head] where the attention reads these vectors [row, position, d]."""
-        sites = [self._site(layer, name) for name in ("q", "k", "v")]
-        tape = self.model.run(
-            self._inputs(batch), record=sites, edits=[Set(str(self._site(layer, "attn_in")), vectors)]
-        )
-        return {site.component: tape[site].double() for site in sites}
+    def _read(self, layers: Sequence[Layer], vectors: Tensor, batch: int) -> dict[int, dict[str, Tensor]]:
+        """By layer q, k and v [row, position, head, d_head] where all their attentions read these vectors [row,
+        position, d]: what came before makes no difference, so one pass does for all."""
+        sites = {layer.index: [self._site(layer, name) for name in ("q", "k", "v")] for layer in layers}
+        edits = [Set(str(self._site(layer, "attn_in")), vectors) for layer in layers]
+        tape = self.model.run(self._inputs(batch), record=[s for some in sites.values() for s in some], edits=edits)
+        return {index: {site.component: tape[site].double() for site in some} for index, some in sites.items()}
 
     def _inputs(self, batch: int) -> dict[str, Tensor]:
         return example(self.model.module, batch=batch, length=WORDS)
 
-    def _shape(self, layer: Layer, batch: int) -> tuple[int, int, int]:
-        """[row, position, d] of what the layer's attention reads of so many examples."""
-        site = self._site(layer, "attn_in")
-        shape = tuple(self.model.run(self._inputs(batch), record=site)[site].shape)
-        if len(shape) != 3:
+    def _shape(self, batch: int) -> tuple[int, int, int]:
+        """[row, position, d] of what the attentions read of so many examples."""
+        sites = [self._site(layer, "attn_in") for layer in self.wanted]
+        tape = self.model.run(self._inputs(batch), record=sites)
+        shapes = {tuple(tape[site].shape) for site in sites}
+        shape = shapes.pop()
+        if shapes or len(shape) != 3:
+            every = ", ".join(str(list(one)) for one in (shape, *shapes))
             raise ModelError(
-                f"{site}: its attention reads {list(shape)}, not [row, position, d]: unit vectors cannot be put there."
+                f"{sites[0]}: the attentions read {every}, not [row, position, d] in every layer: unit vectors cannot"
+                " be put there. Name layers of one width."
             )
         return shape
 
-    def _probe(self, layer: Layer) -> tuple[bool, set[str]]:
-        """Whether queries depend on the position they stand at, and which of q, k and v are linear."""
-        rows, positions, width = self._shape(layer, 2)
+    def _probe(self, layers: Sequence[Layer]) -> tuple[bool, dict[int, set[str]]]:
+        """Whether queries depend on the position they stand at, and which of q, k and v are linear in each layer."""
+        rows, positions, width = self._shape(2)
         random = torch.randn(width, generator=torch.Generator().manual_seed(0))
         vectors = torch.zeros(rows, positions, width, dtype=self.model.dtype)
         vectors[0], vectors[1] = random, 2 * random
-        at = self._read(layer, vectors, 2)
-        zero = self._read(layer, torch.zeros_like(vectors), 2)
-        turned = any(not _close(at[name][0, 0], at[name][0, -1]) for name in ("q", "k"))
-        moved = {name: (at[name] - zero[name])[:2, 0] for name in at}
-        return turned, {name for name, (once, twice) in moved.items() if _close(twice, 2 * once)}
+        found, nothing = self._read(layers, vectors, 2), self._read(layers, torch.zeros_like(vectors), 2)
+        turned = any(not _close(at[name][0, 0], at[name][0, -1]) for at in found.values() for name in ("q", "k"))
+        linear = {}
+        for index, at in found.items():
+            moved = {name: (value - nothing[index][name])[:2, 0] for name, value in at.items()}
+            linear[index] = {name for name, (once, twice) in moved.items() if _close(twice, 2 * once)}
+        return turned, linear
 
-    def _project(self, layer: Layer, *, first_only: bool) -> dict[str, Tensor]:
-        """W_Q, W_K and W_V as they are, [head, d, d_head]."""
-        rows, positions, width = self._shape(layer, 2)
+    def _project(self, layers: Sequence[Layer], *, first_only: bool) -> dict[int, dict[str, Tensor]]:
+        """By layer W_Q, W_K and W_V as they are, [head, d, d_head]."""
+        rows, positions, width = self._shape(2)
         each = 1 if first_only else positions
         batch = max(2, min(-(-2 * width // (rows * each)), TOGETHER // positions))
-        rows = self._shape(layer, batch)[0]
+        rows = self._shape(batch)[0]
         units = torch.eye(width, dtype=self.model.dtype)
-        parts: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
-        nothing = self._read(layer, torch.zeros(rows, positions, width, dtype=self.model.dtype), batch)
+        parts: dict[int, dict[str, list[Tensor]]] = {one.index: {"q": [], "k": [], "v": []} for one in layers}
+        nothing = self._read(layers, torch.zeros(rows, positions, width, dtype=self.model.dtype), batch)
         for start in range(0, width, rows * each):
             some = units[start : start + rows * each]
             vectors = torch.zeros(rows, each, width, dtype=self.model.dtype)
             vectors.view(-1, width)[: len(some)] = some
             vectors = torch.nn.functional.pad(vectors, (0, 0, 0, positions - each))
-            for name, value in self._read(layer, vectors, batch).items():
-                made = (value - nothing[name])[:, :each].flatten(0, 1)[: len(some)]
-                parts[name].append(made)
-        return {name: torch.cat(found).transpose(0, 1).cpu() for name, found in parts.items()}
+            for index, found in self._read(layers, vectors, batch).items():
+                for name, value in found.items():
+                    parts[index][name].append((value - nothing[index][name])[:, :each].flatten(0, 1)[: len(some)])
+        return {index: {name: torch.cat(made).transpose(0, 1).cpu() for name, made in found.items()}
+                for index, found in parts.items()}  # fmt: skip
 
     def _norm(self, layer: Layer) -> Frozen:
         """What stands between the residual and the attention, with its gain."""

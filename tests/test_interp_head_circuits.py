@@ -75,6 +75,19 @@ def test_matrices_are_the_weights_with_the_norm_folded_in(name: str, by_hand: An
             torch.testing.assert_close(getattr(found.of(layer), component), want, atol=2e-6, rtol=1e-5)
 
 
+def test_layers_asked_about_one_by_one_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = attached("llama")
+    together = matrices(m)
+    together.of(0)
+    assert set(together._layers) == {0, 1}
+    monkeypatch.setattr(import_module("interp.head_matrices"), "NUMBERS", 1)
+    monkeypatch.setattr(import_module("interp.head_matrices"), "TOGETHER", 40)
+    alone = matrices(m)
+    for layer in (0, 1):
+        for name in "qkvo":
+            torch.testing.assert_close(getattr(alone.of(layer), name), getattr(together.of(layer), name))
+
+
 def test_a_norm_behind_the_output_projection_is_in_w_o() -> None:
     m = attached("gemma2")
     block = m.module.model.layers[1]
@@ -217,7 +230,8 @@ def test_what_the_weights_do_not_say_is_said() -> None:
         ("gpt2", {"draws": 0}, InputsError, "at least one draw"),
         ("t5", {"heads": "cross.L*"}, SiteError, "cross-attention"),
         ("qwen2_vl", {"heads": "vision.L*"}, ModelError, "unit vectors"),
-        ("swin", {}, ModelError, "windows"),
+        ("swin", {}, ModelError, "one width"),
+        ("swin", {"heads": "L0"}, ModelError, "windows"),
     ]
     for name, how, kind, says in refused:
         with pytest.raises(kind, match=says):

@@ -216,11 +216,10 @@ def copier() -> interp.Model:
             p.zero_()
         model.embed.weight[:, :12] = torch.eye(12)
         model.unembed.weight[:, 12:24] = torch.eye(12)
-        attn = model.blocks[0].attn
+        attn: Any = model.blocks[0].attn
         for head, sign in ((0, -1.0), (1, 1.0)):
             attn.v.weight[16 * head : 16 * head + 12, :12] = torch.eye(12)
             attn.o.weight[12:24, 16 * head : 16 * head + 12] = sign * torch.eye(12)
-        attn.q.weight[16, 0] = attn.k.weight[16, 0] = 0.0
     return interp.attach(model)
 
 
