@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from interp.alignment import How, Reduce
 from interp.attribution import path, plain, ruled, star
 from interp.attribution.pair import Pair, paired
 from interp.effects import Effects
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Positions
-from interp.hooks.tape import Tape
 from interp.judge import Metric
 from interp.provenance import about
 from interp.sources import Source
@@ -42,6 +42,8 @@ def attribute(
     metric: Metric,
     sites: str | Iterable[str],
     positions: Literal["joint", "each"] | Positions = "joint",
+    align: How | None = None,
+    reduce: Reduce | None = None,
     method: str = "atp",
     rules: Sequence[str] | None = None,
     steps: int = path.STEPS,
@@ -52,9 +54,12 @@ def attribute(
 
     `rules` replaces a method's relevance rules; `steps` are those of ig and conductance. `verify` patches exactly
     beside it: "all" cells, a sample of `n`, 0 for none, "auto" for all where affordable; see `.meta["verify"]`.
+    Inputs that do not line up say how with `align=` and `reduce=`, as in `interp.patch`; a base token takes what its
+    partner in the source has, tokens without one count for nothing, and the methods along a path refuse.
     """
     _refuse(method, rules)
-    asked = paired(model, base, source, metric, [sites] if isinstance(sites, str) else list(sites), positions)
+    wanted = [sites] if isinstance(sites, str) else list(sites)
+    asked = paired(model, base, source, metric, wanted, positions, align=align, reduce=reduce)
 
     def estimate(other: Pair) -> Tensor:
         return _estimated(other, method, rules, steps)
@@ -92,7 +97,7 @@ def _effects(asked: Pair, values: Tensor, said: Mapping[str, Any]) -> Effects:
     corruption = asked.source if isinstance(asked.source, str) else "run"
     return Effects(
         sites=sites, positions=columns, values=values, base=asked.score,
-        source=asked.judged(asked.new["logits"]) if isinstance(asked.new, Tape) else None, noise_floor=0.0,
+        source=asked.other, noise_floor=0.0,
         meta={**about(asked.model.module, asked.base), "direction": "source into base", "metric": repr(asked.metric),
-              "corruption": corruption, **said},
+              "corruption": corruption, "align": None if asked.align is None else str(asked.align), **said},
     )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.alignment import Alignment, How, Reduce
 from interp.cells import expanded
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.gradients import Dropped, Graph, graph
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 Contributions = Mapping[Site, Tensor]
 """[row, position] or [row, position, head] by whole site."""
+FILLED = ("zero", "mean", "noise")
 FLAT = 1e-6
 """Slopes of the metric by the logits that are rounding, not slopes."""
 
@@ -53,6 +55,12 @@ class Pair:
     """The metric of the base run, per row."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What a method has to say about how it ran; goes into the result."""
+    align: How | None = None
+    reduce: Reduce | None = None
+    aligned: Mapping[Site, Tensor] = field(default_factory=dict)
+    """[row, position] with a partner in the source, by whole site, where the two do not line up by themselves."""
+    other: Tensor | None = None
+    """The metric of the source's own run, per row."""
 
     @property
     def whole(self) -> list[Site]:
@@ -112,11 +120,14 @@ class Pair:
         )
 
     def reverse(self) -> Pair | None:
-        """The same pair the other way round; None where the source is no run."""
+        """The same pair the other way round; None where the source is no run, or its positions are others."""
         if not isinstance(self.source, Inputs):
             return None
+        if self.align is not None and not isinstance(self.positions, str):
+            return None
+        how = Alignment(self.align.source, self.align.base) if isinstance(self.align, Alignment) else self.align
         return paired(
-            self.model, self.source, self.base, self.metric, self.chosen, self.positions
+            self.model, self.source, self.base, self.metric, self.chosen, self.positions, align=how, reduce=self.reduce
         )  # the same sites, already expanded
 
     def change(self, found: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
@@ -137,12 +148,12 @@ class Pair:
 
     def where(self, site: Site, shape: Sequence[int]) -> list[Tensor]:
         """The position sets of a site's cells, [row, position] each."""
-        every = torch.ones(*shape[:2], dtype=torch.bool)
+        every = self.aligned.get(_recorded(site), torch.ones(*shape[:2], dtype=torch.bool))
         if isinstance(self.positions, str) and self.positions == "each":
             return [every & (torch.arange(shape[1]) == p) for p in range(shape[1])]
         if isinstance(self.positions, str) and self.positions == "joint":
             return [every]
-        return [tower_inputs(self.base, site).mask(self.positions).cpu()]
+        return [every & tower_inputs(self.base, site).mask(self.positions).cpu()]
 
     def labels(self) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
         """Sites of the cells and the position axis, as `Effects` holds them."""
@@ -167,24 +178,49 @@ def contributions(change: Mapping[Site, Tensor], slopes: Mapping[Site, Tensor]) 
 
 
 def paired(
-    model: Model, base: Any, source: Source, metric: Metric, sites: Iterable[str | Site], positions: Any
+    model: Model,
+    base: Any,
+    source: Source,
+    metric: Metric,
+    sites: Iterable[str | Site],
+    positions: Any,
+    *,
+    align: How | None = None,
+    reduce: Reduce | None = None,
 ) -> Pair:
     """Read what was asked for, and run the source."""
     model.ready()
     x = model.inputs(base)
     chosen = chosen_sites(model, [sites] if isinstance(sites, (str, Site)) else list(sites))
     whole = list(dict.fromkeys(_recorded(site) for site in chosen))
-    if isinstance(source, (Average, Noise, Tape)) or (isinstance(source, str) and source in ("zero", "mean", "noise")):
-        given = _given(model, x, source, whole)
+    made = isinstance(source, (Average, Noise, Tape)) or (isinstance(source, str) and source in FILLED)
+    if made or align is not None:
+        given = _given(model, x, source, whole, align, reduce)
         values = {str(site): value for site, value in given.values.items()}
-        return Pair(model, x, given.kind, metric, tuple(chosen), positions, values, passes=1)
+        run = given.inputs if align is not None and not isinstance(source, Tape) else None
+        return Pair(
+            model, x, given.kind if run is None else run, metric, tuple(chosen), positions, values, passes=1,
+            align=align, reduce=reduce, aligned=given.aligned, other=_score(metric, given),
+        )  # fmt: skip
     y = model.inputs(source)
     if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
         raise InputsError(
             f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
-            " differs: patching needs pairs that line up token by token."
+            " differs: patching needs pairs that line up token by token; say align='index', 'suffix' or"
+            " interp.align(...) for those that do not."
         )
-    return Pair(model, x, y, metric, tuple(chosen), positions, model.run(y, record=whole), passes=1)
+    tape = model.run(y, record=whole)
+    pair = Pair(model, x, y, metric, tuple(chosen), positions, tape, passes=1)
+    pair.other = pair.judged(tape["logits"])
+    return pair
+
+
+def _score(metric: Metric, given: Given) -> Tensor | None:
+    """The metric of an aligned source on its own inputs."""
+    if given.inputs is None or given.logits is None or not given.aligned:
+        return None
+    logits = given.logits
+    return Judge(metric, given.inputs, classes=logits.ndim == 2)(picked(logits, reads_of(metric, given.inputs, logits)))
 
 
 def chosen_sites(model: Model, spelled: Sequence[str | Site]) -> list[Site]:
@@ -201,11 +237,13 @@ def chosen_sites(model: Model, spelled: Sequence[str | Site]) -> list[Site]:
     return found
 
 
-def _given(model: Model, x: Inputs, source: Source, whole: Sequence[Site]) -> Given:
-    """Zeros, means, noise or a tape, as `interp.patch` makes them."""
+def _given(
+    model: Model, x: Inputs, source: Source, whole: Sequence[Site], align: How | None, reduce: Reduce | None
+) -> Given:
+    """Zeros, means, noise, a tape, or a run that does not line up, as `interp.patch` makes them."""
     old = model.run(x, record=whole)
     sweep = Sweep(model.module, model.anatomy, x, model.called_with(x.kwargs), family=model.family)
-    return Sources(model, sweep, {site: old[site] for site in whole}).given(source)
+    return Sources(model, sweep, {site: old[site] for site in whole}).given(source, align=align, reduce=reduce)
 
 
 def _short(metric: Metric) -> str:

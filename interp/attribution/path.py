@@ -58,6 +58,11 @@ class _Line:
             raise InputsError(
                 f"a path needs two runs, and the source is {pair.source!r}: give a source run, or use method='atp'."
             )
+        if pair.align is not None:
+            raise InputsError(
+                "a path goes from the base's embeddings to the source's, which have to line up token by token: use"
+                " method='atp' or 'relp' with align=."
+            )
         if steps < 1:
             raise InputsError(f"a path has at least one step, got steps={steps}.")
         self.pair, self.steps = pair, steps
