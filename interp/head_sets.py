@@ -78,9 +78,9 @@ def output_norms(model: Model, inputs: Any, sites: Sequence[Site], *, positions:
 def matched(heads: Sequence[str], norms: Mapping[str, float], *, draws: int, seed: int = 0) -> Draws:
     """`draws` sets of as many heads, none of them of the set."""
     others = [head for head in norms if head not in heads]
-    if len(others) < len(heads):
+    if draws and len(others) < len(heads):
         raise InputsError(
-            f"{len(heads)} heads leave {len(others)} others, too few to draw as many at random: mask fewer."
+            f"{len(heads)} heads leave {len(others)} others, too few to draw as many at random: mask fewer, or draws=0."
         )
     rng = random.Random(seed)
     pairs = [_one(heads, others, norms, rng) for _ in range(draws)]

@@ -87,6 +87,14 @@ def test_what_was_masked_everywhere_is_read_everywhere() -> None:
     assert float(here) == 1.0 > 0.5 > float(everywhere)
 
 
+def test_every_head_can_be_masked_where_none_are_drawn() -> None:
+    every = [f"L{n}.H{h}" for n in range(4) for h in range(8)]
+    found = mask_heads(needle(), notes(), heads=every, counts=(32,), draws=0)
+    assert float(found.recall[1].mean()) == 0.0
+    assert found.to_frame()["random"].isna().all()
+    assert "random" not in repr(found)
+
+
 def test_random_heads_are_matched_and_none_of_the_set() -> None:
     norms = {f"L{n}.H{h}": 1.0 + h + 10 * n for n in range(4) for h in range(6)}
     heads = ["L1.H0", "L3.H5"]
