@@ -64,6 +64,7 @@ def sinks(
     name, layers = _layers(model, heads)
     tower = tower_inputs(x, Site(name, layers[0].index, "z"))
     _long_enough(tower)
+    _room(model, x)
     taps = {str(Site(name, layer.index, "resid_post")): _Largest() for layer in layers} if activations else {}
     with ExitStack() as undo:
         for layer, tap in zip(layers, taps.values(), strict=False):
@@ -109,6 +110,14 @@ def _long_enough(x: Inputs) -> None:
     short = [n for n, length in enumerate(x.valid.sum(1).tolist()) if length < 2]
     if short:
         raise InputsError(f"a sink needs at least two tokens to show; examples {short} have fewer. Give longer inputs.")
+
+
+def _room(model: Model, x: Inputs) -> None:
+    """Learned positions end somewhere; rotary ones do not."""
+    room = getattr(model.config, "n_positions", None) or getattr(model.config, "context", None)
+    longest = int(x.valid.sum(1).max())
+    if isinstance(room, int) and longest > room:
+        raise InputsError(f"this model has positions for {room} tokens, and a text here has {longest}: cut it shorter.")
 
 
 def _of_layer(found: Mapping[str, Tensor], valid: Tensor, least: int) -> Sequence[Tensor]:

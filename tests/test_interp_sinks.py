@@ -194,6 +194,7 @@ def test_what_has_no_meaning_is_refused() -> None:
         ("", {}, InputsError, "empty"),
         (torch.tensor([[1]]), {}, InputsError, "at least two tokens"),
         (TEXTS, {"least": 0}, InputsError, "at least 1"),
+        ({"input_ids": torch.full((1, 300), 7)}, {}, InputsError, "positions for 256 tokens"),
         (TEXTS, {"heads": "L9"}, SiteError, "no layer"),
     ]
     for inputs, how, kind, says in refused:
