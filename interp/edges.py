@@ -20,11 +20,11 @@ in_v is read before v's norm, so the norm's derivative counts. A kv head's score
 group; weights are not copied. Behind a norm after the attention (Gemma-2) a head's write is what that norm makes of it,
 to first order. Cost: eap and relp two recorded passes, one more with a graph at the logits, and a walk back that runs
 each block once more and takes every head's q, k and v gradient through its projection; eap-ig that walk per step,
-eap-ig-activations per step and group of senders, exact the blocks above the receiver per edge, flow one pass.
-Memory: z and the MLP's write of every layer, and for the rows walked at a time (`circuits/changes.py`; a walk over rows
-in several goes makes their residuals a second time) one residual per layer and the graph of one block; `exact` and
-`flow` keep whole runs. Limits: towers whose blocks can be run one
-by one and add to one residual; first-order scores say 0 where the metric, a softmax or an activation is flat.
+eap-ig-activations per step and group of senders, exact the blocks above the receiver per edge, flow one pass. Where a
+block's graph is large, rows are walked a few at a time, with a pass more (`circuits/changes.py`). Memory: the changes
+of z and of the MLP's write of every layer, and for the rows that are walked one residual per layer and the graph of one
+block; exact and flow keep whole runs. Limits: towers whose blocks can be run one by one and add to one residual;
+first-order scores say 0 where the metric, a softmax or an activation is flat.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig", "relp"])
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "eap-ig-activations", "relp"])
 def test_nothing_of_positions_nodes_and_width_is_ever_made(method: str) -> None:
     m = attached("llama")
     base, source = ({"input_ids": torch.randint(5, 90, (2, 60))} for _ in range(2))
@@ -235,6 +235,7 @@ def test_nothing_of_positions_nodes_and_width_is_ever_made(method: str) -> None:
     width = m.anatomy.tower(None, text="").width
     assert seen.elements < 2 * 60 * 11 * width
     assert seen.elements <= 2 * 60 * 4 * width  # the widest thing in a block: its neurons
+    assert seen.elements < 2 * 60 * m.module.config.vocab_size  # of the logits only what the metric reads
 
 
 def test_zero_and_mean_are_sources() -> None:

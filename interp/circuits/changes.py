@@ -110,7 +110,8 @@ class Pair:
     def written(self) -> tuple[Written, Tensor]:
         """What the source's senders write, and its metric."""
         assert not isinstance(self.source, str)
-        found, passes, first = Written(torch.empty(0)), [], self.walk.layers[0]
+        found, first = Written(torch.empty(0)), self.walk.layers[0]
+        passes: list[Passed] = []
         for rows in self.parts():
 
             def take(layer: int, part: str, value: Tensor, rows: slice = rows) -> None:
