@@ -293,6 +293,10 @@ def test_a_picture_has_its_true_grid(show: Open) -> None:
         assert "token=7" in tab.url
         tab.keyboard.press("Tab")
         assert "2 other tokens" in tab.locator("#card figcaption").inner_text()
+        assert not tab.locator("#card details.matrix svg").is_visible()
+        tab.get_by_text("The whole pattern").click()
+        cell(tab, "vision.L0.H0").click()
+        assert tab.locator("#card details.matrix svg").is_visible(), "it stays open from head to head"
 
 
 def test_a_sample_of_a_long_text_says_so(show: Open) -> None:
@@ -319,6 +323,7 @@ def test_a_sample_of_a_long_text_says_so(show: Open) -> None:
         ]
         tab.locator('.token[data-place="42"]').click()
         assert "This row is not in the sample." in tab.locator("#card .said").inner_text()
+        assert tab.get_by_role("group", name="Save attention").get_by_role("button").all_inner_texts() == ["CSV"]
 
 
 def test_a_notebook_shows_it_in_a_frame(chromium: Any, tmp_path: Path) -> None:

@@ -62,16 +62,20 @@ function attentionPart(head) {
   matrix.addEventListener("click", (event) => { const cellAt = under(event); if (cellAt) change({ token: state.way === "from" ? found.rows[cellAt[0]] : found.keys[cellAt[1]] }); });
   overlays.forEach((one) => one.hear(show, () => position));
   show(position);
-  return [el("h3", { text: "Where it looks" }), attentionControls(head, example), about.note ? el("p", { class: "about" }, folded(about.note, 200)) : null,
+  return [el("h3", { text: "Where it looks" }), attentionControls(head, example, overlays.length > 0 || !found.partial), about.note ? el("p", { class: "about" }, folded(about.note, 200)) : null,
     found.sampled ? el("p", { class: "about", text: sampledWords(found, about) }) : null,
     overlays.length ? el("p", { class: "about", text: "Weights say what a head reads from, not what the model recognises there: switch the head off to know what it does." }) : null,
     overlays.map((one) => one.figure), strip, said,
-    el("details", { class: "matrix", open: !overlays.length && !found.partial }, el("summary", { text: "The whole pattern" }), el("div", { class: "scroll" }, matrix))];
+    found.partial ? null : wholePattern(matrix, unfolded ?? !overlays.length)].filter(Boolean);
 }
+
+// Open or folded as the reader left it, whichever head is shown.
+let unfolded = null;
+const wholePattern = (matrix, open) => el("details", { class: "matrix", open }, el("summary", { text: "The whole pattern", click: (event) => { unfolded = !event.currentTarget.parentNode.open; } }), el("div", { class: "scroll" }, matrix));
 
 const sampledWords = (found, about) => `A sample of a longer text: ${found.rows.length} of ${about.tokens.length.toLocaleString("en")} query rows` + (found.partial ? `, of each the ${found.wide} keys with the most weight.` : `, ${found.keys.length} keys.`);
 
-function attentionControls(head, example) {
+function attentionControls(head, example, drawn) {
   const menu = el("select", { id: "choose-example", "data-act": "example", change: () => change({ example: Number(menu.value), token: null }) }, examplesOf(head).map((i) => el("option", { value: i, text: shorten(DATA.examples[i].name, 50) })));
   menu.value = String(example);
   const way = el("select", { id: "choose-way", "data-act": "way", change: () => change({ way: way.value }) }, el("option", { value: "from", text: "attends to" }), el("option", { value: "to", text: "is attended from" }));
@@ -79,7 +83,7 @@ function attentionControls(head, example) {
   const root = el("input", { type: "checkbox", id: "choose-root", "data-act": "root", change: () => change({ root: root.checked }) });
   root.checked = state.root;
   return el("div", { class: "controls" }, el("label", { class: "choice", for: "choose-example" }, "Example ", menu), el("label", { class: "choice", for: "choose-way" }, "The token ", way),
-    el("label", { class: "choice", for: "choose-root" }, root, " show small weights (square root)"), exportsOf("attention", () => sheet(`Attention of ${HEADS[head].site}`, [...$("card").querySelectorAll("svg")]), attentionRows));
+    el("label", { class: "choice", for: "choose-root" }, root, " show small weights (square root)"), exportsOf("attention", drawn && (() => sheet(`Attention of ${HEADS[head].site}`, [...$("card").querySelectorAll("svg")])), attentionRows));
 }
 
 function fillTokens(strip, found, about, show, rest) {
