@@ -8,6 +8,7 @@ playwright and Chromium (`make test` installs both where it may).
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def main() -> None:
             shoot(browser, picture(), "picture", fragment="head=text.L0.H2&root=1", size=SIZE),
         ]
         browser.close()
-    print("\n".join(f"{shot.relative_to(ROOT)}: {shot.stat().st_size:,} bytes" for shot in shots))
+    print(json.dumps({"bytes": {str(shot.relative_to(ROOT)): shot.stat().st_size for shot in shots}}))
 
 
 if __name__ == "__main__":
