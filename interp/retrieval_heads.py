@@ -63,9 +63,14 @@ def retrieval_heads(
     anywhere: bool = False,
     max_new_tokens: int | None = None,
     batch: int = 8,
+    impl: str | None = None,
 ) -> RetrievalHeads:
     """Score every head on `interp.tasks.needle(m, whole=True, lengths=..., depths=...)` or a task of your own whose
-    `positions` name the "needle"; generated answers are as long as the right ones unless `max_new_tokens` is given."""
+    `positions` name the "needle"; generated answers are as long as the right ones unless `max_new_tokens` is given.
+
+    `impl="auto"` (or a kernel by name) makes the model's attention and its statistics in one pass, in the place of the
+    model's own implementation: on a CPU that is the quicker of the two.
+    """
     _check(mode, anywhere)
     sites = attention_sites(model)
     task = fitted(model, needles)
@@ -75,7 +80,7 @@ def retrieval_heads(
         wanted = len(task.answer_ids[rows[0]])
         ids, count = _generated(model, given, wanted, max_new_tokens) if generated else (given, wanted)
         stat = f"topk:{wanted}" if mode == "r2" else "argmax"
-        said, looked = _read(model, sites, ids, count, stat)
+        said, looked = _read(model, sites, ids, count, stat, impl)
         for n, row in enumerate(rows):
             own, words, span = ids[n].cpu(), ids[n, -count:].cpu(), answer_span(task, row)
             at = {name: value[:, n] for name, value in looked.items()}
@@ -84,7 +89,7 @@ def retrieval_heads(
     kept = recall > PASSED
     _refuse_if_lost(kept, recall)
     meta = {**about(model.module, task.clean), "method": "retrieval heads", "mode": mode, "generated": generated,
-            "anywhere": anywhere}  # fmt: skip
+            "anywhere": anywhere, "impl": impl}  # fmt: skip
     stacked = torch.stack([scores[row] for row in range(len(task))], dim=1)
     cells = tuple(dict(one) for one in task.meta)
     return RetrievalHeads(head_names(model, sites), stacked, kept, recall, mode, cells, meta)
@@ -107,7 +112,7 @@ def _generated(model: Model, given: Tensor, answer: int, max_new_tokens: int | N
 
 
 def _read(
-    model: Model, sites: Sequence[Site], ids: Tensor, count: int, stat: str
+    model: Model, sites: Sequence[Site], ids: Tensor, count: int, stat: str, impl: str | None
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """At the rows that predict the last `count` tokens: what the model would say [row, word], and the statistic of
     each head [head, row, word, ...]."""
@@ -124,11 +129,12 @@ def _read(
             )
         logits.append(found[:, -count - 1 : -1])
 
-    request = Request.of(stat, range(x.length - count - 1, x.length - 1), None, None)
+    request = Request.of(stat, range(x.length - count - 1, x.length - 1), impl, None)
     with forced_eager():
         taps = stream(model.module, model.anatomy, sites, request, x, forward, lambda: 0)
     parts = [tap.merged() for tap in taps.values()]
-    looked = {name: torch.cat([part[name].cpu() for part in parts], dim=1).transpose(0, 1) for name in parts[0]}
+    rows = slice(None) if impl is None else slice(-count - 1, -1)  # in one pass with z every row has its statistics
+    looked = {name: torch.cat([p[name][:, :, rows].cpu() for p in parts], dim=1).transpose(0, 1) for name in parts[0]}
     return logits[0].argmax(-1).cpu(), looked
 
 

@@ -72,6 +72,16 @@ def test_scores_are_those_of_the_definition(generated: int | None) -> None:
         assert sets.scores[:, row].tolist() == [len(set(words) & needed) / len(needed) for words in heads]
 
 
+@pytest.mark.parametrize(("impl", "mode"), [("auto", "event"), ("rows", "r2")])
+def test_in_one_pass_with_the_models_attention_the_scores_are_the_same(impl: str, mode: Any) -> None:
+    task = notes(seed=8)
+    plain = interp.retrieval_heads(load("zoo:needle"), task, mode=mode)
+    one_pass = interp.retrieval_heads(load("zoo:needle"), task, mode=mode, impl=impl)
+    assert plain.scores.max() > 0.5
+    torch.testing.assert_close(one_pass.scores, plain.scores, atol=1e-5, rtol=0)
+    assert one_pass.meta["impl"] == impl
+
+
 def test_a_word_said_twice_counts_twice_as_events_and_once_as_a_set() -> None:
     m = load("zoo:needle")
     task = interp.tasks.needle(m, lengths=(64, 128), depths=(0.0, 0.5, 1.0), n=2, whole=True)
