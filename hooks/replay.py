@@ -145,7 +145,7 @@ class Replay:
         size = self.base.left.element_size()
         columns = self.readout.vocabulary if reads.columns is None else len(reads.columns)
         read = reads.positions.shape[1] if self.readout.by_position else self.base.length
-        hidden = (int(self.ends[row.prompt]) - row.start) * self.base.left.shape[-1]
+        hidden = (self._end(row, reads.positions) - row.start) * self.base.left.shape[-1]
         return size * (hidden + 2 * read * columns)
 
     def run(
@@ -158,22 +158,26 @@ class Replay:
     ) -> Tensor:
         """Logits [row, read, column] at `read` [prompt, read position] for every row, in their order; `tell` hears of
         tokens driven through a layer."""
-        order = sorted(range(len(rows)), key=lambda n: self._turn(rows[n]))
-        groups = self._groups([rows[n] for n in order])
+        order = sorted(range(len(rows)), key=lambda n: self._turn(rows[n], read))
+        groups = self._groups([rows[n] for n in order], read)
         with torch.no_grad(), products(self.product), fused(self.module):
             self._drive(groups, read, tell)
             done = [self._answers(group, read, columns) for group in groups]
         flat = torch.cat(done)
         return torch.empty_like(flat).index_copy_(0, torch.tensor(order), flat)
 
-    def _turn(self, row: Row) -> tuple[int, ...]:
-        """Rows of a group join layer by layer, and take the prompts in turn."""
-        return row.start, int(self.ends[row.prompt]), row.layer, row.number, row.prompt
+    def _end(self, row: Row, read: Tensor) -> int:
+        """The column after the last that is real or read."""
+        return max(int(self.ends[row.prompt]), int(read[row.prompt].max()) + 1 if self.readout.by_position else 0)
 
-    def _groups(self, rows: Sequence[Row]) -> list[Group]:
+    def _turn(self, row: Row, read: Tensor) -> tuple[int, ...]:
+        """Rows of a group join layer by layer, and take the prompts in turn."""
+        return row.start, self._end(row, read), row.layer, row.number, row.prompt
+
+    def _groups(self, rows: Sequence[Row], read: Tensor) -> list[Group]:
         found: dict[tuple[int, int], list[Row]] = defaultdict(list)
         for row in rows:
-            found[row.start, int(self.ends[row.prompt])].append(row)
+            found[row.start, self._end(row, read)].append(row)
         d, dtype = self.base.left.shape[-1], self.base.left.dtype
         return [
             Group(s, e, members, torch.empty(len(members), e - s, d, dtype=dtype)) for (s, e), members in found.items()

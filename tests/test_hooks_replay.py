@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,6 +110,21 @@ def test_every_site_of_a_middle_and_the_last_layer(name: str) -> None:
 def test_padding_on_either_side(name: str, padding: str) -> None:
     m, x, y = pair(name, padding=padding)
     agree(m, x, cells(m, x, y, sites(m, 0)))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_columns_that_are_padding_may_be_read(name: str) -> None:
+    m, x, y = pair(name)
+    mask = torch.ones(2, x.length, dtype=torch.long)
+    mask[0, 5:] = 0
+    x, y = (m.inputs({**side.kwargs, "attention_mask": mask}) for side in (x, y))
+    every = Reads(torch.arange(x.length).expand(x.batch, -1), None)
+    sweep = Sweep(m.module, m.anatomy, x, m.called_with(x.kwargs))
+    asked = cells(m, x, y, [Site(None, 0, "z", (1,)), Site(None, 1, "resid_pre")])
+    asked = [replace(cell, where=cell.where & x.valid) for cell in asked]
+    for answer in sweep.run(asked, every):
+        full = sweep.full(asked[answer.number], every)
+        torch.testing.assert_close(answer.logits, full, atol=2e-5 * float(full.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "vit"])
