@@ -1,8 +1,9 @@
 """The logit lens: what the model would say if it stopped at a layer, or if a head alone spoke.
 
 nostalgebraist 2020: an intermediate residual goes through the final norm and the head. `norm="final"` is the model's
-norm with the vector's own statistics; `"frozen"` holds the scale of this run's last residual, which makes the lenses of
-heads shares of the answer; `"none"` leaves the norm out. Per place and position come the top tokens, and of an answer
+norm with the vector's own statistics; `"frozen"` holds the scale of this run's last residual, and leaves the norm's
+shift out of what heads, attention and MLPs add, which makes their lenses shares of the answer; `"none"` leaves the norm
+out. Per place and position come the top tokens, and of an answer
 its log-probability and rank (0 is first). Cost: one forward pass, then the head's matrix product per place and position
 asked for; only one place's logits are in memory at a time. Limits: early layers may write in another basis than the
 last (a tuned lens is not fitted here); lenses of heads are not effects.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TENSORS = ("positions", "top", "top_logprobs", "logprob", "rank")
+PARTS = ("result", "attn_out", "mlp_out", "attn_write", "mlp_write")
 WIDE = ("embed", "resid_pre", "resid_mid", "resid_mid2", "resid_post", "attn_out", "attn_write", "mlp_out", "mlp_write")
 
 
@@ -136,7 +138,8 @@ def lens(
     if not 1 <= top <= logits.shape[-1]:
         raise InputsError(f"top is 1 to {logits.shape[-1]} tokens, got {top}.")
     tail = Tail(model.module, stack, model.called_with(x.kwargs), left=tape[end], logits=logits)
-    found = [_said(tail, vector, reads, norm, wanted, top) for vector in _vectors(model, tape, places)]
+    vectors = zip(places, _vectors(model, tape, places), strict=True)
+    found = [_said(tail, _normed(tail, v, norm, site.component in PARTS), reads, wanted, top) for site, v in vectors]
     best, logprobs, chance, rank = zip(*found, strict=True)
     ids = torch.stack(best)
     return Lens(
@@ -196,9 +199,17 @@ def _vectors(model: Model, tape: Tape, places: list[Site]) -> Iterator[Tensor]:
 Said = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def _said(tail: Tail, vector: Tensor, reads: Reads, norm: How, wanted: list[tuple[int, ...]] | None, top: int) -> Said:
+def _normed(tail: Tail, vector: Tensor, norm: How, part: bool) -> Tensor:
+    vector = vector.reshape(tail.left.shape)
     with torch.no_grad():
-        logprobs = tail.logits(tail.normed(vector.reshape(tail.left.shape), norm), reads).float().log_softmax(-1)
+        if part and norm == "frozen":
+            return tail.frozen.linear(vector).to(vector.dtype)
+        return tail.normed(vector, norm)
+
+
+def _said(tail: Tail, normed: Tensor, reads: Reads, wanted: list[tuple[int, ...]] | None, top: int) -> Said:
+    with torch.no_grad():
+        logprobs = tail.logits(normed, reads).float().log_softmax(-1)
     best = logprobs.topk(top, -1)
     if wanted is None:
         return best.indices.cpu(), best.values.cpu(), None, None

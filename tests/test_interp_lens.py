@@ -63,6 +63,24 @@ def test_layers_and_norms_are_those_of_the_definition() -> None:
     assert seen.positions.tolist() == [[2, x["input_ids"].shape[1] - 1]] * 2
 
 
+def test_what_parts_say_under_a_held_norm_adds_up_to_the_answer_but_for_the_shift() -> None:
+    m = interp.attach(tiny("gpt2"))
+    model: Any = m.module
+    with torch.no_grad():
+        model.transformer.ln_f.bias.normal_()
+    x = dict(example(m.module, batch=1, seed=3))
+    tape = m.run(x, record=["L1.z", "L1.resid_post"])
+    late, norm = tape["L1.resid_post"].double(), model.transformer.ln_f
+    scale = (late.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+    width = tape["L1.z"].shape[-1]
+    out = tape["L1.z"][:, :, 2].double() @ model.transformer.h[1].attn.c_proj.weight.double()[2 * width : 3 * width]
+    share = (out - out.mean(-1, keepdim=True)) / scale * norm.weight.double() @ model.lm_head.weight.double().T
+    seen = interp.lens(m, x, sites="L1.H2.result", norm="frozen")
+    torch.testing.assert_close(
+        seen.top_logprobs[0, 0, 0].double(), share[0, -1].log_softmax(-1).topk(5).values, atol=1e-4, rtol=1e-4
+    )
+
+
 def test_a_head_that_speaks_and_heads_that_do_not() -> None:
     m = interp.attach(*build("planted-decoder"))
     task = probe_task("planted-decoder", "induction", model=m)
