@@ -186,7 +186,7 @@ def attend_chunks(
     for own in range(keep, -(-length // chunk)):
         rows = bare_q[:, :, own * chunk : (own + 1) * chunk]
         picked = choose(rows, stand[:, :, 1 : own - 1], keep - LEAST)
-        fixed = [torch.full_like(picked[..., :1], n) for n in (0, own - 1, own)]
+        fixed = [picked.new_full((*picked.shape[:-1], 1), n) for n in (0, own - 1, own)]
         index = torch.cat([fixed[0], picked + 1, *fixed[1:]], dim=-1)
         step = max(1, NUMBERS // (near_k[:, :, 0].numel() * keep))
         for n in range(0, rows.shape[2], step):

@@ -50,6 +50,8 @@ def mask_heads(
     with matched random heads in their place. Use other needles than those the heads were found on."""
     if how not in ("uniform", "zero") or phase not in ("decode", "both"):
         raise InputsError(f"how is 'uniform' or 'zero' and phase 'decode' or 'both', got {how!r} and {phase!r}.")
+    if draws < 0:
+        raise InputsError(f"draws= is how many sets of random heads are compared with, at least 0; got {draws}.")
     sites = attention_sites(model)
     task = fitted(model, needles)
     ranked = known(list(heads), head_names(model, sites))

@@ -65,6 +65,8 @@ def fitted(model: Model, needles: Any) -> Task:
 
 def alike(task: Task, batch: int) -> Iterator[tuple[list[int], Tensor]]:
     """Rows of one length and one length of answer, and their ids [row, token]: nothing in them is padding."""
+    if batch < 1:
+        raise InputsError(f"batch= is how many rows are read at once, at least 1; got {batch}.")
     groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for row, length in enumerate(task.clean.valid.sum(1).tolist()):
         groups[length, len(task.answer_ids[row])].append(row)

@@ -71,7 +71,7 @@ def retrieval_heads(
     `impl="auto"` (or a kernel by name) makes the model's attention and its statistics in one pass, in the place of the
     model's own implementation: on a CPU that is the quicker of the two.
     """
-    _check(mode, anywhere)
+    _check(mode, anywhere, max_new_tokens)
     sites = attention_sites(model)
     task = fitted(model, needles)
     scores: dict[int, Tensor] = {}
@@ -95,9 +95,11 @@ def retrieval_heads(
     return RetrievalHeads(head_names(model, sites), stacked, kept, recall, mode, cells, meta)
 
 
-def _check(mode: str, anywhere: bool) -> None:
+def _check(mode: str, anywhere: bool, max_new_tokens: int | None) -> None:
     if mode not in MODES:
         raise InputsError(f"mode is 'event', 'set' or 'r2', got {mode!r}.")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputsError(f"max_new_tokens is at least 1, got {max_new_tokens}.")
     if anywhere and mode == "r2":
         raise InputsError("anywhere=True counts copies of words wherever they stand; r2 counts weight on the answer.")
 

@@ -233,6 +233,10 @@ def test_what_has_no_meaning_is_refused() -> None:
         retrieval_heads(m, interp.tasks.needle(m, lengths=(64,), depths=(0.5,)))
     with pytest.raises(InputsError, match="expected a task"):
         retrieval_heads(m, ["note : lisbon amber violin ."])
+    with pytest.raises(InputsError, match="at least 1; got -1"):
+        retrieval_heads(m, notes(), batch=-1)
+    with pytest.raises(InputsError, match="max_new_tokens is at least 1"):
+        retrieval_heads(m, notes(), generated=True, max_new_tokens=0)
     with pytest.raises(TaskError, match="longer than the haystack"):
         interp.tasks.needle(m, lengths=(8,), depths=(0.5,), whole=True)
     row = notes().rows[0]

@@ -131,12 +131,14 @@ def test_a_result_is_drawn_saved_and_opened(tmp_path: Path) -> None:
         ({"heads": ["L1.H0", "L1.H0"]}, SiteError, "each once"),
         ({"heads": []}, SiteError, "heads of this model by name"),
         ({"heads": BEST, "counts": (5,)}, InputsError, "from 1 to the 4 heads"),
+        ({"heads": BEST, "draws": -1}, InputsError, "at least 0; got -1"),
+        ({"heads": BEST, "batch": 0}, InputsError, "at least 1; got 0"),
         ({"heads": [f"L{n}.H{h}" for n in range(3) for h in range(8)]}, InputsError, "mask fewer"),
     ],
 )
 def test_what_cannot_be_masked_is_refused(how: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        mask_heads(needle(), notes(), draws=1, **how)
+        mask_heads(needle(), notes(), **{"draws": 1, **how})
 
 
 def test_a_model_that_reads_elsewhere_is_refused() -> None:
