@@ -23,6 +23,7 @@ from interp.reporting.scores import head_of
 from interp.reporting.steps import Say
 
 PLANTED = ("planted-decoder", "planted-vit", "planted-lvlm")
+Row = tuple[str, str, tuple[str, ...], tuple[str, ...]]
 MOVES = 0.01
 """A head is recovered if it moves the answer by at least this share of what the largest does."""
 
@@ -31,7 +32,7 @@ MOVES = 0.01
 class Demo:
     """What was planted, what was recovered, and the report."""
 
-    rows: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]
+    rows: tuple[Row, ...]
     """Model, probe, planted heads, recovered heads."""
     report: Report
     circuit: str
@@ -67,13 +68,18 @@ def demo(out: str | Path = "runs/demo", *, n: int = 16, random: int = 40, say: S
     rows = []
     for name in PLANTED:
         tell(f"{name}: patching every head for each probe")
-        answers, model = key(name), interp.attach(*build(name))
-        rows += [(name, probe.name, *_recovered(model, answers, probe)) for probe in answers.probes]
+        rows += planted(name)
     tell("zoo:ioi: a report")
     model = interp.load("zoo:ioi")
     task = interp.tasks.ioi(model, n=n)
     made = report(model, task=task, out=out, name="zoo:ioi", overwrite=True, say=say, random=random)
     return Demo(tuple(rows), made, _circuit(made))
+
+
+def planted(name: str) -> list[Row]:
+    """Every probe of a planted model: model, probe, the heads of its key, the heads that patching finds."""
+    answers, model = key(name), interp.attach(*build(name))
+    return [(name, probe.name, *_recovered(model, answers, probe)) for probe in answers.probes]
 
 
 def _recovered(model: Model, answers: AnswerKey, probe: Probe) -> tuple[tuple[str, ...], tuple[str, ...]]:
