@@ -89,8 +89,10 @@ class Replay:
 
     def can(self, cell: Cell) -> bool:
         """Whether a cell can be answered here: a pattern stands for a z as long as the values it weighs are the
-        base's, and keys and values of another tower are shared by all rows."""
+        base's, keys and values of another tower are shared by all rows, and a group is of one tower."""
         parts = list(cell.parts)
+        if len({"decoder" if p.site.tower == "cross" else p.site.tower for p in parts}) > 1:
+            return False
         if any(p.site.tower == "cross" and p.site.component in ("k", "v", "result") for p in parts):
             return False
         if len({"cross" if p.site.tower == "cross" else "own" for p in parts if p.site.component == "pattern"}) > 1:

@@ -61,6 +61,20 @@ def test_vision_heads_move_the_answer_through_the_text() -> None:
     torch.testing.assert_close(e.reverse.base, e.source)
 
 
+def test_a_group_of_both_towers_is_patched_together() -> None:
+    m, x = lvlm()
+    y = {**x, "pixel_values": torch.randn_like(x["pixel_values"])}
+    places = ["text.L1.H1.z", "vision.L0.H0.z"]
+    e = interp.patch(m, base=x, source=y, metric=metric, cells=[places])
+    new = m.run(y, record=[place.replace(".H1", "").replace(".H0", "") for place in places])
+    values = {place: new[place.replace(".H1", "").replace(".H0", "")] for place in places}
+    heads = {"text.L1.H1.z": 1, "vision.L0.H0.z": 0}
+    edits = [interp.Set(place, value[:, :, heads[place], None]) for place, value in values.items()]
+    inputs = m.inputs(x)
+    gap = metric(m.run(inputs, edits=edits)["logits"], inputs) - metric(m.run(inputs)["logits"], inputs)
+    torch.testing.assert_close(e.values[0], gap.double(), atol=1e-5, rtol=1e-4)
+
+
 def test_other_numbers_of_images_are_refused() -> None:
     m, x = lvlm()
     token = int(m.config.image_token_id if hasattr(m.config, "image_token_id") else m.config.image_token_index)
