@@ -96,8 +96,18 @@ def _rows_of(edits: Sequence[Any]) -> Tensor | None:
     return torch.stack(known).any(0) if len(known) == len(rows) else None
 
 
+def _looked(call: Call) -> None:
+    """Refuse to say where a head looks that was made to look elsewhere."""
+    if call.replaced:
+        raise EditError(
+            f"{call.replaced} attends in the model's place: what q and k give is not what the model looked at."
+            " Record z, or look outside of it."
+        )
+
+
 def edited_part(call: Call, heads: tuple[int, ...]) -> tuple[Part, list[kernel.Edit]]:
     """Some heads of a call and the edits that concern them; edits of the numbers of a pattern have no such form."""
+    _looked(call)
     own = [e for e in call.edits if isinstance(e, Dense | HeadKV) and set(e.heads) & set(heads)]
     dense = next((e for e in own if isinstance(e, Dense)), None)
     if dense is not None:
@@ -116,6 +126,7 @@ def pattern_of(
     call: Call, component: str, heads: tuple[int, ...] | None, rows: Tensor | None, edits: Sequence[Any]
 ) -> Tensor:
     """The pattern or the scores of chosen heads and rows, as the edits leave them: [b, head, row, key]."""
+    _looked(call)
     wanted = heads if heads is not None else tuple(range(call.q.shape[1]))
     index = _row_indices(rows)
     own = [e for e in edits if isinstance(e, Dense | HeadKV) and set(e.heads) & set(wanted)]

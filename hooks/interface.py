@@ -40,6 +40,8 @@ class Call:
     weights: Tensor | None = None
     edits: Sequence[Any] = ()
     """The attention edits of all taps, once they have been asked."""
+    replaced: str = ""
+    """Who made z by other weights than those of q and k, so that these are not what the model looked at."""
 
     @property
     def scale(self) -> float:

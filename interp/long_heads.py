@@ -11,7 +11,7 @@ row's query without rotation and r stands for a chunk. With Q, K, V of one chunk
 Chosen chunks are put side by side as if they were the text, so that no distance is longer than keep * l. Each head
 chooses for itself, row by row; `.chosen` says what. Cost: the attention of the model and keep * l keys a row.
 Limits: whole prompts in one call without a cache, all rows equally long and unpadded; rotations by halves over the
-whole head (Llama, Mistral, Qwen, Gemma); not together with edits of attention.
+whole head (Llama, Mistral, Qwen, Gemma); not together with edits, patterns or statistics of attention.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ class _Chunks(Tap):
             return
         turn = Turns(self.rotary, call.q, max(chunk * keep, call.k.shape[2]))
         z, chosen = attend_chunks(call.q, call.k, call.v, turn, scale=call.scale, chunk=chunk, keep=keep)
+        call.replaced = "long_heads"
         call.z = torch.cat([call.z[:, : chunk * keep], z.transpose(1, 2).to(call.z.dtype)], dim=1)
         self.found.chosen[str(self.site).removesuffix(".attention")] = chosen.cpu()
 

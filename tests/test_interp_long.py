@@ -120,6 +120,12 @@ def test_what_long_heads_cannot_read_is_refused() -> None:
             m.generate({"input_ids": ids}, max_new_tokens=3)
         with pytest.raises(EditError, match="use one of them"):
             m.run({"input_ids": ids}, edits=[interp.UniformAttention("L1.H0")])
+        for look in (
+            lambda: m.run({"input_ids": ids}, record="L1.H0.pattern"),
+            lambda: m.attention(ids, stats=["entropy"]),
+        ):
+            with pytest.raises(EditError, match="not what the model looked at"):
+                look()
         mask = torch.ones_like(ids).index_fill(1, torch.tensor([0, 1]), 0)
         with pytest.raises(InputsError, match="unpadded"):
             m.run({"input_ids": ids, "attention_mask": mask})

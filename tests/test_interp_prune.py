@@ -183,6 +183,9 @@ def test_a_curve_of_inputs_needs_a_metric() -> None:
     p = interp.prune(m, dict.fromkeys(labels(m.anatomy), 1.0), keep=8)
     with pytest.raises(InputsError, match="need a metric"):
         p.curve(x)
+    for fractions in ((), (1.0, 2.0)):
+        with pytest.raises(InputsError, match="from 0 to 1"):
+            p.curve(x, interp.metrics.Logit(((1,), (0,))), fractions=fractions)
     found = p.curve(x, interp.metrics.Logit(((1,), (0,))), fractions=(1.0,), random=1, rounds=0)
     expected = float(m.run(x)["logits"][[0, 1], [1, 0]].mean())
     assert found.to_frame()["metric"].iloc[0] == pytest.approx(expected, rel=1e-5)

@@ -100,6 +100,8 @@ def curve(
     seed: int = 0,
 ) -> Curve:
     """`data` is a task (judged by accuracy unless a metric of one batch is given), or inputs with a metric."""
+    if not fractions or not all(0 <= share <= 1 for share in fractions):
+        raise InputsError(f"fractions= are shares of the heads that stay, from 0 to 1; got {list(fractions)}.")
     parts, draws = _parts(model, data, metric, batch), torch.Generator().manual_seed(seed)
     orders: list[tuple[str, Mapping[str, float]]] = [("scores", scores), ("magnitude", magnitude(model, scores))]
     orders += [("random", dict(zip(scores, torch.rand(len(scores), generator=draws).tolist(), strict=True)))
