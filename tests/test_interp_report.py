@@ -187,6 +187,19 @@ def test_a_directory_is_never_taken_over(tmp_path: Path) -> None:
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_what_a_kill_left_half_written_is_taken_away_and_the_plan_names_the_model(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"task": gate(), "out": tmp_path, "circuit": False, **SMALL}
+    interp.report(model("planted-backup"), name="mine", **how)
+    before = contents(tmp_path)
+    for name in ("heads.csv.part17", "steps/roles.json.part17", "figures/heads.svg.part17"):
+        (tmp_path / name).write_text("half")
+    with pytest.raises(interp.InterpError, match="its model is 'mine', this one's 'other'"):
+        interp.report(model("planted-backup"), name="other", resume=True, **how)
+    assert record(tmp_path)["plan"]["model"] == "mine"
+    interp.report(model("planted-backup"), name="mine", resume=True, **how)
+    assert contents(tmp_path) == before
+
+
 def test_a_step_is_done_once_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:
     steps = Steps(tmp_path, {"model": "a"}, resume=False, overwrite=False)
     counted: list[int] = []

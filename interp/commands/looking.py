@@ -37,12 +37,12 @@ def add(commands: common.Commands) -> None:
     heads.add_argument("--kinds", nargs="+", help="some kinds by name")
     sinks.add_argument("--by", default="estimate", help="the column heads are ranked by")
     common.about_model(retrieval)
-    retrieval.add_argument("-n", type=int, default=None, help="needles")
-    retrieval.add_argument("--lengths", type=int, nargs="+", help="lengths of the text, in tokens")
+    retrieval.add_argument("-n", type=common.count, default=None, help="needles")
+    retrieval.add_argument("--lengths", type=common.count, nargs="+", help="lengths of the text, in tokens")
     retrieval.add_argument("--depths", type=float, nargs="+", help="where the needle stands, 0 to 1")
     retrieval.add_argument("--mode", choices=("event", "set"), default="event")
     for parser in (heads, sinks, retrieval):
-        parser.add_argument("--top", type=int, default=10, help="rows to print")
+        parser.add_argument("--top", type=common.count, default=10, help="rows to print")
         parser.add_argument("--out", metavar="FILE", help="write all rows here: .csv, .parquet or .json")
 
 

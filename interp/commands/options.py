@@ -47,11 +47,12 @@ def about_model(parser: argparse.ArgumentParser) -> None:
 def about_task(parser: argparse.ArgumentParser) -> None:
     """The prompts, as a task."""
     parser.add_argument("--task", help="a task such as ioi, a .jsonl file of rows, or a probe of a planted model")
-    parser.add_argument("-n", type=_count, dest="n", help="how many prompts")
+    parser.add_argument("-n", type=count, dest="n", help="how many prompts")
     parser.add_argument("--corruption", help="how the corrupt prompts differ, where the task has a choice")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
     return int(text)
@@ -85,7 +86,7 @@ def _named(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Acti
 def _fitting(file: str, name: str, value: Any, action: argparse.Action) -> None:
     """Numbers where numbers stand, yes or no where a flag stands."""
     wanted = (
-        bool if action.nargs == 0 else int if action.type in (int, _count) else float if action.type is float else None
+        bool if action.nargs == 0 else int if action.type in (int, count) else float if action.type is float else None
     )
     right = wanted is None or (isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)))
     if not right and not (wanted is float and isinstance(value, int) and not isinstance(value, bool)):

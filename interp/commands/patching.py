@@ -30,7 +30,7 @@ def add(commands: common.Commands) -> None:
         parser.add_argument("--sites", help="places, such as 'L*.H*.z' (default: all heads)")
         parser.add_argument("--direction", choices=("denoise", "noise"), default="denoise",
                             help="denoise puts clean values into corrupt prompts, noise the other way")  # fmt: skip
-        parser.add_argument("--top", type=int, default=10, help="rows to print")
+        parser.add_argument("--top", type=common.count, default=10, help="rows to print")
         parser.add_argument("--out", metavar="DIR", help="save the result here")
     attribute.add_argument("--method", choices=METHODS, default="relp")
     attribute.add_argument("--verify", default="auto", help="auto, all, or how many cells to patch exactly (0: none)")

@@ -41,7 +41,7 @@ def add(commands: common.Commands) -> None:
     diff = common.command(commands, "diff", "what changed between two reports", DIFF, run_diff)
     diff.add_argument("a", help="directory of a report")
     diff.add_argument("b", help="directory of another")
-    diff.add_argument("--top", type=int, default=10, help="heads to compare at the top, and rows to print")
+    diff.add_argument("--top", type=common.count, default=10, help="heads to compare at the top, and rows to print")
 
 
 def _about_report(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +49,10 @@ def _about_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the report in DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace the report in DIR")
     parser.add_argument("--exact", choices=("auto", "yes", "no"), default="auto", help="patch every head exactly")
-    parser.add_argument("--top", type=int, default=8, help="heads with a card")
-    parser.add_argument("--examples", type=int, default=2, help="prompts whose patterns are shown")
-    parser.add_argument("--draws", type=int, default=20, help="sets of random heads beside those found")
-    parser.add_argument("--random", type=int, default=100, help="random circuits beside the circuit")
+    parser.add_argument("--top", type=common.count, default=8, help="heads with a card")
+    parser.add_argument("--examples", type=common.count, default=2, help="prompts whose patterns are shown")
+    parser.add_argument("--draws", type=common.count, default=20, help="sets of random heads beside those found")
+    parser.add_argument("--random", type=common.count, default=100, help="random circuits beside the circuit")
     parser.add_argument("--no-circuit", action="store_true", help="leave the circuit out")
 
 

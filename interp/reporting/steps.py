@@ -8,6 +8,7 @@ Limits: the same bytes need the same machine, versions and number of threads.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 import warnings
@@ -54,12 +55,14 @@ class Steps:
                 f"{self.folder} holds a report already: go on with it (resume=True, --resume), replace it"
                 " (overwrite=True, --overwrite) or give another directory."
             )
-        other = [name for name in sorted({*known, *mine}) if known.get(name) != mine.get(name)]
+        named = sorted({*known, *mine}, key=lambda name: (name.endswith("_hash"), name))
+        other = [name for name in named if known.get(name) != mine.get(name)]
         if other:
             raise InterpError(
                 f"{self.folder} holds another report: its {other[0]} is {known.get(other[0])!r}, this one's"
                 f" {mine.get(other[0])!r}. Give another directory."
             )
+        _swept(self.folder)
 
     def do(self, name: str, work: Callable[[], Mapping[str, Any]]) -> Answer:
         """A step's answer: the one that is there, or that of doing it now."""
@@ -109,6 +112,13 @@ def _clear(folder: Path) -> bool:
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     return True
+
+
+def _swept(folder: Path) -> None:
+    """Take away what a kill left half written; see `interp.saving.renamed`."""
+    for file in [*folder.rglob("*.part*")]:
+        if re.fullmatch(r"\.part\d*", file.suffix):
+            file.unlink(missing_ok=True)
 
 
 def _noted(work: Callable[[], Mapping[str, Any]]) -> Answer:

@@ -77,7 +77,7 @@ class Subject:
         facts = about(self.model.module, self.task.clean)
         recipe = self.task.recipe
         options = None if recipe is None else {**recipe.options}
-        return {"model": self.name, "revision": self.revision, **facts, "task": self.task.name, "rows": len(self.task),
+        return {**facts, "model": self.name, "revision": self.revision, "task": self.task.name, "rows": len(self.task),
                 "corrupt_hash": self.task.corrupt.digest(), "options": options, "score": self.task.score,
                 **asdict(self.wanted)}  # fmt: skip
 
