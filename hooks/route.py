@@ -44,6 +44,8 @@ class RouteHeads(ValueEdit):
     def routed(self, z: Tensor, q: Tensor, heads: tuple[int, ...]) -> Tensor:
         """z [row, position, head, d] with the heads that are off at zero; q alike, `heads` are their numbers."""
         always = range(self.shared) if isinstance(self.shared, int) else self.shared
+        if not isinstance(self.shared, int) and (other := sorted(set(self.shared) - set(heads))):
+            raise EditError(f"{self!r}: there is no head {other[0]} at this site, which has {list(heads)}.")
         shared = torch.tensor([head in always for head in heads], device=q.device)
         routed = len(heads) - int(shared.sum())
         if self.keep > routed:

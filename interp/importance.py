@@ -102,6 +102,8 @@ def importance(
 
 
 def _methods(by: str | Iterable[str]) -> list[str]:
+    if not isinstance(by, Iterable):
+        raise InputsError(f"by= is a measure or a list of measures, got {by!r}.")
     asked_for = [by] if isinstance(by, str) else list(by)
     found = list(dict.fromkeys(name for one in asked_for for name in GROUPS.get(one, (one,))))
     unknown = [name for name in found if name not in METHODS]

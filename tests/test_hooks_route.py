@@ -88,6 +88,8 @@ def test_what_cannot_be_routed_is_refused() -> None:
     x = m.inputs(dict(example(m.module, batch=2, seed=3)))
     with pytest.raises(EditError, match="3 heads are routed"):
         m.run(x, edits=[interp.RouteHeads("L0.z", 4, 1)])
+    with pytest.raises(EditError, match="there is no head 9"):
+        m.run(x, edits=[interp.RouteHeads("L1.z", keep=1, shared=(9,))])
     with pytest.raises(EditError, match="count heads"):
         interp.RouteHeads("L0.z", -1)
     with pytest.raises(EditError, match="its site is z"):
