@@ -10,7 +10,6 @@ Limits: `zoo:induction` is a plain module, which transformers has no class for; 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -198,14 +197,11 @@ def export(name: str, directory: str | Path) -> Path:
     one, to = entry(name), Path(directory)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CatalogError(f"expected a directory that does not exist or is empty, got {to}")
-    new = to.with_name(f"{to.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    _write(one, new)
-    (new / "README.md").write_text(_readme(one), encoding="utf-8")
-    if to.exists():
-        to.rmdir()
-    os.replace(new, to)
+    from interp.saving import whole
+
+    with whole(to) as new:
+        _write(one, new)
+        (new / "README.md").write_text(_readme(one), encoding="utf-8")
     return to
 
 

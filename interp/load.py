@@ -47,6 +47,7 @@ def load(
     `attn` chooses the attention implementation, as `attn_implementation` of transformers does; `device_map` places a
     large model; `pickle=True` and `remote_code=True` say that you trust where the checkpoint comes from.
     """
+    _there(device)
     if str(name).startswith("zoo:"):
         from interp.catalog import build
 
@@ -107,6 +108,19 @@ def _ready(built: tuple[Any, Any], *, device: str | None, dtype: Any, attn: str 
         module.set_attn_implementation(attn)
     module = module.to(device=device, dtype=None if dtype == "auto" else _dtype(dtype))
     return attach(module, processor)
+
+
+def _there(device: str | None) -> None:
+    """Refuse a device that there is none of before anything is read."""
+    import torch
+
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as why:
+        first = str(why).strip().splitlines()[0]
+        raise ModelError(f"no device {device!r} here: {first} Leave it out, or give cpu, cuda or cuda:1.") from why
 
 
 def _dtype(dtype: Any) -> Any:

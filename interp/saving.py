@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from interp.kernels.errors import InterpError
 
 
 def renamed(path: Path, data: bytes) -> None:
@@ -21,9 +25,32 @@ def renamed(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.rename(path)
-    except BaseException:
+    except BaseException as why:
         scratch.unlink(missing_ok=True)
+        if isinstance(why, OSError):
+            why.filename = str(path)
         raise
+
+
+@contextmanager
+def whole(directory: str | Path) -> Iterator[Path]:
+    """A new or empty directory that is filled under another name beside it: it is there whole or not at all."""
+    from safetensors import SafetensorError
+
+    to = Path(directory).resolve()
+    new = to.with_name(f"{to.name}.part{os.getpid()}")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if to.exists():
+            for file in new.iterdir():
+                file.rename(to / file.name)
+        else:
+            new.rename(to)
+    except SafetensorError as why:
+        raise InterpError(f"{directory} cannot be written: {why}") from why
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def write(

@@ -190,6 +190,17 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path)
     assert main([*argv, "--resume"]) == 0
 
 
+@pytest.mark.parametrize(
+    "argv", [["zoo", "export", "ioi"], ["prune", "zoo:shapes-vit", "--keep-fraction", "0.5", "-n", "4", "--out"]]
+)
+def test_a_model_that_does_not_fit_the_disk_is_one_line_and_no_directory(argv: list[str], tmp_path: Path) -> None:
+    code = f"{FULL}from interp.cli import main\nraise SystemExit(main({[*argv, str(tmp_path / 'out')]!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_is_130_and_no_traceback(tmp_path: Path) -> None:
     out = tmp_path / "out"
     call = [sys.executable, "-m", "interp", "report", "zoo:planted-decoder", "--out", str(out)]

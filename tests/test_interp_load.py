@@ -121,3 +121,9 @@ def test_a_class_that_the_checkpoint_does_not_name_is_found_by_its_config(tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": None}))
     assert type(interp.load(tmp_path).module).__name__ == "GPT2LMHeadModel"
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_in_words(device: str) -> None:
+    with pytest.raises(ModelError, match=f"no device '{device}' here"):
+        interp.load("zoo:planted-and", device=device)

@@ -22,7 +22,7 @@ from interp.hooks.checks import answer
 from interp.hooks.errors import ModelError
 from interp.pruning.cut import HEADS, KV_HEADS, WIDTHS, answered, put
 from interp.pruning.fits import fits
-from interp.saving import renamed
+from interp.saving import renamed, whole
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -36,10 +36,16 @@ Layout = Literal["transformers", "interp"]
 
 def save(own: Model, directory: str | Path, about: Mapping[str, Any]) -> Path:
     """Write a cut model and what is to be said about it."""
-    folder, module = Path(directory), own.module
-    if folder.exists() and any(folder.iterdir()):
-        raise ModelError(f"{folder} is not empty: a model is written into a directory of its own.")
-    folder.mkdir(parents=True, exist_ok=True)
+    to = Path(directory)
+    if to.exists() and any(to.iterdir()):
+        raise ModelError(f"{to} is not empty: a model is written into a directory of its own.")
+    with whole(to) as folder:
+        _fill(own, folder, about)
+    return to
+
+
+def _fill(own: Model, folder: Path, about: Mapping[str, Any]) -> None:
+    module = own.module
     plain = fits(module, getattr(module, "config", None))
     layout: Layout = "transformers" if plain else "interp"
     more = {} if plain else _write(module, folder)
@@ -50,7 +56,6 @@ def save(own: Model, directory: str | Path, about: Mapping[str, Any]) -> Path:
     note = {"format": FORMAT, "layout": layout, "class": type(module).__name__, **more, **about}
     renamed(folder / NOTE, json.dumps(note, indent=1, default=str).encode())
     _same(own, folder)
-    return folder
 
 
 def _write(module: nn.Module, folder: Path) -> dict[str, Any]:
