@@ -19,7 +19,7 @@ from typing import Any
 
 import interp
 from interp.needles import KEYS, VALUES, filler, note
-from interp.text_scores import Influence
+from interp.results.texts import Influence
 
 LENGTH = 120
 NEED = ("asked", "copied")

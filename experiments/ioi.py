@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import interp
-from interp.effects import Effects
 from interp.lens import Lens
+from interp.results.effects import Effects
 
 
 def main() -> None:

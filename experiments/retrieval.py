@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import interp
-from interp.masking import Masking
-from interp.retrieval_scores import CONVENTION, RetrievalHeads
+from interp.heads.masking import Masking
+from interp.results.retrieval import CONVENTION, RetrievalHeads
 
 COUNTS = (1, 2, 3, 4, 6, 8)
 WAYS = (("uniform", "decode"), ("zero", "decode"), ("uniform", "both"), ("zero", "both"))

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import interp
-from interp.effects import Effects
+from interp.results.effects import Effects
 from interp.scenes import SHAPES, ask
 from interp.task import Row, Task
 

@@ -20,8 +20,8 @@ import torch
 import interp
 from interp.act import Act
 from interp.kernels.errors import InterpError
+from interp.results.sinks import Sinks
 from interp.sink_knockout import SinkKnockout
-from interp.sink_scores import Sinks
 from interp.task import Task
 from interp.tasks.needle import DEPTHS
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.edited_scores import EditedScores
 from interp.hooks.calibrate import Calibrate, resting
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Inputs
@@ -32,6 +31,7 @@ from interp.hooks.tape import tower_inputs
 from interp.kernels.errors import InterpError
 from interp.measures.bootstrap import interval, weights
 from interp.provenance import about
+from interp.results.edited import EditedScores
 from interp.saving import write
 from interp.task import Task
 

@@ -28,8 +28,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.agreement import Agreement
-from interp.cells import expanded
 from interp.hooks.anatomy import Layer
 from interp.hooks.attention import part_of
 from interp.hooks.edits import MaskKeys
@@ -41,7 +39,9 @@ from interp.hooks.sites import Site
 from interp.hooks.tape import tower_inputs
 from interp.hooks.tempered import NUMBERS, scores_of, softmax
 from interp.judge import Judge, Metric, picked, reads_of
+from interp.patching.cells import expanded
 from interp.provenance import about
+from interp.results.agreement import Agreement
 
 if TYPE_CHECKING:
     from interp.model import Model

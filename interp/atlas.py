@@ -21,7 +21,7 @@ from interp.atlases.embed import clusters as clustered
 from interp.atlases.embed import embed
 from interp.atlases.result import Atlas
 from interp.atlases.shapes import SHORT, Shape, bands
-from interp.head_reading import head_names, head_sites, page_of, read_heads
+from interp.heads.reading import head_names, head_sites, page_of, read_heads
 from interp.hooks.errors import InputsError
 from interp.hooks.weights import Rows
 from interp.provenance import about

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from interp.alignment import How, Reduce
 from interp.attribution import path, plain, ruled, star
 from interp.attribution.pair import Pair, paired
-from interp.effects import Effects
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Positions
 from interp.judge import Metric
+from interp.patching.alignment import How, Reduce
+from interp.patching.sources import Source
 from interp.provenance import about
-from interp.sources import Source
+from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -157,7 +157,7 @@ def build(name: str) -> tuple[Any, Any]:
         from interp.planted import build as plant
 
         return plant(one.name)
-    from interp.processors import processor_of
+    from interp.preparing.processors import processor_of
 
     source = str(ROOT / one.name)
     if one.architecture == "AttentionOnly":

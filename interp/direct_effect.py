@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.effects import Effects
 from interp.hooks.errors import InputsError
 from interp.hooks.tail import Tail, last_tower
 from interp.hooks.writes import Writes
 from interp.judge import Judge, Metric, answer_ids, picked, reads_of
 from interp.metrics import Logit
+from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.hooks.sweep import Reads

@@ -2,7 +2,7 @@
 
 Voita et al. 2019 (arXiv 1905.09418) put gates of Louizos et al. 2018 (arXiv 1712.01312) on heads and minimise
 `loss + penalty * cost(gates)`: a head whose gate closes was not needed for this loss. `kind` chooses the gates
-(`interp/gate_kinds.py`); only gates are trained, by Adam, so it takes seconds on a small model.
+(`interp/heads/gates.py`); only gates are trained, by Adam, so it takes seconds on a small model.
 Cost: `seeds * steps` forward passes with a backward pass to the gates.
 Limits: what closes depends on the penalty, which is a choice, and where heads stand in for each other on the seed:
 look at the spread over seeds. A penalty here is on the mean over gates, so papers' numbers, which are on sums, are
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.gate_kinds import BANKS, Bank, Kind
-from interp.gate_results import Gates
+from interp.heads.gates import BANKS, Bank, Kind
 from interp.hooks.edits import Scale
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.metrics import KL, Reading, narrow
 from interp.provenance import about
+from interp.results.gates import Gates
 from interp.task import Task
 
 if TYPE_CHECKING:

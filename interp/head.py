@@ -19,10 +19,9 @@ from torch import Tensor
 
 from interp.atlases.result import interval
 from interp.direct_effect import direct_effect
-from interp.head_card import HeadCard, Look, Number
 from interp.head_circuits import head_circuits
-from interp.head_reading import head_sites, page_of, read_heads
 from interp.head_roles import head_roles
+from interp.heads.reading import head_sites, page_of, read_heads
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site
@@ -33,6 +32,7 @@ from interp.kernels.errors import InterpError
 from interp.metrics import LogitDifference
 from interp.patch import patch
 from interp.provenance import about
+from interp.results.card import HeadCard, Look, Number
 from interp.sinks import sinks
 from interp.task import Task
 

@@ -9,7 +9,7 @@ exactly, since W_E W_V W_O W_U has the eigenvalues of the small matrix (W_O W_U)
 of W_OV within the residual. An entry (s, t) of the whole circuit, less the mean over t, is how much looking at word s
 raises word t. Composition of an earlier head A with a later head B is |W_OV^A M| / (|W_OV^A| |M|) in Frobenius norms,
 with M = W_QK^B (q), its transpose (k), or W_OV^B (v); beside it stands what random matrices of these shapes give. Norm
-gains are folded in as `interp/head_matrices.py` says; what norms divide by, attention biases, MLPs and positions are
+gains are folded in as `interp/heads/matrices.py` says; what norms divide by, attention biases, MLPs and positions are
 left out. Query heads that share a kv head share W_K and W_V. Rotary models have their W_QK at distance 0.
 Cost: a forward pass over as many tokens as the model is wide, and six short ones per layer; for the tokens of a head
 one product of vocabulary x d_head x vocabulary. Limits: what a circuit can do is not what it does: where the head
@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.head_matrices import HeadMatrices, LayerMatrices
-from interp.head_reading import head_names, head_sites, heads_of, tower_of
+from interp.heads.matrices import HeadMatrices, LayerMatrices
+from interp.heads.reading import head_names, head_sites, heads_of, tower_of
 from interp.hooks.errors import InputsError, ModelError
 from interp.provenance import about
-from interp.weight_scores import RESIDUAL, VOCABULARY, HeadCircuits
+from interp.results.weights import RESIDUAL, VOCABULARY, HeadCircuits
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -21,13 +21,13 @@ from interp.head_kinds import KINDS, Kind, Meter, Page
 from interp.head_kinds.copying import NAME as COPYING
 from interp.head_kinds.copying import copying
 from interp.head_kinds.repeated import random_tokens
-from interp.head_reading import head_names, head_sites, page_of, read_heads, tower_of
+from interp.heads.reading import head_names, head_sites, page_of, read_heads, tower_of
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site, nearest
 from interp.hooks.weights import Rows
 from interp.provenance import about
-from interp.role_scores import HeadRoles
+from interp.results.roles import HeadRoles
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -38,7 +38,6 @@ from torch import Tensor
 from interp.attribute import METHODS as ATTRIBUTIONS
 from interp.attribute import attribute
 from interp.direct_effect import direct_effect
-from interp.effects import Effects
 from interp.hooks.errors import InputsError
 from interp.judge import Metric
 from interp.measures import change, entropy, fisher, gradient, norm, resample
@@ -48,6 +47,7 @@ from interp.measures.table import Importance
 from interp.metrics import Reading
 from interp.patch import patch
 from interp.provenance import about
+from interp.results.effects import Effects
 from interp.task import Task
 
 if TYPE_CHECKING:

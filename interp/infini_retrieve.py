@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.heads.needles import attention_sites, ids_of
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.sites import parse
-from interp.needle_rows import attention_sites, ids_of
 from interp.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

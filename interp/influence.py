@@ -28,15 +28,15 @@ import torch
 from torch import Tensor
 
 from interp.formats.reading import stream
-from interp.head_sets import known, mask_edits
+from interp.heads.needles import attention_sites, head_names, ids_of
+from interp.heads.sets import known, mask_edits
 from interp.hooks.edits import Edit, Scale
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs import Inputs
 from interp.hooks.output import logits_of
 from interp.journal import Journal, Values
-from interp.needle_rows import attention_sites, head_names, ids_of
 from interp.provenance import about
-from interp.text_scores import Influence
+from interp.results.texts import Influence
 
 if TYPE_CHECKING:
     from interp.model import Model

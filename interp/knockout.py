@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.effects import Effects
 from interp.hooks.anatomy import Tower
 from interp.hooks.edits import AttentionEdit, BiasKeys, MaskKeys
 from interp.hooks.errors import InputsError, SiteError
@@ -29,6 +28,7 @@ from interp.hooks.tape import tower_inputs
 from interp.hooks.writes import spelled
 from interp.judge import Judge, Metric, picked, reads_of
 from interp.provenance import about
+from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -168,6 +168,6 @@ def _class(source: str, common: dict[str, Any]) -> Any:
 
 def _processor(source: str, common: dict[str, Any]) -> Any:
     """What turns text and images into inputs; None where the checkpoint has nothing of the kind."""
-    from interp.processors import processor_of
+    from interp.preparing.processors import processor_of
 
     return processor_of(source, common)

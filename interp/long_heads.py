@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.heads.needles import attention_sites
 from interp.hooks.errors import EditError, InputsError, ModelError
 from interp.hooks.interface import Call, Switch, Tap
 from interp.hooks.sites import Site
-from interp.needle_rows import attention_sites
 
 if TYPE_CHECKING:
     from interp.model import Model

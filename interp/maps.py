@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.pictures import picture
+from interp.preparing.pictures import picture
 
 LIKE = 64
 NEAR = 3.0

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.head_sets import Draws, How, known, mask_edits, matched, output_norms
+from interp.heads.masking import Masking
+from interp.heads.needles import alike, attention_sites, fitted, head_names
+from interp.heads.sets import Draws, How, known, mask_edits, matched, output_norms
 from interp.hooks.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.output import logits_of
-from interp.masking import Masking
-from interp.needle_rows import alike, attention_sites, fitted, head_names
 from interp.provenance import about
 from interp.task import Task
 

@@ -172,8 +172,8 @@ class Model:
         continuation: Any = None,
         padding: Literal["left", "right"] | None = None,
     ) -> Inputs:
-        """Text, chat messages, ids or a processor's output as frozen `Inputs`; see `interp/prepare.py`."""
-        from interp.prepare import prepare
+        """Text, chat messages, ids or a processor's output as frozen `Inputs`; see `interp/preparing/prepare.py`."""
+        from interp.preparing.prepare import prepare
 
         return prepare(
             self.module,

@@ -10,28 +10,28 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from interp.effects import Effects
 from interp.journal import PLAN, progress
 from interp.kernels.errors import InterpError
+from interp.results.effects import Effects
 
 SAVED = {
     "tape.json": "interp.hooks.tape:open_tape",
     "edges.json": "interp.circuits.edge_scores:Edges.load",
     "faithfulness.json": "interp.circuits.judged:Faithfulness.load",
-    "retrieval.json": "interp.retrieval_scores:RetrievalHeads.load",
-    "masking.json": "interp.masking:Masking.load",
-    "influence.json": "interp.text_scores:Influence.load",
-    "agreement.json": "interp.agreement:Agreement.load",
+    "retrieval.json": "interp.results.retrieval:RetrievalHeads.load",
+    "masking.json": "interp.heads.masking:Masking.load",
+    "influence.json": "interp.results.texts:Influence.load",
+    "agreement.json": "interp.results.agreement:Agreement.load",
     "importance.json": "interp.measures.table:Importance.load",
     "sink_knockout.json": "interp.sink_knockout:SinkKnockout.load",
     "act.json": "interp.act:Act.load",
-    "sinks.json": "interp.sink_scores:Sinks.load",
-    "gates.json": "interp.gate_results:Gates.load",
+    "sinks.json": "interp.results.sinks:Sinks.load",
+    "gates.json": "interp.results.gates:Gates.load",
     "curve.json": "interp.pruning.curve:Curve.load",
-    "roles.json": "interp.role_scores:HeadRoles.load",
+    "roles.json": "interp.results.roles:HeadRoles.load",
     "atlas.json": "interp.atlases.result:Atlas.load",
-    "circuits.json": "interp.weight_scores:HeadCircuits.load",
-    "run.json": "interp.effects:Effects.load",
+    "circuits.json": "interp.results.weights:HeadCircuits.load",
+    "run.json": "interp.results.effects:Effects.load",
 }
 """The file that says what a directory holds, and who reads it."""
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.effects import Effects
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Inputs
+from interp.results.effects import Effects
 
 
 def over_image(effects: Effects, inputs: Inputs, *, row: int = 0, image: int = 0) -> Tensor:

@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from interp.alignment import How, Reduce
-from interp.cells import Group, targets
-from interp.effects import Effects
-from interp.exact import Question, effects, is_run
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Positions
 from interp.judge import Metric
-from interp.sources import Source
+from interp.patching.alignment import How, Reduce
+from interp.patching.cells import Group, targets
+from interp.patching.exact import Question, effects, is_run
+from interp.patching.sources import Source
+from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -63,7 +63,7 @@ def patch(  # type: ignore[misc]  # the overloads spell the metric out, and leav
     pair of cells (`Effects.interactions()` is what they do beyond their sum).
     `source` is another input of the same shape, a tape, "zero", "mean" (over the base's real positions), "noise", or
     `interp.Average(dataset)`, `interp.Noise(...)`. Inputs that do not line up say how: `align=`, `reduce=`
-    (`interp/alignment.py`). `source_model` runs the source in another model of the same shape.
+    (`interp/patching/alignment.py`). `source_model` runs the source in another model of the same shape.
     Several metrics at once are a dict by name, and so is then the result. `both=True` also patches the base into the
     source; that is `Effects.reverse`. `out=` is a directory that the sweep is written to as it goes: killed, the same
     call goes on from there. `budget` bounds the bytes that are under way together.

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.effects import Effects
 from interp.hooks.anatomy import Anatomy, Tower
 from interp.hooks.chain import Chain
 from interp.hooks.errors import SiteError
@@ -33,7 +32,8 @@ from interp.hooks.tail import How, Tail, last_tower
 from interp.hooks.tape import tower_inputs
 from interp.hooks.writes import Writes
 from interp.judge import Judge, Metric, lined_up, picked, reads_of
-from interp.paths import READS, Freeze, Norms, Paths, before
+from interp.patching.paths import READS, Freeze, Norms, Paths, before
+from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.hooks.sweep import Reads

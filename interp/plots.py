@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.effects import Effects
+    from interp.results.effects import Effects
 
 WRITTEN = 200
 """Maps of at most this many cells show their numbers."""

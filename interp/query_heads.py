@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.heads.needles import attention_sites, head_names, ids_of
 from interp.hooks.errors import InputsError
-from interp.needle_rows import attention_sites, head_names, ids_of
 from interp.provenance import about
-from interp.retrieval_scores import RetrievalHeads
+from interp.results.retrieval import RetrievalHeads
 from interp.task import Row, Task
 from interp.vocabulary import Vocabulary
 

@@ -4,7 +4,7 @@ Every head is patched exactly in both directions where that is affordable, else 
 patched; beside it stand the other methods and how far they agree, ablation of the heads found against random ones on
 held-out prompts (no single score is evidence by itself), the circuit and its faithfulness, kinds of heads, sinks, and
 patterns on real tokens. `report.html` needs no network, `heads.csv` and `heads.parquet` hold the rows
-(`interp/head_rows.py`), `run.json` how it came about. The work is a list of steps, each written down when it is done:
+(`interp/heads/rows.py`), `run.json` how it came about. The work is a list of steps, each written down when it is done:
 killed and called again with `resume=True` it goes on, and ends with the same bytes.
 Cost: `Report.cost`, an upper bound in forward passes; said first where `say=` is given. Limits: one task a report; a
 method that does not fit the model is named with its reason; a task shows what heads do for it, not what they are.
@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import interp
-from interp.effects import Effects
-from interp.head_rows import head_rows, joined, ranked
+from interp.heads.rows import head_rows, joined, ranked
 from interp.kernels.errors import InterpError
 from interp.provenance import about
 from interp.reporting import circuits, scores
@@ -38,6 +37,7 @@ from interp.reporting.roles import labels, roles
 from interp.reporting.steps import Say, Steps
 from interp.reporting.subject import Subject, Wanted, name_of, revision_of, task_named
 from interp.reporting.weights import weights
+from interp.results.effects import Effects
 from interp.task import Task
 
 if TYPE_CHECKING:

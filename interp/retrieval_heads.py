@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.heads.needles import alike, answer_span, attention_sites, fitted, head_names
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs import Inputs
 from interp.hooks.output import logits_of
@@ -36,9 +37,8 @@ from interp.hooks.sites import Site
 from interp.hooks.statistics import Request, stream
 from interp.hooks.unwrap import forced_eager
 from interp.kernels.errors import InterpError
-from interp.needle_rows import alike, answer_span, attention_sites, fitted, head_names
 from interp.provenance import about
-from interp.retrieval_scores import Mode, RetrievalHeads
+from interp.results.retrieval import Mode, RetrievalHeads
 
 if TYPE_CHECKING:
     from interp.model import Model

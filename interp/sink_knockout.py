@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.edited_scores import EditedScores
 from interp.hooks.edits import MaskKeys
 from interp.hooks.errors import InputsError
 from interp.hooks.sites import Site, parse
@@ -31,8 +30,9 @@ from interp.judge import Metric
 from interp.kernels.errors import InterpError
 from interp.measures.bootstrap import interval, weights
 from interp.provenance import about
+from interp.results.edited import EditedScores
+from interp.results.sinks import EPSILON, Sinks
 from interp.saving import write
-from interp.sink_scores import EPSILON, Sinks
 
 if TYPE_CHECKING:
     from interp.model import Model

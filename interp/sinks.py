@@ -30,7 +30,7 @@ from interp.hooks.sites import Site
 from interp.hooks.tape import tower_inputs
 from interp.kernels.stats import ratio
 from interp.provenance import about
-from interp.sink_scores import Sinks
+from interp.results.sinks import Sinks
 
 if TYPE_CHECKING:
     from interp.hooks.anatomy import Layer

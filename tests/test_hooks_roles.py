@@ -26,7 +26,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.grids import Fit, View, arrange, grid, windows
 from interp.hooks.inputs import Inputs
 from interp.hooks.roles import CODE, Roles, roles
-from interp.prepare import prepare
+from interp.preparing.prepare import prepare
 
 NUMPY = "ignore:__array__ implementation:DeprecationWarning:transformers.models.paligemma"
 pytestmark = pytest.mark.filterwarnings(NUMPY)

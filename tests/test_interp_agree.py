@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.agreement import Agreement
 from interp.families import tiny
 from interp.hooks.errors import InputsError, ModelError, SiteError
 from interp.hooks.example import example
 from interp.planted import build
 from interp.planted.probes import probe_task
+from interp.results.agreement import Agreement
 
 
 @cache

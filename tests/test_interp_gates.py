@@ -12,8 +12,8 @@ from torch import Tensor
 
 import interp
 from interp.families import tiny
-from interp.gate_kinds import BANKS, GAMMA, ZETA, Bank, Binary, Bottleneck, HardConcrete, T
 from interp.gates import gated
+from interp.heads.gates import BANKS, GAMMA, ZETA, Bank, Binary, Bottleneck, HardConcrete, T
 from interp.hooks.errors import InputsError
 from interp.hooks.example import example
 from interp.hooks.sites import Site

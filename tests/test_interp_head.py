@@ -12,11 +12,11 @@ import torch
 import interp
 from interp.explorer.page import page
 from interp.families import tiny
-from interp.head_card import HeadCard, Look, Number
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.example import example
 from interp.kernels.errors import InterpError
 from interp.planted import build
+from interp.results.card import HeadCard, Look, Number
 
 TEXTS = ["fox apple lake stone moon fox", "lake = stone , fox = apple , lake ="]
 attached = cache(lambda name: interp.attach(tiny(name)))

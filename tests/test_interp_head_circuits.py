@@ -13,11 +13,11 @@ from torch import Tensor
 
 import interp
 from interp.families import tiny
-from interp.head_matrices import HeadMatrices
+from interp.heads.matrices import HeadMatrices
 from interp.hooks.errors import InputsError, ModelError, SiteError
 from interp.kernels.errors import InterpError
 from interp.planted import build, key
-from interp.weight_scores import RESIDUAL, VOCABULARY, HeadCircuits
+from interp.results.weights import RESIDUAL, VOCABULARY, HeadCircuits
 
 attached = cache(lambda name: interp.attach(tiny(name)))
 
@@ -80,8 +80,8 @@ def test_layers_asked_about_one_by_one_are_the_same(monkeypatch: pytest.MonkeyPa
     together = matrices(m)
     together.of(0)
     assert set(together._layers) == {0, 1}
-    monkeypatch.setattr(import_module("interp.head_matrices"), "NUMBERS", 1)
-    monkeypatch.setattr(import_module("interp.head_matrices"), "TOGETHER", 40)
+    monkeypatch.setattr(import_module("interp.heads.matrices"), "NUMBERS", 1)
+    monkeypatch.setattr(import_module("interp.heads.matrices"), "TOGETHER", 40)
     alone = matrices(m)
     for layer in (0, 1):
         for name in "qkvo":

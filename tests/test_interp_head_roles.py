@@ -21,7 +21,7 @@ from interp.hooks.example import example
 from interp.kernels.errors import InterpError
 from interp.plain import AttentionOnly, AttentionOnlyConfig
 from interp.planted import build
-from interp.role_scores import HeadRoles
+from interp.results.roles import HeadRoles
 
 attached = cache(lambda name: interp.attach(tiny(name)))
 TEXTS = [

@@ -18,7 +18,7 @@ from interp.formats import FormatError
 from interp.hooks.errors import InputsError, ModelError, SiteError
 from interp.influence import influence
 from interp.needles import VALUES, filler
-from interp.text_scores import Influence
+from interp.results.texts import Influence
 
 HEADS = ("L1.H0", "L1.H1", "L1.H2", "L1.H3")
 

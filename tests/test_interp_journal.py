@@ -171,9 +171,9 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_cells_and_chunks_are_values_that_another_process_can_run(tmp_path: Path) -> None:
     import pickle
 
-    from interp.cells import targets
-    from interp.exact import Question, prepare
     from interp.hooks.sweep import Sweep
+    from interp.patching.cells import targets
+    from interp.patching.exact import Question, prepare
 
     m, base, source = pair()
     m.ready()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import interp
-from interp.effects import Effects
+from interp.results.effects import Effects
 
 
 @pytest.fixture(scope="module")

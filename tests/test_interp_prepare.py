@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from interp import prepare as module_under_test
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Inputs
-from interp.prepare import prepare
+from interp.preparing.prepare import prepare
 from interp.rows import after
 
 NUMPY = "ignore:__array__ implementation:DeprecationWarning:transformers.models.paligemma"

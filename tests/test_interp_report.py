@@ -19,7 +19,7 @@ import torch
 
 import interp
 from interp.cli import main
-from interp.head_rows import read_rows
+from interp.heads.rows import read_rows
 from interp.planted.probes import probe_task
 from interp.reporting.baselines import ablation
 from interp.reporting.canvas import SCALE, Canvas

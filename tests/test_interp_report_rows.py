@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import interp
-from interp.effects import Effects
 from interp.families import tiny
-from interp.head_rows import COLUMNS, SCHEMA, head_rows, joined, ranked, read_rows, write_rows
+from interp.heads.rows import COLUMNS, SCHEMA, head_rows, joined, ranked, read_rows, write_rows
 from interp.reporting.agreement import agreement
 from interp.reporting.difference import difference
+from interp.results.effects import Effects
 
 attached = cache(lambda name: interp.attach(tiny(name)))
 

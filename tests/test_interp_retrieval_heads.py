@@ -20,8 +20,8 @@ from interp.formats import FormatError
 from interp.hooks.errors import InputsError, ModelError
 from interp.planted import build, key
 from interp.planted.words import WORDS
+from interp.results.retrieval import RetrievalHeads
 from interp.retrieval_heads import RetrievalError, retrieval_heads
-from interp.retrieval_scores import RetrievalHeads
 from interp.task import Row, Task
 from interp.vocabulary import TaskError
 

@@ -12,10 +12,10 @@ import torch
 
 import interp
 from interp.families import tiny
-from interp.head_sets import How, matched
+from interp.heads.masking import Masking
+from interp.heads.sets import How, matched
 from interp.hooks.errors import InputsError, ModelError, SiteError
 from interp.mask_heads import Phase, mask_heads
-from interp.masking import Masking
 from interp.task import Task
 
 BEST = ["L1.H0", "L1.H1", "L1.H2", "L1.H3"]

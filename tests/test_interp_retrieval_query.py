@@ -17,7 +17,7 @@ from interp import formats
 from interp.formats import FormatError
 from interp.hooks.errors import InputsError
 from interp.query_heads import query_heads
-from interp.retrieval_scores import RetrievalHeads
+from interp.results.retrieval import RetrievalHeads
 from interp.task import Row, Task
 
 

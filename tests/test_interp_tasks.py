@@ -36,7 +36,7 @@ from interp.metrics import LogitDifference, LogProb, Probability
 from interp.planted import decoder as planted_decoder
 from interp.planted.probes import probe_task
 from interp.planted.wiring import tokenizer as planted_tokenizer
-from interp.prepare import prepare
+from interp.preparing.prepare import prepare
 from interp.scenes import COLORS, SHAPES
 from interp.task import Row, Task
 from interp.tasks.draw import where

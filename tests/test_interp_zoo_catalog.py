@@ -11,7 +11,7 @@ import transformers
 from interp import catalog, planted
 from interp.catalog import CatalogError
 from interp.planted.oracle import inputs
-from interp.processors import processor_of
+from interp.preparing.processors import processor_of
 
 NAMES = [one.name for one in catalog.entries()]
 TRAINED = [one.name for one in catalog.entries() if one.kind == "trained"]

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.needle_rows import alike, answer_span
-from interp.retrieval_scores import RetrievalHeads
+from interp.heads.needles import alike, answer_span
+from interp.results.retrieval import RetrievalHeads
 from interp.task import Task
 
 

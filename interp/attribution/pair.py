@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.alignment import Alignment, How, Reduce
-from interp.cells import expanded
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.gradients import Dropped, Graph, graph
 from interp.hooks.inputs import Inputs
@@ -24,7 +22,9 @@ from interp.hooks.sweep import Reads, Sweep
 from interp.hooks.tape import Tape, tower_inputs
 from interp.judge import Judge, Metric, picked, reads_of
 from interp.metrics import Reading
-from interp.sources import Average, Given, Noise, Source, Sources
+from interp.patching.alignment import Alignment, How, Reduce
+from interp.patching.cells import expanded
+from interp.patching.sources import Average, Given, Noise, Source, Sources
 
 if TYPE_CHECKING:
     from interp.hooks.edits import Edit

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _reported(folder: str) -> dict[str, float]:
     """The size of each head's effect, by what its report ranks by."""
-    from interp.head_rows import read_rows
+    from interp.heads.rows import read_rows
     from interp.reporting.gathered import Gathered
 
     ranked = Gathered("", "", "", read_rows(folder), {}).ranked

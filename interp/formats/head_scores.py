@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from interp.formats.reading import Entry, FormatError, content, lines
-from interp.retrieval_scores import Mode, RetrievalHeads
+from interp.results.retrieval import Mode, RetrievalHeads
 
 
 def head_scores(path: str | Path) -> RetrievalHeads:

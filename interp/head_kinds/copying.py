@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.head_reading import heads_of, page_of, read_heads, tower_of
+from interp.heads.reading import heads_of, page_of, read_heads, tower_of
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.hooks.tail import Tail, last_tower

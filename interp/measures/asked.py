@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.cells import expanded
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.hooks.tape import tower_inputs
 from interp.judge import Metric
 from interp.metrics import Ids, LogProb
+from interp.patching.cells import expanded
 from interp.task import Task
 
 if TYPE_CHECKING:

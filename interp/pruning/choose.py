@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from interp.effects import Effects
 from interp.hooks.anatomy import Anatomy
 from interp.hooks.errors import InputsError
 from interp.hooks.sites import Site, parse
 from interp.hooks.writes import spelled
+from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.effects import Effects
-from interp.head_rows import direction
+from interp.heads.rows import direction
 from interp.reporting.scores import head_of
+from interp.results.effects import Effects
 from interp.verify import pearson, ranks
 
 DRAWS = 200

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from interp.effects import Effects
-from interp.head_rows import direction
+from interp.heads.rows import direction
 from interp.hooks.tape import tower_inputs
 from interp.patch import patch
 from interp.reporting.scores import BUDGET, head_of
 from interp.reporting.steps import Answer
 from interp.reporting.subject import Subject
+from interp.results.effects import Effects
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = 16

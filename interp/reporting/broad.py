@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.effects import Effects
 from interp.hooks.sites import Site
 from interp.hooks.tape import tower_inputs
 from interp.reporting.steps import Answer, Steps
 from interp.reporting.subject import Subject
+from interp.results.effects import Effects
 from interp.sinks import sinks
 
 STATS = {"entropy": "attention entropy", "distance": "attention distance", "max": "largest weight"}

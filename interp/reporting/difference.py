@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from interp.head_rows import read_rows
+from interp.heads.rows import read_rows
 from interp.kernels.errors import InterpError
 from interp.verify import pearson, ranks
 

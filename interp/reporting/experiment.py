@@ -16,7 +16,7 @@ from typing import Any
 
 from interp.commands.opening import opened
 from interp.commands.options import ConfigError, read_config
-from interp.head_rows import joined, read_rows, write_rows
+from interp.heads.rows import joined, read_rows, write_rows
 from interp.kernels.errors import InterpError
 from interp.report import Report, report
 from interp.reporting.difference import difference

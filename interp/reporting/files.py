@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from interp.explorer.page import page
-from interp.head_rows import write_rows
+from interp.heads.rows import write_rows
 from interp.reporting import figures
 from interp.reporting.canvas import Canvas
 from interp.reporting.gathered import Gathered

@@ -20,7 +20,7 @@ class Gathered:
     model: str
     task: str
     rows: Any
-    """The table of `interp.head_rows`."""
+    """The table of `interp.heads.rows`."""
     about: Mapping[str, Any]
     checks: Answer = field(default_factory=dict)
     ablations: list[Answer] = field(default_factory=list)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from interp.head_roles import head_roles
-from interp.head_rows import head_rows
+from interp.heads.rows import head_rows
 from interp.reporting.broad import PROMPTS
 from interp.reporting.steps import Answer, Steps
 from interp.reporting.subject import Subject

@@ -16,11 +16,11 @@ from typing import Any
 
 from interp.attribute import attribute
 from interp.direct_effect import direct_effect
-from interp.effects import Effects
 from interp.kernels.errors import InterpError
 from interp.patch import patch
 from interp.reporting.steps import Answer, Steps
 from interp.reporting.subject import Subject
+from interp.results.effects import Effects
 
 AFFORDABLE = 40_000
 """Heads times prompts that are patched exactly without being asked."""

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.effects import Effects
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
+from interp.results.effects import Effects
 from interp.saving import renamed
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.effects import AND
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site, parse
 from interp.hooks.sweep import Cell, differs
 from interp.hooks.tape import tower_inputs
-from interp.sources import Given
+from interp.patching.sources import Given
+from interp.results.effects import AND
 
 if TYPE_CHECKING:
     from interp.model import Model

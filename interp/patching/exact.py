@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.alignment import Alignment, How, Reduce
-from interp.cells import Grid, Target, grid
-from interp.effects import Effects
 from interp.hooks.errors import SiteError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sweep import Answer, Cell, Sweep
@@ -23,8 +20,11 @@ from interp.hooks.tape import Tape
 from interp.journal import Journal
 from interp.judge import Metric
 from interp.judges import Judges, columns_wanted
+from interp.patching.alignment import Alignment, How, Reduce
+from interp.patching.cells import Grid, Target, grid
+from interp.patching.sources import Average, Given, Noise, Source, Sources
 from interp.provenance import about
-from interp.sources import Average, Given, Noise, Source, Sources
+from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -27,13 +27,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interp.chats import Chat, is_chat, paint, render
 from interp.hooks.arguments import vocabulary
 from interp.hooks.errors import InputsError
 from interp.hooks.grids import Fit
 from interp.hooks.inputs import Inputs
 from interp.hooks.pieces import Decoder
-from interp.pictures import as_rows, count_check, sizes_of
+from interp.preparing.chats import Chat, is_chat, paint, render
+from interp.preparing.pictures import as_rows, count_check, sizes_of
 from interp.rows import Rows, from_batch, from_ids, from_texts, tokenise_answer
 
 Side = Literal["left", "right"]

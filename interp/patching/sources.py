@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.alignment import How, Reduce, taken, weights
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.hooks.sweep import Sweep
 from interp.hooks.tape import Tape, tower_inputs
+from interp.patching.alignment import How, Reduce, taken, weights
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -1,0 +1,1 @@
+"""From texts, chats and pictures to inputs of a model."""

@@ -1,0 +1,1 @@
+"""What calls return: values with a table, a plot and a directory of their own."""
