@@ -173,7 +173,7 @@ def build(name: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _without_a_bar() -> Iterator[None]:
-    """A small model is loaded before its bar of progress is drawn."""
+    """A small model is read and written before its bar of progress is drawn."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -212,7 +212,8 @@ def _write(one: Entry, folder: Path) -> None:
                 shutil.copy(file, folder / file.name)
         return
     module, processor = build(one.name)
-    module.save_pretrained(folder)
+    with _without_a_bar():
+        module.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

@@ -42,10 +42,10 @@ class Journal:
         mine = json.loads(json.dumps(dict(task)))
         other = [name for name in mine if plan["task"].get(name) != mine[name]]
         if other:
-            name = other[0]
+            name, theirs, ours = _differing(other[0], plan["task"].get(other[0]), mine[other[0]])
             raise InterpError(
-                f"{self.folder} holds another sweep: its {name} is {_short(plan['task'].get(name))}, this one's is"
-                f" {_short(mine[name])}. Give another directory, or remove that one."
+                f"{self.folder} holds another sweep: its {name} is {_short(theirs)}, this one's is {_short(ours)}."
+                " Give another directory, or remove that one."
             )
         return plan
 
@@ -101,6 +101,14 @@ def progress(folder: str | Path) -> tuple[int, int] | None:
     chunks = json.loads(path.read_text())["chunks"]
     shards = {shard.stem for shard in (Path(folder) / "chunks").glob("*.parquet")}
     return sum(f"{low:06d}-{high:06d}" in shards for low, high in chunks), len(chunks)
+
+
+def _differing(name: str, a: Any, b: Any) -> tuple[str, Any, Any]:
+    """What is not the same in two values, by its name inside them."""
+    if not (isinstance(a, Mapping) and isinstance(b, Mapping)):
+        return name, a, b
+    inner = next(key for key in {**a, **b} if a.get(key) != b.get(key))
+    return _differing(inner if name == "model" else f"{name} {inner}", a.get(inner), b.get(inner))
 
 
 def _short(value: Any) -> str:

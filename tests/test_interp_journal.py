@@ -142,6 +142,9 @@ def test_another_sweep_does_not_write_into_the_same_directory(tmp_path: Path) ->
     interp.patch(m, base=base, source=source, metric=METRIC, sites="L*.z", out=tmp_path)
     with pytest.raises(interp.InterpError, match="another sweep: its targets"):
         interp.patch(m, base=base, source=source, metric=METRIC, sites="L*.mlp_out", out=tmp_path)
+    other = interp.attach(tiny("gpt2"))
+    with pytest.raises(interp.InterpError, match="another sweep: its model is 'LlamaForCausalLM', this one's is 'GPT2"):
+        interp.patch(other, base=base, source=source, metric=METRIC, sites="L*.z", out=tmp_path)
     with pytest.raises(interp.InterpError, match="another sweep: its source"):
         interp.patch(m, base=base, source="zero", metric=METRIC, sites="L*.z", out=tmp_path)
 

@@ -30,9 +30,10 @@ def run(options: argparse.Namespace) -> int:
     from interp.commands.opening import model_of, saved, task_of, where
     from interp.prune import prune
 
+    reported = _reported(options.scores) if options.scores else None
     model = model_of(options)
     task = task_of(model, options)
-    scores = _reported(options.scores) if options.scores else _patched(model, task, options.seed)
+    scores = _patched(model, task, options.seed) if reported is None else reported
     made = prune(model, scores, keep_fraction=options.keep_fraction, how=options.how, uniform=options.uniform)
     held = task if task.recipe is None else task.heldout
     before, after = _accuracy(held, model, ()), _accuracy(held, made.model, made.edits)

@@ -48,7 +48,8 @@ COLUMNS: dict[str, str] = {
     "label": "string",
 }
 """Name and type. `direction` is denoise, noise or none; `exact` the exactly patched value where the row is an estimate,
-`verified` whether there is one; `rank` by magnitude within method, direction and tower, 1 first."""
+`verified` whether there is one; `rank` within method, direction and tower, 1 first: the result's own where it has one,
+else by magnitude."""
 ESTIMATES = ("estimate", "score", "first")
 """What results call their number."""
 
@@ -115,7 +116,8 @@ def _filled(frame: Any, anatomy: Anatomy, known: Mapping[str, Any]) -> Any:
                 "head": heads, "kv_group": groups, "estimate": frame["estimate"].tolist(),
                 "site": [f"{a}L{b}.H{c}" for a, b, c in zip(prefix, layers, heads, strict=True)]}  # fmt: skip
     made = pandas.DataFrame({name: _typed(values, len(frame), COLUMNS[name]) for name, values in columns.items()})
-    return ranked(made)
+    own = "rank" in frame.columns and bool(frame["rank"].notna().all())  # measures for which a low value is a large one
+    return made if own else ranked(made)
 
 
 def _one(part: Any) -> bool:

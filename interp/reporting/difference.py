@@ -12,7 +12,7 @@ from interp.heads.rows import read_rows
 from interp.kernels.errors import InterpError
 from interp.verify import pearson, ranks
 
-KEY = ["method", "direction", "site"]
+KEY = ["method", "direction", "tower", "site"]
 
 
 @dataclass(frozen=True, eq=False)
