@@ -13,7 +13,6 @@ the first two nor the last).
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,11 +27,10 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Inputs
 from interp.hooks.sites import Site, parse
 from interp.hooks.tape import tower_inputs
-from interp.kernels.errors import InterpError
 from interp.measures.bootstrap import interval, weights
 from interp.provenance import about
 from interp.results.edited import EditedScores
-from interp.saving import write
+from interp.saving import read, write
 from interp.task import Task
 
 if TYPE_CHECKING:
@@ -111,13 +109,8 @@ class Act:
     @classmethod
     def load(cls, directory: str | Path) -> Act:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / "act.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        found, sites, meta = load_file(str(folder / "act.safetensors")), tuple(about["sites"]), about["meta"]
+        about, found = read(directory, ("act.safetensors", "act.json"), FORMAT)
+        sites, meta = tuple(about["sites"]), about["meta"]
         some = [site for site, kept in zip(sites, found["kept"].tolist(), strict=True) if kept]
         return cls(sites=sites, edits=_edits(some, **meta["calibrate"]), meta=meta, **found)
 

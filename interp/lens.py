@@ -11,7 +11,6 @@ last (a tuned lens is not fitted here); lenses of heads are not effects.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from interp.hooks.sweep import Reads
 from interp.hooks.tail import How, Tail, last_tower
 from interp.hooks.tape import Tape, tower_inputs
 from interp.judge import answer_ids
-from interp.saving import write
+from interp.saving import read, write
 
 if TYPE_CHECKING:
     from interp.hooks.anatomy import Tower
@@ -96,13 +95,7 @@ class Lens:
     @classmethod
     def load(cls, directory: str | Path) -> Lens:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / "run.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InputsError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        tensors = load_file(str(folder / "lens.safetensors"))
+        about, tensors = read(directory, ("lens.safetensors", "run.json"), FORMAT)
         names = {int(i): name for i, name in about["names"].items()}
         held: dict[str, Any] = {name: tensors.get(name) for name in TENSORS}
         return cls(tuple(about["sites"]), **held, names=names, meta=about["meta"])

@@ -25,11 +25,11 @@ def renamed(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.rename(path)
-    except BaseException as why:
-        scratch.unlink(missing_ok=True)
-        if isinstance(why, OSError):
-            why.filename = str(path)
+    except OSError as why:
+        why.filename = str(path)
         raise
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -74,3 +74,16 @@ def write(
         renamed((folder / names[0]).with_suffix(".parquet"), sink.getvalue())
     renamed(folder / names[1], json.dumps(dict(about), indent=1, default=str).encode())
     return folder
+
+
+def read(directory: str | Path, names: tuple[str, str], version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `write` wrote under `names`: the JSON, whose "format" must be this version's, and the tensors."""
+    from safetensors.torch import load_file
+
+    folder = Path(directory)
+    if not (folder / names[1]).is_file():
+        raise InterpError(f"{folder} holds no {names[1]}: expected where such a result was saved.")
+    about: dict[str, Any] = json.loads((folder / names[1]).read_text())
+    if about.get("format") != version:
+        raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {version}.")
+    return about, load_file(str(folder / names[0]))

@@ -13,7 +13,6 @@ hiding a token of no weight: a larger effect says that the weight is not idle, n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +26,11 @@ from interp.hooks.errors import InputsError
 from interp.hooks.sites import Site, parse
 from interp.hooks.tape import tower_inputs
 from interp.judge import Metric
-from interp.kernels.errors import InterpError
 from interp.measures.bootstrap import interval, weights
 from interp.provenance import about
 from interp.results.edited import EditedScores
 from interp.results.sinks import EPSILON, Sinks
-from interp.saving import write
+from interp.saving import read, write
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -91,14 +89,8 @@ class SinkKnockout:
     @classmethod
     def load(cls, directory: str | Path) -> SinkKnockout:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / "sink_knockout.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        found, weight = load_file(str(folder / "sink_knockout.safetensors")), tuple(about["weight"])
-        return cls(tuple(about["heads"]), about["tokens"], weight=weight, meta=about["meta"], **found)
+        about, found = read(directory, ("sink_knockout.safetensors", "sink_knockout.json"), FORMAT)
+        return cls(tuple(about["heads"]), about["tokens"], weight=tuple(about["weight"]), meta=about["meta"], **found)
 
     def __repr__(self) -> str:
         return (

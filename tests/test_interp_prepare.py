@@ -14,9 +14,9 @@ from PIL import Image
 from tokens import CHAT, PLACEHOLDERS, bpe, picture, sentencepiece, wordpiece
 from torch import Tensor, nn
 
-from interp import prepare as module_under_test
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import Inputs
+from interp.preparing import prepare as module_under_test
 from interp.preparing.prepare import prepare
 from interp.rows import after
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from interp.atlases.embed import plane
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 TENSORS = ("codes", "labels", "settled", "maps", "profile")
@@ -141,13 +140,7 @@ class Atlas:
     @classmethod
     def load(cls, directory: str | Path) -> Atlas:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / "atlas.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        tensors = load_file(str(folder / "atlas.safetensors"))
+        about, tensors = read(directory, ("atlas.safetensors", "atlas.json"), FORMAT)
         bands = tuple((int(low), int(high)) for low, high in about["bands"])
         values = {name: tensors[f"values/{name}"] for name in about["measures"]}
         explained = (float(about["explained"][0]), float(about["explained"][1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from interp.circuits.choose import chosen
 from interp.circuits.graph import Graph
 from interp.kernels.errors import InterpError
-from interp.saving import write
+from interp.saving import read, write
 
 if TYPE_CHECKING:
     from interp.circuit import Circuit
@@ -140,13 +139,5 @@ class Edges:
     @classmethod
     def load(cls, directory: str | Path) -> Edges:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        if not (folder / "edges.json").exists():
-            raise InterpError(f"{folder} holds no edges: expected edges.json in it.")
-        about = json.loads((folder / "edges.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        tensors = load_file(str(folder / "edges.safetensors"))
+        about, tensors = read(directory, ("edges.safetensors", "edges.json"), FORMAT)
         return cls(Graph.read(about["graph"]), tensors["values"], tensors["base"], tensors.get("source"), about["meta"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import InterpError
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -170,17 +169,10 @@ class Faithfulness:
     @classmethod
     def load(cls, directory: str | Path) -> Faithfulness:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        if not (folder / "faithfulness.json").exists():
-            raise InterpError(f"{folder} holds no faithfulness: expected faithfulness.json in it.")
-        about = json.loads((folder / "faithfulness.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
+        about, found = read(directory, ("faithfulness.safetensors", "faithfulness.json"), FORMAT)
+        tensors: dict[str, Any] = dict(found)
         lists: dict[str, Any] = {n: None if about[n] is None else tuple(about[n]) for n in ("signed", "unsigned")}
         tuples: dict[str, Any] = {n: tuple(about[n]) for n in ("completeness", "minimality", "grid", "groups")}
-        tensors: dict[str, Any] = load_file(str(folder / "faithfulness.safetensors"))
         return cls(**tensors, magnitude=about["magnitude"], **tuples, **lists, meta=about["meta"])
 
 

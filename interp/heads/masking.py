@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.kernels.errors import InterpError
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 FILES = ("masking.safetensors", "masking.json")
@@ -92,11 +90,5 @@ class Masking:
     @classmethod
     def load(cls, directory: str | Path) -> Masking:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / FILES[1]).read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        held = load_file(str(folder / FILES[0]))
+        about, held = read(directory, FILES, FORMAT)
         return cls(tuple(about["heads"]), tuple(about["counts"]), held["recall"], held["controls"], about["meta"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
 from interp.measures import bootstrap
 from interp.measures.measured import Measured
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 DRAWS = 1000
@@ -220,13 +219,7 @@ class Importance:
     @classmethod
     def load(cls, directory: str | Path) -> Importance:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / NAMES[1]).read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        held = load_file(str(folder / NAMES[0]))
+        about, held = read(directory, NAMES, FORMAT)
         measures = []
         for n, said in enumerate(about["measures"]):
             said["other_groups"] = tuple(said["other_groups"])

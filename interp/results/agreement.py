@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
 from interp.measures.bootstrap import interval, ranks, weights
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 FILES = ("agreement.safetensors", "agreement.json")
@@ -177,13 +176,7 @@ class Agreement:
     @classmethod
     def load(cls, directory: str | Path) -> Agreement:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / FILES[1]).read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        held = load_file(str(folder / FILES[0]))
+        about, held = read(directory, FILES, FORMAT)
         kept = {name: held[name] for name in TENSORS}
         return cls(sites=tuple(about["sites"]), towers=tuple(about["towers"]), meta=about["meta"], **kept)
 

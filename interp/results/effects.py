@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 PLACELESS = ("bias", "remainder")
@@ -171,15 +170,8 @@ class Effects:
     @classmethod
     def load(cls, directory: str | Path) -> Effects:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / "run.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(
-                f"{folder} was written in format {about.get('format')}; this version reads format {FORMAT}."
-            )
-        tensors = load_file(str(folder / "effects.safetensors"))
+        about, tensors = read(directory, ("effects.safetensors", "run.json"), FORMAT)
+        back = Path(directory) / "reverse"
         positions = None if about["positions"] is None else tuple(about["positions"])
         return cls(
             tuple(about["sites"]),
@@ -189,7 +181,7 @@ class Effects:
             tensors.get("source"),
             about["noise_floor"],
             about["meta"],
-            cls.load(folder / "reverse") if (folder / "reverse" / "run.json").exists() else None,
+            cls.load(back) if (back / "run.json").exists() else None,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,7 @@ from torch import Tensor
 from interp.hooks.edits import Edit, Zero
 from interp.hooks.errors import InputsError
 from interp.hooks.sites import parse
-from interp.kernels.errors import InterpError
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 FILES = ("gates.safetensors", "gates.json")
@@ -88,13 +86,7 @@ class Gates:
     @classmethod
     def load(cls, directory: str | Path) -> Gates:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / FILES[1]).read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        held = load_file(str(folder / FILES[0]))
+        about, held = read(directory, FILES, FORMAT)
         return cls(tuple(about["sites"]), tuple(about["towers"]), held["value"], held["openness"], about["meta"])
 
     def __repr__(self) -> str:

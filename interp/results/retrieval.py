@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
-from interp.saving import renamed, write
+from interp.saving import read, renamed, write
 
 FORMAT = 1
 FILES = ("retrieval.safetensors", "retrieval.json")
@@ -128,13 +128,7 @@ class RetrievalHeads:
     @classmethod
     def load(cls, directory: str | Path) -> RetrievalHeads:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / FILES[1]).read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        held = load_file(str(folder / FILES[0]))
+        about, held = read(directory, FILES, FORMAT)
         values = (held["scores"], held["kept"], held["recall"])
         return cls(tuple(about["sites"]), *values, about["mode"], tuple(about["cells"]), about["meta"])
 

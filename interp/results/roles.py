@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from interp.hooks.sites import nearest, parse
 from interp.kernels.errors import InterpError
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 SURE = 0.5
@@ -112,13 +111,7 @@ class HeadRoles:
     @classmethod
     def load(cls, directory: str | Path) -> HeadRoles:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / "roles.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        tensors = load_file(str(folder / "roles.safetensors"))
+        about, tensors = read(directory, ("roles.safetensors", "roles.json"), FORMAT)
         notes = {kind: tuple(said) for kind, said in about["notes"].items()}
         values = {kind: tensors[kind] for kind in about["kinds"]}
         return cls(tuple(about["sites"]), values, notes, about["left_out"], about["meta"])

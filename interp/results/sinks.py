@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +13,8 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.sites import parse
-from interp.kernels.errors import InterpError
 from interp.measures.bootstrap import interval, weights
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 EPSILON = 0.3
@@ -180,13 +178,7 @@ class Sinks:
     @classmethod
     def load(cls, directory: str | Path) -> Sinks:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / "sinks.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        found = load_file(str(folder / "sinks.safetensors"))
+        about, found = read(directory, ("sinks.safetensors", "sinks.json"), FORMAT)
         norms = {site: found[f"norms {site}"] for site in about["layers"]}
         largest = {
             site: (found[f"activations 0 {site}"], found[f"activations 1 {site}"], found[f"activations 2 {site}"])

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.kernels.errors import InterpError
-from interp.saving import renamed, write
+from interp.saving import read, renamed, write
 
 FORMAT = 1
 FILES = ("influence.safetensors", "influence.json")
@@ -101,13 +100,7 @@ class Influence:
     @classmethod
     def load(cls, directory: str | Path) -> Influence:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / FILES[1]).read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        held = load_file(str(folder / FILES[0]))
+        about, held = read(directory, FILES, FORMAT)
         return cls(**held, heads=tuple(about["heads"]), random_heads=tuple(map(tuple, about["random_heads"])),
                    meta=about["meta"])  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
-from interp.saving import write
+from interp.saving import read, write
 
 FORMAT = 1
 VOCABULARY, RESIDUAL = "copying eigenvalues (vocabulary)", "copying eigenvalues (residual)"
@@ -129,13 +128,7 @@ class HeadCircuits:
     @classmethod
     def load(cls, directory: str | Path) -> HeadCircuits:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        folder = Path(directory)
-        about = json.loads((folder / "circuits.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        tensors = load_file(str(folder / "circuits.safetensors"))
+        about, tensors = read(directory, ("circuits.safetensors", "circuits.json"), FORMAT)
         held = {room: {name: tensors[f"{room}/{name}"] for name in about["order"][room]} for room in ROOMS}
         held["eigenvalues"] = {name: torch.view_as_complex(value) for name, value in held["eigenvalues"].items()}
         known = {int(i): name for i, name in about["names"].items()}
