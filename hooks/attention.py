@@ -118,7 +118,7 @@ def edited_part(call: Call, heads: tuple[int, ...]) -> tuple[Part, list[kernel.E
     shared = [e for e in own if isinstance(e, HeadKV)]
     if any(set(e.heads) - set(heads) for e in shared):
         raise EditError("an edit of k or v concerns other heads than the statistics asked for: leave heads out.")
-    part = part_of(call, heads, shared, _views(call.edits))
+    part = part_of(call, heads, shared, _views(call.edits), grouped=True)
     return part, [_renumbered(e, heads) for e in call.edits if isinstance(e, kernel.Edit) and _concerns(e, heads)]
 
 
@@ -186,10 +186,21 @@ def _renumbered(edit: kernel.Edit, heads: tuple[int, ...]) -> kernel.Edit:
     return replace(edit, heads=tuple(heads.index(h) for h in edit.heads if h in heads))  # type: ignore[type-var]
 
 
-def part_of(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV] = (), views: Sequence[Narrow] = ()) -> Part:
+def part_of(
+    call: Call,
+    heads: tuple[int, ...],
+    head_kv: Sequence[HeadKV] = (),
+    views: Sequence[Narrow] = (),
+    *,
+    grouped: bool = False,
+) -> Part:
+    """What the call has of some heads, each with keys and values of its own; `grouped` leaves those of all heads
+    together as they are, shared by their groups and not copied."""
     index = torch.tensor(heads, device=call.q.device)
-    group = call.q.shape[1] // call.k.shape[1]
-    k, v = call.k[:, index // group], call.v[:, index // group]
+    group, whole = call.q.shape[1] // call.k.shape[1], heads == tuple(range(call.q.shape[1]))
+    q, k, v = call.q, call.k, call.v
+    if not (grouped and whole and not head_kv):
+        q, k, v = q[:, index], k[:, index // group], v[:, index // group]
     for edit in head_kv:
         at = torch.tensor([heads.index(h) for h in edit.heads], device=call.q.device)
         old = k if edit.component == "k" else v
@@ -203,7 +214,7 @@ def part_of(call: Call, heads: tuple[int, ...], head_kv: Sequence[HeadKV] = (), 
         "bias": bias if bias is None or bias.shape[1] == 1 else bias[:, index],
         "sinks": None if sinks is None else sinks.flatten()[index],
     }
-    return Part(call.q[:, index], k, v, arguments)
+    return Part(q, k, v, arguments)
 
 
 def _row(part: Part, b: int) -> Part:
