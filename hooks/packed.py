@@ -102,8 +102,12 @@ def _alike(q: Tensor, k: Tensor, v: Tensor, prompts: Tensor, r: Rectangle, share
     if r.start:
         scores = torch.cat([_against(grouped, shared.k[prompts, :, : r.start].transpose(-1, -2)), scores], -1)
     weights = _softmax(scores * shared.scale, prompts, each, r, shared).unflatten(1, (kv_heads, -1))
-    z = (weights[..., r.start :].flatten(2, 3) @ v).unflatten(2, (-1, queries)).flatten(1, 2)
-    return z + _against(weights[..., : r.start], shared.v[prompts, :, : r.start]) if r.start else z
+    seen = weights[..., r.start :].flatten(2, 3)
+    if not r.start:
+        return (seen @ v).unflatten(2, (-1, queries)).flatten(1, 2)
+    before = _against(weights[..., : r.start], shared.v[prompts, :, : r.start])
+    z = torch.baddbmm(before.reshape(rows * kv_heads, -1, v.shape[-1]), seen.flatten(0, 1), v.flatten(0, 1))
+    return z.view_as(before)
 
 
 def _against(x: Tensor, base: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from interp.hooks.cell import Answer, Cell, Reads, cells_of, differs, rows_of
 from interp.hooks.edits import Set
 from interp.hooks.errors import BudgetError, CheckFailed, InputsError, ModelError
 from interp.hooks.family import Family
-from interp.hooks.faster import products, quicker
+from interp.hooks.faster import fused, products, quicker
 from interp.hooks.inputs import Inputs
 from interp.hooks.output import logits_of
 from interp.hooks.recording import CannotDrive, called, keeps
@@ -84,7 +84,7 @@ class Sweep:
                 _one_image_each(self.base)
                 above = self.engine(self.anatomy.main or "text")
                 onward = above if isinstance(above, Replay) else None
-            with products(self.product):
+            with torch.no_grad(), products(self.product), fused(self.module):
                 replay = Replay(
                     self.module, self.anatomy, tower, self.kwargs, valid, kept=kept, beside=beside, onward=onward,
                     depth=None if onward is None else _depth(self.module, len(tower.layers)), product=self.product,
@@ -140,7 +140,7 @@ class Sweep:
         is the sweep of another model of the same shape."""
         owner = other or self
         session = self._session(owner, x, sites)
-        with session, torch.no_grad(), products(self.product):
+        with session, torch.no_grad(), products(self.product), fused(owner.module):
             logits = logits_of(owner.module(**called(owner.module, kwargs, keeps(owner.module, kept))))
         self.passes += 1
         if logits is None:
