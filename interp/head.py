@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.atlases.result import interval
 from interp.direct_effect import direct_effect
 from interp.head_circuits import head_circuits
 from interp.head_roles import head_roles
@@ -29,6 +28,7 @@ from interp.hooks.tape import tower_inputs
 from interp.hooks.weights import Rows
 from interp.judge import Metric
 from interp.kernels.errors import InterpError
+from interp.measures.bootstrap import mean_interval
 from interp.metrics import LogitDifference
 from interp.patch import patch
 from interp.provenance import about
@@ -105,7 +105,7 @@ class _Making:
 
 def _number(name: str, values: Tensor, **more: Any) -> Number:
     """A number from its values per example."""
-    low, high = (float(one) for one in interval(values.double().cpu()[None]))
+    low, high = (float(one) for one in mean_interval(values.double().cpu()[None]))
     return Number(name, float(values.double().mean()), low, high, len(values), **more)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from interp.atlases.embed import plane
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
+from interp.measures.bootstrap import mean_interval
 from interp.saving import read, write
 
 FORMAT = 1
@@ -80,7 +81,7 @@ class Atlas:
         heads, n = self.heads()[["site", "tower", "layer", "head", "cluster"]], self.codes.shape[1]
         frames = []
         for name, values in self.values.items():
-            low, high = interval(values)
+            low, high = mean_interval(values)
             told = {"estimate": values.mean(1).numpy(), "low": low.numpy(), "high": high.numpy()}
             frames.append(heads.assign(method=name, **told, n=n))
         return pandas.concat(frames, ignore_index=True)
@@ -155,10 +156,3 @@ class Atlas:
             f" {', '.join(map(str, sizes))}; the codes explain {self.explained[0]:.0%} of the patterns' variance, as"
             f" many principal components {self.explained[1]:.0%}"
         )
-
-
-def interval(values: Tensor, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """95% bootstrap interval of the mean over examples [head, example]."""
-    picks = torch.randint(values.shape[1], (draws, values.shape[1]), generator=torch.Generator().manual_seed(seed))
-    low, high = torch.quantile(values[:, picks].mean(-1), torch.tensor([0.025, 0.975], dtype=values.dtype), dim=1)
-    return low, high

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.measures.bootstrap import mean_interval
 from interp.saving import read, write
 
 FORMAT = 1
@@ -30,11 +31,7 @@ class Masking:
 
     def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Bootstrap interval of each count's mean recall over needles."""
-        random, n = torch.Generator().manual_seed(seed), self.recall.shape[1]
-        means = self.recall[:, torch.randint(n, (draws, n), generator=random)].mean(-1)
-        bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
-        low, high = torch.quantile(means, bounds, dim=1)
-        return low, high
+        return mean_interval(self.recall, level, draws=draws, seed=seed)
 
     def to_frame(self) -> Any:
         """One row a count: recall with its interval, and of random heads the mean, the middle 95% and how rarely they

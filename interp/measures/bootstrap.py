@@ -38,6 +38,15 @@ def interval(values: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
     return low, high
 
 
+def mean_interval(values: Tensor, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Bootstrap interval of each row's mean over examples [row, example]."""
+    random, n = torch.Generator().manual_seed(seed), values.shape[1]
+    means = values[:, torch.randint(n, (draws, n), generator=random)].mean(-1)
+    bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
+    low, high = torch.quantile(means, bounds, dim=1)
+    return low, high
+
+
 def ranks(values: Tensor) -> Tensor:
     """1 for the largest, along the last axis; ties share their middle."""
     import pandas

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
+from interp.measures.bootstrap import mean_interval
 from interp.saving import read, write
 
 FORMAT = 1
@@ -58,12 +59,7 @@ class Effects:
 
     def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Bootstrap interval of the mean over examples."""
-        random = torch.Generator().manual_seed(seed)
-        picks = torch.randint(self.values.shape[1], (draws, self.values.shape[1]), generator=random)
-        means = self.values[:, picks].mean(-1)
-        low, high = (1 - level) / 2, (1 + level) / 2
-        bounds = torch.quantile(means, torch.tensor([low, high], dtype=means.dtype), dim=1)
-        return bounds[0], bounds[1]
+        return mean_interval(self.values, level, draws=draws, seed=seed)
 
     def to_frame(self) -> Any:
         """One row per cell: tower, layer, head, position, estimate, low, high, noise floor."""

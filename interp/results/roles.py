@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from interp.hooks.sites import nearest, parse
 from interp.kernels.errors import InterpError
+from interp.measures.bootstrap import mean_interval
 from interp.saving import read, write
 
 FORMAT = 1
@@ -49,11 +49,7 @@ class HeadRoles:
 
     def interval(self, kind: str, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Bootstrap interval of each head's mean over examples."""
-        values = self._values(kind)
-        picks = torch.randint(values.shape[1], (draws, values.shape[1]), generator=torch.Generator().manual_seed(seed))
-        bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
-        low, high = torch.quantile(values[:, picks].mean(-1), bounds, dim=1)
-        return low, high
+        return mean_interval(self._values(kind), level, draws=draws, seed=seed)
 
     def to_frame(self, kind: str | None = None) -> Any:
         """One row per head and kind: site, tower, layer, head, method, estimate, low, high, n, note."""
