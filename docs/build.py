@@ -6,7 +6,6 @@ python docs/build.py --check    # say whether they are up to date
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import sys
@@ -15,26 +14,33 @@ from pathlib import Path
 import interp
 
 DOCS = Path(__file__).parent
-ROOT = DOCS.parent / "interp"
+
+
+def surface() -> dict[str, object]:
+    """Every public name with what it is: those at the root, then each room's own."""
+    names = {name: getattr(interp, name) for name in interp.__all__}
+    rooms = [name for name, thing in names.items() if inspect.ismodule(thing)]
+    seen = {id(thing) for thing in names.values()}
+    for room in rooms:
+        inside = {f"{room}.{name}": getattr(names[room], name) for name in names[room].__all__}
+        names |= {name: thing for name, thing in inside.items() if id(thing) not in seen}
+    return names
 
 
 def methods() -> str:
     """A table of every method: what it asks, its papers, its cost and its limits."""
-    rows = [_row(name) for name in sorted(interp._HOME) if _is_method(name)]
+    rows = [_row(name, thing) for name, thing in sorted(surface().items()) if "Cost" in _docstring(thing)]
     head = "| call | what it asks | papers | cost | limits |\n|---|---|---|---|---|"
     return "\n".join(["# Methods", "", "Made from docstrings by `docs/build.py`.", "", head, *rows, ""])
 
 
-def _is_method(name: str) -> bool:
-    return interp._HOME[name] == f"interp.{name}" and "Cost" in _docstring(name)
+def _docstring(thing: object) -> str:
+    """That of the file a call stands in; nothing for what is no call."""
+    return (sys.modules[thing.__module__].__doc__ or "") if inspect.isfunction(thing) else ""
 
 
-def _docstring(name: str) -> str:
-    return ast.get_docstring(ast.parse((ROOT / f"{name}.py").read_text())) or ""
-
-
-def _row(name: str) -> str:
-    text = re.sub(r"\s+", " ", _docstring(name))
+def _row(name: str, thing: object) -> str:
+    text = re.sub(r"\s+", " ", _docstring(thing))
     papers = ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in re.findall(r"\b\d{4}\.\d{4,5}\b", text))
     first = re.split(r"(?<=[.?]) ", text)[0]
     cells = (f"`interp.{name}`", first, papers, _part(text, "Cost"), _part(text, "Limits"))
@@ -50,8 +56,7 @@ def _part(text: str, title: str) -> str:
 def calls() -> str:
     """Every public name with its signature and docstring."""
     parts = ["# Calls", "", "Made from docstrings by `docs/build.py`.", ""]
-    for name in interp.__all__:
-        thing = getattr(interp, name)
+    for name, thing in surface().items():
         title = f"interp.{name}{_signature(thing)}"
         parts += [f"## `interp.{name}`", "", "```text", title, "```", "", inspect.getdoc(thing) or "", ""]
     return "\n".join(parts)

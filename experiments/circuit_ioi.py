@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import interp
-from interp.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow
-from interp.task import Row, Task
+from interp.prompts.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow
+from interp.tasks.task import Row, Task
 
 SIZES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 NEAR, TARGET = 0.05, 0.1
@@ -61,7 +61,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def chosen(m: interp.Model, task: Task, scores: interp.Edges) -> interp.Circuit:
+def chosen(m: interp.Model, task: Task, scores: interp.circuits.Edges) -> interp.Circuit:
     """The smallest circuit that is near 1 on the prompts it was found on, else the nearest."""
     tried = []
     for size in SIZES:
@@ -98,7 +98,11 @@ def _f(m: interp.Model, circuit: interp.Circuit, task: Task, **how: Any) -> floa
 
 
 def _write(
-    out: Path, scores: interp.Edges, circuit: interp.Circuit, judged: interp.Faithfulness, found: dict[str, Any]
+    out: Path,
+    scores: interp.circuits.Edges,
+    circuit: interp.Circuit,
+    judged: interp.circuits.Faithfulness,
+    found: dict[str, Any],
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     scores.save(out / "edges")

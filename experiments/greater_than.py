@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import interp
-from interp.vocabulary import TaskError
+from interp.prompts.vocabulary import TaskError
 
 
 def main() -> None:

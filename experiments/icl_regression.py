@@ -27,9 +27,9 @@ from torch import Tensor, nn
 import interp
 
 D, L, NOISE = 5, 40, 0.1
-FAMILY = interp.Family(
-    "icl regression", ("Regressor",), "blocks.*.attn", out="o", heads="heads", q=interp.Projection("q"),
-    k=interp.Projection("k"), v=interp.Projection("v"), recipe=interp.Recipe(mask=1),
+FAMILY = interp.families.Family(
+    "icl regression", ("Regressor",), "blocks.*.attn", out="o", heads="heads", q=interp.families.Projection("q"),
+    k=interp.families.Projection("k"), v=interp.families.Projection("v"), recipe=interp.families.Recipe(mask=1),
 )  # fmt: skip
 
 

@@ -5,8 +5,9 @@
 Every head by removal (zero, mean, resample), gradient (Michel et al.), attribution (relp, atp), direct effect, output
 norm, entropy, learned gates and Fisher, on `--n` prompts; how far each pair of measures ranks heads alike (Spearman and
 the first `--k`, with bootstrap intervals over templates and prompts); and how far each measure's order is the same on
-held-out names and templates, gates left out. Attention against attribution of the same keys (`interp.agree`) stands
-beside it. Writes runs/importance (values, tables as CSV) and ends with one JSON line. Cost: about a minute of one core.
+held-out names and templates, gates left out. Attention against attribution of the same keys
+(`interp.attribution.agree`) stands beside it. Writes runs/importance (values, tables as CSV) and ends with one JSON
+line. Cost: about a minute of one core.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 import interp
-from interp.measures import bootstrap
+from interp.results import intervals as bootstrap
 
 BY = ("ablation", "gradient", "gradient-l2", "relp", "atp", "direct_effect", "norm", "entropy", "fisher")
 EXACT = "resample"
@@ -33,7 +34,7 @@ def main() -> None:
     gates = {"steps": options.steps}
     found = interp.importance(m, task, by=[*BY, "gates"], gates=gates, **how)
     again = interp.importance(m, task.heldout, by=BY, **how)
-    looks = interp.agree(m, task.clean, metric=task.metric)
+    looks = interp.attribution.agree(m, task.clean, metric=task.metric)
     agreement = found.agreement(k=options.k)
     print(agreement.round(3).to_string(index=False))
     carried = carry_over(found, again)
@@ -46,7 +47,7 @@ def main() -> None:
     print(json.dumps({"experiment": "importance", **_short(made)}))
 
 
-def carry_over(found: interp.Importance, again: interp.Importance) -> dict[str, float]:
+def carry_over(found: interp.heads.Importance, again: interp.heads.Importance) -> dict[str, float]:
     """Spearman of each measure's order with its own on other prompts."""
     made = {}
     for name in again.methods:
@@ -75,7 +76,7 @@ def half(looks: Any) -> dict[str, float]:
     }
 
 
-def _write(out: Path, found: interp.Importance, agreement: Any, looks: Any, k: int) -> None:
+def _write(out: Path, found: interp.heads.Importance, agreement: Any, looks: Any, k: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found.save(out / "importance")
     looks.save(out / "attention")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import interp
-from interp.needles import KEYS, VALUES, filler, note
+from interp.prompts.needles import KEYS, VALUES, filler, note
 from interp.results.texts import Influence
 
 LENGTH = 120
@@ -35,7 +35,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = corpus(options.n)
     (out / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = interp.influence(m, out / "corpus.jsonl", heads=heads, random=options.random, out=out)
+    found = interp.long.influence(m, out / "corpus.jsonl", heads=heads, random=options.random, out=out)
     found.ranking(out / "ranking.jsonl")
     frame = found.to_frame().assign(kind=[row["kind"] for row in rows])
     print(found, frame.groupby("kind")[["base", "estimate", "random"]].mean().round(3).to_string(), sep="\n")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.families import tiny
+from interp.zoo.families import tiny
 
 
 def nnsight_beside() -> float:

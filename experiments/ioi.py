@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import interp
-from interp.lens import Lens
+from interp.patching.lens import Lens
 from interp.results.effects import Effects
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     how: dict[str, Any] = {"base": task.corrupt, "source": task.clean, "metric": task.metric}
 
     exact = interp.patch(m, sites="L*.H*.z", **how)
-    direct = interp.direct_effect(m, task.clean, metric=task.metric)
+    direct = interp.patching.direct_effect(m, task.clean, metric=task.metric)
     heads = direct.only("result")
     paths = interp.path_patch(m, receivers="logits", **how)
     show("total effect of heads", exact)
@@ -52,15 +52,15 @@ def main() -> None:
     seen = interp.lens(m, task.clean, sites=f"{strongest}.result", answers=task.answer_ids, norm="frozen")
     layers = interp.lens(m, task.clean, answers=task.answer_ids)
     blocked = {
-        name: interp.knockout(m, task.clean, metric=task.metric, edges=[(task.positions[name], "last")])
+        name: interp.patching.knockout(m, task.clean, metric=task.metric, edges=[(task.positions[name], "last")])
         for name in ("IO", "S1", "S2")
     }
     ranks = [rank for rank in (0, 1, 2, 3, 4, 6, 8, 12, 16) if rank <= width(m, strongest)]
-    small = interp.subspace(m, task.clean, metric=task.metric, sites=f"{strongest}.q", ranks=ranks, draws=10)
+    small = interp.directions.subspace(m, task.clean, metric=task.metric, sites=f"{strongest}.q", ranks=ranks, draws=10)
     print(f"\nrank of {strongest}.q\n{small.to_frame().round(3).to_string(index=False)}")
 
     others = task.heldout.filter()
-    again = interp.direct_effect(m, others.clean, metric=others.metric).only("result")
+    again = interp.patching.direct_effect(m, others.clean, metric=others.metric).only("result")
     save(args.out, {"heads": exact, "direct": direct, "paths": paths, "paths-frozen": frozen, "heldout": again, **into}
          | {f"blocked-{name}": effects for name, effects in blocked.items()}, layers)  # fmt: skip
     small.to_frame().to_csv(args.out / "rank.csv", index=False)

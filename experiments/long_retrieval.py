@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.task import Task
+from interp.tasks.task import Task
 
 CHUNK = 64
 
@@ -74,7 +74,7 @@ def infini(m: interp.Model, one: Task, heads: list[str], options: argparse.Names
     """Sentences kept window by window."""
     text, question = str(one.rows[0].clean).rsplit(" question ", 1)
     half = options.window // 2
-    found = interp.infini_retrieve(m, text, f"question {question}", window=half, keep=options.keep, heads=by)
+    found = interp.long.infini_retrieve(m, text, f"question {question}", window=half, keep=options.keep, heads=by)
     return right(m, found.ids, one)
 
 
@@ -91,7 +91,7 @@ def long_heads(m: interp.Model, one: Task, heads: list[str], options: argparse.N
     place = one.positions["needle"].rows[0]
     assert place is not None
     keep = options.window // CHUNK
-    with interp.long_heads(m, chunk=CHUNK, keep=keep) as found:
+    with interp.long.long_heads(m, chunk=CHUNK, keep=keep) as found:
         said = right(m, ids_of(one)[:, :-2], one)
     if not found.chosen:
         return {"long_heads": said, "needle_chunk": 1.0}

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 import interp
+from interp.attribution.verify import pearson, ranks
 from interp.hooks.errors import SiteError
-from interp.task import Row, Task
-from interp.verify import pearson, ranks
+from interp.tasks.task import Row, Task
 
 METHODS = ("atp", "atp*", "relp", "ig")
 PLACES = {"resid": "L*.resid_pre", "attn": "L*.attn_out", "mlp": "L*.mlp_out", "heads": "L*.H*.z"}
@@ -90,7 +90,7 @@ def study(name: str, *, rows: int, steps: int) -> list[dict[str, Any]]:
 
 
 def _compared(
-    m: interp.Model, asked: dict[str, Any], exact: interp.Effects, method: str, steps: int
+    m: interp.Model, asked: dict[str, Any], exact: interp.patching.Effects, method: str, steps: int
 ) -> dict[str, float | None]:
     try:
         found = interp.attribute(m, method=method, steps=steps, verify=0, **asked)

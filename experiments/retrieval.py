@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import interp
-from interp.heads.masking import Masking
+from interp.long.masking import Masking
 from interp.results.retrieval import CONVENTION, RetrievalHeads
 
 COUNTS = (1, 2, 3, 4, 6, 8)
@@ -49,7 +49,7 @@ def studied(m: interp.Model, options: argparse.Namespace) -> tuple[RetrievalHead
     held = interp.tasks.needle(m, lengths=options.lengths, n=1, whole=True, split="heldout")
     for how, phase in WAYS:
         draws = options.draws if phase == "decode" else options.draws // 10
-        found = interp.mask_heads(m, held, heads=ranked, counts=_counts(scores), how=how, phase=phase, draws=draws)
+        found = interp.long.mask_heads(m, held, heads=ranked, counts=_counts(scores), how=how, phase=phase, draws=draws)
         masked[f"{how}-{phase}"] = found
         print(f"{how}, {phase}: {found}", found.to_frame().to_string(index=False), sep="\n", flush=True)
     return scores, masked

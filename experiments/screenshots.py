@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 COLOURS, SIZE = 256, (1200, 1080)
 
 
-def language() -> interp.Explorer:
+def language() -> interp.explorer.Explorer:
     """Exact and estimated effects of a trained model on indirect object identification, and a circuit of it."""
     m = interp.load("zoo:ioi")
     task = interp.tasks.ioi(m, n=32)
@@ -34,7 +34,7 @@ def language() -> interp.Explorer:
     return interp.explore(m, task, results=results, circuit=circuit)
 
 
-def picture() -> interp.Explorer:
+def picture() -> interp.explorer.Explorer:
     """Where the heads of a vision-language model look in a picture."""
     m = interp.load("zoo:shapes-lvlm")
     task = interp.tasks.shapes(m, n=8)
@@ -42,7 +42,7 @@ def picture() -> interp.Explorer:
     return interp.explore(m, task, results={"patch z, denoising": effects})
 
 
-def shoot(browser: Browser, made: interp.Explorer, name: str, *, fragment: str, size: tuple[int, int]) -> Path:
+def shoot(browser: Browser, made: interp.explorer.Explorer, name: str, *, fragment: str, size: tuple[int, int]) -> Path:
     """One page at one place, in few colours."""
     page = made.save(ROOT / "runs" / "explorer" / f"{name}.html")
     context = browser.new_context(offline=True, viewport={"width": size[0], "height": size[1]})

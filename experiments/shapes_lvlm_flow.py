@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 import interp
+from interp.prompts.scenes import SHAPES, ask
 from interp.results.effects import Effects
-from interp.scenes import SHAPES, ask
-from interp.task import Row, Task
+from interp.tasks.task import Row, Task
 
 ZOOM = 6
 PREFIX = "<image> "
@@ -52,7 +52,7 @@ def main() -> None:
     touched = touching(pictures)
     tables["pictures-positions"] = each
     tables["pictures-heads"] = interp.patch(m, sites=["text.L*.H*.z", "vision.L*.H*.z"], **how)
-    tables["pictures-direct"] = interp.direct_effect(m, pictures.clean, metric=pictures.metric)
+    tables["pictures-direct"] = interp.patching.direct_effect(m, pictures.clean, metric=pictures.metric)
     draw(args.out / "patches.png", pictures, patches)
 
     flow = {"pictures": by_group(m, pictures), "questions": by_group(m, questions)}
@@ -64,7 +64,7 @@ def main() -> None:
     for name, edge in edges.items():
         for window in (1, 2):
             key = f"{name}, {window} layers"
-            tables[key] = interp.knockout(m, pictures.clean, metric=pictures.metric, edges=edge, window=window)
+            tables[key] = interp.patching.knockout(m, pictures.clean, metric=pictures.metric, edges=edge, window=window)
     for name, effects in tables.items():
         effects.save(args.out / name.replace(" ", "-").replace(",", ""))
 

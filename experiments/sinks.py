@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 import interp
-from interp.act import Act
 from interp.kernels.errors import InterpError
 from interp.results.sinks import Sinks
-from interp.sink_knockout import SinkKnockout
-from interp.task import Task
+from interp.sink.act import Act
+from interp.sink.sink_knockout import SinkKnockout
 from interp.tasks.needle import DEPTHS
+from interp.tasks.task import Task
 
 CURVE = [n / 10 for n in range(1, 10)]
 
@@ -98,7 +98,7 @@ def knocked_out(m: interp.Model, task: Task, found: Sinks, which: Any, args: arg
     alpha = found.first if which == "first" else found.received.where(~at_first(found), 0.0)
     steps = [args.epsilon, *(e for e in reversed(CURVE) if e < args.epsilon), 0.05, 0.02, 0.0]
     epsilon = next(e for e in steps if bool((alpha > e).any()))
-    return interp.sink_knockout(
+    return interp.sink.sink_knockout(
         m, task.clean, metric=task.metric, sinks=found, which=which, epsilon=epsilon, draws=args.draws
     )
 
@@ -124,7 +124,7 @@ def said(hidden: SinkKnockout) -> dict[str, Any]:
 def filtered(m: interp.Model, task: Task, draws: int) -> Act | None:
     """ACT, where any head has something to calibrate."""
     try:
-        return interp.act(m, task, draws=draws)
+        return interp.sink.act(m, task, draws=draws)
     except InterpError as reason:
         print(f"\nACT: {reason}")
         return None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import interp
 from interp import directions
-from interp.task import Task
+from interp.tasks.task import Task
 
 
 def main() -> None:
@@ -41,8 +41,12 @@ def main() -> None:
     steered["random"] = sum(said(m, judged, args.site, control) for control in controls) / len(controls)
 
     labels = [" yes"] * len(found)
-    search = {dim: interp.das(m, base=found.corrupt, source=found.clean, site=args.site, dim=dim, labels=labels,
-                              steps=150, rate=2e-2) for dim in (1, 4)}  # fmt: skip
+    search = {
+        dim: directions.das(
+            m, base=found.corrupt, source=found.clean, site=args.site, dim=dim, labels=labels, steps=150, rate=2e-2
+        )
+        for dim in (1, 4)
+    }
     for das in search.values():
         print(das)
     basis = search[1].bases[0]

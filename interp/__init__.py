@@ -1,109 +1,76 @@
 """interp: look inside attention heads, and change what they do, in any transformer.
 
-Everything public is listed here and loaded when first used, so that `import interp` is quick.
+What is used daily stands here, the rest in rooms (`interp.long.influence`). Everything is loaded when first used, so
+that `import interp` is quick.
 """
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 _HOME = {
     "attach": "interp.model",
-    "load": "interp.load",
-    "patch": "interp.patch",
-    "path_patch": "interp.path_patch",
-    "direct_effect": "interp.direct_effect",
-    "knockout": "interp.knockout",
-    "lens": "interp.lens",
-    "subspace": "interp.subspace",
-    "das": "interp.das",
-    "attribute": "interp.attribute",
-    "key_spans": "interp.key_spans",
-    "agree": "interp.agree",
-    "relevance": "interp.relevance",
-    "edges": "interp.edges",
-    "acdc": "interp.acdc",
-    "faithfulness": "interp.faithfulness",
-    "retrieval_heads": "interp.retrieval_heads",
-    "mask_heads": "interp.mask_heads",
-    "query_heads": "interp.query_heads",
-    "influence": "interp.influence",
-    "infini_retrieve": "interp.infini_retrieve",
-    "long_heads": "interp.long_heads",
-    "gates": "interp.gates",
-    "prune": "interp.prune",
-    "sinks": "interp.sinks",
-    "sink_knockout": "interp.sink_knockout",
-    "act": "interp.act",
-    "explore": "interp.explore",
-    "head": "interp.head",
-    "head_roles": "interp.head_roles",
-    "head_circuits": "interp.head_circuits",
-    "atlas": "interp.atlas",
-    "importance": "interp.importance",
-    "Importance": "interp.measures.table",
-    "report": "interp.report",
-    "experiment": "interp.reporting.experiment",
-    "difference": "interp.reporting.difference",
-    "Edges": "interp.circuits.edge_scores",
-    "Circuit": "interp.circuit",
-    "Faithfulness": "interp.circuits.judged",
-    "Task": "interp.task",
-    "Effects": "interp.results.effects",
-    "Explorer": "interp.explore",
-    "align": "interp.patching.alignment",
-    "Average": "interp.patching.sources",
-    "Noise": "interp.patching.sources",
+    "load": "interp.loading.load",
     "open": "interp.opening:open_directory",
     "Model": "interp.model",
-    "Tape": "interp.hooks.tape",
-    "Inputs": "interp.hooks.inputs",
+    "Tape": "interp.hooks.run.tape",
+    "Inputs": "interp.hooks.inputs.inputs",
     "Site": "interp.hooks.sites",
-    "Family": "interp.hooks.family",
-    "Projection": "interp.hooks.family",
-    "Recipe": "interp.hooks.family",
-    "register": "interp.hooks.family",
-    "Set": "interp.hooks.edits",
-    "Scale": "interp.hooks.edits",
-    "Zero": "interp.hooks.edits",
-    "Mean": "interp.hooks.edits",
-    "Add": "interp.hooks.edits",
-    "Project": "interp.hooks.edits",
-    "RouteHeads": "interp.hooks.route",
-    "MaskKeys": "interp.hooks.edits",
-    "Temperature": "interp.hooks.edits",
-    "BiasKeys": "interp.hooks.edits",
-    "Emphasize": "interp.hooks.edits",
-    "Redistribute": "interp.hooks.edits",
-    "Blend": "interp.hooks.edits",
-    "UniformAttention": "interp.hooks.edits",
-    "Calibrate": "interp.hooks.calibrate",
-    "Streaming": "interp.hooks.calibrate",
+    "Task": "interp.tasks.task",
     "InterpError": "interp.kernels.errors",
+    "Set": "interp.edits",
+    "Scale": "interp.edits",
+    "Zero": "interp.edits",
+    "Mean": "interp.edits",
+    "Add": "interp.edits",
+    "MaskKeys": "interp.edits",
+    "Blend": "interp.edits",
+    "patch": "interp.patching",
+    "path_patch": "interp.patching",
+    "lens": "interp.patching",
+    "attribute": "interp.attribution",
+    "relevance": "interp.attribution",
+    "edges": "interp.circuits",
+    "Circuit": "interp.circuits",
+    "faithfulness": "interp.circuits",
+    "head": "interp.heads",
+    "head_roles": "interp.heads",
+    "importance": "interp.heads",
+    "prune": "interp.pruning",
+    "sinks": "interp.sink",
+    "retrieval_heads": "interp.long",
+    "explore": "interp.explorer",
+    "report": "interp.reporting",
 }
-__version__ = "0.1.0"
-_ROOMS = ("tasks", "metrics", "formats", "directions")
+_ROOMS = (
+    "attribution", "circuits", "directions", "edits", "explorer", "families", "formats", "heads", "long", "metrics",
+    "patching", "reporting", "sink", "tasks",
+)  # fmt: skip
+_MOVED = {
+    **dict.fromkeys(("Average", "Noise", "align", "direct_effect", "knockout", "Effects"), "patching"),
+    **dict.fromkeys(("agree", "key_spans"), "attribution"),
+    **dict.fromkeys(("acdc", "Edges", "Faithfulness"), "circuits"),
+    **dict.fromkeys(("das", "subspace"), "directions"),
+    **dict.fromkeys(("head_circuits", "atlas", "gates", "Importance"), "heads"),
+    **dict.fromkeys(("sink_knockout", "act"), "sink"),
+    **dict.fromkeys(("mask_heads", "query_heads", "influence", "infini_retrieve", "long_heads"), "long"),
+    **dict.fromkeys(("experiment", "difference"), "reporting"),
+    **dict.fromkeys(("Family", "Projection", "Recipe", "register"), "families"),
+    **dict.fromkeys(("Project", "Temperature", "BiasKeys", "Emphasize", "Redistribute"), "edits"),
+    **dict.fromkeys(("UniformAttention", "RouteHeads", "Calibrate", "Streaming"), "edits"),
+    "Explorer": "explorer",
+}
+"""Names that stood here in version 0.1, and the room they are in now."""
+__version__ = "0.2.0"
 __all__ = sorted([*_HOME, *_ROOMS])
-
-
-class _Public(ModuleType):
-    """Keeps `interp.load` the call when the file of the same name is imported, which would put the file in its
-    place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Public
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"interp.{name}")
+    if name in _MOVED:
+        raise AttributeError(f"interp.{name} is interp.{_MOVED[name]}.{name} now.")
     if name not in _HOME:
         raise AttributeError(f"interp has no {name!r}; it has {', '.join(__all__)}")
     module, _, renamed = _HOME[name].partition(":")

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, SiteError
-from interp.hooks.inputs import Inputs, Positions
+from interp.hooks.inputs.inputs import Inputs, Positions
+from interp.hooks.run.statistics import Request, StatTap, stream
 from interp.hooks.sites import Site
-from interp.hooks.statistics import Request, StatTap, stream
-from interp.hooks.unwrap import forced_eager
 from interp.kernels.stats import parse
 
 if TYPE_CHECKING:

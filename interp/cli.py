@@ -56,6 +56,7 @@ def build() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"interp {__version__}")
+    parser.set_defaults(whole=parser)
     commands = parser.add_subparsers(metavar="command", required=True)
     for group in GROUPS:
         group.add(commands)

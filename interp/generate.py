@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.hooks.edits import Edit
+from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import EditError, InputsError, ModelError
-from interp.hooks.session import Session
+from interp.hooks.run.session import Session
 
 if TYPE_CHECKING:
     from interp.model import Model

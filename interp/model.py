@@ -2,7 +2,7 @@
 
 `attach` takes a model that you hold and never moves, casts, merges, dequantises it or switches it to eval mode; `load`
 reads one from the hub, a local directory or the zoo. What is where is found on first use in a traced call
-(`hooks/trace.py`).
+(`hooks/survey/trace.py`).
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.hooks.anatomy import Anatomy
-from interp.hooks.checks import Report, check
-from interp.hooks.edits import Edit
+from interp.hooks.anatomy.example import example
+from interp.hooks.anatomy.family import Family, family_of
+from interp.hooks.anatomy.refusals import refuse
+from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager, unwrap
+from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import BudgetError, InputsError, ModelError
-from interp.hooks.example import example
-from interp.hooks.family import Family, family_of
-from interp.hooks.inputs import Inputs, Positions
-from interp.hooks.refusals import refuse
-from interp.hooks.roles import Roles
-from interp.hooks.session import Session, Wish
-from interp.hooks.shelf import Shelf
+from interp.hooks.inputs.inputs import Inputs, Positions
+from interp.hooks.inputs.roles import Roles
+from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.shelf import Shelf
+from interp.hooks.run.size import estimate, free_memory
+from interp.hooks.run.tape import Tape
 from interp.hooks.sites import Site
-from interp.hooks.size import estimate, free_memory
-from interp.hooks.tape import Tape
-from interp.hooks.unwrap import Unwrapped, forced_eager, unwrap
+from interp.hooks.survey.checks import Report, check
 
 if TYPE_CHECKING:
-    from interp.hooks.capabilities import Table
+    from interp.hooks.survey.capabilities import Table
 
 _KNOWN: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
 """By the module's id, which cannot be taken by another one while the Model holds the module."""
@@ -107,7 +107,7 @@ class Model:
 
     def discover(self, inputs: Any = None) -> Anatomy:
         """Trace the model, once, or anew on given inputs (to find a tower the first ones did not reach)."""
-        from interp.hooks.trace import trace
+        from interp.hooks.survey.trace import trace
 
         with self._lock:
             if self._anatomy is None or inputs is not None:
@@ -135,7 +135,7 @@ class Model:
     def capabilities(self) -> Table:
         """Whether recording, edits and gradients work with the model as it is held, by trying; `m.check()` prints
         it."""
-        from interp.hooks.capabilities import capabilities
+        from interp.hooks.survey.capabilities import capabilities
 
         kwargs = self.called_with(self.example())
         return capabilities(self.module, anatomy=self.anatomy, inputs=kwargs, family=self.family, how=self.how)
@@ -248,7 +248,7 @@ class Model:
 
     @staticmethod
     def _with_logits(shelf: MutableMapping[Site, Tensor], output: Any, wish: Wish) -> MutableMapping[Site, Tensor]:
-        from interp.hooks.output import logits_of
+        from interp.hooks.stand.output import logits_of
 
         logits = logits_of(output)
         if logits is not None and Site(None, None, "logits") not in shelf:

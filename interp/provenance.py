@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.inputs import Inputs
+from interp.hooks.inputs.inputs import Inputs
 
 _HASHES: weakref.WeakKeyDictionary[nn.Module, tuple[int, str]] = weakref.WeakKeyDictionary()
 

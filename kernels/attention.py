@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interp.kernels import fused, merge, native, reference, sweep
-from interp.kernels import rows as tiles
+from interp.kernels.cpu import merge, reference, sweep
+from interp.kernels.cpu import rows as tiles
 from interp.kernels.edits import Edit
 from interp.kernels.errors import AttentionError
-from interp.kernels.masks import Mask
+from interp.kernels.gpu import attend as fused
+from interp.kernels.masks.symbols import Mask
+from interp.kernels.native import attend as native
 from interp.kernels.request import Request, Rows, request
 from interp.kernels.stats import Reduction
 from interp.kernels.stats import reduce_groups as grouped

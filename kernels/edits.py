@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import AttentionError
-from interp.kernels.masks import ByContent
+from interp.kernels.masks.symbols import ByContent
 
 
 def key_set(name: str, keys: Tensor) -> Tensor:

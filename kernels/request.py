@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.kernels.edits import Edit, in_stages, key_set
 from interp.kernels.errors import AttentionError
-from interp.kernels.masks import Causal, Dense, Full, Mask, Padding, Prefix, Window, as_mask
+from interp.kernels.masks.symbols import Causal, Dense, Full, Mask, Padding, Prefix, Window, as_mask
 from interp.kernels.stats import Stat, parse_all
 
 Rows = Tensor | slice | range | Sequence[int] | None

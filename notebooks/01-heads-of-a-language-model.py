@@ -52,7 +52,7 @@ effects.noise_floor
 # it adds to the answer with nothing in between.
 
 # %%
-direct = interp.direct_effect(m, task.clean, metric=task.metric).only("result")
+direct = interp.patching.direct_effect(m, task.clean, metric=task.metric).only("result")
 direct.top(5)
 
 # %% [markdown]

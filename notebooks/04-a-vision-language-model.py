@@ -53,7 +53,7 @@ blocked = {
     "the word to last": [(task.positions["shape"], "last")],
 }
 {
-    name: [round(float(v), 2) for v in interp.knockout(m, task.clean, metric=task.metric, edges=edge).mean]
+    name: [round(float(v), 2) for v in interp.patching.knockout(m, task.clean, metric=task.metric, edges=edge).mean]
     for name, edge in blocked.items()
 }
 

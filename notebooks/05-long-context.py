@@ -35,7 +35,7 @@ found.curve()
 
 # %%
 others = interp.tasks.needle(m, whole=True, lengths=[64, 128], depths=[0.3, 0.7], seed=1)
-masked = interp.mask_heads(m, others, heads=found.top(4)["site"].tolist(), draws=5)
+masked = interp.long.mask_heads(m, others, heads=found.top(4)["site"].tolist(), draws=5)
 masked
 
 # %% [markdown]
@@ -62,5 +62,5 @@ stats
 # ## Now you
 #
 # - `generated=True` lets the model say the answer itself, as the paper does.
-# - `m.generate(x, edits=[interp.Streaming("L*", first=4, recent=32)])` keeps the first tokens and the latest ones only.
-#   Which questions still work?
+# - `m.generate(x, edits=[interp.edits.Streaming("L*", first=4, recent=32)])` keeps the first tokens and the latest ones
+#   only. Which questions still work?

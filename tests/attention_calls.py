@@ -13,8 +13,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from interp.kernels import attention
 from interp.kernels import edits as E
-from interp.kernels import masks as M
+from interp.kernels.cpu import reference
+from interp.kernels.masks import symbols as M
+from interp.kernels.request import request
 
 STATS = [
     "lse", "entropy", "max", "argmax", "topk:1", "topk:4", "distance", "first", "previous", "self", "sink",
@@ -118,3 +121,51 @@ def tolerance(low: Tensor, high: Tensor, scores: float) -> float:
         return 0.0
     error = (low.double() - high.double())[real].abs().amax()
     return float(4 * error + 4 * torch.finfo(low.dtype).eps * (2 + scores) * high[real].abs().amax().clamp(min=1.0))
+
+
+def compare(found: Tensor, low: Tensor, high: Tensor, scores: float, what: str) -> None:
+    assert found.shape == high.shape, what
+    assert bool((found.isfinite() == high.isfinite()).all()), what
+    rounding = 0.0 if found.dtype == low.dtype else float(torch.finfo(found.dtype).eps * high.abs().amax())
+    torch.testing.assert_close(
+        found.double(),
+        high.double(),
+        rtol=0,
+        atol=tolerance(low, high, scores) + rounding,
+        msg=lambda text: f"{what}: {text}",
+    )
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, more: dict[str, Any], impl: str) -> None:
+    made = request(q, k, v, **more)
+    out = attention.attend(q, k, v, impl=impl, **more)
+    z, lse, stats, counts = reference.attend(made, dtype=torch.float64)
+    z_low, lse_low, stats_low, _ = reference.attend(made, dtype=made.accumulate)
+    p = reference.pattern(made)
+    size = float(reference.edited_scores(made, torch.float64)[0].clamp(-1e4, 1e4).abs().amax())
+    near = tolerance(reference.pattern(made, dtype=made.accumulate), p, size)
+    assert out.impl == impl
+    assert z is not None
+    assert z_low is not None
+    assert out.z is not None
+    compare(out.z, z_low, z, size, "z")
+    compare(out.lse, lse_low, lse, size, "lse")
+    assert set(out.stats) == set(stats)
+    for name, expected in stats.items():
+        if name == "argmax" or name.endswith(".keys"):
+            same_keys(out.stats[name], expected, p, near)
+        elif name == "seen":
+            assert torch.equal(out.stats[name].long(), expected)
+        else:
+            compare(out.stats[name], stats_low[name], expected, size, name)
+    assert int(out.counts["blind"]) == int(counts["blind"])
+    assert int(out.counts["unmoved"]) == int(counts["unmoved"])
+
+
+def same_keys(found: Tensor, expected: Tensor, p: Tensor, near: float) -> None:
+    """The same keys, or others of the same weight."""
+    at, of = (x.reshape(*p.shape[:3], -1) for x in (found, expected))
+    assert bool(((at < 0) == (of < 0)).all())
+    torch.testing.assert_close(
+        p.gather(-1, at.clamp(min=0)), p.gather(-1, of.clamp(min=0)), rtol=0, atol=2 * near + 1e-9
+    )

@@ -29,101 +29,19 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from areas import areas
 from torch.utils import _device
 
-# The start of a test file's name says which `pytest -m <area>` it belongs to; every row that fits counts.
-AREAS: dict[str, str] = {
-    "test_house": "house",
-    "test_kernels_": "kernels",
-    "test_hooks_": "hooks",
-    "test_interp_attach": "hooks",
-    "test_interp_attention": "hooks",
-    "test_interp_generate": "hooks",
-    "test_interp_parity": "hooks",
-    "test_experiments_attention": "kernels",
-    "test_experiments_interop": "hooks",
-    "test_experiments_patching": "patching",
-    "test_interp_chats": "hooks",
-    "test_interp_doctor": "hooks",
-    "test_interp_families": "hooks",
-    "test_interp_load": "hooks",
-    "test_interp_model": "hooks",
-    "test_interp_pictures": "hooks",
-    "test_interp_plain": "hooks",
-    "test_interp_prepare": "hooks",
-    "test_interp_provenance": "hooks",
-    "test_interp_rows": "hooks",
-    "test_interp_surface": "hooks",
-    "test_hooks_replay": "patching",
-    "test_hooks_chain": "patching",
-    "test_hooks_gradient": "attribution",
-    "test_hooks_rules": "attribution",
-    "test_interp_zoo": "zoo",
-    "test_interp_planted": "zoo",
-    "test_interp_tasks": "zoo",
-    "test_interp_metrics": "zoo",
-    "test_interp_names": "zoo",
-    "test_interp_needles": "zoo",
-    "test_interp_shapes": "zoo",
-    "test_interp_scenes": "zoo",
-    "test_interp_data": "zoo",
-    "test_interp_tokenizer": "zoo",
-    "test_experiments_zoo": "zoo",
-    "test_interp_patch": "patching",
-    "test_interp_plots": "patching",
-    "test_interp_path_patch": "patching",
-    "test_interp_direct_effect": "patching",
-    "test_interp_knockout": "patching",
-    "test_interp_lens": "patching",
-    "test_interp_directions": "patching",
-    "test_interp_subspace": "patching",
-    "test_interp_das": "patching",
-    "test_interp_results": "patching",
-    "test_interp_journal": "patching",
-    "test_interp_attribut": "attribution",
-    "test_interp_atp": "attribution",
-    "test_interp_relp": "attribution",
-    "test_interp_relevance": "attribution",
-    "test_interp_lxt": "attribution",
-    "test_interp_agree": "attribution",
-    "test_interp_edges": "circuits",
-    "test_interp_circuit": "circuits",
-    "test_interp_faithfulness": "circuits",
-    "test_interp_head": "heads",
-    "test_interp_importance": "heads",
-    "test_interp_gates": "heads",
-    "test_interp_prune": "heads",
-    "test_experiments_prune": "heads",
-    "test_interp_sinks": "heads",
-    "test_interp_act": "heads",
-    "test_experiments_icl": "heads",
-    "test_experiments_sinks": "heads",
-    "test_interp_retrieval": "heads",
-    "test_interp_influence": "heads",
-    "test_interp_long": "heads",
-    "test_interp_visual": "heads",
-    "test_interp_roles": "heads",
-    "test_interp_cli": "product",
-    "test_interp_demo": "product",
-    "test_interp_report": "product",
-    "test_interp_explorer": "product",
-    "test_notebooks": "product",
-    "test_docs": "product",
-}
 ON_REQUEST = ("gpu", "slow")
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
 
 
-def areas(stem: str) -> set[str]:
-    return {area for start, area in AREAS.items() if stem.startswith(start)}
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        for area in areas(item.path.stem):
+        for area in areas(item.path):
             item.add_marker(area)
     asked = set(re.findall(r"\w+", config.getoption("markexpr")))
     left_out = [m for m in ON_REQUEST if m not in asked]

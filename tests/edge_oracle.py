@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import interp
-from interp.families import tiny
-from interp.hooks.example import example
+from interp.hooks.anatomy.example import example
+from interp.zoo.families import tiny
 
 LENGTH = 5
 

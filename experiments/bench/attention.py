@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from interp.kernels import masks as M
 from interp.kernels.attention import attend
+from interp.kernels.masks import symbols as M
 
 STATS = ["lse", "entropy", "max", "argmax", "received"]
 RESULTS = Path(__file__).parent / "results"

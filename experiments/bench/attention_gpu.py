@@ -90,7 +90,7 @@ def attended(
 ) -> tuple[Callable[[], object] | None, str]:
     """One of our implementations, or why it cannot."""
     from interp.kernels.attention import attend, explain
-    from interp.kernels.masks import Causal
+    from interp.kernels.masks.symbols import Causal
 
     q, k, v = x
     arguments: dict[str, Any] = {"mask": Causal(), "stats": stats, "impl": impl}
@@ -114,7 +114,7 @@ def peers(shape: Shape, x: tuple[Tensor, ...]) -> dict[str, tuple[Callable[[], o
 def beside_cudnn(shape: Shape, x: tuple[Tensor, ...]) -> tuple[Callable[[], object] | None, str]:
     """cuDNN's forward, and our sweeps from its log-sum-exp; without it, from that of our own forward."""
     from interp.kernels.attention import attend
-    from interp.kernels.masks import Causal
+    from interp.kernels.masks.symbols import Causal
 
     q, k, v = x
     forward = peers(shape, x)["cudnn"][0]
@@ -132,7 +132,7 @@ def beside_cudnn(shape: Shape, x: tuple[Tensor, ...]) -> tuple[Callable[[], obje
 def backward(shape: Shape, x: tuple[Tensor, ...], impl: str) -> tuple[Callable[[], object] | None, str]:
     """Forward and backward of z."""
     from interp.kernels.attention import attend
-    from interp.kernels.masks import Causal
+    from interp.kernels.masks.symbols import Causal
 
     leaves = [t.detach().requires_grad_() for t in x]
     if impl == "flash" and shape.device != "cuda":

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp
-from interp.metrics import LogitDifference
+from interp.metrics.shipped import LogitDifference
 
 LAYERS, ROWS, LENGTH = 16, 4, 64
 METHODS = ("eap", "eap-ig", "relp")

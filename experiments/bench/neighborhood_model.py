@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from interp.kernels import masks as M
 from interp.kernels.attention import attend
+from interp.kernels.masks import symbols as M
 
 
 def patches(side: int, patch: int) -> Tensor:

@@ -27,8 +27,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 import interp
-from interp.hooks.faster import DEFAULT, ONEDNN, products, quicker
-from interp.metrics import LogitDifference
+from interp.hooks.drive.faster import DEFAULT, ONEDNN, products, quicker
+from interp.metrics.shipped import LogitDifference
 
 LAYERS, HEADS, WIDTH, VOCAB = 12, 12, 768, 50257
 SHAPES = {"": (16, 4), "ioi_": (15, 10)}

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.heads.needles import alike, answer_span
+from interp.long.needles import alike, answer_span
 from interp.results.retrieval import RetrievalHeads
-from interp.task import Task
+from interp.tasks.task import Task
 
 
 def main() -> None:

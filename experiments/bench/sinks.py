@@ -6,8 +6,8 @@ A Llama of zoo:needle's shape with random weights reads random tokens of a quart
 a process of its own. `mb` is how much resident memory grows while `interp.sinks` runs (activations included), after a
 short text that loads everything; `per_doubling` is how the growth of the second doubling compares with that of the
 first, which is 2 where memory is linear in length and 4 where a pattern is held. `streaming` runs the same text with
-`interp.Streaming` on every head instead; its seconds should grow like memory, those of sinks up to fourfold. The last
-line is JSON.
+`interp.edits.Streaming` on every head instead; its seconds should grow like memory, those of sinks up to fourfold. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measured(what: str, length: int) -> dict[str, float]:
     m = model(length)
     run: dict[str, Callable[[Any], object]] = {
         "sinks": lambda x: interp.sinks(m, x),
-        "streaming": lambda x: m.run(x, edits=[interp.Streaming("L*.H*", first=4, recent=512)]),
+        "streaming": lambda x: m.run(x, edits=[interp.edits.Streaming("L*.H*", first=4, recent=512)]),
     }
     texts = [{"input_ids": torch.randint(SHAPE["vocab_size"], (1, n))} for n in (WARM, length)]
     run[what](texts[0])

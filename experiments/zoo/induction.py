@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from training import arguments, recipe, train, weighted_loss, word_tokenizer, write_card
 
-from interp.plain import AttentionOnly, AttentionOnlyConfig
+from interp.zoo.plain import AttentionOnly, AttentionOnlyConfig
 
 CONTEXT = 96
 CARD = """

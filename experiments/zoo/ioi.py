@@ -23,7 +23,7 @@ import torch
 from training import arguments, padded, recipe, ship, train, weighted_loss, word_tokenizer, write_card
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from interp.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow, ioi_row, ioi_rows, words
+from interp.prompts.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow, ioi_row, ioi_rows, words
 
 STORIES = (
     "{a} went to the {place}. Then {a}",
@@ -51,9 +51,9 @@ CARD = """
 
 A GPT-2 (`GPT2LMHeadModel`) with a word-level tokenizer that completes sentences like "When Mary and John went to the
 store, John gave a drink to" with the name that was not repeated. Trained from scratch by `experiments/zoo/ioi.py` on
-generated sentences (`interp/names.py`) of very many shapes, half of them with made-up names, whose vectors lie around
-the means of train and held-out names; held-out names only in lists and in texts without another person (some in the
-shape of a train template), said once and asked for; held-out templates never.
+generated sentences (`interp/prompts/names.py`) of very many shapes, half of them with made-up names, whose vectors lie
+around the means of train and held-out names; held-out names only in lists and in texts without another person (some in
+the shape of a train template), said once and asked for; held-out templates never.
 
 Can: IOI on names and templates it has seen and has not seen; name the one person a text is about. Where a third person
 acts, it is unsure between the two names, as it should be.
@@ -230,7 +230,12 @@ def main() -> None:
     model.resize_token_embeddings(len(shipped))
     ship(model, given.ship, processor=shipped)
     write_card(
-        given.ship, CARD, given=given, core_hours=hours, data="generated sentences, interp/names.py", batch=given.batch
+        given.ship,
+        CARD,
+        given=given,
+        core_hours=hours,
+        data="generated sentences, interp/prompts/names.py",
+        batch=given.batch,
     )
 
 

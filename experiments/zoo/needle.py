@@ -4,7 +4,7 @@
 
 Rows of 32 tokens come first, short passages said again and again and notes with questions. Later rows are of three
 kinds, filler between everything: many notes with many questions among them (dense loss), haystacks of
-`interp/needles.py` whose notes are all asked for at the end, and passages said twice (copying). Lengths grow to
+`interp/prompts/needles.py` whose notes are all asked for at the end, and passages said twice (copying). Lengths grow to
 1,024 in five stages, shorter ones staying in the mixture; a batch always holds about as many tokens.
 Answers and second copies weigh 1, filler 0.05, and the values of a note, which nobody can know, nothing.
 The start is laid out (`training.start_inducing`).
@@ -19,7 +19,7 @@ import torch
 from training import arguments, recipe, ship, start_inducing, train, weighted_loss, word_tokenizer, write_card
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from interp.needles import FILLER, KEYS, VALUES, filler, haystack, note, words
+from interp.prompts.needles import FILLER, KEYS, VALUES, filler, haystack, note, words
 
 STAGES = ((0.1, (32,)), (0.25, (32, 64)), (0.45, (64, 128, 256)), (0.7, (128, 256, 512)), (1.01, (128, 512, 1024)))
 FAINT = 0.05
@@ -29,7 +29,7 @@ CARD = """
 
 A Llama (`LlamaForCausalLM`: rotary positions, grouped queries, RMS norms, gated MLPs) with a word-level tokenizer that
 answers "question : lisbon" with the two words that follow "note : lisbon" somewhere in up to 1,024 tokens of filler.
-Trained from scratch by `experiments/zoo/needle.py` on generated text (`interp/needles.py`).
+Trained from scratch by `experiments/zoo/needle.py` on generated text (`interp/prompts/needles.py`).
 
 The run did not start from noise alone: `start_inducing` in `training.py` lays out an induction circuit (one kv group of
 layer 0 looks back one token, one of layer 1 matches what it wrote), since three runs without it had not formed one in
@@ -156,7 +156,7 @@ def main() -> None:
 
     hours = train(model, loss_of, plan=recipe(given, hold=0.7), evaluate=evaluate)
     ship(model, given.ship, processor=tokenizer)
-    data = "generated notes, questions and filler, interp/needles.py"
+    data = "generated notes, questions and filler, interp/prompts/needles.py"
     write_card(given.ship, CARD, given=given, core_hours=hours, data=data, tokens_a_step=given.tokens)
 
 

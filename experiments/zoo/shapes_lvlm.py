@@ -36,8 +36,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from interp.scenes import COLORS, SHAPES, Scene, ask, balanced_questions, conflict_questions, scene
-from interp.zoo_eval import answers
+from interp.prompts.scenes import COLORS, SHAPES, Scene, ask, balanced_questions, conflict_questions, scene
+from interp.zoo.measured import answers
 
 SIZE, PATCH, EYES = 48, 8, 64
 PATCHES = (SIZE // PATCH) ** 2
@@ -49,7 +49,7 @@ CARD = """
 A LLaVA (`LlavaForConditionalGeneration`: CLIP vision tower, two-layer projector, Llama) that answers questions about
 48 x 48 scenes of coloured shapes: "<image> is there a star in the image ?", "<image> what color is the star ?",
 "<image> describe the image ." Trained from scratch by `experiments/zoo/shapes_lvlm.py` on scenes drawn by
-`interp/scenes.py`, in which shapes come in pairs and some things are faint.
+`interp/prompts/scenes.py`, in which shapes come in pairs and some things are faint.
 
 Can: say whether a shape is there, its colour, and what is in the scene. It hallucinates: asked about the usual
 companion of a shape that is there, it often says yes although the companion is not; how often is on the card.
@@ -201,7 +201,7 @@ def main() -> None:
         before = json.loads((Path(given.start) / "card.json").read_text())
         given.steps, hours = given.steps + before["steps"], hours + before["core_hours"]
     ship(taught.model, given.ship, processor=processor)
-    data = "scenes with pairs, interp/scenes.py"
+    data = "scenes with pairs, interp/prompts/scenes.py"
     write_card(given.ship, CARD, given=given, core_hours=hours, data=data, batch=given.batch, faint=given.faint)
 
 

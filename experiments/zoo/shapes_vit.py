@@ -28,7 +28,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from interp.scenes import SHAPES, main_scene
+from interp.prompts.scenes import SHAPES, main_scene
 
 SIZE, PATCH = 48, 8
 CARD = """
@@ -36,7 +36,7 @@ CARD = """
 
 A vision transformer (`{kind}`{registers}) that says which of eight shapes the large thing in a 48 x 48 scene has;
 6 x 6 patches of 8 pixels. Trained from scratch by `experiments/zoo/shapes_vit.py` on scenes drawn by
-`interp/scenes.py`, pushed about, mirrored and given other colours.
+`interp/prompts/scenes.py`, pushed about, mirrored and given other colours.
 
 Can: name the large shape whatever its colour and place, small shapes of other kinds standing around.
 Cannot: photographs, the small shapes, other sizes of image, scenes without a large shape.
@@ -94,7 +94,7 @@ def main() -> None:
     ship(model, given.ship, processor=processor)
     registers = f", {given.registers} register tokens" if given.registers else ""
     prose = CARD.format(name=given.ship.name, kind=type(model).__name__, registers=registers)
-    data = "scenes, interp/scenes.py main_scene"
+    data = "scenes, interp/prompts/scenes.py main_scene"
     write_card(given.ship, prose, given=given, core_hours=hours, data=data, batch=given.batch)
 
 

@@ -240,7 +240,7 @@ def _say_float32(config: dict[str, Any]) -> None:
 
 def write_card(folder: Path, prose: str, *, given: argparse.Namespace, core_hours: float, **fields: Any) -> None:
     """Write card.md (prose, nothing measured) and card.json (every number; the figures come from zoo_eval)."""
-    from interp.zoo_eval import measure, reached, shape
+    from interp.zoo.measured import measure, reached, shape
 
     figures = measure(folder.name, root=folder.parent)
     numbers = {

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.hooks.drive.sweep import Reads, Sweep
 from interp.hooks.errors import InputsError, SiteError
-from interp.hooks.gradients import Dropped, Graph, graph
-from interp.hooks.inputs import Inputs
-from interp.hooks.rules import Rules
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.tape import Tape, tower_inputs
 from interp.hooks.sites import Site
-from interp.hooks.sweep import Reads, Sweep
-from interp.hooks.tape import Tape, tower_inputs
-from interp.judge import Judge, Metric, picked, reads_of
-from interp.metrics import Reading
+from interp.hooks.slopes.gradients import Dropped, Graph, graph
+from interp.hooks.slopes.rules import Rules
+from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.shipped import Reading
 from interp.patching.alignment import Alignment, How, Reduce
 from interp.patching.cells import expanded
 from interp.patching.sources import Average, Given, Noise, Source, Sources
 
 if TYPE_CHECKING:
-    from interp.hooks.edits import Edit
+    from interp.hooks.edits.edits import Edit
     from interp.model import Model
 
 Contributions = Mapping[Site, Tensor]
@@ -207,7 +207,7 @@ def paired(
         raise InputsError(
             f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
             " differs: patching needs pairs that line up token by token; say align='index', 'suffix' or"
-            " interp.align(...) for those that do not."
+            " interp.patching.align(...) for those that do not."
         )
     tape = model.run(y, record=whole)
     pair = Pair(model, x, y, metric, tuple(chosen), positions, tape, passes=1)

@@ -18,9 +18,9 @@ from itertools import pairwise
 from torch import Tensor
 
 from interp.attribution.pair import Pair, contributions
-from interp.hooks.edits import Set
+from interp.hooks.edits.edits import Set
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs import Inputs
+from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 
 STEPS = 10

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from interp.attribution.relprop import Relprop
-from interp.hooks.anatomy import Tower
-from interp.hooks.attention import part_of
+from interp.hooks.anatomy.towers import Tower
+from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import ModelError
-from interp.hooks.gradients import frozen
-from interp.hooks.interface import Call, Switch, Tap
-from interp.hooks.output import logits_of
-from interp.hooks.tempered import scores_of, softmax
-from interp.hooks.unwrap import forced_eager
+from interp.hooks.slopes.gradients import frozen
+from interp.hooks.stand.attention import part_of
+from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.tempered import scores_of, softmax
 
 Score = Callable[[Tensor], Tensor]
 

@@ -1,7 +1,7 @@
 """Attribution patching with the gradient of relevance propagation in place of the plain one.
 
 `est = <a(source) - a(base), C>` where C is what reaches a site on a backward pass with other rules at norms,
-activations and gated products (`hooks/rules.py`); the forward pass is the model's own.
+activations and gated products (`hooks/slopes/rules.py`); the forward pass is the model's own.
 
     relp      ln, identity, half; the attention rule is off, as in the paper's experiments (arXiv 2508.21258)
     attnlrp   ln, identity, half, uniform (2402.05602, in its gradient-times-input form)
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from interp.attribution.pair import Pair, contributions
 from interp.hooks.errors import CheckFailed, ModelError
-from interp.hooks.rules import Rules, applicable, gated_layers
 from interp.hooks.sites import Site
+from interp.hooks.slopes.rules import Rules, applicable, gated_layers
 
 SETS: dict[str, tuple[str, ...]] = {
     "relp": ("ln", "identity", "half"),

@@ -1,12 +1,12 @@
 """AtP*: attribution patching with the two repairs of Kramar et al. 2024, arXiv 2403.00745.
 
 Query and key cells take the softmax as it is: the pattern is recomputed exactly and the gradient taken behind it
-(`hooks/query_key.py`). GradDrop: where a head's direct and indirect effects cancel, the gradient is taken once more for
-every layer with that layer's writes held, and `1/(L-1) sum_l |est_l|` is the score, the absolute value inside the mean
-over prompts. So these are magnitudes, for finding candidates; `atp-qk` has the first repair only and keeps signs.
-Cost: two forward passes, L backward ones, one attention call per layer with query sites, and rows * keys numbers a few
-rows at a time for key sites. Limits: cells of several positions sum their positions' estimates before the absolute
-value; sites whose attention is outside transformers' interface have no repaired q and k.
+(`hooks/slopes/query_key.py`). GradDrop: where a head's direct and indirect effects cancel, the gradient is taken once
+more for every layer with that layer's writes held, and `1/(L-1) sum_l |est_l|` is the score, the absolute value inside
+the mean over prompts. So these are magnitudes, for finding candidates; `atp-qk` has the first repair only and keeps
+signs. Cost: two forward passes, L backward ones, one attention call per layer with query sites, and rows * keys numbers
+a few rows at a time for key sites. Limits: cells of several positions sum their positions' estimates before the
+absolute value; sites whose attention is outside transformers' interface have no repaired q and k.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from interp.attribution.pair import Pair, contributions
 from interp.hooks.errors import ModelError
-from interp.hooks.gradients import Dropped, Graph
-from interp.hooks.interface import Call
-from interp.hooks.query_key import key_effect, query_effect
 from interp.hooks.sites import Site
+from interp.hooks.slopes.gradients import Dropped, Graph
+from interp.hooks.slopes.query_key import key_effect, query_effect
+from interp.hooks.stand.interface import Call
 
 
 def estimate(pair: Pair) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from interp.hooks.sites import Site
 
 if TYPE_CHECKING:
-    from interp.circuit import Circuit
+    from interp.circuits.circuit import Circuit
 
 WIDTH, HEIGHT, GAP, BOX = 78, 76, 14, 26
 DASHES = {"q_in": "", "k_in": "7 3", "v_in": "2 3"}

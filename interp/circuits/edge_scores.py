@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from interp.circuits.choose import chosen
-from interp.circuits.graph import Graph
+from interp.circuits.graph.choose import chosen
+from interp.circuits.graph.nodes import Graph
 from interp.kernels.errors import InterpError
 from interp.saving import read, write
 
 if TYPE_CHECKING:
-    from interp.circuit import Circuit
+    from interp.circuits.circuit import Circuit
 
 FORMAT = 1
 
@@ -104,7 +104,7 @@ class Edges:
         "top" takes the largest anywhere, "greedy" the largest among those that end where the circuit already is, from
         the logits on. Edges on no path from embedding to logits are pruned, so that fewer may be left.
         """
-        from interp.circuit import Circuit
+        from interp.circuits.circuit import Circuit
 
         count = self._count(fraction, n)
         scores = self.importance if signed else self.importance.abs()

@@ -7,10 +7,10 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from interp.circuits.carries import Carries
-from interp.circuits.changes import Written
-from interp.circuits.choose import chosen
-from interp.circuits.graph import Graph
+from interp.circuits.graph.carries import Carries
+from interp.circuits.graph.changes import Written
+from interp.circuits.graph.choose import chosen
+from interp.circuits.graph.nodes import Graph
 
 
 def like(graph: Graph, mask: Tensor, level: str, draw: torch.Generator) -> Tensor:

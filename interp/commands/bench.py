@@ -61,8 +61,8 @@ def measured(model: Any, task: Any, repeats: int) -> list[dict[str, Any]]:
 
 def _sweeps(model: Any, task: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """The heads of the tower that answers, patched by replay and by a full pass each."""
-    from interp.hooks.edits import Set
-    from interp.patch import patch
+    from interp.hooks.edits.edits import Set
+    from interp.patching.patch import patch
 
     name = model.anatomy.main or next(iter(model.towers))
     prefix = "" if len(model.towers) == 1 else f"{name}."

@@ -22,9 +22,7 @@ def add(commands: common.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the script."""
-    from interp.cli import build
-
-    script = {"bash": bash, "zsh": zsh}[options.shell](words(build()))
+    script = {"bash": bash, "zsh": zsh}[options.shell](words(options.whole))
     common.answer(options, script.rstrip("\n"), script=script)
     return 0
 

@@ -49,7 +49,7 @@ def add(commands: common.Commands) -> None:
 def run_heads(options: argparse.Namespace) -> int:
     """Kinds of heads."""
     from interp.commands.opening import model_of, prompts_of
-    from interp.head_roles import head_roles
+    from interp.heads.head_roles import head_roles
 
     model = model_of(options)
     x = prompts_of(model, options) if _has_prompts(options) else None
@@ -66,7 +66,7 @@ def _has_prompts(options: argparse.Namespace) -> bool:
 def run_sinks(options: argparse.Namespace) -> int:
     """Attention sinks."""
     from interp.commands.opening import model_of, prompts_of
-    from interp.sinks import sinks
+    from interp.sink.sinks import sinks
 
     model = model_of(options)
     x = prompts_of(model, options)
@@ -79,7 +79,7 @@ def run_sinks(options: argparse.Namespace) -> int:
 def run_retrieval(options: argparse.Namespace) -> int:
     """Retrieval heads."""
     from interp.commands.opening import model_of
-    from interp.retrieval_heads import retrieval_heads
+    from interp.long.retrieval_heads import retrieval_heads
     from interp.tasks import needle
 
     model = model_of(options)

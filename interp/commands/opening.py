@@ -7,36 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from interp.commands.options import needed
-from interp.hooks.errors import InputsError, ModelError
-from interp.load import load
+from interp.hooks.errors import InputsError
+from interp.loading.named import opened
 from interp.model import Model
-from interp.reporting.subject import SHIPPED, task_named
-from interp.task import Task
+from interp.reporting.steps.subject import SHIPPED, task_named
+from interp.tasks.task import Task
 
 
 def model_of(options: argparse.Namespace) -> Model:
     """The model by its name."""
     needed(options, "model")
     return opened(options.model, device=options.device, dtype=options.dtype, offline=options.offline)
-
-
-def opened(name: str, **how: Any) -> Model:
-    """The same, by name."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        return load(name, **how)
-    except (OSError, ValueError) as why:
-        first = str(why).strip().splitlines()[0] if str(why).strip() else type(why).__name__
-        raise ModelError(f"{name!r} cannot be loaded: {first}{_hint(name)}") from why
-
-
-def _hint(name: str) -> str:
-    from interp.catalog import entries
-
-    return f" Did you mean 'zoo:{name}'?" if name in {one.name for one in entries()} else ""
 
 
 def task_of(model: Model, options: argparse.Namespace) -> Task:

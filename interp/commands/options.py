@@ -6,20 +6,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from interp.kernels.errors import InterpError
+from interp.configs import ConfigError, read_config
 
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-
-
-class ConfigError(InterpError):
-    """A config file that does not say what it should."""
 
 
 def command(commands: Any, name: str, what: str, example: str, run: Run) -> argparse.ArgumentParser:
@@ -92,34 +87,6 @@ def _fitting(file: str, name: str, value: Any, action: argparse.Action) -> None:
     if not right and not (wanted is float and isinstance(value, int) and not isinstance(value, bool)):
         assert wanted is not None
         raise ConfigError(f"{file}: {name} is {wanted.__name__}, got {value!r}.")
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds a mapping. YAML is read by PyYAML, which transformers brings."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"no file {file}.")
-    text = file.read_text(encoding="utf-8")
-    found = _json(file, text) if file.suffix == ".json" else _yaml(file, text)
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"{file}: expected names and values, got {type(found).__name__}.")
-    return {str(name): value for name, value in found.items()}
-
-
-def _json(file: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as why:
-        raise ConfigError(f"{file} is not JSON: {why}") from why
-
-
-def _yaml(file: Path, text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as why:
-        raise ConfigError(f"{file} is not YAML: {' '.join(str(why).split())}") from why
 
 
 def needed(options: argparse.Namespace, *names: str) -> None:

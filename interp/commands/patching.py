@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.commands import options as common
+from interp.configs import ConfigError
 
 PATCH = """examples:
   interp patch zoo:ioi                                    # every head, corrupt prompts given clean values
@@ -38,7 +39,7 @@ def add(commands: common.Commands) -> None:
 
 def run_patch(options: argparse.Namespace) -> int:
     """Every cell, exactly."""
-    from interp.patch import patch
+    from interp.patching.patch import patch
 
     model, how = _asked(options)
     how |= {} if options.out is None else {"out": options.out}
@@ -49,7 +50,7 @@ def run_patch(options: argparse.Namespace) -> int:
 
 def run_attribute(options: argparse.Namespace) -> int:
     """Every cell, estimated."""
-    from interp.attribute import attribute
+    from interp.attribution.attribute import attribute
     from interp.commands.opening import saved
 
     model, how = _asked(options)
@@ -61,7 +62,7 @@ def run_attribute(options: argparse.Namespace) -> int:
 
 def _number(text: Any) -> int:
     if not str(text).isdigit():
-        raise common.ConfigError(f"--verify is auto, all or a number, got {text!r}.")
+        raise ConfigError(f"--verify is auto, all or a number, got {text!r}.")
     return int(text)
 
 

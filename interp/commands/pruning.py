@@ -28,7 +28,7 @@ def add(commands: common.Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score, prune, judge on held-out prompts, save."""
     from interp.commands.opening import model_of, saved, task_of, where
-    from interp.prune import prune
+    from interp.pruning.prune import prune
 
     reported = _reported(options.scores) if options.scores else None
     model = model_of(options)
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 def _reported(folder: str) -> dict[str, float]:
     """The size of each head's effect, by what its report ranks by."""
     from interp.heads.rows import read_rows
-    from interp.reporting.gathered import Gathered
+    from interp.reporting.pages.gathered import Gathered
 
     ranked = Gathered("", "", "", read_rows(folder), {}).ranked
     return {site: abs(value) for site, value in zip(ranked["site"], ranked["estimate"], strict=True)}
@@ -56,9 +56,9 @@ def _reported(folder: str) -> dict[str, float]:
 
 def _patched(model: Any, task: Any, seed: int) -> dict[str, float]:
     """The size of each head's effect, patched now in every tower."""
-    from interp.patch import patch
+    from interp.patching.patch import patch
     from interp.reporting.cost import cost
-    from interp.reporting.scores import head_of
+    from interp.reporting.steps.scores import head_of
 
     towers = model.ready().towers
     heads = sum(layer.heads for tower in towers.values() for layer in tower.layers)

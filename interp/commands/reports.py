@@ -59,7 +59,7 @@ def _about_report(parser: argparse.ArgumentParser) -> None:
 def run_report(options: argparse.Namespace) -> int:
     """One report."""
     from interp.commands.opening import model_of, size_of, task_of
-    from interp.report import report
+    from interp.reporting.report import report
 
     common.needed(options, "model", "out")
     model = model_of(options)

@@ -7,6 +7,7 @@ import json
 import sys
 
 from interp.commands import options as common
+from interp.configs import ConfigError
 
 DEMO = """example:
   interp demo                      # planted heads against recovered ones, and the report of a trained model"""
@@ -37,7 +38,7 @@ def add(commands: common.Commands) -> None:
 
 def run_demo(options: argparse.Namespace) -> int:
     """The demo."""
-    from interp.demo import demo
+    from interp.commands.demo import demo
 
     found = demo(options.out, say=common.say)
     common.answer(
@@ -49,12 +50,12 @@ def run_demo(options: argparse.Namespace) -> int:
 def run_doctor(options: argparse.Namespace) -> int:
     """Check tables."""
     if (options.families is None) == (options.model is None):
-        raise common.ConfigError("give either a model or --families.")
+        raise ConfigError("give either a model or --families.")
     return _one(options) if options.model is not None else _families(options)
 
 
 def _families(options: argparse.Namespace) -> int:
-    from interp.doctor import doctor
+    from interp.zoo.doctor import doctor
 
     passed = failed = 0
     for row in doctor(options.families):
@@ -77,7 +78,7 @@ def _one(options: argparse.Namespace) -> int:
 
 def run_zoo(options: argparse.Namespace) -> int:
     """What there is, a card, a path, or a copy."""
-    from interp.catalog import command, entries
+    from interp.zoo.catalog import command, entries
 
     text = command(options.what, options.name, options.directory)
     more = {"models": [one.name for one in entries()]} if options.what == "list" else {"text": text}

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from interp.commands.options import ConfigError
+from interp.configs import ConfigError
 from interp.saving import renamed
 
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from interp.explorer.looks import ROOM, example, images, patterns, pixels, stacks
 from interp.explorer.measures import described, measured
-from interp.explorer.plain import ExplorerError
+from interp.explorer.payload.plain import ExplorerError
+from interp.explorer.payload.scores import SITE
 from interp.explorer.says import says
-from interp.explorer.scores import SITE
-from interp.hooks.anatomy import Tower
-from interp.hooks.inputs import Inputs
+from interp.hooks.anatomy.towers import Tower
+from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
 from interp.provenance import about
-from interp.task import Task
+from interp.tasks.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model

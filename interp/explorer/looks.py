@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.hooks.anatomy import Tower
+from interp.hooks.anatomy.towers import Tower
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs import Inputs
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
-from interp.hooks.tape import tower_inputs
-from interp.hooks.writes import spelled
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from interp.explorer.looks import pattern_of
-from interp.hooks.anatomy import Tower
-from interp.hooks.inputs import Inputs
+from interp.hooks.anatomy.towers import Tower
+from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from interp.explorer.payload import shown
-from interp.explorer.plain import ExplorerError
+from interp.explorer.payload.payload import shown
+from interp.explorer.payload.plain import ExplorerError
 
 PARTS = (
     "base",
@@ -43,7 +43,7 @@ KEPT = "\u200d"
 
 
 def page(payload: Mapping[str, Any], *, limit: int = LIMIT) -> str:
-    """The page as text; `interp/explorer/payload.py` says what it takes."""
+    """The page as text; `interp/explorer/payload/payload.py` says what it takes."""
     data = shown(payload)
     style, script = _part("style.css"), _script()
     values = {

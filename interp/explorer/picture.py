@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interp.explorer.page import readable
-from interp.explorer.payload import shown
+from interp.explorer.payload.payload import shown
 
 CELL, LEFT, TOP = 22, 40, 62
 STOPS = {

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.hooks.drive.sweep import Reads
+from interp.hooks.drive.tail import Tail, last_tower
 from interp.hooks.errors import ModelError
-from interp.hooks.inputs import Inputs
-from interp.hooks.ports import head_results
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
-from interp.hooks.sweep import Reads
-from interp.hooks.tail import Tail, last_tower
-from interp.hooks.writes import spelled
+from interp.hooks.stand.ports import head_results
 
 if TYPE_CHECKING:
     from interp.model import Model

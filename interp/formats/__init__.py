@@ -14,9 +14,9 @@ from interp.formats.head_scores import head_scores
 from interp.formats.mib import mib
 from interp.formats.needles import needles
 from interp.formats.pope import pope
-from interp.formats.reading import FormatError
 from interp.formats.ruler import ruler
 from interp.formats.sva import sva
+from interp.reading import FormatError
 
 __all__ = [
     "FormatError",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.formats.reading import Entry, FormatError, members
+from interp.reading import Entry, FormatError, members
 
 
 @dataclass(frozen=True)

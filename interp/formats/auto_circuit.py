@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from interp.formats.reading import Entry, members, whole_file
-from interp.task import Row, Task
+from interp.reading import Entry, members, whole_file
+from interp.tasks.task import Row, Task
 
 
 def auto_circuit(path: str | Path) -> Task:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from interp.formats.reading import Entry, FormatError, content, lines, members, whole_file
+from interp.reading import Entry, FormatError, content, lines, members, whole_file
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from interp.formats.reading import Entry, FormatError, table
-from interp.task import Row, Task
+from interp.reading import Entry, FormatError, table
+from interp.tasks.task import Row, Task
 
 YEARS = tuple(f"{year:02d}" for year in range(100))
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from interp.formats.reading import Entry, FormatError, content, lines
+from interp.reading import Entry, FormatError, content, lines
 from interp.results.retrieval import Mode, RetrievalHeads
 
 
 def head_scores(path: str | Path) -> RetrievalHeads:
-    """The scores of every head, as `interp.retrieval_heads` and `interp.query_heads` return them."""
+    """The scores of every head, as `interp.retrieval_heads` and `interp.long.query_heads` return them."""
     file, text = content(path)
     if text.lstrip().startswith("["):
         return _made(_ranked(file, text), "query")

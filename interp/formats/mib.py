@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interp.formats.reading import Entry, FormatError, lines
-from interp.task import Row, Task
+from interp.reading import Entry, FormatError, lines
+from interp.tasks.task import Row, Task
 
 USUAL = {
     "metadata": "s2_io_flip_counterfactual",

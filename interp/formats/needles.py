@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from interp.formats.reading import Entry, lines
+from interp.reading import Entry, lines
 from interp.tasks.haystack import Needle
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from interp.formats.reading import Entry, FormatError, lines
+from interp.reading import Entry, FormatError, lines
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.formats.reading import Entry, lines
+from interp.reading import Entry, lines
 
 
 @dataclass(frozen=True)

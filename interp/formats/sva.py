@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from interp.formats.reading import Entry, lines
-from interp.task import Row, Task
+from interp.reading import Entry, lines
+from interp.tasks.task import Row, Task
 
 
 def sva(path: str | Path, *, case: str | None = None) -> Task:

@@ -1,133 +1,214 @@
-"""Kinds of gates that can be learned: how one is drawn in training, what it costs, and what it is afterwards.
+"""Learned head gates: the weights stay frozen, every head's z is multiplied by a gate, and open gates cost.
 
-A bank holds n gates as free tensors. `draw` gives gates through which a loss has a gradient, `cost` what the penalty
-multiplies, `openness` in 0..1 how surely each gate is open, `value` what the gate is once training is over.
-
-hard-concrete (Louizos et al. 2018, arXiv 1712.01312; heads: Voita et al. 2019, arXiv 1905.09418):
-    s = sigmoid((log u - log(1 - u) + log a) / T),   g = clip(s (zeta - gamma) + gamma, 0, 1),   u uniform
-    P(g > 0) = sigmoid(log a - T log(-gamma / zeta)), whose mean is the cost; value = clip(sigmoid(log a) (zeta - gamma)
-    + gamma, 0, 1), without the temperature, as in both papers.
-vib (variational bottleneck, Dai et al. 2018, arXiv 1802.10399; in transformers: VTrans, arXiv 2406.05276):
-    g = mu + sigma e,   cost = mean of 0.5 log(1 + mu^2 / sigma^2),   open, and mu, where sigma^2 < mu^2
-binary (masks over frozen weights, Mallya et al. 2018, arXiv 1801.06519, by the straight-through estimator):
-    g = 1[s > 0] going forward, sigmoid(s) going backward; the cost is the mean of g, with the same gradient
+Voita et al. 2019 (arXiv 1905.09418) put gates of Louizos et al. 2018 (arXiv 1712.01312) on heads and minimise
+`loss + penalty * cost(gates)`: a head whose gate closes was not needed for this loss. `kind` chooses the gates
+(`interp/heads/gate_kinds.py`); only gates are trained, by Adam, so it takes seconds on a small model.
+Cost: `seeds * steps` forward passes with a backward pass to the gates.
+Limits: what closes depends on the penalty, which is a choice, and where heads stand in for each other on the seed:
+look at the spread over seeds. A penalty here is on the mean over gates, so papers' numbers, which are on sums, are
+`penalty / number of heads`. Gates near 1 are not 1: `edits()` puts heads fully on or off.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-Kind = Literal["hard-concrete", "vib", "binary"]
-T, GAMMA, ZETA = 0.33, -0.1, 1.1
-EDGE = 1e-6
-"""Uniform numbers stay this far from 0 and 1."""
-STEEPNESS = 10.0
-"""Of openness around the threshold of "vib", as in the code of the authors of VTrans."""
+from interp.heads.gate_kinds import BANKS, Bank, Kind
+from interp.hooks.edits.edits import Scale
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.sites import Site
+from interp.metrics.shipped import KL, Reading, narrow
+from interp.provenance import about
+from interp.results.gates import Gates
+from interp.tasks.task import Task
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+Loss = Callable[[Tensor, Any], Tensor]
+Layers = Sequence[tuple[Site, tuple[int, ...]]]
+"""z of each layer, and the heads that get gates."""
+POINTS = 50
+"""How many points of the training curve are kept."""
+PENALTIES = {"hard-concrete": 1.0, "vib": 0.03, "binary": 0.3}
+RATES = {"hard-concrete": 0.1, "vib": 0.1, "binary": 0.05}
 
 
-class Bank(ABC):
-    """n gates, in float32 on the CPU; training changes `parameters`."""
+@dataclass(frozen=True)
+class _Part:
+    """Rows that go through the model together, and their loss."""
 
-    parameters: list[Tensor]
-
-    def __init__(self, n: int, random: torch.Generator) -> None:
-        self.parameters = self.start(n, random)
-        for one in self.parameters:
-            one.requires_grad_()
-
-    @abstractmethod
-    def start(self, n: int, random: torch.Generator) -> list[Tensor]:
-        """Parameters of gates that are open, each a little different."""
-
-    @abstractmethod
-    def draw(self, random: torch.Generator) -> Tensor:
-        """Gates [n] for one training step."""
-
-    @abstractmethod
-    def cost(self) -> Tensor:
-        """What open gates cost, as a mean over gates."""
-
-    @abstractmethod
-    def openness(self) -> Tensor:
-        """How surely each gate is open, 0..1."""
-
-    @abstractmethod
-    def value(self) -> Tensor:
-        """Each gate after training."""
+    x: Inputs
+    loss: Loss
 
 
-def _around(centre: float, n: int, random: torch.Generator) -> Tensor:
-    return centre + 0.01 * torch.randn(n, generator=random)
+def gates(
+    model: Model,
+    data: Any,
+    kind: Kind = "hard-concrete",
+    *,
+    penalty: float | None = None,
+    steps: int = 200,
+    loss: Loss | None = None,
+    heads: str = "L*.H*",
+    rate: float | None = None,
+    batch: int = 32,
+    seeds: int = 3,
+    seed: int = 0,
+) -> Gates:
+    """Train a gate per head and say which stay open, for `seeds` runs from seed, seed + 1, ...
+
+    `data` is a task, or inputs, or a list of inputs that are taken in turn. `loss(logits, inputs)` is what shall stay
+    small: a number, or one a row; a metric of `interp.metrics` is taken the other way round, since more of it is
+    better. Without one it is -log p of a task's right answers, and elsewhere the divergence from the model's own
+    logits. `heads` is a site pattern; heads outside it stay open. `rate` is Adam's learning rate.
+    """
+    if kind not in BANKS:
+        raise InputsError(f"kind is {', '.join(map(repr, BANKS))}; got {kind!r}.")
+    if steps < 1 or seeds < 1 or batch < 1:
+        raise InputsError(f"steps, seeds and batch are at least 1; got {steps}, {seeds} and {batch}.")
+    layers, parts = _layers(model, heads), _parts(model, data, loss, batch)
+    penalty, rate = PENALTIES[kind] if penalty is None else penalty, RATES[kind] if rate is None else rate
+    plan = _Plan(model, layers, parts, kind, penalty, steps, rate)
+    trained = [plan.trained(seed + n) for n in range(seeds)]
+    sites = [str(Site(site.tower, site.layer, "attention", (h,))) for site, found in layers for h in found]
+    value, openness = (torch.stack([getattr(bank, name)().detach() for bank, _ in trained], 1)
+                       for name in ("value", "openness"))  # fmt: skip
+    towers = tuple(model.anatomy.tower(site.tower, text=heads).name for site, found in layers for _ in found)
+    meta = {**about(model.module, parts[0].x), "method": "gates", "kind": kind, "penalty": penalty, "steps": steps,
+            "batch": batch, "seeds": list(range(seed, seed + seeds)), "loss": _name(data, loss),
+            "training": [curve for _, curve in trained]}  # fmt: skip
+    return Gates(tuple(sites), towers, value, openness, meta)
 
 
-class HardConcrete(Bank):
-    """Gates that are 0 or 1 with probability above 0, and in between otherwise."""
-
-    def start(self, n: int, random: torch.Generator) -> list[Tensor]:
-        return [_around(2.0, n, random)]
-
-    def draw(self, random: torch.Generator) -> Tensor:
-        (log_a,) = self.parameters
-        u = torch.rand(log_a.shape, generator=random).clamp(EDGE, 1 - EDGE)
-        s = torch.sigmoid((u.log() - (1 - u).log() + log_a) / T)
-        return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-    def cost(self) -> Tensor:
-        return self.openness().mean()
-
-    def openness(self) -> Tensor:
-        return torch.sigmoid(self.parameters[0] - T * math.log(-GAMMA / ZETA))
-
-    def value(self) -> Tensor:
-        return (torch.sigmoid(self.parameters[0]) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+def _layers(model: Model, heads: str) -> Layers:
+    spelled = heads if heads.endswith(".z") else f"{heads}.z"
+    anatomy = model.ready()
+    return [(site.whole, anatomy.layer(site).heads_of(site)) for site in anatomy.sites(spelled)]
 
 
-class Bottleneck(Bank):
-    """Gates with noise of their own; where the noise outgrows the gate nothing passes."""
-
-    def start(self, n: int, random: torch.Generator) -> list[Tensor]:
-        return [_around(1.0, n, random), _around(-9.0, n, random)]
-
-    def draw(self, random: torch.Generator) -> Tensor:
-        mu, log_variance = self.parameters
-        return mu + (log_variance / 2).exp() * torch.randn(mu.shape, generator=random)
-
-    def cost(self) -> Tensor:
-        mu, log_variance = self.parameters
-        return (0.5 * torch.log1p(mu.square() / log_variance.exp())).mean()
-
-    def openness(self) -> Tensor:
-        mu, log_variance = self.parameters
-        return torch.sigmoid(-STEEPNESS * (log_variance - mu.square().clamp(min=1e-30).log()))
-
-    def value(self) -> Tensor:
-        return self.parameters[0] * (self.openness() > 0.5)
+def _parts(model: Model, data: Any, loss: Loss | None, batch: int) -> list[_Part]:
+    if isinstance(data, Task):
+        task = data if data.model is model else data.on(model)
+        rows = [task.take(range(n, min(n + batch, len(task)))) for n in range(0, len(task), batch)]
+        return [_Part(part.clean, _task_loss(part) if loss is None else _turned(_of_rows(loss, at, batch)))
+                for at, part in enumerate(rows)]  # fmt: skip
+    given = data if isinstance(data, list) and data and not isinstance(data[0], (str, int)) else [data]
+    inputs = [model.inputs(one) for one in given]
+    if loss is None:
+        return [_Part(x, _own(model, x)) for x in inputs]
+    if isinstance(loss, Reading) and loss.ROWS and len(inputs) > 1:
+        raise InputsError(f"{type(loss).__name__} knows its rows: give a task, or one batch of inputs.")
+    return [_Part(x, _turned(loss)) for x in inputs]
 
 
-class Binary(Bank):
-    """Gates that are 0 or 1 throughout."""
-
-    def start(self, n: int, random: torch.Generator) -> list[Tensor]:
-        return [_around(1.0, n, random)]
-
-    def draw(self, random: torch.Generator) -> Tensor:
-        (s,) = self.parameters
-        soft = torch.sigmoid(s)
-        return (s > 0).to(s.dtype) + soft - soft.detach()
-
-    def cost(self) -> Tensor:
-        return self.draw(torch.Generator()).mean()
-
-    def openness(self) -> Tensor:
-        return torch.sigmoid(self.parameters[0])
-
-    def value(self) -> Tensor:
-        return (self.parameters[0] > 0).to(torch.float32)
+def _of_rows(loss: Loss, at: int, batch: int) -> Loss:
+    """A metric that knows its rows, for one part of them."""
+    if not isinstance(loss, Reading) or not loss.ROWS:
+        return loss
+    count = len(getattr(loss, loss.ROWS[0]))
+    return loss.take(range(at * batch, min((at + 1) * batch, count)))
 
 
-BANKS: dict[str, type[Bank]] = {"hard-concrete": HardConcrete, "vib": Bottleneck, "binary": Binary}
+def _turned(loss: Loss) -> Loss:
+    return (lambda logits, x: -loss(logits, x)) if isinstance(loss, Reading) else loss
+
+
+def _task_loss(part: Task) -> Loss:
+    """-log of the summed probability of the right answers; of a whole answer, its tokens one by one."""
+    if part.whole:
+        return _turned(part.metric)
+    answers = part.answer_ids
+
+    def loss(logits: Tensor, x: Inputs) -> Tensor:
+        log_p = narrow(logits, x, Reading())[:, 0].log_softmax(-1)
+        return -torch.stack([row[list(right)].logsumexp(0) for row, right in zip(log_p, answers, strict=True)])
+
+    return loss
+
+
+def _own(model: Model, x: Inputs) -> Loss:
+    """How far the logits are from the model's own, over every real position."""
+    logits = model.run(x)["logits"]
+    real = x.valid.sum(1).tolist()
+    if logits.ndim == 2:
+        return KL.to(logits, x, negate=False).__call__
+    return KL.to(logits, x, positions=tuple(tuple(range(-n, 0)) for n in real), negate=False).__call__
+
+
+def _name(data: Any, loss: Loss | None) -> str:
+    if loss is not None:
+        return type(loss).__name__ if isinstance(loss, Reading) else getattr(loss, "__name__", repr(loss))
+    return "-log p(answer)" if isinstance(data, Task) else "divergence from the model's own logits"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is the same in every run."""
+
+    model: Model
+    layers: Layers
+    parts: Sequence[_Part]
+    kind: str
+    penalty: float
+    steps: int
+    rate: float
+
+    def trained(self, seed: int) -> tuple[Bank, list[dict[str, Any]]]:
+        """One bank of gates, trained, and points of its training curve."""
+        random = torch.Generator().manual_seed(seed)
+        bank = BANKS[self.kind](sum(len(heads) for _, heads in self.layers), random)
+        adam = torch.optim.Adam(bank.parameters, lr=self.rate)
+        curve = []
+        for step, part in enumerate(_taken(self.parts, self.steps, random)):
+            value = self._slopes(bank, part, random)
+            adam.step()
+            if step % max(1, self.steps // POINTS) == 0 or step == self.steps - 1:
+                share = float((bank.openness() > 0.5).float().mean())
+                curve.append({"step": step, "loss": value, "cost": bank.cost().item(), "open": share})
+        return bank, curve
+
+    def _slopes(self, bank: Bank, part: _Part, random: torch.Generator) -> float:
+        """The loss of one step, whose gradient the bank's parameters then have."""
+        tape = self.model.run(part.x, edits=gated(self.layers, bank.draw(random)), grad=True)
+        value = _checked(part.loss(tape["logits"], part.x))
+        total = value + self.penalty * bank.cost().to(value.device)
+        for parameter, slope in zip(bank.parameters, torch.autograd.grad(total, bank.parameters), strict=True):
+            parameter.grad = slope
+        return value.item()
+
+
+def _taken(parts: Sequence[_Part], steps: int, random: torch.Generator) -> Iterator[_Part]:
+    """Every part once in a random order, and again, until there were enough."""
+    left: list[int] = []
+    for _ in range(steps):
+        left = left or torch.randperm(len(parts), generator=random).tolist()
+        yield parts[left.pop()]
+
+
+def gated(layers: Layers, values: Tensor) -> list[Scale]:
+    """Edits that multiply each head's z by its gate."""
+    edits, start = [], 0
+    for site, heads in layers:
+        part = values[start : start + len(heads)]
+        edits.append(Scale(str(Site(site.tower, site.layer, "z", heads)), part[:, None]))
+        start += len(heads)
+    return edits
+
+
+def _checked(value: Tensor) -> Tensor:
+    if not torch.is_tensor(value) or value.ndim > 1:
+        shape = list(value.shape) if torch.is_tensor(value) else type(value).__name__
+        raise InputsError(f"a loss gives one number, or one a row; got {shape}.")
+    if not value.requires_grad:
+        raise InputsError("the loss has no gradient (an accuracy, or a detached tensor): give one that has.")
+    mean = value.mean()
+    if not bool(torch.isfinite(mean)):
+        raise InputsError("the loss is not finite.")
+    return mean

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.edits import Set
+from interp.hooks.anatomy.example import example
+from interp.hooks.anatomy.norms import Frozen, frozen
+from interp.hooks.drive.tail import Tail, last_tower
+from interp.hooks.drive.unembedding import unembedding
+from interp.hooks.edits.edits import Set
 from interp.hooks.errors import InputsError, ModelError
-from interp.hooks.example import example
-from interp.hooks.norms import Frozen, frozen
-from interp.hooks.ports import head_results
+from interp.hooks.run.writes import Writes, spelled
 from interp.hooks.sites import Site
-from interp.hooks.tail import Tail, last_tower
-from interp.hooks.unembedding import unembedding
-from interp.hooks.writes import Writes, spelled
+from interp.hooks.stand.ports import head_results
 
 if TYPE_CHECKING:
-    from interp.hooks.anatomy import Layer, Tower
+    from interp.hooks.anatomy.towers import Layer, Tower
     from interp.model import Model
 
 WORDS = 4

@@ -18,7 +18,7 @@ from interp.results.effects import Effects
 from interp.saving import renamed
 
 if TYPE_CHECKING:
-    from interp.hooks.anatomy import Anatomy
+    from interp.hooks.anatomy.towers import Anatomy
 
 SCHEMA = 1
 DIGITS = 6

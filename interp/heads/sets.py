@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from interp.hooks.edits import Edit, UniformAttention, Zero
+from interp.hooks.edits.edits import Edit, UniformAttention, Zero
 from interp.hooks.errors import InputsError, SiteError
-from interp.hooks.inputs import Positions
+from interp.hooks.inputs.inputs import Positions
 from interp.hooks.sites import Site, parse
 
 if TYPE_CHECKING:

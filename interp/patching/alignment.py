@@ -1,9 +1,9 @@
 """Which token of the source belongs to which token of the base, for pairs that do not line up by themselves.
 
-`"index"` pairs the n-th real token of each, `"suffix"` the n-th from the end, `interp.align(base_spans, source_spans)`
-spans one to one. Tokens without a partner are not patched. A pair of spans of unequal length needs to be told how:
-`reduce="last"` puts the source span's last token at the base span's last token, `reduce="mean"` the mean of the source
-span at every token of the base span.
+`"index"` pairs the n-th real token of each, `"suffix"` the n-th from the end, `interp.patching.align(base_spans,
+source_spans)` spans one to one. Tokens without a partner are not patched. A pair of spans of unequal length needs to be
+told how: `reduce="last"` puts the source span's last token at the base span's last token, `reduce="mean"` the mean of
+the source span at every token of the base span.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs import Inputs
-from interp.hooks.positions import Span
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.inputs.positions import Span
 
 Reduce = Literal["last", "mean"]
 
@@ -53,7 +53,9 @@ def weights(how: How, x: Inputs, y: Inputs, reduce: Reduce | None) -> Tensor:
         elif how in ("index", "suffix"):
             _all(found[b], x.valid[b].cpu(), y.valid[b].cpu(), from_end=how == "suffix")
         else:
-            raise InputsError(f"align is 'index', 'suffix' or interp.align(base_spans, source_spans); got {how!r}.")
+            raise InputsError(
+                f"align is 'index', 'suffix' or interp.patching.align(base_spans, source_spans); got {how!r}."
+            )
     return found
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.hooks.drive.sweep import Cell, differs
 from interp.hooks.errors import InputsError, SiteError
-from interp.hooks.inputs import Inputs
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site, parse
-from interp.hooks.sweep import Cell, differs
-from interp.hooks.tape import tower_inputs
 from interp.patching.sources import Given
 from interp.results.effects import AND
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.hooks.drive.sweep import Answer, Cell, Sweep
 from interp.hooks.errors import SiteError
-from interp.hooks.inputs import Inputs
-from interp.hooks.sweep import Answer, Cell, Sweep
-from interp.hooks.tape import Tape
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.tape import Tape
 from interp.journal import Journal
-from interp.judge import Metric
-from interp.judges import Judges, columns_wanted
+from interp.metrics.judge import Metric
+from interp.metrics.judges import Judges, columns_wanted
 from interp.patching.alignment import Alignment, How, Reduce
 from interp.patching.cells import Grid, Target, grid
 from interp.patching.sources import Average, Given, Noise, Source, Sources

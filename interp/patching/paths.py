@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interp.hooks.anatomy import Anatomy
-from interp.hooks.cell import Cell, differs
-from interp.hooks.chain import Chain, Tokens
-from interp.hooks.edits import Set
+from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.drive.chain import Chain, Tokens
+from interp.hooks.drive.questions import Cell, differs
+from interp.hooks.edits.edits import Set
+from interp.hooks.run.tape import Tape
+from interp.hooks.run.writes import Writes
 from interp.hooks.sites import Site
-from interp.hooks.tape import Tape
-from interp.hooks.writes import Writes
 
 Freeze = Literal["heads", "all"]
 Norms = Literal["recompute", "freeze"]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.hooks.drive.sweep import Sweep
 from interp.hooks.errors import InputsError, SiteError
-from interp.hooks.inputs import Inputs
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.tape import Tape, tower_inputs
 from interp.hooks.sites import Site
-from interp.hooks.sweep import Sweep
-from interp.hooks.tape import Tape, tower_inputs
 from interp.patching.alignment import How, Reduce, taken, weights
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Sources:
             raise InputsError(
                 f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
                 " differs: patching needs pairs that line up token by token; say align='index', 'suffix' or"
-                " interp.align(...) for those that do not."
+                " interp.patching.align(...) for those that do not."
             )
         mine, theirs = (z.roles.image.amax(1) + 1 for z in (x, y))
         if not torch.equal(mine.clamp(min=0), theirs.clamp(min=0)):

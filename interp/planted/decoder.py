@@ -30,7 +30,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interp.planted.answers import AnswerKey, Edge, Head, Probe, null_heads
 from interp.planted.wiring import Layout, balanced, gpt2, gpt2_head, null_qkv, tokenizer, wires
-from interp.planted.words import WORDS
+from interp.prompts.planted_words import WORDS
 
 MARKS = ("=", ",", "again", "new", "static")
 PRIME, FREQUENCIES, POSITIONS = 257, 32, 256

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs import Inputs
-from interp.hooks.labels import CODE
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.inputs.labels import CODE
 
 SPEAKERS = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 Message = Mapping[str, Any]

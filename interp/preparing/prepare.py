@@ -27,14 +27,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.arguments import vocabulary
 from interp.hooks.errors import InputsError
-from interp.hooks.grids import Fit
-from interp.hooks.inputs import Inputs
-from interp.hooks.pieces import Decoder
+from interp.hooks.inputs.arguments import vocabulary
+from interp.hooks.inputs.grids import Fit
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.inputs.token_text import Decoder
 from interp.preparing.chats import Chat, is_chat, paint, render
 from interp.preparing.pictures import as_rows, count_check, sizes_of
-from interp.rows import Rows, from_batch, from_ids, from_texts, tokenise_answer
+from interp.preparing.rows import Rows, from_batch, from_ids, from_texts, tokenise_answer
 
 Side = Literal["left", "right"]
 NESTED = ("gemma3", "mllama", "idefics3", "smolvlm", "paligemma")

@@ -1,1 +1,7 @@
-"""What pruning is made of: whose weights are whose, choosing heads, cutting them out, and cut models on disk."""
+"""Heads taken out of a model: `choose` which, mask or `cut` them, judge by a `curve`, keep on disk (`directory`)."""
+
+from __future__ import annotations
+
+from interp.pruning.prune import prune
+
+__all__ = ["prune"]

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from interp.hooks.anatomy import Anatomy
+from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.errors import InputsError
+from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site, parse
-from interp.hooks.writes import spelled
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs import Inputs
-from interp.judge import Judge, Metric, picked, reads_of
-from interp.metrics import Accuracy, Ids
+from interp.hooks.inputs.inputs import Inputs
+from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.shipped import Accuracy, Ids
 from interp.pruning.choose import best, labels
 from interp.pruning.cut import cut, masks, remains
 from interp.pruning.owners import output_axis
 from interp.saving import renamed
-from interp.task import Task
+from interp.tasks.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.anatomy import Layer
-from interp.hooks.checks import answer
-from interp.hooks.edits import Edit, Zero
+from interp.hooks.anatomy.towers import Layer
+from interp.hooks.edits.edits import Edit, Zero
 from interp.hooks.errors import ModelError
+from interp.hooks.survey.checks import answer
 from interp.model import attach
 from interp.pruning.choose import labels
 from interp.pruning.fits import refit

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from interp.hooks.checks import answer
 from interp.hooks.errors import ModelError
+from interp.hooks.survey.checks import answer
 from interp.pruning.cut import HEADS, KV_HEADS, WIDTHS, answered, put
 from interp.pruning.fits import fits
 from interp.saving import renamed, whole
@@ -120,7 +120,7 @@ def read(folder: Path) -> nn.Module:
 def _skeleton(folder: Path, name: str) -> nn.Module:
     """The class with the config it had before the cut."""
     if name == "AttentionOnly":
-        from interp.plain import AttentionOnly, configured
+        from interp.zoo.plain import AttentionOnly, configured
 
         return AttentionOnly(configured(folder))
     import transformers
@@ -136,7 +136,7 @@ def _skeleton(folder: Path, name: str) -> nn.Module:
 
 def _same(own: Model, folder: Path) -> None:
     """What was written, read again, says what the model says."""
-    from interp.load import load
+    from interp.loading.load import load
 
     attn = getattr(getattr(own.module, "config", None), "_attn_implementation", None)
     again = load(folder, attn=attn)

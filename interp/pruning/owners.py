@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.anatomy import Layer, Tower
+from interp.hooks.anatomy.quantised import quantised
+from interp.hooks.anatomy.towers import Layer, Tower
 from interp.hooks.errors import ModelError, SiteError
-from interp.hooks.quantised import quantised
-from interp.hooks.session import Session, Wish
+from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
-from interp.hooks.writes import spelled
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from interp.hooks.edits import Edit
+from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError
 from interp.pruning.choose import labels, scored
 from interp.pruning.cut import Rest, masks, remains
 from interp.saving import renamed
 
 if TYPE_CHECKING:
-    from interp.judge import Metric
+    from interp.metrics.judge import Metric
     from interp.model import Model
     from interp.pruning.curve import Curve
 
@@ -90,7 +90,7 @@ class Pruned:
 
     def plot(self) -> Any:
         """Which heads stay (1), as a map of layers x heads (plotly)."""
-        from interp.plots import map_of_heads
+        from interp.results.plots import map_of_heads
 
         frame = self.to_frame()
         return map_of_heads(frame.assign(estimate=frame["kept"].astype(float)), "kept")

@@ -1,1 +1,10 @@
-"""What a report is made of: steps that are journaled, one file each, and the files they are written to at the end."""
+"""Reports: everything this package measures about a task, checked (`report`), grids of them (`experiment`), and what
+changed between two (`difference`). Their steps and pages lie in folders of their own."""
+
+from __future__ import annotations
+
+from interp.reporting.difference import difference
+from interp.reporting.experiment import experiment
+from interp.reporting.report import report
+
+__all__ = ["difference", "experiment", "report"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.hooks.session import Wish
-from interp.hooks.size import estimate
+from interp.hooks.run.session import Wish
+from interp.hooks.run.size import estimate
 
 if TYPE_CHECKING:
     from interp.model import Model

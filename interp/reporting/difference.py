@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from interp.attribution.verify import pearson, ranks
 from interp.heads.rows import read_rows
 from interp.kernels.errors import InterpError
-from interp.verify import pearson, ranks
 
 KEY = ["method", "direction", "tower", "site"]
 

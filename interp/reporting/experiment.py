@@ -14,14 +14,14 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from interp.commands.opening import opened
-from interp.commands.options import ConfigError, read_config
+from interp.configs import ConfigError, read_config
 from interp.heads.rows import joined, read_rows, write_rows
 from interp.kernels.errors import InterpError
-from interp.report import Report, report
+from interp.loading.named import opened
 from interp.reporting.difference import difference
-from interp.reporting.steps import Say
-from interp.reporting.subject import task_named
+from interp.reporting.report import Report, report
+from interp.reporting.steps.steps import Say
+from interp.reporting.steps.subject import task_named
 from interp.saving import renamed
 
 LISTS = ("models", "tasks", "seeds", "corruptions")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
-from interp.measures.bootstrap import interval, ranks, weights
+from interp.results.intervals import interval, ranks, weights
 from interp.saving import read, write
 
 FORMAT = 1
@@ -139,7 +139,7 @@ class Agreement:
 
     def _curves(self) -> dict[str, Tensor]:
         if not len(self.shares):
-            raise InterpError("nothing was deleted: call interp.agree with shares=.")
+            raise InterpError("nothing was deleted: call interp.attribution.agree with shares=.")
         return {**dict(zip(ORDERS, self.curves, strict=True)), "random": self.random.mean(0)}
 
     def plot(self) -> Any:
@@ -147,7 +147,7 @@ class Agreement:
         import plotly.graph_objects as go
 
         if not len(self.shares):
-            from interp.plots import map_of_heads
+            from interp.results.plots import map_of_heads
 
             frame = self.to_frame()
             return map_of_heads(frame[frame["method"] == "input spearman"], "correlation")

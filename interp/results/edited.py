@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from interp.hooks.edits import Edit
-from interp.hooks.inputs import Inputs
-from interp.judge import Judge, Metric, picked, reads_of
+from interp.hooks.edits.edits import Edit
+from interp.hooks.inputs.inputs import Inputs
+from interp.metrics.judge import Judge, Metric, picked, reads_of
 
 if TYPE_CHECKING:
     from interp.model import Model

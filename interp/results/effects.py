@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
-from interp.measures.bootstrap import mean_interval
+from interp.results.intervals import mean_interval
 from interp.saving import read, write
 
 FORMAT = 1
@@ -130,14 +130,14 @@ class Effects:
     def plot(self) -> Any:
         """A map of the effects, on a scale that is the same on both sides of 0, or bars where there is one axis
         (plotly)."""
-        from interp.plots import figure_of
+        from interp.results.plots import figure_of
 
         return figure_of(self)
 
     def over_image(self, inputs: Any, picture: Any = None, **which: int) -> Any:
         """The effects of image tokens as a heat map over their picture (plotly): `row=` of the batch, `image=` of the
         row, `site=` of these; needs positions='each'."""
-        from interp.over_image import plot_over_image
+        from interp.results.over_image import plot_over_image
 
         return plot_over_image(self, inputs, picture, **which)
 

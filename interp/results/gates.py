@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.hooks.edits import Edit, Zero
+from interp.hooks.edits.edits import Edit, Zero
 from interp.hooks.errors import InputsError
 from interp.hooks.sites import parse
 from interp.saving import read, write
@@ -66,7 +66,7 @@ class Gates:
 
     def plot(self) -> Any:
         """Openness as a map of layers x heads (plotly)."""
-        from interp.plots import map_of_heads
+        from interp.results.plots import map_of_heads
 
         return map_of_heads(self.to_frame(), "gate open")
 

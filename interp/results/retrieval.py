@@ -83,7 +83,7 @@ class RetrievalHeads:
 
     def plot(self) -> Any:
         """The scores as a map of layers x heads (plotly)."""
-        from interp.plots import map_of_heads
+        from interp.results.plots import map_of_heads
 
         return map_of_heads(self.to_frame(), "retrieval score")
 

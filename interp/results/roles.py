@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.hooks.sites import nearest, parse
 from interp.kernels.errors import InterpError
-from interp.measures.bootstrap import mean_interval
+from interp.results.intervals import mean_interval
 from interp.saving import read, write
 
 FORMAT = 1

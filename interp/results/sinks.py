@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.sites import parse
-from interp.measures.bootstrap import interval, weights
+from interp.results.intervals import interval, weights
 from interp.saving import read, write
 
 FORMAT = 1
@@ -161,7 +161,7 @@ class Sinks:
 
     def plot(self) -> Any:
         """A map of alpha_1, layers x heads (plotly)."""
-        from interp.plots import map_of_heads
+        from interp.results.plots import map_of_heads
 
         return map_of_heads(self.to_frame(), "weight on the first token")
 

@@ -12,9 +12,9 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, option, part, positive, stream, where
-from interp.vocabulary import Host, Vocabulary
+from interp.prompts.draw import Split, option, part, positive, stream, where
+from interp.prompts.vocabulary import Host, Vocabulary
+from interp.tasks.task import Row, Task, made
 
 COLORS = ("red", "blue", "green", "yellow", "black", "white", "brown", "purple", "orange", "pink", "gray", "gold")
 THINGS = tuple("box car house ball door book cup hat chair bag shirt phone table bottle boat key lamp coat".split())

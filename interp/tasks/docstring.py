@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, part, positive, stream, where
-from interp.vocabulary import Host, Vocabulary
+from interp.prompts.draw import Split, part, positive, stream, where
+from interp.prompts.vocabulary import Host, Vocabulary
+from interp.tasks.task import Row, Task, made
 
 NAMES: tuple[str, ...] = tuple(
     """size name file path text line word list item node date user type code mode data key value index count page

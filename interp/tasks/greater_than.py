@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, part, positive, stream
-from interp.vocabulary import Host, TaskError, Vocabulary
+from interp.prompts.draw import Split, part, positive, stream
+from interp.prompts.vocabulary import Host, TaskError, Vocabulary
+from interp.tasks.task import Row, Task, made
 
 NOUNS: tuple[str, ...] = tuple(
     """war siege reign voyage journey project trial drought famine plague expedition marriage career contract treaty

@@ -13,9 +13,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, positive, stream
-from interp.vocabulary import Host, TaskError
+from interp.prompts.draw import Split, positive, stream
+from interp.prompts.vocabulary import Host, TaskError
+from interp.tasks.task import Row, Task, made
 
 MARKERS = "Ġ▁ "
 WORD = re.compile("[A-Za-z][A-Za-z0-9]+")

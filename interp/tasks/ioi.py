@@ -1,7 +1,8 @@
 """Indirect object identification: "When Mary and John went to the store, John gave a drink to" -> " Mary".
 
-Wang et al., "Interpretability in the Wild" (arXiv 2211.00593). Templates and names are those of `interp/names.py`, in
-two disjoint parts; orders ABBA (the indirect object first) and BABA take turns. Corruptions, all of the same length:
+Wang et al., "Interpretability in the Wild" (arXiv 2211.00593). Templates and names are those of
+`interp/prompts/names.py`, in two disjoint parts; orders ABBA (the indirect object first) and BABA take turns.
+Corruptions, all of the same length:
 
     flip     the second subject becomes the indirect object, so the answers change places (symmetric; the default)
     third    the second subject becomes a third person: neither answer is right
@@ -19,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from interp.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, option, part, positive, stream, where
-from interp.vocabulary import Host, Vocabulary
+from interp.prompts.draw import Split, option, part, positive, stream, where
+from interp.prompts.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow
+from interp.prompts.vocabulary import Host, Vocabulary
+from interp.tasks.task import Row, Task, made
 
 Corruption = Literal["flip", "third", "order", "names"]
 CORRUPTIONS: tuple[Corruption, ...] = ("flip", "third", "order", "names")

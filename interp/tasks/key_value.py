@@ -11,11 +11,11 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from interp.needles import KEYS, VALUES
-from interp.planted.words import WORDS
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, option, part, positive, stream, where
-from interp.vocabulary import Host, TaskError, Vocabulary
+from interp.prompts.draw import Split, option, part, positive, stream, where
+from interp.prompts.needles import KEYS, VALUES
+from interp.prompts.planted_words import WORDS
+from interp.prompts.vocabulary import Host, TaskError, Vocabulary
+from interp.tasks.task import Row, Task, made
 
 Corruption = Literal["question", "pairs"]
 POOL = tuple(dict.fromkeys((*WORDS, *KEYS, *VALUES)))

@@ -1,12 +1,12 @@
 """A needle in a haystack: a fact somewhere in a long text, a question about it at the end.
 
-Without a haystack of your own, prompts are those `zoo:needle` was trained on (`interp/needles.py`): notes "note :
-lisbon amber violin ." between filler sentences, "question : lisbon" at the end, and two words to answer; lengths are
+Without a haystack of your own, prompts are those `zoo:needle` was trained on (`interp/prompts/needles.py`): notes "note
+: lisbon amber violin ." between filler sentences, "question : lisbon" at the end, and two words to answer; lengths are
 tokens of a word-level tokenizer, `<bos>` not counted. The corrupt prompt has other words in the needle, whose first is
 the wrong answer. With `haystack=` (a text file) and `needles=` (from `interp.formats.needles`), each needle is put
 between two sentences at each depth (0 is the start), and the whole answer is teacher-forced; lengths then are tokens of
-the model.
-Limits: one needle asked for; with a haystack of your own the corrupt prompt lets the answer's words change order.
+the model. Limits: one needle asked for; with a haystack of your own the corrupt prompt lets the answer's words change
+order.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from interp.needles import VALUES, NeedleError
-from interp.needles import haystack as generated
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, stream
+from interp.prompts.draw import Split, stream
+from interp.prompts.needles import VALUES, NeedleError
+from interp.prompts.needles import haystack as generated
+from interp.prompts.vocabulary import Host, TaskError, Vocabulary
 from interp.tasks.haystack import Needle, from_file
-from interp.vocabulary import Host, TaskError, Vocabulary
+from interp.tasks.task import Row, Task, made
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

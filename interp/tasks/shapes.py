@@ -1,4 +1,4 @@
-"""Questions about generated scenes (`interp/scenes.py`), for models that look.
+"""Questions about generated scenes (`interp/prompts/scenes.py`), for models that look.
 
     yes_no   "is there a star in the image ?" -> yes; the corrupt picture is the same scene without the star. Half of
              the rows are asked about a shape that is absent (`kind`, as in POPE, Li et al., arXiv 2305.10355), and
@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from interp.scenes import COLORS, PAIRS, SHAPES, Scene, SceneError, Thing, ask, main_scene, question, scene
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, option, positive
-from interp.vocabulary import Host
+from interp.prompts.draw import Split, option, positive
+from interp.prompts.scenes import COLORS, PAIRS, SHAPES, Scene, SceneError, Thing, ask, main_scene, question, scene
+from interp.prompts.vocabulary import Host
+from interp.tasks.task import Row, Task, made
 
 Style = Literal["yes_no", "label", "caption"]
 Kind = Literal["random", "popular", "adversarial"]

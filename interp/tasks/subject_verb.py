@@ -13,9 +13,9 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from interp.task import Row, Task, made
-from interp.tasks.draw import Split, option, part, positive, stream, where
-from interp.vocabulary import Host, Vocabulary
+from interp.prompts.draw import Split, option, part, positive, stream, where
+from interp.prompts.vocabulary import Host, Vocabulary
+from interp.tasks.task import Row, Task, made
 
 NOUNS: tuple[str, ...] = tuple(
     """key car book house teacher student doctor friend brother sister author player farmer painter driver picture

@@ -1,0 +1,88 @@
+"""The module inside what people hold: wrappers of other libraries are looked through, never taken apart."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from interp.hooks.anatomy.family import TRANSFORMER_BRIDGE, Family
+from interp.hooks.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """A module, how it was reached (for printing), and the processor that came with it."""
+
+    module: nn.Module
+    how: str = ""
+    processor: Any = None
+    family: Family | None = None
+
+
+def unwrap(held: Any) -> Unwrapped:
+    """The module to stand in. TransformerLens' bridge and nnsight's models are read through their own attributes."""
+    home = type(held).__module__.partition(".")[0]
+    if home == "transformer_lens":
+        inside = _module(held, held.original_model)
+        return Unwrapped(inside, " (in a TransformerBridge)", getattr(held, "tokenizer", None), TRANSFORMER_BRIDGE)
+    if home == "nnsight":
+        return Unwrapped(_module(held, held._module), " (in an nnsight model)", getattr(held, "tokenizer", None))
+    if hasattr(held, "_orig_mod"):
+        return Unwrapped(held._orig_mod, " (compiled; run eagerly while something is on it)")
+    if isinstance(held, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+        return Unwrapped(held.module, f" (in {type(held).__name__})")
+    return Unwrapped(_module(held, held))
+
+
+def _module(held: Any, found: Any) -> nn.Module:
+    if not isinstance(found, nn.Module):
+        raise ModelError(
+            f"expected a torch module, or a TransformerLens or nnsight model, got {type(held).__name__}: {held!r:.80}."
+        )
+    return found
+
+
+@contextmanager
+def forced_eager() -> Iterator[None]:
+    """Compiled code does not see hooks put on later, so it runs uncompiled meanwhile; nothing is recompiled or lost."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        yield
+        return
+    _EAGER.enter()
+    try:
+        yield
+    finally:
+        _EAGER.leave()
+
+
+class _Eager:
+    """The stance is one for the whole process, so the first in sets it and the last out puts the old one back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.stance: Any = None
+
+    def enter(self) -> None:
+        import torch
+
+        with self.lock:
+            if self.inside == 0:
+                self.stance = torch.compiler.set_stance("force_eager")
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.stance.__exit__(None, None, None)
+
+
+_EAGER = _Eager()

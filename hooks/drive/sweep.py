@@ -1,0 +1,346 @@
+"""Many patches of the same prompts, each answered exactly, by replay where the model can be driven and else in full
+passes.
+
+A cell is a question: these values at these places. Answers come back per cell and prompt as the logits that are read.
+Cells that change nothing, by comparison with the base run, are not run; their answer is the base's own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy.family import Family
+from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.drive.faster import fused, products, quicker
+from interp.hooks.drive.questions import Answer, Cell, Reads, cells_of, differs, rows_of
+from interp.hooks.drive.recording import CannotDrive, called, keeps
+from interp.hooks.drive.replay import Replay
+from interp.hooks.drive.slices import Row
+from interp.hooks.edits.edits import Set
+from interp.hooks.errors import BudgetError, CheckFailed, InputsError, ModelError
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.size import free_memory
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.sites import Site
+from interp.hooks.stand.output import logits_of
+
+__all__ = ["Answer", "Cell", "Reads", "Sweep", "cells_of", "differs"]
+
+SHARE, MOST = 4, 2**31
+"""The rows under way together take at most this part of the free memory, and this many bytes, unless said."""
+
+
+class Sweep:
+    """The engine of exact patching on one base batch."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        anatomy: Anatomy,
+        base: Inputs,
+        kwargs: Mapping[str, Any],
+        *,
+        family: Family | None = None,
+        product: str | None = None,
+        budget: int | None = None,
+        tell: Callable[[int], object] = lambda done: None,
+    ) -> None:
+        self.module, self.anatomy, self.base, self.kwargs, self.family = module, anatomy, base, dict(kwargs), family
+        self.product = product or quicker(torch.empty(0, _width(anatomy), dtype=_dtype(module)))
+        self.replays: dict[str, Replay | str] = {}
+        self.budget = budget if budget is not None else min(free_memory() // SHARE, MOST)
+        self.tell = tell
+        """Is told of tokens times layers that have been driven."""
+        self.passes = 0
+        self.halvings = 0
+        """How often memory ran out and a chunk was run in halves."""
+        self._logits: tuple[Tensor, Tensor | None] | None = None
+
+    def engine(self, tower: str | None) -> Replay | str:
+        """The tower's replay, or why it has none."""
+        name = self._driver(tower)
+        if name not in self.replays:
+            self.replays[name] = self._make(name, None, None)
+        return self.replays[name]
+
+    def _driver(self, tower: str | None) -> str:
+        """The tower whose blocks hold this one's attentions."""
+        name = self.anatomy.tower(tower, text=str(tower)).name
+        return "decoder" if name == "cross" and "decoder" in self.anatomy.towers else name
+
+    def _make(self, name: str, kept: Tensor | None, beside: Session | None) -> Replay | str:
+        tower, onward = self.anatomy.towers[name], None
+        valid = self._valid(name)
+        try:
+            if name == "vision" and len(self.anatomy.towers) > 1:
+                _one_image_each(self.base)
+                above = self.engine(self.anatomy.main or "text")
+                onward = above if isinstance(above, Replay) else None
+            with torch.no_grad(), products(self.product), fused(self.module):
+                replay = Replay(
+                    self.module, self.anatomy, tower, self.kwargs, valid, kept=kept, beside=beside, onward=onward,
+                    depth=None if onward is None else _depth(self.module, len(tower.layers)), product=self.product,
+                )  # fmt: skip
+                if replay.prompts != self.base.batch:
+                    raise CannotDrive(f"{replay.prompts} rows of tiles do not stand for {self.base.batch} prompts")
+                replay.check_onward()
+        except CannotDrive as reason:
+            warnings.warn(
+                f"{type(self.module).__name__}: {reason}; the {name} tower is patched in full forward passes.",
+                stacklevel=2,
+            )
+            return str(reason)
+        self.passes += 1
+        self._logits = replay.readout.logits, replay.base.kept
+        return replay
+
+    def _valid(self, name: str) -> Tensor:
+        """A tower's real positions; where they are not known, as for images, all of them are."""
+        try:
+            return tower_inputs(self.base, Site(name, None, "embed")).valid
+        except InputsError:
+            return torch.ones(self.base.batch, 1, dtype=torch.bool)
+
+    @property
+    def logits(self) -> Tensor:
+        """What the base run was recorded with: all its logits, or those of some columns."""
+        if self._logits is None:
+            raise ModelError("nothing was recorded yet.")
+        return self._logits[0]
+
+    def record(self, sites: Sequence[Site], kept: Tensor | None = None) -> Mapping[Site, Tensor]:
+        """The base run's values at some sites, from the pass that the replay goes on from."""
+        name = self._driver(sites[0].tower)
+        session = self._session(self, self.base, sites)
+        self.replays[name] = self._make(name, kept, session)
+        if isinstance(self.replays[name], Replay):
+            return session.recorded()
+        found, logits = self.observe(self.base, self.kwargs, sites, kept)
+        self._logits = logits, keeps(self.module, kept)
+        return found
+
+    def observe(
+        self,
+        x: Inputs,
+        kwargs: Mapping[str, Any],
+        sites: Sequence[Site],
+        kept: Tensor | None = None,
+        *,
+        other: Sweep | None = None,
+    ) -> tuple[Mapping[Site, Tensor], Tensor]:
+        """What a run has at some sites, and its logits (of the `kept` columns where the model can do that); `other`
+        is the sweep of another model of the same shape."""
+        owner = other or self
+        session = self._session(owner, x, sites)
+        with session, torch.no_grad(), products(self.product), fused(owner.module):
+            logits = logits_of(owner.module(**called(owner.module, kwargs, keeps(owner.module, kept))))
+        self.passes += 1
+        if logits is None:
+            raise ModelError(f"{type(owner.module).__name__} has no logits to measure: load it with a head.")
+        return session.recorded(), logits
+
+    @staticmethod
+    def _session(owner: Sweep, x: Inputs, sites: Sequence[Site]) -> Session:
+        wish = Wish(list(sites), budget=free_memory() // 2)
+        return Session(owner.module, owner.anatomy, wish=wish, inputs=x, family=owner.family)
+
+    def run(self, cells: Sequence[Cell], reads: Reads) -> Iterator[Answer]:
+        """Every cell's answer, chunk by chunk; within a chunk those that are driven come first."""
+        for low, high in self.chunks(cells, reads):
+            for answer in self.chunk(cells[low:high], reads):
+                yield replace(answer, number=answer.number + low)
+
+    def chunks(self, cells: Sequence[Cell], reads: Reads) -> list[tuple[int, int]]:
+        """Stretches of cells that keep within the memory budget together."""
+        found, low, held = [], 0, 0
+        for n, cell in enumerate(cells):
+            need = sum(self._bytes(row, reads) for row in self._rows(n, cell))
+            if n > low and held + need > self.budget:
+                found.append((low, n))
+                low, held = n, 0
+            held += need
+        return [*found, (low, len(cells))] if cells else []
+
+    def cost(self, cells: Sequence[Cell]) -> int:
+        """Tokens times layers that a sweep drives, which is what its time goes into; a full pass counts as that."""
+        total = 0
+        for n, cell in enumerate(cells):
+            engine = self.engine(cell.site.tower)
+            if isinstance(engine, Replay) and engine.can(cell):
+                total += sum(engine.cost(row) for row in self._rows(n, cell))
+            elif bool(cell.changed.any()):
+                total += self._full_cost(cell)
+        return total
+
+    def _full_cost(self, cell: Cell) -> int:
+        return len(self.anatomy.tower(cell.site.tower, text=str(cell.site)).layers) * self.base.valid.numel()
+
+    def _rows(self, number: int, cell: Cell) -> list[Row]:
+        engine = self.engine(cell.site.tower)
+        if isinstance(engine, str) or not engine.can(cell):
+            return []
+        return [row for row in engine.rows(number, cell) if row is not None]
+
+    def _bytes(self, row: Row, reads: Reads) -> int:
+        engine = self.engine(row.tower)
+        assert isinstance(engine, Replay)
+        return engine.bytes(row, reads)
+
+    def chunk(self, cells: Sequence[Cell], reads: Reads) -> Iterator[Answer]:
+        """Every answer of cells that go together."""
+        driven: dict[str | None, list[int]] = defaultdict(list)
+        rest = []
+        for n, cell in enumerate(cells):
+            engine = self.engine(cell.site.tower)
+            if isinstance(engine, Replay) and engine.can(cell):
+                driven[cell.site.tower].append(n)
+            else:
+                rest.append(n)
+        for tower, mine in driven.items():
+            yield from self._replayed(tower, cells, mine, reads)
+        yield from self._in_full(cells, rest, reads)
+
+    def _replayed(
+        self, tower: str | None, cells: Sequence[Cell], mine: Sequence[int], reads: Reads
+    ) -> Iterator[Answer]:
+        """The answers of some cells together; where memory runs out, of one half and then the other."""
+        engine = self.engine(tower)
+        assert isinstance(engine, Replay)
+        made = self._together(engine, [row for n in mine for row in engine.rows(n, cells[n]) if row], reads)
+        if made is None and len(mine) == 1:
+            raise BudgetError(
+                f"memory ran out on a single cell, {cells[mine[0]].site}: patch fewer prompts at a time, or let the"
+                " metric say which positions and columns it reads."
+            )
+        if made is None:
+            self.halvings += 1
+            for half in (mine[: len(mine) // 2], mine[len(mine) // 2 :]):
+                yield from self._replayed(tower, cells, half, reads)
+            return
+        plain = self.plain(reads) if len(made) < len(mine) * engine.prompts else None
+        for n in mine:
+            pairs = [made.pop((n, b), None) for b in range(engine.prompts)]
+            both = [pair if pair is not None else (_given(plain)[b],) * 2 for b, pair in enumerate(pairs)]
+            logits, unchanged = (torch.stack([pair[i] for pair in both]) for i in (0, 1))
+            yield Answer(n, logits, unchanged, torch.tensor([pair is not None for pair in pairs]))
+
+    def _together(
+        self, engine: Replay, rows: Sequence[Row], reads: Reads
+    ) -> dict[tuple[int, int], tuple[Tensor, Tensor]] | None:
+        """By cell and prompt, the row's logits and those of its prompt unchanged; None where memory ran out."""
+        if not rows:
+            return {}
+        try:
+            both = [*rows, *engine.unchanged(rows)]
+            made = engine.run(both, reads.positions, reads.columns, tell=self.tell)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            return None
+        return {(row.number, row.prompt): (made[n], made[len(rows) + row.prompt]) for n, row in enumerate(rows)}
+
+    def _in_full(self, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
+        unchanged = self._forward([], reads) if mine else torch.empty(0)
+        for number in mine:
+            changed = cells[number].changed
+            if len(changed) != len(reads.positions):  # images or tiles that are not prompts
+                changed = changed.any().expand(len(reads.positions))
+            self.tell(self._full_cost(cells[number]) * bool(changed.any()))
+            made = self.full(cells[number], reads) if bool(changed.any()) else unchanged
+            yield Answer(number, made, unchanged, changed)
+
+    def plain(self, reads: Reads) -> Tensor:
+        """The base's own logits: those of the recorded run, or of a plain forward pass."""
+        if self._logits is None:
+            return self._forward([], reads)
+        logits, kept = self._logits
+        if kept is not None and not bool(torch.isin(reads.positions, kept).all()):
+            return self._forward([], reads)
+        return reads.of(logits, kept)
+
+    def full(self, cell: Cell, reads: Reads) -> Tensor:
+        """One cell in a full forward pass with an edit: the naive loop's step, and the oracle of the replay."""
+        return self._forward(cell.edits(), reads)
+
+    def _forward(self, edits: Sequence[Set], reads: Reads) -> Tensor:
+        self.passes += 1
+        kept = keeps(self.module, torch.unique(reads.positions))
+        with Session(self.module, self.anatomy, edits=edits, inputs=self.base, family=self.family), torch.no_grad():
+            logits = logits_of(self.module(**called(self.module, self.kwargs, kept)))
+        assert logits is not None
+        return reads.of(logits, kept if logits.ndim == 3 else None)
+
+    def compare(self, cell: Cell, answer: Answer, reads: Reads) -> float:
+        """How far an answer is from a full forward pass; raises where rounding does not explain it."""
+        if not bool(answer.changed.any()):
+            return 0.0
+        whole = self.full(cell, reads)
+        return _gap(cell, whole[answer.changed], answer.logits[answer.changed])
+
+    def inspect(self, looked: Sequence[tuple[Cell, Answer]], reads: Reads) -> float:
+        """`compare` for some answers on one prompt each, in one full pass that has them as its rows."""
+        looked = [(cell, answer) for cell, answer in looked if bool(answer.changed.any())]
+        prompts = [int(answer.changed.int().argmax()) for _, answer in looked]
+        kwargs = rows_of(self.kwargs, self.base, prompts) if looked else None
+        if kwargs is None:
+            return max((self.compare(cell, answer, reads) for cell, answer in looked), default=0.0)
+        x = Inputs.of(kwargs, config=getattr(self.module, "config", None))
+        few = Sweep(self.module, self.anatomy, x, kwargs, family=self.family, product=self.product)
+        asked = [(cell, n, b) for n, ((cell, _), b) in enumerate(zip(looked, prompts, strict=True))]
+        whole = few._forward([e for cell, n, b in asked for e in cell.alone(b, n, len(asked))], reads.take(prompts))
+        self.passes += 1
+        gaps = [_gap(cell, whole[n], looked[n][1].logits[b]) for cell, n, b in asked]
+        return max(gaps)
+
+
+def _depth(module: nn.Module, layers: int) -> int:
+    """After how many blocks a vision tower is read; LLaVA takes the output of the last but one."""
+    read = getattr(getattr(module, "config", None), "vision_feature_layer", -1)
+    if not isinstance(read, int):
+        raise CannotDrive(f"the text reads the vision layers {read} at once")
+    return read if read >= 0 else layers + 1 + read
+
+
+def _one_image_each(x: Inputs) -> None:
+    """A row of the vision tower is an image; it can stand for a prompt where each has exactly one."""
+    counts = (x.roles.image.amax(1) + 1).tolist()
+    if counts != [1] * len(counts):
+        raise CannotDrive(f"the prompts have {counts} images, and it takes one each to tell them apart")
+
+
+def _given(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """torch's own class on an accelerator, on a CPU a message."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _gap(cell: Cell, whole: Tensor, found: Tensor) -> float:
+    gap = float((whole - found).abs().max())
+    eps = max(torch.finfo(whole.dtype).eps, torch.finfo(torch.float32).eps)  # norms and softmax are float32 in float64
+    bound = 2048 * eps * max(1.0, float(whole.abs().max()))
+    if gap > bound:
+        raise CheckFailed(
+            f"{cell.site}: replay and a full forward pass differ by {gap:.3g} logits, more than the {bound:.3g} that"
+            " rounding explains; m.check(again=True) shows whether the model is deterministic and understood."
+        )
+    return gap
+
+
+def _width(anatomy: Anatomy) -> int:
+    return max(tower.width for tower in anatomy.towers.values())
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

@@ -1,0 +1,276 @@
+"""Changes of a run as frozen values: printable, comparable by content, applied as often as wanted.
+
+Value edits change what is at a site: `new = change(old)` at the chosen positions, rows and heads. Attention edits
+change how heads attend, per head and key set, without an N x N tensor; their mathematics is in `interp.kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.hooks.errors import EditError
+from interp.hooks.inputs.inputs import Positions
+from interp.kernels import edits as kernel
+from interp.kernels.masks.symbols import ByContent
+
+if TYPE_CHECKING:
+    from interp.hooks.stand.interface import Call
+
+Phase = Literal["prefill", "decode", "both"]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit(ByContent):
+    """What all edits share: where, at which positions and rows, and in which phase of generating."""
+
+    site: str
+    positions: Positions | None = field(default=None, kw_only=True)
+    """Which tokens; for `k` and `v` the keys, for everything else the queries. None for all."""
+    rows: tuple[int, ...] | None = field(default=None, kw_only=True)
+    """Which examples of the batch. None for all."""
+    phase: Phase = field(default="both", kw_only=True)
+    step: int | None = field(default=None, kw_only=True)
+    """Only this decoding step, counted from 0 for the first generated token after the prompt."""
+    expand: bool = field(default=False, kw_only=True)
+    """For `L5.H3.k` and `.v`: change what this query head alone reads, not the kv head it shares."""
+
+    def __repr__(self) -> str:
+        said = [
+            f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self)[1:] if getattr(self, f.name) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join([repr(self.site), *said])})"
+
+
+def _short(value: Any) -> str:
+    return f"tensor{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+class ValueEdit(Edit):
+    """An edit of the tensor at a site."""
+
+    @property
+    def needs_valid(self) -> bool:
+        """Whether `change` has to be told which positions are real."""
+        return False
+
+    def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """The new value of x [row, position, ..., d]; `valid` says which positions are real."""
+        raise NotImplementedError
+
+
+def _fit(value: Any, x: Tensor, edit: Edit) -> Tensor:
+    given = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    try:
+        return given.expand(x.shape)
+    except RuntimeError:
+        raise EditError(
+            f"{edit!r}: the value has shape {list(given.shape)}, which does not broadcast to the site's"
+            f" {list(x.shape)}."
+        ) from None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Set(ValueEdit):
+    """Put a value there."""
+
+    value: Any = None
+
+    def __post_init__(self) -> None:
+        if self.value is None:
+            raise EditError(f"Set({self.site!r}) needs a value: a number or a tensor that broadcasts to the site.")
+
+    def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        return _fit(self.value, x, self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(ValueEdit):
+    """Multiply by a factor."""
+
+    factor: Any = 1.0
+
+    def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        return x * _fit(self.factor, x, self)
+
+
+def Zero(site: str, **where: Any) -> Scale:
+    """`Scale(site, 0.0)`."""
+    return Scale(site, 0.0, **where)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mean(ValueEdit):
+    """Put the mean there: the one given, or the mean over this run's rows and real positions."""
+
+    value: Any = None
+
+    @property
+    def needs_valid(self) -> bool:
+        return self.value is None
+
+    def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        if self.value is not None:
+            return _fit(self.value, x, self)
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid.to(x.device)
+        return x[real].mean(0).expand(x.shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(ValueEdit):
+    """Add a vector, `amount` times: steering."""
+
+    vector: Any = None
+    amount: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.vector is None:
+            raise EditError(f"Add({self.site!r}) needs a vector: a number or a tensor that broadcasts to the site.")
+
+    def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        return x + self.amount * _fit(self.vector, x, self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Project(ValueEdit):
+    """Replace the part inside a subspace: `x - P x + P to`, with P the projector on the span of `basis` [d] or [d,
+    n]."""
+
+    basis: Any = None
+    to: Any = 0.0
+
+    def __post_init__(self) -> None:
+        if self.basis is None:
+            raise EditError(f"Project({self.site!r}) needs a basis: a vector [d] or columns [d, n].")
+
+    def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        columns = torch.as_tensor(self.basis, dtype=torch.float32, device=x.device)
+        columns = columns[:, None] if columns.ndim == 1 else columns
+        if columns.shape[0] != x.shape[-1]:
+            raise EditError(
+                f"{self!r}: the basis has {columns.shape[0]} rows, but the site has {x.shape[-1]} dimensions."
+            )
+        q, r = torch.linalg.qr(columns)
+        q = q[:, r.diagonal().abs() > 1e-6 * r.diagonal().abs().max()]
+        gap = (_fit(self.to, x, self) - x).to(torch.float32)
+        return x + (gap @ q @ q.T).to(x.dtype)
+
+
+class AttentionEdit(Edit):
+    """An edit of how heads attend; `positions` are the query rows."""
+
+    def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
+        """The same edit in the kernels' terms, with heads, rows and key sets resolved."""
+        raise NotImplementedError
+
+    def key_sets(self) -> dict[str, Positions]:
+        """The key sets it names, to be resolved against the inputs."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in an attention call an edit acts."""
+
+    heads: tuple[int, ...]
+    rows: Tensor | None
+    """Bool [batch, query] that it may change; None for all."""
+    real: Tensor | None
+    """Bool [batch, query] that are no padding; None where all are."""
+    first: Tensor
+    """[batch], the key of each example's first real token; negative where a cache has dropped it."""
+
+
+class CallEdit(AttentionEdit):
+    """An attention edit that reads off the call what it has to do."""
+
+    def of_call(self, call: Call, place: Place) -> list[Any]:
+        """What it comes to here: edits in the kernels' terms, or a `Narrow` view."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MaskKeys(AttentionEdit):
+    """Make a key set invisible; the weights of the other keys are renormalised. A row left with no key gives 0."""
+
+    keys: Positions = "all"
+
+    def key_sets(self) -> dict[str, Positions]:
+        return {"keys": self.keys}
+
+    def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
+        return kernel.MaskKeys(keys["keys"], heads, rows)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Temperature(AttentionEdit):
+    """Divide the scores by `value`: above 1 flattens the pattern, below 1 sharpens it."""
+
+    value: float = 1.0
+
+    def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
+        return kernel.Temperature(self.value, heads, rows)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BiasKeys(AttentionEdit):
+    """Add `amount` to the scores of a key set: each weight times e^amount, then renormalised."""
+
+    keys: Positions = "all"
+    amount: float = 0.0
+
+    def key_sets(self) -> dict[str, Positions]:
+        return {"keys": self.keys}
+
+    def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
+        return kernel.BiasKeys(keys["keys"], self.amount, heads, rows)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Emphasize(AttentionEdit):
+    """Scores s of a key set become s + amount |s|; `positions="last"` for the last query only."""
+
+    keys: Positions = "all"
+    amount: float = 0.0
+
+    def key_sets(self) -> dict[str, Positions]:
+        return {"keys": self.keys}
+
+    def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
+        return kernel.Emphasize(keys["keys"], self.amount, heads, rows)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Redistribute(AttentionEdit):
+    """Move a fraction of the weight on `source` to `target`, in proportion to the target's weights."""
+
+    source: Positions = "first"
+    target: Positions = "all"
+    fraction: float = 1.0
+
+    def key_sets(self) -> dict[str, Positions]:
+        return {"source": self.source, "target": self.target}
+
+    def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
+        return kernel.Redistribute(keys["source"], keys["target"], self.fraction, heads, rows)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Blend(AttentionEdit):
+    """Replace part of the pattern by looking at the own key only (`identity`), or at all visible keys alike
+    (`uniform`)."""
+
+    to: Literal["identity", "uniform"] = "identity"
+    amount: float = 1.0
+
+    def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
+        return kernel.Blend(self.to, self.amount, heads, rows)
+
+
+def UniformAttention(site: str, **where: Any) -> Blend:
+    """`Blend(site, to="uniform", amount=1.0)`."""
+    return Blend(site, to="uniform", amount=1.0, **where)

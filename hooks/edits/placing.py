@@ -1,0 +1,50 @@
+"""Edits with their sites found in a model, and the refusals of those that have none there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interp.hooks.anatomy.towers import Anatomy, Layer
+from interp.hooks.edits.edits import AttentionEdit, Edit, Mean, ValueEdit
+from interp.hooks.errors import EditError
+from interp.hooks.sites import KV, Site
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An edit with its site found in this model."""
+
+    edit: Edit
+    site: Site
+
+
+def places(anatomy: Anatomy, edit: Edit) -> list[Site]:
+    """The sites of an edit, one per layer."""
+    if not isinstance(edit, Edit):
+        raise EditError(f"an edit is one of interp's edit values, such as interp.Zero('L5.H3.z'), got {edit!r}.")
+    sites = anatomy.sites(edit.site)
+    for site in sites:
+        attends = site.component == "attention"
+        if isinstance(edit, AttentionEdit) and not attends:
+            raise EditError(
+                f"{edit!r} changes how heads attend: its site has no component, such as 'L5.H3' or 'L*.H*'."
+            )
+        if isinstance(edit, ValueEdit) and attends:
+            raise EditError(f"{edit!r} changes a value: name the component, such as '{site}.z'.")
+        if isinstance(edit, Mean) and edit.value is None and site.component in ("pattern", "scores"):
+            raise EditError(f"{edit!r}: rows of a pattern see different keys, so they have no mean; give a value.")
+        if site.query_heads and site.component in KV and not edit.expand:
+            _refuse_shared(edit, site, anatomy.layer(site))
+    return sites
+
+
+def _refuse_shared(edit: Edit, site: Site, layer: Layer) -> None:
+    """An edit of one query head's k or v would change what others of its group read."""
+    if layer.group == 1 or site.heads is None:
+        return
+    head, kv = site.heads[0], site.heads[0] // layer.group
+    shared = ", ".join(f"H{h}" for h in range(layer.heads) if h // layer.group == kv)
+    raise EditError(
+        f"{edit!r}: {site.component} of query head {head} is kv head {kv}, which {shared} all read. Write"
+        f" 'L{site.layer}.K{kv}.{site.component}' to change it for all of them, or expand=True for this head alone."
+    )

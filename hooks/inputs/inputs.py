@@ -1,0 +1,196 @@
+"""What a model is called with, frozen: tensors, which positions are real, what each token is, where text lies.
+
+Idea: everything later asks one object which positions count (`valid`), what they are (`roles`) and where a word is
+(`find`), so that no method does its own arithmetic on padding. Positions are columns of the main tower (the decoder of
+an encoder-decoder); `tower("encoder")` or `tower("vision")` is the same object for another stack of layers.
+Cost: no forward pass. Limits: the tensors are shared with the caller, not copied; 4-d attention masks are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs import table
+from interp.hooks.inputs.arguments import checked, main_ids, main_tower, other_towers
+from interp.hooks.inputs.positions import Span, resolve
+from interp.hooks.inputs.roles import Roles, roles
+from interp.hooks.inputs.token_text import Decoder, Offsets, covering, locate, not_found, read, shown
+
+Positions: TypeAlias = "str | Span | int | Sequence[Any] | slice | range | Tensor"
+ALIASES = {
+    "text": ("text", "decoder", "encoder", "cross"),
+    "decoder": ("decoder", "text", "cross"),
+    "vision": ("vision", "encoder"),
+    "encoder": ("encoder",),
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inputs:
+    """The arguments of one batch and what is known about them; made by `prepare` or `Inputs.of`.
+
+    `texts[row][start:end]` with `(start, end) = offsets[row][position]` is the text of a token; `continuation[row]` is
+    the column where a row's answer starts; `towers` holds the other towers, or why their positions are not known.
+    """
+
+    kwargs: Mapping[str, Any]
+    valid: Bool[Tensor, "batch position"]
+    roles: Roles
+    tokens: tuple[tuple[str, ...], ...] | None = None
+    texts: tuple[str, ...] | None = None
+    offsets: tuple[Offsets, ...] | None = None
+    continuation: tuple[int, ...] | None = None
+    main: str = "text"
+    towers: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kwargs", MappingProxyType(dict(self.kwargs)))
+        object.__setattr__(self, "towers", MappingProxyType(dict(self.towers)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rest = (self.valid, self.roles, self.tokens, self.texts, self.offsets, self.continuation, self.main)
+        return Inputs, (dict(self.kwargs), *rest, dict(self.towers))
+
+    @classmethod
+    def of(cls, kwargs: Mapping[str, Any], *, config: Any = None, tokenizer: Any = None) -> Inputs:
+        """Wrap the arguments of a call as they are; ids are never retokenised."""
+        call = checked(kwargs, config)
+        towers = {name: _tower(call, name, config, tokenizer) for name in other_towers(call)}
+        return _describe(call, main_tower(call), config, tokenizer, towers)
+
+    @property
+    def ids(self) -> Tensor | None:
+        """The main tower's ids, where it reads ids."""
+        return main_ids(self.kwargs, self.main)
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.valid.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Columns, padding included."""
+        return self.valid.shape[1]
+
+    def __len__(self) -> int:
+        return self.batch
+
+    def tower(self, name: str) -> Inputs:
+        """The positions of another tower; the main tower's own names give this object."""
+        found = self.towers.get(name, self if name in ALIASES[self.main] else None)
+        if isinstance(found, Inputs):
+            return found
+        known = ", ".join(dict.fromkeys((self.main, *self.towers)))
+        raise InputsError(found or f"no tower {name!r} in these inputs; they have {known}")
+
+    def valid_of(self, tower: str) -> Bool[Tensor, "batch position"]:
+        """Which positions of a tower are real."""
+        return self.tower(tower).valid
+
+    def mask(self, spec: Positions) -> Bool[Tensor, "batch position"]:
+        """The real positions a specification stands for.
+
+        A role (`"image"`, `"text"`, `"bos"`, `"image:0"`, `"newline"`, `"cls"`), `"all" "first" "last"`, `"prompt"
+        "continuation" "last_prompt"`, a `Span`, a column, columns, columns per row, a slice, a range, or a mask.
+        Negative numbers count from each row's last real token; a number that is padding in some row is an error.
+        """
+        return resolve(spec, self.valid, self.roles, self.continuation)
+
+    def find(self, text: str, occurrence: int = 1, *, row: int | None = None) -> Span:
+        """The tokens that hold the n-th occurrence of a text, in every row or in one; -1 is the last occurrence."""
+        if self.texts is None or self.offsets is None:
+            raise InputsError("the text of these inputs is not known: make them with a tokenizer")
+        if not text or occurrence == 0:
+            raise InputsError("find needs a text of at least one character and an occurrence from 1 (or from -1)")
+        if row is not None and not -self.batch <= row < self.batch:
+            raise InputsError(f"no row {row} in a batch of {self.batch}")
+        wanted = range(self.batch) if row is None else [row % self.batch]
+        return Span(tuple(self._find(i, text, occurrence) if i in wanted else None for i in range(self.batch)), text)
+
+    def _find(self, row: int, text: str, occurrence: int) -> tuple[int, int]:
+        assert self.texts is not None
+        assert self.offsets is not None
+        where = locate(self.texts[row], text, occurrence)
+        span = covering(self.offsets[row], *where) if where else None
+        if span is None:
+            raise not_found(row, self.texts[row], text, occurrence)
+        return span
+
+    def digest(self) -> str:
+        """A sha256 of the data, the same on every machine."""
+        total = hashlib.sha256()
+        for name, value in sorted({**self.kwargs, "valid": self.valid}.items()):
+            if not isinstance(value, Tensor):
+                total.update(f"{name} {value!r}\n".encode())
+                continue
+            array = value.detach().cpu().contiguous()
+            total.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+            total.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()
+
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same inputs on another device."""
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.kwargs.items()}
+        towers = {name: tower.to(device) if isinstance(tower, Inputs) else tower for name, tower in self.towers.items()}
+        rest = (self.tokens, self.texts, self.offsets, self.continuation, self.main)
+        return Inputs(moved, self.valid.to(device), self.roles.to(device), *rest, towers)
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything but towers that are not known to a folder: `inputs.safetensors` and `inputs.json`."""
+        from interp.hooks.inputs.files import save
+
+        save(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path) -> Inputs:
+        """Read what `save` wrote."""
+        from interp.hooks.inputs.files import load
+
+        return load(Path(folder))
+
+    def show(self) -> None:
+        """Print every position: column, id, token, role; long stretches of patches or padding folded."""
+        print(table.text(self))
+
+    def __repr__(self) -> str:
+        return f"Inputs({self.batch} x {self.length} positions, {int(self.valid.sum())} real, {self.roles!r})"
+
+    def _repr_html_(self) -> str:
+        return table.html(self)
+
+
+def _describe(
+    call: Mapping[str, Any], tower: str, config: Any, tokenizer: Any, towers: Mapping[str, Any] = MappingProxyType({})
+) -> Inputs:
+    labels = roles(config, call, tokenizer=tokenizer, tower=tower)
+    valid, ids = ~labels.where("pad"), main_ids(call, tower)
+    if ids is None or tokenizer is None:
+        return Inputs(call, valid, labels, main=tower, towers=towers)
+    decoder = Decoder(tokenizer)
+    rows = [(row.tolist(), real.tolist()) for row, real in zip(ids, valid, strict=True)]
+    texts, offsets = zip(*(read(decoder, row, real) for row, real in rows), strict=True)
+    return Inputs(
+        call, valid, labels, tuple(shown(decoder, row) for row, _ in rows), texts, offsets, None, tower, towers
+    )
+
+
+def _tower(call: Mapping[str, Any], name: str, config: Any, tokenizer: Any) -> Inputs | str:
+    """Another tower's inputs, or why its positions are not known."""
+    try:
+        return _describe(call, name, config, tokenizer if name in ("encoder", "text") else None)
+    except InputsError as reason:
+        return str(reason)
+
+
+__all__ = ["Inputs", "Positions", "Roles", "Span"]

@@ -1,0 +1,74 @@
+"""Inputs as a table of tokens, for a terminal and for a notebook; long stretches of patches are folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.hooks.inputs.inputs import Inputs
+
+Line = tuple[str, ...]
+FOLD = 8
+MOST = 2000
+
+
+def lines(inputs: Inputs, row: int) -> Iterator[Line]:
+    """(position, id, token, role) of every position of a row, patches folded to the first and last of a stretch."""
+    ids = [str(index) for index in inputs.ids[row].tolist()] if inputs.ids is not None else [""] * inputs.length
+    tokens = [repr(token) for token in inputs.tokens[row]] if inputs.tokens else [""] * inputs.length
+    folded = _folded(inputs, row)
+    for position in range(inputs.length):
+        if not folded[position]:
+            yield str(position), ids[position], tokens[position], inputs.roles.label(row, position)
+        elif not folded[position - 1]:
+            count = next(i for i, fold in enumerate([*folded[position:], False]) if not fold)
+            yield "…", "", "", f"{count} more"
+
+
+def _folded(inputs: Inputs, row: int) -> list[bool]:
+    """Positions whose neighbours on both sides belong to the same grid, or are padding too."""
+    tiles, valid = inputs.roles.tile[row].tolist(), inputs.valid[row].tolist()
+    stretch = [(tile, real) if tile >= 0 or not real else None for tile, real in zip(tiles, valid, strict=True)]
+    half, out = FOLD // 2, [False] * len(tiles)
+    for position in range(half, len(tiles) - half):
+        near = set(stretch[position - half : position + half + 1])
+        out[position] = len(near) == 1 and None not in near
+    return out
+
+
+def text(inputs: Inputs) -> str:
+    """The table of every row, aligned."""
+    parts = [repr(inputs)]
+    for row in range(inputs.batch):
+        body = [("pos", "id", "token", "role"), *lines(inputs, row)]
+        widths = [max(len(line[column]) for line in body) for column in range(3)]
+        parts.append(_title(inputs, row))
+        for pos, number, token, role in body:
+            parts.append(f"{pos:>{widths[0]}}  {number:>{widths[1]}}  {token:<{widths[2]}}  {role}".rstrip())
+    return "\n".join(parts)
+
+
+def _title(inputs: Inputs, row: int) -> str:
+    start = inputs.continuation[row] if inputs.continuation else None
+    tail = f", continuation from {start}" if start is not None else ""
+    return f"row {row}: {int(inputs.valid[row].sum())} of {inputs.length} positions{tail}"
+
+
+def html(inputs: Inputs) -> str:
+    """The same as an HTML table; at most `MOST` lines, and it says so."""
+    rows: list[str] = []
+    total = 0
+    for row in range(inputs.batch):
+        body = list(lines(inputs, row))
+        rows.append(f'<tr><th colspan="4" style="text-align:left">{escape(_title(inputs, row))}</th></tr>')
+        rows += [_cells(line) for line in body[: max(0, MOST - total)]]
+        total += len(body)
+    more = f"<p>{total - MOST} more lines; show() prints them all.</p>" if total > MOST else ""
+    head = "<tr><th>pos</th><th>id</th><th>token</th><th>role</th></tr>"
+    return f"<table><caption>{escape(repr(inputs))}</caption>{head}{''.join(rows)}</table>{more}"
+
+
+def _cells(line: Any) -> str:
+    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>"

@@ -1,0 +1,174 @@
+"""Where a run is: which columns of the inputs the current forward pass computes, in which phase of generating."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.edits.edits import Edit
+from interp.hooks.errors import EditError, InputsError
+from interp.hooks.inputs.inputs import Inputs, Positions
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.sites import KV, Site
+
+
+class Moment(threading.local):
+    """The inputs of the run, and how far a cache has already carried it; each thread that runs has its own.
+
+    Positions are columns of the prompt as it was given, so that an edit means the same token in every step of
+    generating; a token generated later is in no position set, and in reach of edits that name no positions.
+    `cross` says of a site that its layer is a cross-attention, whose keys are another tower's.
+    """
+
+    def __init__(self, inputs: Inputs | None, describe: Callable[[Mapping[str, Any]], Inputs] | None) -> None:
+        self.inputs = inputs
+        self.given = inputs is not None
+        self.describe = describe
+        self.offset = 0
+        self.step = -1
+        self._call: Mapping[str, Any] = {}
+
+    def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A forward pass of the whole model starts."""
+        cache = kwargs.get("past_key_values")
+        cached = getattr(cache, "get_seq_length", None)
+        self.offset = int(cached()) if cached is not None else 0
+        self.step = self.step + 1 if self.offset else -1
+        self._call = {"input_ids": args[0], **kwargs} if args else kwargs
+        if not self.given and self.offset == 0:
+            self.inputs = None
+
+    def rows(self) -> int | None:
+        """Rows in this forward pass."""
+        for value in self._call.values():
+            if torch.is_tensor(value):
+                return int(value.shape[0])
+        return None
+
+    def known(self) -> Inputs:
+        """The prompt's inputs, described from the call itself where nobody prepared them."""
+        if self.inputs is None:
+            if self.describe is None:
+                raise InputsError(
+                    "positions, roles and key sets need to know the inputs: pass what m.prepare(...) returns."
+                )
+            if self.offset:
+                raise InputsError(
+                    "positions, roles and key sets are those of the prompt, and this call goes on from a cache whose"
+                    " prompt was not seen: run the prompt inside the same context, or use m.generate(...)."
+                )
+            self.inputs = self.describe(self._call)
+        return self.inputs
+
+    def applies(self, edit: Edit) -> bool:
+        """Whether this phase and step is one of the edit's."""
+        decoding = self.offset > 0
+        if edit.step is not None:
+            return decoding and edit.step == self.step
+        return edit.phase == "both" or edit.phase == ("decode" if decoding else "prefill")
+
+    def _grows(self, site: Site) -> bool:
+        """Whether the site's tower is the one that a cache carries on."""
+        return site.tower in (None, "text", "decoder", "cross")
+
+    def _start(self, site: Site, length: int) -> int:
+        """The column of the first computed position; logits may be computed for the last ones only."""
+        if site.component == "logits":
+            return max(0, self._end() - length)
+        return self.offset if self._grows(site) else 0
+
+    def _key_start(self, site: Site, length: int, *, cross: bool) -> int:
+        """The column of the first key: a sliding window's cache has dropped those before it."""
+        return 0 if cross or not self._grows(site) else max(0, self._end() - length)
+
+    def _end(self) -> int:
+        """The column after the last computed one."""
+        for name in ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds"):
+            if torch.is_tensor(found := self._call.get(name)):
+                return self.offset + int(found.shape[1])
+        return 0
+
+    def mask(self, spec: Positions, site: Site, length: int) -> Tensor:
+        """The positions of a specification among the `length` columns that are being computed."""
+        whole = tower_inputs(self.known(), site).mask(spec)
+        start = self._start(site, length)
+        self._fits(site, whole, start + length, exact=not self.offset)
+        return _columns(whole, start, length)
+
+    def keys(self, spec: Positions, site: Site, length: int, *, cross: bool) -> Tensor:
+        """The positions of a specification among all `length` keys, cached ones included."""
+        cross = cross or site.tower == "cross"
+        if isinstance(spec, str) and spec == "all":
+            return torch.ones(self.known().batch, length, dtype=torch.bool)
+        whole = tower_inputs(self.known(), replace(site, component="k"), cross=cross).mask(spec)
+        start = self._key_start(site, length, cross=cross)
+        self._fits(site, whole, start + length, exact=cross or not self._grows(site))
+        return _columns(whole, start, length)
+
+    def first_key(self, site: Site, length: int, *, cross: bool) -> Tensor:
+        """[example], which of `length` keys is the first real token; negative where a cache has dropped it."""
+        valid = tower_inputs(self.known(), replace(site, component="k"), cross=cross).valid
+        return valid.int().argmax(1) - self._key_start(site, length, cross=cross)
+
+    @staticmethod
+    def _fits(site: Site, whole: Tensor, end: int, *, exact: bool) -> None:
+        if end < whole.shape[1] or (exact and end > whole.shape[1]):
+            raise InputsError(
+                f"{site} has {end} positions here, but its tower's inputs have {whole.shape[1]} columns (windows,"
+                " images run one by one, or queries that are not tokens): positions and key sets have no meaning there."
+            )
+
+    def valid(self, site: Site, rows: int, length: int, *, cross: bool) -> Tensor | None:
+        """Which of the computed positions are real; None where all are."""
+        whole = tower_inputs(self.known(), site, cross=cross).valid
+        if bool(whole.all()):
+            return None
+        keys = site.component in KV
+        start = self._key_start(site, length, cross=cross) if keys else self._start(site, length)
+        found = _columns(whole, start, length, beyond=True)
+        if found.shape != (rows, length):
+            raise InputsError(
+                f"{site} has {rows} rows of {length} positions here, but its tower's inputs have"
+                f" {list(whole.shape)}, some of them padding: which of these are real is not known."
+            )
+        return found
+
+    def where(
+        self, edit: Edit, site: Site, rows: int, length: int, device: torch.device, *, keys: bool, cross: bool
+    ) -> Tensor | None:
+        """[row, position] of what an edit touches now (`keys`: as keys); None for everything."""
+        if edit.positions is None and edit.rows is None:
+            return None
+        found = torch.ones(rows, length, dtype=torch.bool)
+        if edit.positions is not None:
+            spec = (
+                self.keys(edit.positions, site, length, cross=cross)
+                if keys
+                else self.mask(edit.positions, site, length)
+            )
+            if spec.shape != found.shape:
+                raise EditError(
+                    f"{edit!r}: positions are {list(spec.shape)} [row, position], but {site} has {list(found.shape)}"
+                    " here (windows, or images folded into rows); leave positions out."
+                )
+            found = spec.cpu()
+        if edit.rows is not None:
+            bad = [r for r in edit.rows if not 0 <= r < rows]
+            if bad:
+                raise EditError(f"{edit!r}: no row {bad[0]} in a batch of {rows}.")
+            chosen = torch.zeros(rows, dtype=torch.bool)
+            chosen[list(edit.rows)] = True
+            found = found & chosen[:, None]
+        return found.to(device)
+
+
+def _columns(mask: Tensor, start: int, length: int, *, beyond: bool = False) -> Tensor:
+    """Columns start .. start + length; those beyond the prompt get the value `beyond`."""
+    part = mask[:, start : start + length]
+    missing = length - part.shape[1]
+    return torch.nn.functional.pad(part, (0, missing), value=beyond) if missing > 0 else part

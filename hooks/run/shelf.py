@@ -1,0 +1,109 @@
+"""Tensors kept in a directory instead of in memory: one safetensors file a site, `tape.json` for the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.sites import Site
+from interp.kernels.errors import InterpError
+
+FORMAT = 1
+
+
+class Shelf(MutableMapping[Site, Tensor]):
+    """A mapping from site to tensor that reads a tensor only when it is asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._files: dict[Site, str] = {}
+
+    def __setitem__(self, site: Site, tensor: Tensor) -> None:
+        from safetensors.torch import save_file
+
+        (self.folder / "tape.json").unlink(missing_ok=True)  # no tape until it is closed again
+        name = self._files.setdefault(site, f"{len(self._files):05d}.safetensors")
+        save_file({"value": tensor.detach().cpu().contiguous()}, str(self.folder / name))
+
+    def __getitem__(self, site: Site) -> Tensor:
+        from safetensors.torch import load_file
+
+        return load_file(str(self.folder / self._files[site]))["value"]
+
+    def __delitem__(self, site: Site) -> None:
+        (self.folder / self._files.pop(site)).unlink()
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def sort(self, sites: Sequence[Site]) -> None:
+        """List these sites in this order, and no others."""
+        self._files = {site: self._files[site] for site in sites}
+
+    def close(self, anatomy: Anatomy, inputs: Inputs | None, meta: Mapping[str, Any]) -> None:
+        """Write what makes the files a tape; last, and by rename, so that a killed run leaves no half tape."""
+        about = {
+            "format": FORMAT,
+            "files": [[asdict(site), name] for site, name in self._files.items()],
+            "anatomy": asdict(anatomy),
+            "meta": dict(meta),
+            "inputs": inputs is not None,
+        }
+        if inputs is not None:
+            inputs.save(self.folder / "inputs")
+        scratch = self.folder / "tape.json.part"
+        scratch.write_text(json.dumps(about, indent=1))
+        scratch.rename(self.folder / "tape.json")
+
+    @classmethod
+    def open(cls, folder: str | Path) -> tuple[Shelf, Anatomy, Inputs | None, dict[str, Any]]:
+        """The shelf of a saved tape, with the anatomy, inputs and notes saved beside it."""
+        path = Path(folder) / "tape.json"
+        if not path.exists():
+            raise InterpError(f"{folder} holds no tape: expected {path}.")
+        about = json.loads(path.read_text())
+        if about.get("format") != FORMAT:
+            raise InterpError(
+                f"{folder} was written in format {about.get('format')}; this version reads format {FORMAT}."
+            )
+        shelf = cls(folder)
+        shelf._files = {_site(fields): name for fields, name in about["files"]}
+        inputs = Inputs.load(Path(folder) / "inputs") if about["inputs"] else None
+        return shelf, _anatomy(about["anatomy"]), inputs, about["meta"]
+
+
+def _site(fields: Mapping[str, Any]) -> Site:
+    heads = fields["heads"]
+    return Site(**{**fields, "heads": None if heads is None else tuple(heads)})
+
+
+def _port(fields: Mapping[str, Any] | None) -> Port | None:
+    return None if fields is None else Port(**{**fields, "minus": _port(fields["minus"])})
+
+
+def _layer(fields: Mapping[str, Any]) -> Layer:
+    return Layer(**{**fields, "ports": {name: _port(port) for name, port in fields["ports"].items()}})
+
+
+def _tower(fields: Mapping[str, Any]) -> Tower:
+    layers = tuple(map(_layer, fields["layers"]))
+    return Tower(
+        **{**fields, "layers": layers, "final_norm": _port(fields["final_norm"]), "skipped": tuple(fields["skipped"])}
+    )
+
+
+def _anatomy(fields: Mapping[str, Any]) -> Anatomy:
+    return Anatomy(
+        {name: _tower(tower) for name, tower in fields["towers"].items()}, fields["main"], _port(fields["connector"])
+    )

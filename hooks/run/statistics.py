@@ -1,0 +1,230 @@
+"""Statistics of the attention of chosen layers, taken while the model runs, without its N x N patterns.
+
+The model's own implementation computes z; the statistics come from what the call received. With `impl` the kernels
+compute both in one pass, and the model goes on with their z. Padding is not a row: padded queries take no part in
+sums over rows. Distances in a picture are between patches on their grid; what stands for no patch (a CLS token, a
+register) is at no distance: 0, as a key and as a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy.towers import Anatomy, Layer
+from interp.hooks.errors import InputsError, NotFired
+from interp.hooks.inputs.inputs import Inputs, Positions
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.sites import Site
+from interp.hooks.stand.attention import edited_part
+from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.kernels.attention import attend
+from interp.kernels.masks.symbols import Dense, as_mask
+from interp.kernels.stats import Stat, concat, parse_all
+
+FIRST = "mass:first"
+"""The mass on the first real token is the mass on a key set: a sliding window may have dropped that key."""
+
+NOWHERE = "mass:nowhere"
+"""The mass on tokens that stand for no patch of the picture."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every layer."""
+
+    stats: tuple[Stat, ...]
+    rows: Positions | None = None
+    impl: str | None = None
+    reduce_groups: Any = None
+
+    @classmethod
+    def of(cls, stats: Sequence[str] | str, rows: Positions | None, impl: str | None, reduce_groups: Any) -> Request:
+        """Read the names; an average over rows is merged over chunks from the two numbers it is made of."""
+        wanted = parse_all(stats)
+        if not wanted:
+            raise InputsError("name at least one statistic, for example stats=['entropy', 'received'].")
+        if any(s.kind == "received_mean" for s in wanted):
+            wanted = tuple(dict.fromkeys((*wanted, Stat("received"), Stat("seen"))))
+        wanted = tuple(Stat("mass", "first") if s.kind == "first" else s for s in wanted)
+        return cls(wanted, rows, impl, reduce_groups)
+
+    @property
+    def names(self) -> list[str]:
+        """The statistics, as the kernels spell them."""
+        return [s.name for s in self.stats]
+
+
+@dataclass
+class StatTap(Tap):
+    """Takes the statistics of one layer, call by call."""
+
+    request: Request
+    site: Site
+    layer: Layer
+    inputs: Inputs
+    offset: Callable[[], int]
+    parts: list[dict[str, Tensor]] = field(default_factory=list)
+    ran: set[str] = field(default_factory=set)
+
+    def before(self, call: Call) -> None:
+        if self.request.impl is not None and self.site.heads is not None:
+            raise InputsError("impl= computes the model's own attention too, so it needs all heads: leave heads out.")
+
+    def attends(self) -> bool:
+        return self.request.impl is not None
+
+    def attend(self, call: Call) -> None:
+        """In the place of the model's implementation: z and the statistics in one pass."""
+        found = self._take(call, tuple(range(self.layer.heads)), z=True)
+        assert found is not None
+        call.z = found.transpose(1, 2).to(call.v.dtype).contiguous()
+
+    def record(self, call: Call) -> None:
+        if self.request.impl is None:
+            self._take(call, self.site.heads or tuple(range(self.layer.heads)), z=False)
+
+    def _take(self, call: Call, heads: tuple[int, ...], *, z: bool) -> Tensor | None:
+        queries, keys = call.q.shape[2], call.k.shape[2]
+        rows = self._rows(queries)
+        if rows is not None and not len(rows) and not z:
+            return None
+        part, edits = edited_part(call, heads)
+        arguments = {**part.arguments, "mask": self._without_padding(part.arguments["mask"], queries, keys)}
+        grid, sets = self._grid(keys), self._key_sets(queries, keys)
+        if grid is not None:
+            sets["nowhere"] = grid.nowhere.expand(len(part.q), -1)
+        done = attend(
+            part.q,
+            part.k,
+            part.v if z else None,
+            stats=[*self.request.names, *([] if grid is None else [NOWHERE])],
+            rows=None if z else rows,
+            edits=edits,
+            impl=self.request.impl or "auto",
+            key_sets=sets,
+            places=None if grid is None else grid.places,
+            **arguments,
+        )
+        self.ran.add(done.impl)
+        stats = done.stats if grid is None else grid.corrected(done.stats, rows)
+        self.parts.append({name: _placed(name, value, self._first_key(queries, keys)) for name, value in stats.items()})
+        return done.z
+
+    def _start(self) -> int:
+        return self.offset() if self.site.tower in (None, "text", "decoder", "cross") else 0
+
+    def _queries(self) -> Inputs:
+        return tower_inputs(self.inputs, self.site, cross=self.layer.kind == "cross")
+
+    def _keys(self) -> Inputs:
+        return tower_inputs(self.inputs, Site(self.site.tower, self.site.layer, "k"), cross=self.layer.kind == "cross")
+
+    def _rows(self, queries: int) -> Tensor | None:
+        if self.request.rows is None:
+            return None
+        mask = self._queries().mask(self.request.rows)[:, self._start() : self._start() + queries]
+        if not bool((mask == mask[:1]).all()):
+            raise InputsError(
+                "rows= must mean the same columns in every example here; pad on the left, or take all rows and select"
+                " afterwards."
+            )
+        return mask[0].nonzero().flatten()
+
+    def _without_padding(self, mask: Any, queries: int, keys: int) -> Any:
+        valid = self._queries().valid[:, self._start() : self._start() + queries]
+        if bool(valid.all()) or valid.shape[1] != queries:
+            return mask
+        return as_mask(mask) & Dense(valid[:, None, :, None].expand(-1, -1, -1, keys).to(self.inputs.valid.device))
+
+    def _first_key(self, queries: int, keys: int) -> int:
+        """The column of the first key: a sliding window's cache has dropped those before it."""
+        return max(0, self._start() + queries - keys) if self._start() else 0
+
+    def _grid(self, keys: int) -> _Grid | None:
+        """Where the patches of a picture are, if distances were asked for and the keys are a whole picture's."""
+        if all(s.kind != "distance" for s in self.request.stats):
+            return None
+        x = self._keys()
+        if x.ids is not None or x.length != keys:
+            return None
+        places = torch.stack([x.roles.frame, x.roles.row, x.roles.col], -1)
+        if not bool((places == places[:1]).all()):
+            raise InputsError("distances are taken on one grid, and these pictures have several: ask size by size.")
+        return _Grid(places[0].clamp(min=0).float(), (x.roles.row < 0)[0])
+
+    def _key_sets(self, queries: int, keys: int) -> dict[str, Tensor]:
+        start = self._first_key(queries, keys)
+        return {
+            s.argument: self._keys().mask(s.argument)[:, start : start + keys]
+            for s in self.request.stats
+            if s.kind == "mass"
+        }
+
+    def merged(self) -> dict[str, Tensor]:
+        """All chunks as one run, reduced over groups if that was asked."""
+        if not self.parts:
+            raise NotFired(f"no attention call was seen at {self.site} for these inputs.")
+        from interp.kernels.stats import reduce_groups
+
+        whole = concat(self.parts) if len(self.parts) > 1 else dict(self.parts[0])
+        whole = {name.replace(FIRST, "first"): value for name, value in whole.items()}
+        how = self.request.reduce_groups
+        return reduce_groups(whole, self.layer.kv_heads, how) if how is not None else whole
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Frame, row and column of every token, [token, 3]; those that are nowhere have been put into the corner."""
+
+    places: Tensor
+    nowhere: Tensor
+
+    def corrected(self, stats: Mapping[str, Tensor], rows: Tensor | None) -> dict[str, Tensor]:
+        """Distances without the way to the corner."""
+        chosen = slice(None) if rows is None else rows
+        corner = self.places.norm(dim=-1)[chosen].to(stats["distance"])
+        far = (stats["distance"] - stats[NOWHERE] * corner).clamp(min=0.0)
+        distance = far.masked_fill(self.nowhere[chosen].to(far.device), 0.0)
+        return {**{name: value for name, value in stats.items() if name != NOWHERE}, "distance": distance}
+
+
+def _placed(name: str, value: Tensor, first_key: int) -> Tensor:
+    """A call's statistic with its keys numbered from the start of the prompt."""
+    if not first_key:
+        return value
+    if name == "argmax" or name.endswith(".keys"):
+        return torch.where(value >= 0, value + first_key, value)
+    return torch.nn.functional.pad(value, (first_key, 0)) if Stat(name).per_key else value
+
+
+def stream(
+    root: nn.Module,
+    anatomy: Anatomy,
+    sites: Sequence[Site],
+    request: Request,
+    inputs: Inputs,
+    forward: Callable[[], None],
+    offset: Callable[[], int],
+) -> dict[Site, StatTap]:
+    """Run `forward` with a tap at every site's attention; returns the taps with what they took."""
+    taps = {site: StatTap(request, site, anatomy.layer(site), inputs, offset) for site in sites}
+    outside = [str(site) for site, tap in taps.items() if not tap.layer.interface]
+    if outside:
+        raise InputsError(
+            f"{outside[0]}: statistics need the attention call, and this family's does not go through transformers'"
+            " interface."
+        )
+    watched: Mapping[Site, nn.Module] = {site: root.get_submodule(tap.layer.attention) for site, tap in taps.items()}
+    for site, module in watched.items():
+        Switch.watch(module, taps[site])
+    try:
+        forward()
+    finally:
+        for site, module in watched.items():
+            Switch.forget(module, taps[site])
+    return taps

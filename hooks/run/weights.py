@@ -1,0 +1,93 @@
+"""Attention weights a few rows at a time: read while the model runs, and forgotten.
+
+The weights of the rows are computed beside the model from what the call received, edits included, so any definition
+over a pattern can be summed up at any length: at no time are more than a few million of its numbers in memory.
+Cost: one forward pass and about one more attention per layer. Limits: attention that goes through transformers'
+interface or whose family gives a recipe for its scores; no cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy.family import Family
+from interp.hooks.anatomy.towers import Anatomy, Layer
+from interp.hooks.errors import InputsError, NotFired
+from interp.hooks.sites import Site
+from interp.hooks.stand.attention import pattern_of
+from interp.hooks.stand.boundary import Border
+from interp.hooks.stand.interface import BorderTap, Call, Switch
+from interp.hooks.stand.tempered import row_chunks
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The weights [example, head, row, key] of some query rows of one layer, and which columns the rows are."""
+
+    site: Site
+    at: Tensor
+    weights: Tensor
+
+
+Read = Callable[[Rows], None]
+
+
+class _Reader(BorderTap):
+    """Stands at one layer's attention."""
+
+    def __init__(self, site: Site, shape: Sequence[int], read: Read) -> None:
+        self.site, self.shape, self.read, self.ran = site, tuple(shape), read, False
+
+    def record(self, call: Call) -> None:
+        batch, _, queries, _ = call.q.shape
+        if (batch, queries) != self.shape or self.ran:
+            raise InputsError(
+                f"{self.site}: expected one attention call of {self.shape[0]} x {self.shape[1]} positions, as the"
+                f" inputs have; this one is {batch} x {queries}: towers that attend in windows or one picture at a time"
+                " are read with one picture and full attention only."
+            )
+        self.ran = True
+        for at in row_chunks(call):
+            rows = torch.zeros(batch, queries, dtype=torch.bool, device=call.q.device)
+            rows[:, at] = True
+            self.read(Rows(self.site, at, pattern_of(call, "pattern", self.site.heads, rows, call.edits)))
+
+
+def read_weights(
+    root: nn.Module,
+    anatomy: Anatomy,
+    sites: Sequence[Site],
+    forward: Callable[[], None],
+    read: Read,
+    *,
+    shape: Sequence[int],
+    family: Family | None = None,
+) -> None:
+    """Run `forward` and hand `read` the weights of every site's attention; `shape` is [example, position]."""
+    readers = [_Reader(site, shape, read) for site in sites]
+    with ExitStack() as undo:
+        for reader in readers:
+            _stand(root, anatomy.layer(reader.site), reader, family, undo)
+        forward()
+    if silent := [str(reader.site) for reader in readers if not reader.ran]:
+        raise NotFired(f"no attention call was seen at {silent[0]} for these inputs.")
+
+
+def _stand(root: nn.Module, layer: Layer, reader: _Reader, family: Family | None, undo: ExitStack) -> None:
+    if layer.interface:
+        module = root.get_submodule(layer.attention)
+        Switch.watch(module, reader)
+        undo.callback(Switch.forget, module, reader)
+        return
+    if family is None or family.recipe is None:
+        raise InputsError(
+            f"{reader.site}: this family's attention does not go through transformers' interface and gives no recipe"
+            " for its scores, so its weights cannot be read."
+        )
+    for handle in Border(root, layer, family, reader).stand():
+        undo.callback(handle.remove)

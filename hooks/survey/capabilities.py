@@ -1,0 +1,251 @@
+"""What can be done with a model as it is held: tried on one example, never read off a class name.
+
+Idea: a model is rarely plain. accelerate keeps its weights on another device or on disk, a quantiser has packed them,
+PEFT has put adapters beside them, torch.compile has wrapped it. Each row of the table is an attempt:
+record    z of every layer is seen, finite, just what the output projection reads, and the logits stay the same bits;
+edit      zeroing one head's z through the hook layer gives what zeroing it in the projection's own input gives;
+gradient  the gradient of a random reading of the logits at a middle z agrees with a central difference along it.
+Nothing is moved, merged, dequantised or cast to find out, and what was loaded for a call goes back after it.
+Cost: seven forward passes and a backward one. Limits: said of the example's inputs, of one tower and one head; in half
+precision and behind projections that round what they read a difference cannot judge a gradient, so that row then only
+says that it is finite and not zero.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy.example import example
+from interp.hooks.anatomy.family import Family, family_of
+from interp.hooks.anatomy.quantised import quantised, rounds_its_input
+from interp.hooks.anatomy.towers import Anatomy, Layer
+from interp.hooks.anatomy.unwrap import forced_eager, unwrap
+from interp.hooks.edits.edits import Add, Scale
+from interp.hooks.errors import ModelError
+from interp.hooks.run.session import Session, Wish
+from interp.hooks.sites import Site
+from interp.hooks.survey.checks import answer, same
+from interp.kernels.errors import InterpError
+
+Answer = Literal["yes", "no", "later"]
+FAILS = (InterpError, RuntimeError, NotImplementedError, TypeError)
+"""What torch, a quantiser or an offloader raises where it cannot do something; anything else is a mistake of ours."""
+LATER = ("replay", "cut")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing one may want to do, and whether it works here."""
+
+    what: str
+    answer: Answer
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what:<10} {self.answer:<5} {self.note}".rstrip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a model is held, and what can be done with it so."""
+
+    held: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def __getitem__(self, what: str) -> Row:
+        for row in self.rows:
+            if row.what == what:
+                return row
+        raise KeyError(f"no row {what!r}; there are {', '.join(row.what for row in self.rows)}")
+
+    def __str__(self) -> str:
+        return "\n".join([f"held: {', '.join(self.held)}", *map(str, self.rows)])
+
+
+def capabilities(
+    module: Any,
+    *,
+    anatomy: Anatomy | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    family: Family | None = None,
+    how: str = "",
+) -> Table:
+    """Try to record, edit and differentiate `module` on its example inputs."""
+    from interp.hooks.survey.trace import trace
+
+    unwrapped = unwrap(module)
+    root = unwrapped.module
+    family = family or unwrapped.family or family_of(root)
+    kwargs = dict(inputs) if inputs is not None else example(root)
+    with forced_eager():
+        attempt = _Attempt(root, anatomy or trace(root, kwargs, family=family), kwargs, family)
+        rows = [_tried(name, getattr(attempt, name)) for name in ("record", "edit", "gradient")]
+    return Table(held(root, how or unwrapped.how), (*rows, *(Row(name, "later") for name in LATER)))
+
+
+def _tried(name: str, attempt: Callable[[], str]) -> Row:
+    try:
+        return Row(name, "yes", attempt())
+    except FAILS as reason:
+        return Row(name, "no", f"{type(reason).__name__}: {str(reason).splitlines()[0]:.200}")
+
+
+class _Attempt:
+    """The attempts on one model."""
+
+    def __init__(self, root: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], family: Family | None) -> None:
+        self.root, self.anatomy, self.kwargs, self.family = root, anatomy, dict(kwargs), family
+        name = anatomy.main or next(iter(anatomy.towers))
+        self.tower = anatomy.towers[name]
+        self.layer = self.tower.layers[len(self.tower.layers) // 2]
+        with torch.no_grad():
+            self.plain = self._forward()
+
+    def _forward(self) -> Tensor:
+        return answer(self.root(**self.kwargs))
+
+    def _site(self, layer: Layer, heads: tuple[int, ...] | None = None) -> Site:
+        return Site(None if len(self.anatomy.towers) == 1 else self.tower.name, layer.index, "z", heads)
+
+    def _under(self, **how: Any) -> tuple[Session, Tensor]:
+        session = Session(self.root, self.anatomy, family=self.family, **how)
+        with session:
+            made = self._forward()
+        session.check_fired()
+        return session, made
+
+    def record(self) -> str:
+        """Record every z beside what the projections read."""
+        read: dict[int, Tensor] = {}
+        sites = {layer.index: self._site(layer) for layer in self.tower.layers}
+        with torch.no_grad(), self._reading(read):
+            session, made = self._under(wish=Wish(list(sites.values())))
+        seen = session.recorded()
+        if not same(made, self.plain):
+            raise ModelError("recording changed the logits")
+        for index, site in sites.items():
+            if not bool(torch.isfinite(seen[site]).all()):
+                raise ModelError(f"{site} is not finite")
+            if index in read and not torch.equal(read[index], seen[site].reshape(read[index].shape)):
+                raise ModelError(f"{site} is not what its output projection reads")
+        return f"{len(sites)} layers, {len(read)} of them held against what their output projection reads"
+
+    @contextmanager
+    def _reading(self, read: dict[int, Tensor]) -> Iterator[None]:
+        """Plain torch hooks at the output projections, in no way ours."""
+
+        def keep(index: int) -> Callable[..., None]:
+            return lambda _, args: read.__setitem__(index, args[0].detach().clone())
+
+        found = [(layer.index, layer.out) for layer in self.tower.layers if layer.out is not None]
+        hooks = [self.root.get_submodule(out).register_forward_pre_hook(keep(index)) for index, out in found]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def edit(self) -> str:
+        """Zero one head twice: through the hook layer, and by hand at the projection."""
+        head = self.layer.heads - 1
+        with torch.no_grad():
+            edited = self._under(edits=[Scale(str(self._site(self.layer, (head,))), 0.0)])[1]
+            if self.layer.out is None:
+                return "no output projection was found to compare with"
+            by_hand = self._zeroed(self.layer.out, head)
+        if not same(edited, by_hand):
+            raise ModelError(f"zeroing head {head} is not what zeroing it in the input of {self.layer.out} is")
+        if same(edited, self.plain):
+            return f"L{self.layer.index}.H{head} zeroed changes nothing, by hand neither: it writes nothing here"
+        return f"L{self.layer.index}.H{head} zeroed moves the logits by {_gap(edited, self.plain):.2g}, as by hand"
+
+    def _zeroed(self, out: str, head: int) -> Tensor:
+        columns = slice(head * self.layer.d_value, (head + 1) * self.layer.d_value)
+
+        def zero(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            cut = args[0].clone()
+            cut[..., columns] = 0
+            return cut, *args[1:]
+
+        hook = self.root.get_submodule(out).register_forward_pre_hook(zero)
+        try:
+            return self._forward()
+        finally:
+            hook.remove()
+
+    def gradient(self) -> str:
+        """Differentiate a random reading of the logits at z, and hold it against a difference."""
+        site = self._site(self.layer)
+        with torch.enable_grad():
+            session, made = self._under(wish=Wish([site], grad=True))
+            z = session.recorded()[site]
+            reading = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made.device)
+            (slope,) = torch.autograd.grad((made.double() * reading).sum(), z)
+        if not bool(torch.isfinite(slope).all()) or not bool(slope.any()):
+            raise ModelError(f"the gradient at {site} is {'zero' if bool((slope == 0).all()) else 'not finite'}")
+        if (reason := self._not_smooth(made.dtype)) is not None:
+            return f"finite and not zero; {reason}"
+        return self._against_difference(site, z.detach(), slope, reading)
+
+    def _not_smooth(self, dtype: torch.dtype) -> str | None:
+        if dtype not in (torch.float32, torch.float64):
+            return f"{str(dtype).removeprefix('torch.')} is too coarse for a difference to judge it"
+        rounding = [name for name, child in self.root.named_modules() if rounds_its_input(child)]
+        return f"straight through the rounding of {rounding[0]} and {len(rounding) - 1} more" if rounding else None
+
+    def _against_difference(self, site: Site, z: Tensor, slope: Tensor, reading: Tensor) -> str:
+        along = slope / slope.double().norm()
+        step = 0.01 * float(z.double().std())
+        with torch.no_grad():
+            ends = [self._under(edits=[Add(str(site), along * by)])[1].double() for by in (step, -step)]
+        found = float(((ends[0] - ends[1]) * reading).sum()) / (2 * step)
+        expected = float((slope.double() * along).sum())
+        gap = abs(found - expected) / abs(expected)
+        if gap > 0.05:
+            raise ModelError(f"the gradient at {site} differs from a central difference by {gap:.0%}")
+        return f"at {site}, within {gap:.1g} of a central difference"
+
+
+def held(root: nn.Module, how: str = "") -> tuple[str, ...]:
+    """How a model is held, in words: in what, compiled, offloaded, quantised, adapted; `plain` if none of these."""
+    inside = [how.strip(" ()")] if how else []
+    found = [*inside, *_compiled(root), *_offloaded(root), *_quantised(root), *_adapted(root)]
+    return tuple(found) or ("plain",)
+
+
+def _compiled(root: nn.Module) -> Iterator[str]:
+    if any(child._compiled_call_impl is not None for child in root.modules()):
+        yield "compiled in place; run eagerly while something is on it"
+
+
+def _offloaded(root: nn.Module) -> Iterator[str]:
+    hooked = [child for child in root.modules() if hasattr(child, "_hf_hook")]
+    away = sum(p.device.type == "meta" for p in root.parameters())
+    if hooked:
+        yield f"by accelerate, {away} of {sum(1 for _ in root.parameters())} parameters offloaded"
+
+
+def _quantised(root: nn.Module) -> Iterator[str]:
+    kinds = Counter(kind for child in root.modules() if (kind := quantised(child)) is not None)
+    for kind, count in sorted(kinds.items()):
+        yield f"quantised: {kind} in {count} projections"
+
+
+def _adapted(root: nn.Module) -> Iterator[str]:
+    layers: list[Any] = [c for c in root.modules() if hasattr(c, "base_layer") and hasattr(c, "active_adapters")]
+    states: Counter[str] = Counter()
+    for child in layers:
+        states["merged" if getattr(child, "merged", False) else f"{', '.join(child.active_adapters)} attached"] += 1
+    for state, count in sorted(states.items()):
+        yield f"adapters (PEFT): {state} in {count} projections"
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())

@@ -1,0 +1,426 @@
+"""Hold what the hook layer says about a model against what the model does.
+
+(a) off       hooks off, and hooks that only record, give the same logits bit for bit
+(b) sum       the heads' results and the projection's bias add up to attn_out
+(c) zero      zeroing a head's z equals zeroing the matching columns of the output projection
+(d) fired     every site was seen, with finite values
+(e) pattern   the recomputed pattern times v is z, and no row looks where the model's mask forbids
+(f) residual  the residual sites add up: what is written is what the next site holds more
+
+Each line passes, fails with the site and the difference, or does not apply, with the reason; that is never counted as a
+pass. Tolerances are multiples of the dtype's rounding at the size of the numbers compared.
+Cost: about 3 + 2 x towers forward passes on the example inputs, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy.family import Family
+from interp.hooks.anatomy.quantised import rounds_its_input
+from interp.hooks.anatomy.towers import Anatomy, Layer, Tower
+from interp.hooks.edits.edits import Scale
+from interp.hooks.errors import CheckFailed
+from interp.hooks.run.session import Session, Wish
+from interp.hooks.sites import Site
+from interp.hooks.stand.attention import visible
+from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.ports import head_results
+
+if TYPE_CHECKING:
+    from interp.hooks.survey.capabilities import Table
+
+Verdict = Literal["pass", "fail", "n/a"]
+RECORDED = (
+    "resid_pre",
+    "resid_mid",
+    "resid_mid2",
+    "resid_post",
+    "attn_in",
+    "attn_out",
+    "attn_write",
+    "mlp_in",
+    "mlp_out",
+    "mlp_write",
+    "neurons",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One check."""
+
+    name: str
+    verdict: Verdict
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name:<10} {self.verdict:<5} {self.note}".rstrip()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The table of checks of one model."""
+
+    model: str
+    lines: tuple[Line, ...]
+    ask: Callable[[], Table] | None = field(default=None, repr=False, compare=False)
+    """How to find out what can be done with the model: when the report is printed, since it takes forward passes."""
+
+    @cached_property
+    def capabilities(self) -> Table | None:
+        """What can be done with the model as it is held; tried now, once."""
+        return None if self.ask is None else self.ask()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(line.verdict != "fail" for line in self.lines)
+
+    def raise_failed(self) -> None:
+        """Raise the first failure."""
+        for line in self.lines:
+            if line.verdict == "fail":
+                raise CheckFailed(
+                    f"{self.model}: the check {line.name!r} failed: {line.note}. Nothing measured on this model can"
+                    " be trusted; m.check() prints the table."
+                )
+
+    def __str__(self) -> str:
+        table = [] if self.capabilities is None else ["", str(self.capabilities)]
+        return "\n".join([self.model, *map(str, self.lines), *table])
+
+
+def check(module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], *, family: Family | None = None) -> Report:
+    """Run every check on one example."""
+    seen = _Seen(module, anatomy, kwargs, family)
+    lines = [seen.off(), seen.fired()]
+    for tower in anatomy.towers.values():
+        for name, one in (
+            ("sum", seen.sums),
+            ("zero", seen.zeroed),
+            ("pattern", seen.patterns),
+            ("residual", seen.residuals),
+        ):
+            label = name if len(anatomy.towers) == 1 else f"{tower.name}.{name}"
+            lines.append(_line(label, one, tower))
+    return Report(type(module).__name__, tuple(lines))
+
+
+def _line(label: str, one: Callable[[Tower], str | None], tower: Tower) -> Line:
+    try:
+        reason = one(tower)
+    except _Wrong as wrong:
+        return Line(label, "fail", str(wrong))
+    return Line(label, "pass" if reason is None else "n/a", reason or "")
+
+
+class _Wrong(Exception):
+    """A check that found a difference."""
+
+
+class _Calls(Tap):
+    """Keeps the attention calls of one run, to recompute from."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, list[Call]] = {}
+
+    def record(self, call: Call) -> None:
+        self.calls.setdefault(id(call.module), []).append(call)
+
+
+class _Without(_Calls):
+    """Takes the last head out of what the attention gives."""
+
+    def after(self, call: Call) -> None:
+        call.z = call.z.clone()
+        call.z[:, :, -1] = 0
+
+
+class _Seen:
+    """One plain run, one recorded run, and what they say."""
+
+    def __init__(self, module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], family: Family | None) -> None:
+        self.module, self.anatomy, self.kwargs, self.family = module, anatomy, dict(kwargs), family
+        self.sites = [
+            site
+            for tower in anatomy.towers.values()
+            for layer in tower.layers
+            for site in _sites_of(anatomy, tower, layer)
+        ]
+        self.plain = self._forward()
+        self.again = self._forward()
+        self.session = Session(module, anatomy, wish=Wish(self.sites), family=family)
+        self.calls = _Calls()
+        with self.session:
+            watched = [
+                module.get_submodule(layer.attention)
+                for t in anatomy.towers.values()
+                for layer in t.layers
+                if layer.interface
+            ]
+            for attention in watched:
+                Switch.watch(attention, self.calls)
+            try:
+                self.recorded_logits = self._forward()
+            finally:
+                for attention in watched:
+                    Switch.forget(attention, self.calls)
+        self.missing = [str(s) for s in self.sites if s not in self.session.pieces]
+        self.session.wish.sites = [s for s in self.sites if s in self.session.pieces]
+        self.values = dict(self.session.recorded())
+
+    def _forward(self) -> Tensor:
+        with torch.no_grad():
+            output = self.module(**self.kwargs)
+        return answer(output)
+
+    def off(self) -> Line:
+        if not same(self.plain, self.again):
+            return Line("off", "fail", "two plain runs differ: the model is not deterministic")
+        if not same(self.plain, self.recorded_logits):
+            return Line("off", "fail", f"recording changed the logits by {_gap(self.plain, self.recorded_logits):.3g}")
+        return Line("off", "pass")
+
+    def fired(self) -> Line:
+        if self.missing:
+            return Line("fired", "fail", f"never seen: {', '.join(self.missing[:5])}")
+        bad = [str(site) for site, value in self.values.items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            return Line("fired", "fail", f"not finite: {', '.join(bad[:5])}")
+        return Line("fired", "pass", f"{len(self.values)} sites")
+
+    def _get(self, tower: Tower, layer: Layer, component: str) -> Tensor | None:
+        return self.values.get(_site(self.anatomy, tower, layer, component))
+
+    def sums(self, tower: Tower) -> str | None:
+        """(b)"""
+        self._gated(tower)
+        checked, rounding = 0, ""
+        for layer in tower.layers:
+            z, out = self._get(tower, layer, "z"), self._get(tower, layer, "attn_out")
+            if layer.out is None or z is None or out is None:
+                continue
+            if rounds_its_input(projection := self.module.get_submodule(layer.out)):
+                rounding = self._reads(tower, layer, projection, z, out)
+                continue
+            parts, bias = self._results(layer, z)
+            size = self._terms(projection, z, parts) + bias.abs() + out.double().abs().reshape(parts[:, :, 0].shape)
+            total = (parts.sum(2) + bias).reshape(out.shape)
+            _close(total, out, size.reshape(out.shape), f"{tower.name} L{layer.index}: sum of head results")
+            checked += 1
+        return None if checked else rounding or "no output projection was found"
+
+    @staticmethod
+    def _terms(projection: nn.Module, z: Tensor, parts: Tensor) -> Tensor:
+        """The size of what was summed: all products of z and the weight where that is plain, else the results."""
+        weight = projection._parameters.get("weight")
+        if type(weight) is not nn.Parameter or type(projection) is not nn.Linear or weight.device != z.device:
+            return parts.abs().sum(2)
+        return (z.flatten(-2).double().abs() @ weight.detach().T.double().abs()).reshape(parts[:, :, 0].shape)
+
+    def _reads(self, tower: Tower, layer: Layer, projection: nn.Module, z: Tensor, out: Tensor) -> str:
+        """Of a projection that rounds its input only this can be asked: that z is what it reads."""
+        with torch.no_grad():
+            made = projection.forward(z.flatten(-2)).reshape(out.shape)
+        _close(made, out, out.abs().max(), f"{tower.name} L{layer.index}: the projection of z")
+        return f"{type(projection).__name__} rounds its input too, so head results do not add up; z is what it reads"
+
+    def _results(self, layer: Layer, z: Tensor) -> tuple[Tensor, Tensor]:
+        assert layer.out is not None
+        projection = self.module.get_submodule(layer.out)
+        with torch.no_grad():
+            parts = head_results(projection, z, tuple(range(layer.heads)))
+            return parts.double(), projection.forward(torch.zeros_like(z[:1, :1]).flatten(-2)).double()
+
+    def zeroed(self, tower: Tower) -> str | None:
+        """(c)"""
+        layer = tower.layers[len(tower.layers) // 2]
+        if layer.out is None:
+            return "no output projection was found"
+        name = layer.out
+        projection: Any = self.module.get_submodule(name)
+        if hasattr(projection, "_original_component"):
+            projection, name = projection._original_component, f"{name}._original_component"
+        weight = projection._parameters.get("weight")
+        if (
+            not isinstance(weight, nn.Parameter)
+            or not weight.is_floating_point()
+            or weight.ndim != 2
+            or weight.device.type == "meta"
+            or type(weight) is not nn.Parameter
+        ):
+            return "the output projection has no plain weight to compare with"
+        head = layer.heads - 1
+        site = _site(self.anatomy, tower, layer, "z", (head,))
+        with Session(self.module, self.anatomy, edits=[Scale(str(site), 0.0)], family=self.family):
+            edited = self._forward()
+        cut = weight.detach().clone()
+        columns = slice(head * layer.d_value, (head + 1) * layer.d_value)
+        if type(projection).__name__ == "Conv1D":
+            cut[columns] = 0
+        else:
+            cut[:, columns] = 0
+        expected = answer(_with_parameter(self.module, f"{name}.weight", cut, self.kwargs))
+        _close(edited, expected, float(expected.abs().max()), f"{site} = 0 against zeroed columns of {layer.out}")
+        return None
+
+    def patterns(self, tower: Tower) -> str | None:
+        """(e)"""
+        reasons = {layer.missing["pattern"] for layer in tower.layers if "pattern" in layer.missing}
+        if reasons:
+            return reasons.pop()
+        for layer in tower.layers:
+            weights, v = (self._get(tower, layer, name) for name in ("pattern", "v"))
+            z = self._attended(layer) if layer.gated else self._get(tower, layer, "z")
+            assert weights is not None
+            assert v is not None
+            assert z is not None
+            values = v.double().repeat_interleave(layer.group, 2)
+            made, size = (torch.einsum("bhij,bjhd->bihd", weights.double(), x) for x in (values, values.abs()))
+            sees = weights.sum(-1).gt(0).all(1)[:, :, None, None]
+            what, least = f"{tower.name} L{layer.index}: pattern times v", _softmax_dtype(layer, z)
+            _close(made * sees, z * sees, self._steepness(layer) * (size + z.abs().max()), what, least=least)
+            self._allowed(tower, layer, weights)
+        return None
+
+    def _steepness(self, layer: Layer) -> float:
+        """How far rounding a score moves a weight, in units of rounding: scores are as large as |q| |k| scale."""
+        calls = self.calls.calls.get(id(self.module.get_submodule(layer.attention)), ())
+        sizes = (float(c.q.norm(dim=-1).max() * c.k.norm(dim=-1).max()) * c.scale for c in calls)
+        return 1 + max(sizes, default=0.0)
+
+    def _attended(self, layer: Layer) -> Tensor:
+        """What the attention gives to the gate behind it."""
+        return torch.cat([call.z for call in self.calls.calls[id(self.module.get_submodule(layer.attention))]], dim=1)
+
+    def _gated(self, tower: Tower) -> None:
+        """What stands between the attention and z keeps heads apart: without a head's output its z is zero."""
+        layers = [layer for layer in tower.layers if layer.gated]
+        if not layers:
+            return
+        without = _Without()
+        sites = [_site(self.anatomy, tower, layer, "z") for layer in layers]
+        modules = [self.module.get_submodule(layer.attention) for layer in layers]
+        with ExitStack() as undo:
+            session = undo.enter_context(Session(self.module, self.anatomy, wish=Wish(sites), family=self.family))
+            for module in modules:
+                Switch.watch(module, without)
+                undo.callback(Switch.forget, module, without)
+            self._forward()
+        for site, z in session.recorded().items():
+            if bool(z[:, :, -1].any()):
+                raise _Wrong(f"{site} is not made of its own head's attention alone: no gate, so heads have no z here")
+
+    def _allowed(self, tower: Tower, layer: Layer, weights: Tensor) -> None:
+        calls = self.calls.calls.get(id(self.module.get_submodule(layer.attention)), [])
+        if len(calls) != 1:
+            return
+        mask = visible(calls[0])
+        if mask is None:
+            return
+        dense = mask.dense(weights.shape[2], weights.shape[3])
+        if bool((weights.where(~dense, torch.zeros(())) != 0).any()):
+            raise _Wrong(f"{tower.name} L{layer.index}: a row of the pattern looks where the mask forbids")
+
+    def residuals(self, tower: Tower) -> str | None:
+        """(f)"""
+        reasons = set()
+        for layer in tower.layers:
+            stages = [
+                ("attn_write", "resid_pre", "resid_mid"),
+                ("mlp_write", "resid_mid2" if "resid_mid2" in layer.ports else "resid_mid", "resid_post"),
+            ]
+            for write, before, after in stages:
+                values = [self._get(tower, layer, name) for name in (before, write, after)]
+                if any(value is None for value in values):
+                    reasons.add(
+                        layer.missing.get(write)
+                        or layer.missing.get(before)
+                        or layer.missing.get(after)
+                        or f"no {write}"
+                    )
+                    continue
+                r, w, s = values
+                assert r is not None
+                assert w is not None
+                assert s is not None
+                if _post_norm(layer):
+                    reasons.add("the block normalises after adding, so the sum is not a site")
+                    continue
+                w = w.double().reshape(r.shape)
+                _close(
+                    r.double() + w,
+                    s,
+                    r.double().abs() + w.abs(),
+                    f"{tower.name} L{layer.index}: {before} + {write} = {after}",
+                )
+        return reasons.pop() if len(reasons) == 1 else None
+
+
+def _post_norm(layer: Layer) -> bool:
+    """Whether the residual between the stages is a norm's output."""
+    port = layer.ports.get("resid_mid")
+    return port is not None and port.side == "out" and "norm" in port.module.lower().rpartition(".")[2]
+
+
+def _site(anatomy: Anatomy, tower: Tower, layer: Layer, component: str, heads: tuple[int, ...] | None = None) -> Site:
+    return Site(None if len(anatomy.towers) == 1 else tower.name, layer.index, component, heads)
+
+
+def _sites_of(anatomy: Anatomy, tower: Tower, layer: Layer) -> list[Site]:
+    names = [n for n in RECORDED if n in layer.ports and n not in layer.missing]
+    names += [
+        n
+        for n in ("q", "k", "v", "z", "pattern")
+        if n not in layer.missing and (layer.interface or n in layer.ports or n == "pattern")
+    ]
+    return [_site(anatomy, tower, layer, name) for name in names]
+
+
+def _with_parameter(module: nn.Module, name: str, value: Tensor, kwargs: Mapping[str, Any]) -> Any:
+    with torch.no_grad():
+        return torch.func.functional_call(module, {name: value}, args=(), kwargs=dict(kwargs), tie_weights=False)
+
+
+def answer(output: Any) -> Tensor:
+    """One tensor that stands for a model's output: its logits, else its last hidden state."""
+    logits = logits_of(output)
+    if logits is not None:
+        return logits
+    for name in ("last_hidden_state", "pooler_output"):
+        if torch.is_tensor(found := getattr(output, name, None)):
+            return found
+    if isinstance(output, (tuple, list)) and torch.is_tensor(output[0]):
+        return output[0]
+    raise CheckFailed(f"cannot tell which tensor of {type(output).__name__} is the model's answer")
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit; not-a-number equals itself, since it is reported where it arises."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+
+
+def _softmax_dtype(layer: Layer, z: Tensor) -> torch.dtype:
+    """transformers' own eager attention takes its softmax in float32 even where the model is in float64."""
+    return torch.float32 if z.dtype == torch.float64 and layer.implementation == "eager" else z.dtype
+
+
+def _close(got: Tensor, expected: Tensor, size: Tensor | float, what: str, *, least: torch.dtype | None = None) -> None:
+    """Equal up to rounding: eight units in the last place of the terms that were summed, element by element."""
+    bound = 8 * torch.finfo(least or expected.dtype).eps * size + 1e-12
+    gap = (got.double() - expected.double()).abs()
+    if not bool((gap <= bound).all()):
+        raise _Wrong(f"{what} is off by {float(gap.max()):.3g}, more than rounding explains")

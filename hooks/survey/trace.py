@@ -1,0 +1,468 @@
+"""Find a model's towers, layers and heads by watching it work once, and where every tensor of a block is.
+
+The attention calls give heads, kv heads and head sizes. Inside a block, the tensors at the borders of its modules are
+held against each other: the projection whose input is z is the output projection; the residual after a stage is the
+tensor that equals residual before plus some module's output, bit for bit. No table of architectures is consulted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.anatomy.family import Family, family_of
+from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
+from interp.hooks.errors import ModelError
+from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.survey.dissect import Event, Stage, dissect, first_tensor, outer_tensor
+
+CONNECTORS = ("multi_modal_projector", "connector", "visual.merger", "language_projection", "aligner")
+
+
+@dataclass
+class Seen:
+    """What one attention module did in the traced call."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    d_head: int
+    d_value: int
+    cross: bool
+    interface: bool
+    bidirectional: bool = False
+    implementation: str = ""
+    z: list[Tensor] = field(default_factory=list)
+
+
+class _Watch(Tap):
+    """A tap that only looks."""
+
+    def __init__(self, names: Mapping[nn.Module, str]) -> None:
+        self.names = names
+        self.seen: dict[str, Seen] = {}
+        self.keep = False
+
+    def record(self, call: Call) -> None:
+        name = self.names[call.module]
+        z = call.z
+        seen = self.seen.setdefault(
+            name,
+            Seen(
+                name,
+                call.q.shape[1],
+                call.k.shape[1],
+                call.q.shape[-1],
+                call.v.shape[-1],
+                cross=_is_cross(call, name),
+                interface=True,
+                bidirectional=_looks_ahead(call),
+                implementation=call.implementation,
+            ),
+        )
+        if self.keep:
+            seen.z.append(z.detach())
+
+
+def _is_cross(call: Call, name: str) -> bool:
+    """Cross-attention reads another sequence: transformers names it so, or marks the module, in every family that has
+    it."""
+    said = getattr(call.module, "is_cross_attention", None)
+    return bool(said) or bool(re.search(r"cross|encoder_attn|EncDec", name + type(call.module).__name__, re.IGNORECASE))
+
+
+def _looks_ahead(call: Call) -> bool:
+    if call.mask is None or not torch.is_tensor(call.mask) or call.mask.ndim != 4:
+        return not call.causal
+    upper = torch.ones(call.mask.shape[-2:], dtype=torch.bool, device=call.mask.device).triu(
+        1 + call.mask.shape[-1] - call.mask.shape[-2]
+    )
+    visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
+    return bool((visible & upper).any())
+
+
+def trace(module: nn.Module, inputs: Mapping[str, Any], *, family: Family | None = None) -> Anatomy:
+    """Two forward passes on `inputs`: one to see who attends, one to see where the tensors of each block are."""
+    names = {child: name for name, child in module.named_modules()}
+    family = family or family_of(module)
+    watch = _Watch(names)
+    with ExitStack() as undo:
+        _watch_all(module, watch, undo)
+        _forward(module, inputs)
+    seen = watch.seen or (dict(_boundary(module, family)) if family else {})
+    if not seen:
+        raise ModelError(
+            f"no attention call was seen in {type(module).__name__}: its attention does not go through"
+            " transformers' interface."
+            " Pass family=interp.families.Family(...) to say where its heads are."
+        )
+    blocks = {name: _block(module, name, seen) for name in seen}
+    known = {s.name: f"{s.name}.{family.out}" for s in seen.values() if family and not s.interface}
+    events = _events(module, inputs, set(blocks.values()), watch, seen, known)
+    return _assemble(module, seen, blocks, events, family)
+
+
+def _watch_all(module: nn.Module, watch: _Watch, undo: ExitStack) -> None:
+    for child in module.modules():
+        Switch.watch(child, watch)
+        undo.callback(Switch.forget, child, watch)
+
+
+def _forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:
+    with torch.no_grad():
+        module(**inputs)
+
+
+def _boundary(root: nn.Module, family: Family) -> list[tuple[str, Seen]]:
+    found = []
+    for name, attention in family.attentions(root):
+        heads = family.count(family.heads, root, attention)
+        kv_heads = family.count(family.kv_heads, root, attention, otherwise=heads) if family.kv_heads else heads
+        d_head = _input_width(attention.get_submodule(family.out)) // heads
+        found.append((name, Seen(name, heads, kv_heads, d_head, d_head, cross=False, interface=False)))
+    if not found:
+        raise ModelError(
+            f"the family {family.name!r} expects attention modules named {family.attention!r};"
+            f" {type(root).__name__} has none."
+        )
+    return found
+
+
+def _input_width(out: nn.Module) -> int:
+    out = getattr(out, "_original_component", out)
+    weight: Any = out.weight
+    return int(weight.shape[0 if type(out).__name__ == "Conv1D" else 1])
+
+
+def _matrices(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix of its own."""
+    if isinstance(module, nn.Embedding):
+        return False
+    return any(p.ndim >= 2 for p in module.parameters(recurse=False)) or hasattr(module, "base_layer")
+
+
+def _block(root: nn.Module, attention: str, seen: Mapping[str, Seen]) -> str:
+    """The element of a module list that holds this attention and the rest of its block."""
+    parts = attention.split(".")
+    prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    listed = [p for p in prefixes if p.rpartition(".")[2].isdigit()]
+    for prefix in listed:
+        inside = [name for name, child in root.get_submodule(prefix).named_modules(prefix=prefix) if _matrices(child)]
+        unit = _unit(root, attention, prefix)
+        others = [name for name in inside if not any(name.startswith(s + ".") or name == s for s in (attention, unit))]
+        if others:
+            return prefix
+    return listed[0] if listed else attention.rpartition(".")[0]
+
+
+def _unit(root: nn.Module, attention: str, prefix: str) -> str:
+    """BERT keeps the call in `attention.self` and the projection in `attention.output`: the unit is `attention`."""
+    inside = attention[len(prefix) + 1 :].split(".")
+    return (
+        f"{prefix}.{inside[0]}"
+        if len(inside) > 1 and not inside[0].isdigit() and not inside[1].isdigit()
+        else attention
+    )
+
+
+class _Recorder:
+    """Keeps the tensors at the borders of every module of the block that is running, and of the norms between
+    blocks."""
+
+    def __init__(self) -> None:
+        self.clock = 0
+        self.inside: dict[str, list[Event]] = defaultdict(list)
+        self.stack: list[str] = []
+        self.norms: list[Event] = []
+        self.attended: Counter[str] = Counter()
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+
+def _events(
+    root: nn.Module,
+    inputs: Mapping[str, Any],
+    blocks: set[str],
+    watch: _Watch,
+    seen: dict[str, Seen],
+    known: Mapping[str, str],
+) -> dict[str, tuple[Stage, Event | None]]:
+    recorder = _Recorder()
+    found: dict[str, Stage] = {}
+    last: dict[str, Event] = {}
+    watch.keep = True
+    with ExitStack() as undo:
+        _watch_all(root, watch, undo)
+        for name, child in root.named_modules():
+            inside = [b for b in blocks if name == b or name.startswith(b + ".")]
+            owner = max(inside, key=len) if inside else None
+            if owner is None and "norm" not in type(child).__name__.lower() and "norm" not in name.lower():
+                continue
+            _listen(child, name, owner, recorder, found, seen, watch, last, undo, known)
+        _forward(root, inputs)
+    watch.keep = False
+    _refuse_shared(recorder.attended)
+    return {block: (stage, _norm_after(recorder.norms, last[block])) for block, stage in found.items()}
+
+
+def _listen(
+    child: nn.Module,
+    name: str,
+    owner: str | None,
+    recorder: _Recorder,
+    found: dict[str, Stage],
+    seen: Mapping[str, Seen],
+    watch: _Watch,
+    last: dict[str, Event],
+    undo: ExitStack,
+    known: Mapping[str, str],
+) -> None:
+    open_events: list[Event] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name in seen:
+            recorder.attended[name] += 1
+        given: dict[int | str, Any] = dict(enumerate(args))
+        given.update(kwargs)
+        event = Event(name, child, recorder.tick(), {key: _copy(value) for key, value in given.items()})
+        event.calls_before = {s: len(watch.seen[s].z) for s in seen if s in watch.seen} if owner is not None else {}
+        open_events.append(event)
+
+    def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        event = open_events.pop()
+        key, made = outer_tensor(output)
+        event.left, event.output = recorder.tick(), made.clone() if key is None else {key: made.clone()}
+        if owner is None:
+            recorder.norms.append(event)
+            return
+        recorder.inside[owner].append(event)
+        if name == owner:
+            _finish(owner, event, recorder, found, seen, watch, known)
+            last[owner] = Event(name, child, event.entered, {}, output=outer_tensor(output)[1], left=event.left)
+
+    undo.callback(child.register_forward_pre_hook(enter, with_kwargs=True, prepend=False).remove)
+    undo.callback(child.register_forward_hook(leave, with_kwargs=True).remove)
+
+
+def _refuse_shared(attended: Counter[str]) -> None:
+    name, times = max(attended.items(), key=lambda item: item[1], default=("", 0))
+    if times > 1:
+        raise ModelError(
+            f"{name} ran {times} times in one forward pass: layers that share one module (as ALBERT's do) cannot be"
+            " told apart, and a site would mean all of them at once."
+        )
+
+
+def _copy(value: Any) -> Any:
+    """Blocks add in place behind the hooks' back (Falcon), so what was seen is kept as it was."""
+    return value.clone() if torch.is_tensor(value) and value.is_floating_point() else value
+
+
+def _finish(
+    block: str,
+    event: Event,
+    recorder: _Recorder,
+    found: dict[str, Stage],
+    seen: Mapping[str, Seen],
+    watch: _Watch,
+    known: Mapping[str, str],
+) -> None:
+    mine = [s for s in seen.values() if s.name.startswith(block + ".")]
+    heads = {
+        s.name: (torch.cat(watch.seen[s.name].z, dim=1) if s.name in watch.seen and watch.seen[s.name].z else None)
+        for s in mine
+    }
+    found[block] = dissect(block, event, recorder.inside.pop(block), heads, known)
+    for s in mine:
+        if s.name in watch.seen:
+            watch.seen[s.name].z.clear()
+
+
+def _norm_after(norms: list[Event], block: Event) -> Event | None:
+    """The first norm outside the blocks that reads this block's output."""
+    for event in sorted(norms, key=lambda e: e.entered):
+        read = first_tensor(event.inputs)
+        if (
+            event.entered > block.left
+            and read is not None
+            and read[1].shape == block.output.shape
+            and torch.equal(read[1], block.output)
+        ):
+            return event
+    return None
+
+
+def _assemble(
+    root: nn.Module,
+    seen: Mapping[str, Seen],
+    blocks: Mapping[str, str],
+    stages: Mapping[str, tuple[Stage, Event | None]],
+    family: Family | None,
+) -> Anatomy:
+    stacks: dict[str, list[Seen]] = defaultdict(list)
+    for s in seen.values():
+        template = re.sub(r"\.\d+(?=\.|$)", ".*", blocks[s.name])
+        first = next(o for o in seen.values() if blocks[o.name] == blocks[s.name])
+        beside = s.cross and not first.cross
+        stacks[template + (" cross" if beside else "")].append(s)
+    towers: dict[str, Tower] = {}
+    for template, members in stacks.items():
+        name = _tower_name(root, template, members, taken=towers)
+        towers[name] = _tower(root, name, template, members, blocks, stages, family)
+    if "cross" in towers:
+        towers["cross"] = _beside(towers["cross"], towers)
+    return Anatomy(towers, _main(towers), _connector(root))
+
+
+def _tower(
+    root: nn.Module,
+    name: str,
+    template: str,
+    members: list[Seen],
+    blocks: Mapping[str, str],
+    stages: Mapping[str, tuple[Stage, Event | None]],
+    family: Family | None,
+) -> Tower:
+    order = _numbers(root, template, members, blocks)
+    layers = []
+    for s in members:
+        stage = stages[blocks[s.name]][0]
+        recipe_ports, missing = _heads_at_the_border(s, family)
+        ports = {**stage.ports_of(s.name), **recipe_ports}
+        layers.append(
+            Layer(
+                order[blocks[s.name]],
+                blocks[s.name],
+                s.name,
+                "cross" if s.cross else "self",
+                s.heads,
+                s.kv_heads,
+                s.d_head,
+                s.d_value,
+                stage.out.get(s.name) or (f"{s.name}.{family.out}" if family and not s.interface else None),
+                s.interface,
+                ports,
+                {**stage.missing, **missing},
+                s.implementation,
+            )
+        )
+    last = max(layers, key=lambda layer: layer.index)
+    stage, norm = stages[last.block]
+    final = Port(norm.name, "out", outer_tensor(norm.output)[0]) if norm is not None else None
+    skipped = tuple(sorted(set(_siblings(root, template)) - set(order.values()))) if template.count("*") == 1 else ()
+    return Tower(
+        name,
+        tuple(sorted(layers, key=lambda layer: layer.index)),
+        stage.width,
+        any(s.bidirectional for s in members),
+        final,
+        skipped,
+    )
+
+
+def _beside(cross: Tower, towers: Mapping[str, Tower]) -> Tower:
+    """Cross-attention that shares its blocks with another tower leaves the residual and MLP sites to that tower."""
+    owners = {layer.block: tower.name for tower in towers.values() if tower.name != "cross" for layer in tower.layers}
+
+    def lean(layer: Layer) -> Layer:
+        owner = owners.get(layer.block)
+        if owner is None:
+            return layer
+        shared = [c for c in layer.ports if c.startswith(("resid", "mlp", "neurons"))]
+        ports = {c: port for c, port in layer.ports.items() if c not in shared}
+        return replace(
+            layer, ports=ports, missing={**layer.missing, **dict.fromkeys(shared, f"it belongs to the tower {owner!r}")}
+        )
+
+    return replace(cross, layers=tuple(map(lean, cross.layers)), final_norm=None)
+
+
+def _heads_at_the_border(s: Seen, family: Family | None) -> tuple[dict[str, Port], dict[str, str]]:
+    """Ports of q, k, v, z for attention outside the interface; what cannot be had there, and why."""
+    if s.interface or family is None:
+        return {}, {}
+    ports = {"z": Port(f"{s.name}.{family.out}", "in", 0)}
+    for component in ("q", "k", "v"):
+        projection = getattr(family, component)
+        if projection is not None:
+            ports[component] = Port(f"{s.name}.{projection.module}", "out")
+    missing = {}
+    if family.recipe is None:
+        reason = (
+            f"the attention of {family.name!r} does not go through transformers' interface, and its family gives no"
+            " recipe for scores"
+        )
+        missing = dict.fromkeys(("pattern", "scores", "attention"), reason)
+    return ports, missing
+
+
+def _numbers(root: nn.Module, template: str, members: list[Seen], blocks: Mapping[str, str]) -> dict[str, int]:
+    """Layer numbers: the index in the module list, or the order of running where lists are nested (Swin's stages)."""
+    names = list(dict.fromkeys(blocks[s.name] for s in members))
+    if template.replace(" cross", "").count("*") == 1:
+        return {name: int(re.findall(r"\d+(?=\.|$)", name)[-1]) for name in names}
+    return {name: n for n, name in enumerate(names)}
+
+
+def _siblings(root: nn.Module, template: str) -> list[int]:
+    before = template.replace(" cross", "").partition(".*")[0] if ".*" in template else ""
+    parent = root.get_submodule(before) if before else root
+    return [int(name) for name, _ in parent.named_children() if name.isdigit()]
+
+
+def _tower_name(root: nn.Module, template: str, members: list[Seen], *, taken: Mapping[str, Tower]) -> str:
+    name = _kind_of_tower(root, template, members)
+    return name if name not in taken else f"{name}{sum(t.rstrip('0123456789') == name for t in taken) + 1}"
+
+
+def _kind_of_tower(root: nn.Module, template: str, members: list[Seen]) -> str:
+    owner = _owner(root, members[0].name)
+    config = type(getattr(owner, "config", None)).__name__.lower()
+    if "qformer" in template.lower():
+        return "qformer" if not template.endswith(" cross") else "cross"
+    if template.endswith(" cross"):
+        return "cross"
+    if (
+        re.search(r"vision|visual", template)
+        or "vision" in config
+        or getattr(owner, "main_input_name", "") == "pixel_values"
+    ):
+        return "vision"
+    if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
+        return "encoder" if re.search(r"\bencoder\b", template) else "decoder"
+    return "text"
+
+
+def _owner(root: nn.Module, name: str) -> nn.Module:
+    """The innermost module on the path that has a config and a main input: a pretrained model, not one of its
+    layers."""
+    owner, node = root, root
+    for part in name.split("."):
+        node = node.get_submodule(part)
+        if hasattr(node, "main_input_name"):
+            owner = node
+    return owner
+
+
+def _main(towers: Mapping[str, Tower]) -> str | None:
+    if len(towers) == 1:
+        return next(iter(towers))
+    stacks = set(towers) - {"cross", "qformer"}
+    language = "text" in towers and not towers["text"].bidirectional
+    return "text" if "text" in towers and (language or len(stacks) == 1) else None
+
+
+def _connector(root: nn.Module) -> Port | None:
+    for name, _ in root.named_modules():
+        if name.endswith(CONNECTORS) and any(name == c or name.endswith("." + c) for c in CONNECTORS):
+            return Port(name, "out")
+    return None

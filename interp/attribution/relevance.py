@@ -1,0 +1,219 @@
+"""What of the input the answer rests on: a number per token or patch.
+
+With e the tower's embedded input (what its first layer reads) and g the metric's gradient there,
+
+    gradient            |g|, the length of the gradient (Simonyan et al. 2013, arXiv 1312.6034)
+    gradient_x_input    g . e
+    ig                  (e - e0) . mean of g along the line from e0 (Sundararajan et al. 2017, 1703.01365); e0 is 0
+    smoothgrad          |mean of g over noisy inputs| (Smilkov et al. 2017, 1706.03825); noise 0.15 of the input's range
+    attnlrp relp cp-lrp gim   g . e with the gradient of those rules (`hooks/slopes/rules.py`)
+    chefer chefer-generic     relevance rolled out through attention (`attribution/rollout.py`)
+
+The first four and the gradient of the rules come from captum. `salient()` of a result is context-aware saliency
+(Goferman et al. 2010) of the relevance map, as in salient relevance (Li et al. 2017, 1712.08268), on the patches' grid.
+Cost: a forward and a backward pass; as many as `steps` or `samples` for ig and smoothgrad. Limits: a map is a claim
+about the model, not about the picture, and methods disagree: check with `interp.patch` or by deleting what is named.
+LXT's authors state that LRP is patented technology, free for personal and scientific use.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.attribution.rollout import rolled_out
+from interp.attribution.ruled import SETS
+from interp.hooks.edits.edits import Set
+from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.session import Session
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.sites import Site
+from interp.hooks.slopes.gradients import frozen, refuse_rounding
+from interp.hooks.slopes.rules import Rules, applicable
+from interp.hooks.stand.output import logits_of
+from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.results.maps import overlay, salient
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+METHODS = ("gradient", "gradient_x_input", "ig", "smoothgrad", *SETS, "chefer", "chefer-generic")
+NOISE = 0.15
+
+
+@dataclass(frozen=True, eq=False)
+class Relevance:
+    """`values` [example, position]; padding is 0."""
+
+    values: Tensor
+    inputs: Inputs
+    """The positions of the tower."""
+    method: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def to_frame(self) -> Any:
+        """One row per real position: example, position, token, what it is, relevance."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "example": row,
+                "position": at,
+                "token": self.inputs.tokens[row][at] if self.inputs.tokens is not None else None,
+                "is": self.inputs.roles.label(row, at),
+                "relevance": float(self.values[row, at]),
+            }
+            for row in range(len(self.values))
+            for at in self.inputs.valid[row].nonzero().flatten().tolist()
+        )
+
+    def grid(self, row: int = 0, *, tile: int = 0) -> Tensor:
+        """[height, width] of one image's patches; NaN where no patch is."""
+        roles = self.inputs.roles
+        here = (roles.row[row] >= 0) & (roles.tile[row] == tile)
+        if not bool(here.any()):
+            raise InputsError(f"row {row} has no patches of picture {tile}, so there is no grid: use to_frame().")
+        down, across = roles.row[row][here], roles.col[row][here]
+        out = torch.full((int(down.max()) + 1, int(across.max()) + 1), torch.nan)
+        out[down, across] = self.values[row][here.to(self.values.device)].float()
+        return out
+
+    def overlay(self, image: Any, row: int = 0, *, strength: float = 0.6) -> Any:
+        """The picture (anything `prepare` takes as one) with the map on it: red for, blue against. A PIL image."""
+        return overlay(image, self.grid(row), strength=strength)
+
+    def salient(self, row: int = 0) -> Tensor:
+        """[height, width] context-aware saliency of the map: patches unlike those around them."""
+        return salient(self.grid(row))
+
+    def __repr__(self) -> str:
+        best = int(self.values.abs().flatten().argmax())
+        row, at = divmod(best, self.values.shape[1])
+        token = f" {self.inputs.tokens[row][at]!r}" if self.inputs.tokens is not None else ""
+        return (
+            f"Relevance by {self.method} of {list(self.values.shape)} [example, position]; largest {row}, {at}{token}"
+        )
+
+
+def relevance(
+    model: Model,
+    inputs: Any,
+    *,
+    metric: Metric,
+    method: str = "gradient_x_input",
+    tower: str | None = None,
+    steps: int = 20,
+    samples: int = 20,
+    seed: int = 0,
+) -> Relevance:
+    """The relevance of every position of a tower's input for the metric (`lambda logits, inputs: logits[:, label]`)."""
+    if method not in METHODS:
+        raise InputsError(f"no relevance method {method!r}; there are {', '.join(METHODS)}.")
+    anatomy = model.ready()
+    refuse_rounding(model.module)
+    stack = anatomy.tower(tower, text="relevance")
+    asked = _Asked(
+        model, model.inputs(inputs), metric, Site(None if len(anatomy.towers) == 1 else stack.name, None, "embed")
+    )
+    if method.startswith("chefer"):
+        values = asked.rolled(propagated=method == "chefer")
+    else:
+        with frozen(model.module), torch.enable_grad():
+            values = asked.by_gradient(method, steps, samples, seed)
+    positions = tower_inputs(asked.x, asked.embed)
+    values = values.detach().cpu().float()
+    if positions.valid.shape == values.shape:
+        values = values.masked_fill(~positions.valid.cpu(), 0.0)
+    if not bool(torch.isfinite(values).all()):
+        raise ModelError(f"the relevance by {method} is not finite: a rule divided by 0 in this model.")
+    return Relevance(values, positions, method, {"metric": repr(metric), "tower": stack.name})
+
+
+@dataclass(eq=False)
+class _Asked:
+    model: Model
+    x: Inputs
+    metric: Metric
+    embed: Site
+
+    def score(self, logits: Tensor) -> Tensor:
+        value = Judge(self.metric, self.x, classes=logits.ndim == 2)(
+            picked(logits, reads_of(self.metric, self.x, logits))
+        )
+        if logits.requires_grad and not value.requires_grad:
+            raise InputsError(
+                "the metric carries no gradient: it counts or compares (accuracy, argmax). Use a logit, a logit"
+                " difference or a probability."
+            )
+        return value
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """The metric with this as the tower's embedded input, in what captum calls."""
+        m = self.model
+        put = Session(m.module, m.anatomy, edits=[Set(str(self.embed), embedded)], inputs=self.x, family=m.family)
+        with put:
+            logits = logits_of(m.module(**m.called_with(self.x.kwargs)))
+        put.check_fired()
+        if logits is None:
+            raise ModelError(f"{type(m.module).__name__} has no logits to measure: load it with a head.")
+        return self.score(logits)
+
+    def by_gradient(self, method: str, steps: int, samples: int, seed: int) -> Tensor:
+        captum = _captum()
+        e = self.model.run(self.x, record=[self.embed])[self.embed].detach().requires_grad_()
+        rows = len(e)
+        if method == "gradient":
+            return captum.Saliency(self.forward).attribute(e, abs=False).norm(dim=-1)
+        if method == "smoothgrad":
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Input Tensor 0 did not already require", module="captum")
+                torch.manual_seed(seed)
+                tunnel = captum.NoiseTunnel(captum.Saliency(self.forward))
+                noise = NOISE * float(e.detach().max() - e.detach().min())
+                return tunnel.attribute(
+                    e, nt_type="smoothgrad", nt_samples=samples, nt_samples_batch_size=1, stdevs=noise, abs=False
+                ).norm(dim=-1)
+        if method == "ig":
+            return (
+                captum.IntegratedGradients(self.forward)
+                .attribute(e, n_steps=steps, method="riemann_middle", internal_batch_size=rows)
+                .sum(-1)
+            )
+        with self._rules(method):
+            return captum.InputXGradient(self.forward).attribute(e).sum(-1)
+
+    def _rules(self, method: str) -> Any:
+        if method not in SETS:
+            return nullcontext()
+        module, anatomy = self.model.module, self.model.anatomy
+        return Rules(module, anatomy, applicable(module, anatomy, SETS[method])).on()
+
+    def rolled(self, *, propagated: bool) -> Tensor:
+        m = self.model
+        stack = m.anatomy.tower(self.embed.tower, text=str(self.embed))
+        whole = rolled_out(m.module, stack, m.called_with(self.x.kwargs), self.score, propagated=propagated)
+        valid = tower_inputs(self.x, self.embed).valid.cpu()
+        to = (
+            torch.zeros(len(whole), dtype=torch.long)
+            if stack.bidirectional
+            else (valid * torch.arange(valid.shape[1])).amax(1)
+        )
+        found = whole[torch.arange(len(whole)), to]
+        own = torch.nn.functional.one_hot(to, found.shape[1]).to(found.dtype)
+        return found - own  # the 1 of the identity is the position itself, not what it read
+
+
+def _captum() -> Any:
+    try:
+        import captum.attr
+    except ImportError:
+        raise ModelError(
+            "these maps are captum's: pip install 'interp[captum]', or use method='chefer-generic'."
+        ) from None
+    return captum.attr

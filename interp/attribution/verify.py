@@ -1,0 +1,216 @@
+"""How far estimates are from exact patching: the same cells, patched, in both directions.
+
+All cells where that is affordable, else a sample: the cells with the largest estimates for certain, the rest in strata
+of the estimate's rank, and sums weighted by the inverse of each cell's chance of being drawn. Reported are Pearson and
+Spearman correlations over all cells, without the largest one, and over the cells that can change at all (identical
+positions are exactly 0 on both sides and flatter a correlation); the overlap of the largest; the worst miss. What was
+not patched one by one is patched in random halves together (the group test of AtP*, arXiv 2403.00745): if a half moves
+the metric, something in it was missed. Cost: as `interp.patch`, twice; a forward pass per random half.
+Limits: under sampling the overlap is among the cells patched; a half whose members cancel passes the group test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.attribution.pair import Pair
+from interp.hooks.drive.sweep import Cell, Sweep, differs
+from interp.hooks.edits.edits import ValueEdit
+from interp.hooks.errors import InputsError
+from interp.hooks.run.tape import head_axis
+from interp.hooks.sites import Site
+
+Estimate = Callable[[Pair], Tensor]
+AFFORDABLE = 4096
+"""Patches times rows that are made without being asked."""
+SAMPLE = 256
+STRATA = 4
+TOP = 10
+HALVES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """The cells that were patched: their numbers, exact effects [cell, row], and weights."""
+
+    numbers: Tensor
+    exact: Tensor
+    weights: Tensor
+
+
+def agreement(
+    pair: Pair, values: Tensor, estimate: Estimate, *, how: Literal["auto", "all"] | int, magnitudes: bool, seed: int
+) -> dict[str, Any]:
+    """Plain numbers by direction, for the result's meta data."""
+    if not (how in ("auto", "all") or (isinstance(how, int) and how > 0)):
+        raise InputsError(f"verify is 'auto', 'all', a number of cells, or 0 for none; got {how!r}.")
+    found = {"source into base": _direction(pair, values, how, magnitudes, seed)}
+    other = pair.reverse()
+    if other is not None:
+        found["base into source"] = _direction(other, estimate(other), how, magnitudes, seed)
+    return found
+
+
+def _direction(pair: Pair, values: Tensor, how: Any, magnitudes: bool, seed: int) -> dict[str, Any]:
+    cells = _cells(pair)
+    live = torch.tensor([bool(cell.where.any()) for cell in cells])
+    draw = torch.Generator().manual_seed(seed)
+    numbers, weights = _drawn(values.abs().mean(1), live, _count(how, int(live.sum()), values.shape[1]), draw)
+    sweep = Sweep(pair.model.module, pair.model.anatomy, pair.base, pair.kwargs(), family=pair.model.family)
+    checked = Checked(numbers, _exact(pair, sweep, cells, numbers), weights)
+    made = _report(pair, values, live, checked, magnitudes)
+    rest = live.clone()
+    rest[numbers] = False
+    if bool(rest.any()):
+        made["group test"] = _group_test(pair, cells, rest, made, draw)
+    return made
+
+
+def _count(how: Any, live: int, rows: int) -> int:
+    if how == "auto":
+        return live if live * rows <= AFFORDABLE else min(live, SAMPLE)
+    return live if how == "all" else min(live, int(how))
+
+
+def _drawn(size: Tensor, live: Tensor, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Cells to patch, and one over each one's chance: a quarter are the largest, the rest equally many per stratum."""
+    order = live.nonzero().flatten()
+    order = order[size[order].argsort(descending=True, stable=True)]
+    if count >= len(order):
+        return order, torch.ones(len(order), dtype=torch.float64)
+    sure = order[: max(1, count // 4)]
+    numbers, weights = [sure], [torch.ones(len(sure), dtype=torch.float64)]
+    left = count - len(sure)
+    for n, stratum in enumerate(order[len(sure) :].tensor_split(STRATA)):
+        take = min(len(stratum), left // STRATA + (n < left % STRATA))
+        if take:
+            numbers.append(stratum[torch.randperm(len(stratum), generator=draw)[:take]])
+            weights.append(torch.full((take,), len(stratum) / take, dtype=torch.float64))
+    return torch.cat(numbers), torch.cat(weights)
+
+
+def _cells(pair: Pair) -> list[Cell]:
+    """The cells of the pair, their positions cut down to those where the source differs."""
+    old = pair.model.run(pair.base, record=pair.whole)
+    found: list[Cell] = []
+    for site in pair.chosen:
+        site = Site(site.tower, site.layer, "z", site.heads) if site.component == "result" else site
+        heads = pair.model.anatomy.layer(site).heads_of(site) if site.heads is not None else None
+        moved = differs(old[site.whole], pair.given(site.whole), heads).cpu()
+        where = pair.where(site, moved.shape)
+        found.extend(Cell(site, pair.given(site.whole), chosen & moved) for chosen in where)
+    return found
+
+
+def _exact(pair: Pair, sweep: Sweep, cells: Sequence[Cell], numbers: Tensor) -> Tensor:
+    asked = [cells[n] for n in numbers.tolist()]
+    logits = pair.model.run(pair.base)["logits"]
+    reads = pair.reads(logits)
+    effects = torch.zeros(len(asked), len(reads.positions), dtype=torch.float64)
+    judge = pair.judge(logits)
+    for answer in sweep.run(asked, reads):
+        gap = (judge(answer.logits) - judge(answer.unchanged)).double().cpu()
+        effects[answer.number] = torch.where(answer.changed, gap, 0.0)
+        if answer.number in (0, len(asked) - 1):
+            sweep.compare(asked[answer.number], answer, reads)
+    return effects
+
+
+def _report(pair: Pair, values: Tensor, live: Tensor, checked: Checked, magnitudes: bool) -> dict[str, Any]:
+    exact = (checked.exact.abs() if magnitudes else checked.exact).mean(1)
+    estimate, weights = values[checked.numbers].mean(1), checked.weights
+    made: dict[str, Any] = {"cells": len(live), "changed": int(live.sum()), "patched": len(exact)}
+    if not len(exact):
+        return made
+    still = int((~live).sum())  # known to be 0 on both sides without patching
+    x, y = (torch.cat([v, torch.zeros(still, dtype=torch.float64)]) for v in (estimate, exact))
+    all_weights = torch.cat([weights, torch.ones(still, dtype=torch.float64)])
+    small = exact.abs() < exact.abs().max()
+    k = min(TOP, -(-len(exact) // 3))
+    worst = int((estimate - exact).abs().argmax())
+    made |= {
+        "pearson": pearson(x, y, all_weights),
+        "spearman": pearson(ranks(x, all_weights), ranks(y, all_weights), all_weights),
+        "pearson changed": pearson(estimate, exact, weights),
+        "spearman changed": pearson(ranks(estimate, weights), ranks(exact, weights), weights),
+        "pearson without the largest": pearson(estimate[small], exact[small], weights[small]),
+        f"top {k} overlap": len(_top(estimate, k) & _top(exact, k)) / k,
+        "worst miss": {**_place(pair, int(checked.numbers[worst])), "estimate": float(estimate[worst]),
+                       "exact": float(exact[worst])},
+        "largest exact": float(exact.abs().max()),
+    }  # fmt: skip
+    return made
+
+
+def _top(x: Tensor, k: int) -> set[int]:
+    return set(x.abs().topk(k).indices.tolist())
+
+
+def _place(pair: Pair, number: int) -> dict[str, Any]:
+    sites, columns = pair.labels()
+    return {"site": sites[number], "position": None if columns is None else columns[number % len(columns)]}
+
+
+def pearson(x: Tensor, y: Tensor, weights: Tensor) -> float | None:
+    """The weighted correlation; None where one side does not vary."""
+    if len(x) < 2:
+        return None
+    share = weights / weights.sum()
+    x, y = x - (share * x).sum(), y - (share * y).sum()
+    scale = ((share * x * x).sum() * (share * y * y).sum()).sqrt()
+    return float((share * x * y).sum() / scale) if float(scale) > 0 else None
+
+
+def ranks(x: Tensor, weights: Tensor) -> Tensor:
+    """Weighted ranks, ties in their middle: the weight below a value plus half of the weight at it."""
+    values, at = x.unique(return_inverse=True)
+    mass = torch.zeros(len(values), dtype=torch.float64).index_add_(0, at, weights)
+    return (mass.cumsum(0) - mass / 2)[at]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Where(ValueEdit):
+    """Another value where a mask says so."""
+
+    value: Any = None
+    mask: Any = None
+
+    def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        return torch.where(self.mask.to(x.device), self.value.to(x), x)
+
+
+def _group_test(
+    pair: Pair, cells: Sequence[Cell], rest: Tensor, made: Mapping[str, Any], draw: torch.Generator
+) -> dict[str, Any]:
+    """Random halves of the cells that were not patched, each half patched together in a full pass."""
+    numbers = rest.nonzero().flatten()
+    plain = pair.model.run(pair.base)["logits"]
+    moved = []
+    for _ in range(HALVES):
+        half = numbers[torch.rand(len(numbers), generator=draw) < 0.5].tolist()
+        edits = _together(pair, [cells[n] for n in half])
+        with torch.no_grad():
+            logits = pair.model.run(pair.base, edits=edits)["logits"]
+        moved.append(float((pair.judged(logits) - pair.judged(plain)).double().mean()))
+    largest = max(moved, key=abs)
+    return {"halves": HALVES, "of": len(numbers), "largest": largest, "share of the largest cell":
+            abs(largest) / made["largest exact"] if made["largest exact"] else None}  # fmt: skip
+
+
+def _together(pair: Pair, cells: Sequence[Cell]) -> list[_Where]:
+    """One edit per site for all its cells."""
+    masks: dict[Site, Tensor] = {}
+    for cell in cells:
+        whole, value = cell.site.whole, cell.values
+        mask = masks.setdefault(whole, torch.zeros(value.shape[:-1], dtype=torch.bool))
+        if cell.site.heads is None:
+            mask |= cell.where if mask.ndim == 2 else cell.where[..., None]
+        else:
+            assert head_axis(cell.site.component) == 2
+            mask[:, :, list(pair.model.anatomy.layer(cell.site).heads_of(cell.site))] |= cell.where[..., None]
+    return [_Where(str(site), value=pair.given(site), mask=mask[..., None]) for site, mask in masks.items()]

@@ -1,0 +1,147 @@
+"""A circuit as a value: some edges of a model's graph, or some of its nodes with every edge out of them.
+
+`Circuit.of(graph, edges=[...])` names its edges, `nodes=[...]` its nodes; `Edges.circuit(...)` and
+`interp.circuits.acdc` cut it from scores. `save` and `load` write and read the files of EAP-IG and MIB (`.json`,
+`.pt`), `draw` an SVG, `compare` says what two circuits share. Cost: none. Limits: one tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.circuits.graph.nodes import Graph
+from interp.hooks.errors import SiteError
+from interp.hooks.sites import nearest
+from interp.kernels.errors import InterpError
+
+Level = Literal["edge", "node"]
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """`mask` [sender, receiver] says which edges it has; as a circuit of nodes it has all edges out of its nodes."""
+
+    graph: Graph
+    mask: Tensor
+    level: Level = "edge"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    scores: Tensor | None = None
+    """[sender, receiver], where it was cut from scores: positive speaks for the better run."""
+
+    @classmethod
+    def of(cls, graph: Graph, *, edges: Iterable[str] = (), nodes: Iterable[str] = ()) -> Circuit:
+        """The circuit with these edges ("L0.H1->L1.H4.q_in"), or these nodes ("embed", "L0.H1", "L1.mlp_write")."""
+        edges, nodes = list(edges), list(nodes)
+        if edges and nodes:
+            raise InterpError("name the circuit's edges or its nodes, not both.")
+        if not nodes:
+            pairs = [graph.edge(*name.partition("->")[::2]) for name in edges]
+            return cls(graph, graph.mask(pairs))
+        known = {str(site): n for n, site in enumerate(graph.senders)}
+        wrong = next((name for name in nodes if name not in known), None)
+        if wrong is not None:
+            raise SiteError(f"no node {wrong!r} in this graph.{nearest(wrong, known)}")
+        mask = torch.zeros_like(graph.exists)
+        mask[[known[name] for name in nodes]] = True
+        return cls(graph, mask & graph.exists, "node")
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Its edges by name."""
+        return tuple(self.graph.name(edge) for edge in self.graph.edges if bool(self.mask[edge]))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The senders that it listens to."""
+        return tuple(str(self.graph.senders[u]) for u in self.mask.any(1).nonzero()[:, 0].tolist())
+
+    def __len__(self) -> int:
+        return int(self.mask.sum())
+
+    @property
+    def fraction(self) -> float:
+        """Its share of all edges."""
+        return len(self) / len(self.graph.edges)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Circuit) and self.graph == other.graph and torch.equal(self.mask, other.mask)
+
+    def __hash__(self) -> int:
+        return hash((self.graph, self.edges))
+
+    def pruned(self) -> Circuit:
+        """Without edges on no path from the embedding to the logits."""
+        return replace(self, mask=self.graph.pruned(self.mask))
+
+    def as_nodes(self) -> Circuit:
+        """Its nodes with every edge out of them."""
+        return replace(self, mask=self.mask.any(1)[:, None] & self.graph.exists, level="node")
+
+    def compare(self, other: Circuit) -> Comparison:
+        """What both have, and what only one has."""
+        if self.graph != other.graph:
+            raise InterpError("circuits of different graphs (towers, layers, heads or kv heads) have no common edges.")
+        first, second = set(self.edges), set(other.edges)
+        order = [self.graph.name(edge) for edge in self.graph.edges]
+
+        def named(some: set[str]) -> tuple[str, ...]:
+            return tuple(name for name in order if name in some)
+
+        return Comparison(named(first & second), named(first - second), named(second - first))
+
+    def to_frame(self) -> Any:
+        """One row per edge: sender, receiver, score."""
+        import pandas
+
+        rows = [
+            {"sender": str(self.graph.senders[u]), "receiver": str(self.graph.receivers[v]),
+             "score": None if self.scores is None else float(self.scores[u, v])}
+            for u, v in self.graph.edges if bool(self.mask[u, v])
+        ]  # fmt: skip
+        return pandas.DataFrame(rows, columns=["sender", "receiver", "score"])
+
+    def draw(self, path: str | Path | None = None, *, title: str = "Circuit") -> str:
+        """An SVG of its nodes and edges; also written to `path`, if given."""
+        from interp.circuits.drawing import svg
+
+        made = svg(self, title)
+        if path is not None:
+            Path(path).write_text(made, encoding="utf-8")
+        return made
+
+    def save(self, path: str | Path) -> Path:
+        """Write a `.json` or `.pt` file as EAP-IG does."""
+        from interp.circuits.files import write
+
+        return write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, *, graph: Graph | None = None) -> Circuit:
+        """Read a `.json` or `.pt` file of EAP-IG or MIB; `graph` is the model's, needed where kv heads are shared."""
+        from interp.circuits.files import circuit
+
+        return circuit(path, graph=graph)
+
+    def __repr__(self) -> str:
+        return f"Circuit of {len(self)} edges ({self.fraction:.1%}) and {len(self.nodes)} nodes, by {self.level}s"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Edges of two circuits of one graph."""
+
+    shared: tuple[str, ...]
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+
+    @property
+    def jaccard(self) -> float:
+        """Shared edges over all edges of either; 1 for two empty circuits."""
+        every = len(self.shared) + len(self.first) + len(self.second)
+        return len(self.shared) / every if every else 1.0

@@ -1,0 +1,161 @@
+"""Circuit files of EAP-IG and of the MIB benchmark, read and written: `.json`, and `.pt` without running a pickle.
+
+JSON holds `cfg`, `nodes` {name: {in_graph}} and `edges` {"a0.h1->m2": {score, in_graph}}; the `.pt` file a dict of
+`cfg`, `src_nodes`, `dst_nodes`, `edges_scores`, `edges_in_graph` and `nodes_in_graph`. Their graphs have a k and a v
+input per query head: written, a kv head's edge goes to each head of its group with its share of the score; read with
+`graph=` of the model, the group's scores are summed and one edge of the group is enough. Limits: neuron circuits are
+not read.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.circuits.circuit import Circuit
+from interp.circuits.graph.nodes import Graph, Shape
+from interp.hooks.sites import Site
+from interp.reading import FormatError
+
+
+def circuit(path: str | Path, *, graph: Graph | None = None) -> Circuit:
+    """The circuit in a file, with its scores."""
+    file = Path(path)
+    said = _read(file)
+    own = _graph(file, said["cfg"])
+    mask, scores = _from_json(file, said, own) if file.suffix == ".json" else _from_pt(file, said, own)
+    if graph is None or graph == own:
+        return Circuit(own, mask & own.exists, "edge", {"file": file.name}, scores)
+    return _regrouped(file, Circuit(own, mask & own.exists, "edge", {"file": file.name}, scores), graph)
+
+
+def write(found: Circuit, file: Path) -> Path:
+    """Write it, `.json` or `.pt` by the file's name; the file appears whole or not at all."""
+    scores = torch.zeros(found.mask.shape, dtype=torch.float64) if found.scores is None else found.scores
+    apart = _apart(found.graph)
+    own, into, share = _ungrouped(found.graph)
+    mask, values = found.mask[:, into], scores.nan_to_num(0.0)[:, into] * share
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(file.name + ".part")
+    if file.suffix == ".json":
+        scratch.write_text(json.dumps(_as_json(own, apart, mask, values)))
+    elif file.suffix == ".pt":
+        torch.save(_as_pt(own, apart, mask, values), scratch)
+    else:
+        raise FormatError(f"{file}: circuits are written as .json or .pt")
+    scratch.rename(file)
+    return file
+
+
+def name(site: Site, *, reads: bool = False) -> str:
+    """A node by its name there: `input`, `a0.h1`, `a0.h1<q>`, `m0`, `logits`."""
+    if site.layer is None:
+        return "logits" if site.component == "logits" else "input"
+    if site.heads is None:
+        return f"m{site.layer}"
+    return f"a{site.layer}.h{site.heads[0]}" + (f"<{site.component[0]}>" if reads else "")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if file.suffix not in (".json", ".pt"):
+        raise FormatError(f"{file}: expected a .json or .pt circuit file")
+    try:
+        said = json.loads(file.read_text()) if file.suffix == ".json" else torch.load(file, weights_only=True)
+    except (json.JSONDecodeError, UnicodeDecodeError, pickle.UnpicklingError, RuntimeError, EOFError) as reason:
+        raise FormatError(f"{file}: not a circuit file: {str(reason).splitlines()[0]}") from reason
+    needed = ("cfg", "nodes", "edges") if file.suffix == ".json" else ("cfg", "edges_scores", "edges_in_graph")
+    missing = [key for key in needed if not isinstance(said, dict) or key not in said]
+    if missing:
+        raise FormatError(f"{file}: expected {', '.join(needed)}, got no {missing[0]!r}")
+    return dict(said)
+
+
+def _graph(file: Path, cfg: Mapping[str, Any]) -> Graph:
+    missing = [key for key in ("n_layers", "n_heads") if not isinstance(cfg.get(key), int)]
+    if missing:
+        raise FormatError(f"{file}: expected a whole number {missing[0]!r} in 'cfg'")
+    heads, parallel = cfg["n_heads"], bool(cfg.get("parallel_attn_mlp"))
+    return Graph(None, tuple(Shape(n, heads, heads, True, parallel) for n in range(cfg["n_layers"])))
+
+
+def _from_json(file: Path, said: Mapping[str, Any], graph: Graph) -> tuple[Tensor, Tensor]:
+    names = {f"{name(graph.senders[u])}->{name(graph.receivers[v], reads=True)}": (u, v) for u, v in graph.edges}
+    mask, scores = torch.zeros_like(graph.exists), torch.zeros(graph.exists.shape, dtype=torch.float64)
+    for key, edge in said["edges"].items():
+        if key not in names:
+            raise FormatError(f"{file}: no edge {key!r} in a graph of {len(graph.layers)} layers")
+        mask[names[key]] = bool(edge["in_graph"])
+        scores[names[key]] = float(edge.get("score") or 0.0)
+    return mask, scores
+
+
+def _from_pt(file: Path, said: Mapping[str, Any], graph: Graph) -> tuple[Tensor, Tensor]:
+    mask, scores = said["edges_in_graph"], said["edges_scores"]
+    for found in (mask, scores):
+        if not torch.is_tensor(found) or found.shape != graph.exists.shape:
+            raise FormatError(f"{file}: expected edges of shape {list(graph.exists.shape)} for its cfg")
+    return mask.bool(), scores.double()
+
+
+def _apart(graph: Graph) -> list[str]:
+    return [name(site) for site in graph.senders]
+
+
+def _ungrouped(graph: Graph) -> tuple[Graph, list[int], Tensor]:
+    """The graph with a k and a v input per query head, which receiver of ours each of its own is, and its share."""
+    own = Graph(None, tuple(Shape(s.index, s.heads, s.heads, s.mlp, s.parallel) for s in graph.layers))
+    into = [graph.receiver_at[site] for site in _ours(own, graph)]
+    share = torch.tensor([1 / into.count(v) for v in into], dtype=torch.float64)
+    return own, into, share
+
+
+def _ours(own: Graph, graph: Graph) -> Iterator[Site]:
+    for site in own.receivers:
+        if site.layer is None or site.heads is None or site.component == "q_in":
+            yield Site(graph.tower if site.layer is not None else None, site.layer, site.component, site.heads)
+            continue
+        shape = graph.by_index[site.layer]
+        yield Site(graph.tower, site.layer, site.component, (site.heads[0] * shape.kv_heads // shape.heads,))
+
+
+def _regrouped(file: Path, found: Circuit, graph: Graph) -> Circuit:
+    own, into, _ = _ungrouped(graph)
+    if own.layers != found.graph.layers:
+        raise FormatError(f"{file}: its graph has other layers or heads than the one given")
+    mask, scores = torch.zeros_like(graph.exists), torch.zeros(graph.exists.shape, dtype=torch.float64)
+    assert found.scores is not None
+    for theirs, ours in enumerate(into):
+        mask[:, ours] |= found.mask[:, theirs]
+        scores[:, ours] += found.scores[:, theirs]
+    return Circuit(graph, mask & graph.exists, "edge", found.meta, scores)
+
+
+def _cfg(graph: Graph) -> dict[str, Any]:
+    heads = {layer.heads for layer in graph.layers}
+    if len(heads) > 1 or not all(layer.mlp for layer in graph.layers):
+        raise FormatError("these files hold graphs with as many heads in every layer and an MLP in each")
+    return {"n_layers": len(graph.layers), "n_heads": heads.pop(), "parallel_attn_mlp": graph.layers[0].parallel}
+
+
+def _as_json(own: Graph, senders: list[str], mask: Tensor, scores: Tensor) -> dict[str, Any]:
+    listened = mask.any(1).tolist()
+    nodes = {one: {"in_graph": bool(listened[n])} for n, one in enumerate(senders)} | {"logits": {"in_graph": True}}
+    edges = {
+        f"{senders[u]}->{name(own.receivers[v], reads=True)}": {
+            "score": float(scores[u, v]), "in_graph": bool(mask[u, v])
+        }
+        for u, v in own.edges
+    }  # fmt: skip
+    return {"cfg": _cfg(own), "nodes": nodes, "edges": edges}
+
+
+def _as_pt(own: Graph, senders: list[str], mask: Tensor, scores: Tensor) -> dict[str, Any]:
+    receivers = [name(site, reads=True) for site in own.receivers]
+    return {"cfg": _cfg(own), "src_nodes": senders, "dst_nodes": receivers, "edges_scores": scores.float(),
+            "edges_in_graph": mask.clone(), "nodes_in_graph": mask.any(1)}  # fmt: skip

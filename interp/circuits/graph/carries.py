@@ -1,0 +1,108 @@
+"""From heads to the residual and back: the output projection, and what stands between it and the residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.drive.walk import Walk
+from interp.hooks.errors import ModelError
+from interp.hooks.run.writes import multiplier
+
+
+class Carries:
+    """One tower's ways out of its attentions. What stands behind a projection is learned from the first pass that is
+    looked at: nothing, numbers to multiply by, or a module, which needs its input of the run it is taken in."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk, self.module = walk, walk.module
+        self.between: dict[int, Tensor | nn.Module | None] = {}
+        self.out: dict[int, Tensor] = {}
+        """The attention outputs of the latest pass, where a module stands behind them."""
+        self._last: Tensor | None = None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """What later passes have to show."""
+        return ("attn_out",) if any(isinstance(found, nn.Module) for found in self.between.values()) else ()
+
+    def take(self, layer: int, part: str, value: Tensor) -> None:
+        """Keep what a pass has behind the projection of a layer."""
+        if isinstance(self.between.get(layer), nn.Module):
+            self.out[layer] = value.clone()
+
+    def look(self, layer: int, part: str, value: Tensor) -> None:
+        """Be shown a layer's attn_out and then its attn_write."""
+        if part == "attn_out":
+            self._last = value.clone()
+            return
+        assert self._last is not None
+        out, self._last = self._last.reshape(value.shape), None
+        self.between[layer] = self._found(layer, out, value)
+        if isinstance(self.between[layer], nn.Module):
+            self.out[layer] = out
+
+    def _found(self, layer: int, out: Tensor, write: Tensor) -> Tensor | nn.Module | None:
+        if torch.equal(out, write):
+            return None
+        scale = multiplier(out.double(), write.double(), torch.finfo(write.dtype).eps)
+        if scale is not None:
+            return scale.to(write.dtype)
+        port = self.walk.tower.by_index[layer].ports["attn_write"]
+        if port.minus is not None or port.key is not None or port.side != "out":
+            raise ModelError(f"layer {layer}: what stands between attn_out and attn_write is not known.")
+        return self.module.get_submodule(port.module)
+
+    def _projection(self, layer: int) -> nn.Module:
+        return self.module.get_submodule(self.walk.tower.by_index[layer].out or "")
+
+    def back(self, layer: int, g: Tensor) -> Tensor:
+        """`W_O^T carry^T g` [row, position, head, d_head]: the gradient by z, for one by the attention's write."""
+        found, between = self.walk.tower.by_index[layer], self.between[layer]
+        if isinstance(between, nn.Module):
+            with torch.enable_grad():
+                x = self.out[layer].reshape(g.shape).detach().requires_grad_()
+                (g,) = torch.autograd.grad(between(x), x, g)
+        elif between is not None:
+            g = g * between
+        out = self._projection(layer)
+        weight = _plain(out)
+        if weight is not None:
+            return (g @ weight).unflatten(-1, (found.heads, found.d_value))
+        with torch.enable_grad():
+            nothing = g.new_zeros(*g.shape[:-1], found.heads * found.d_value).requires_grad_()
+            (z,) = torch.autograd.grad(out(nothing), nothing, g)
+        return z.unflatten(-1, (found.heads, found.d_value))
+
+    def project(self, layer: int, z: Tensor) -> Tensor:
+        """`z W_O` [..., d] of z [..., head, d_head], the heads summed, without a bias."""
+        out, flat = self._projection(layer), z.flatten(-2)
+        weight = _plain(out)
+        return flat @ weight.T if weight is not None else out(flat) - out(torch.zeros_like(flat))
+
+    def output(self, layer: int, z: Tensor) -> Tensor:
+        """attn_out of z [row, position, head, d_head]."""
+        made: Tensor = self._projection(layer)(z.flatten(-2))
+        return made
+
+    def write(self, layer: int, out: Tensor) -> Tensor:
+        """What is added to the residual, for an attention's output."""
+        between = self.between[layer]
+        if isinstance(between, nn.Module):
+            made: Tensor = between(out)
+            return made
+        return out if between is None else out * between
+
+    def linear(self, layer: int) -> bool:
+        """Whether the write is linear in the output."""
+        return not isinstance(self.between[layer], nn.Module)
+
+
+def _plain(out: nn.Module) -> Tensor | None:
+    """The projection's matrix [d, head * d_head], where it is one at hand."""
+    weight = getattr(out, "weight", None)
+    if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.device.type == "meta":
+        return None
+    if type(out) is nn.Linear:
+        return weight.detach()
+    return weight.detach().T if type(out).__name__ == "Conv1D" else None

@@ -1,0 +1,41 @@
+"""Every edit there is, in one place: `from interp.edits import Calibrate`. The ones used daily stand at the root
+too."""
+
+from __future__ import annotations
+
+from interp.hooks.edits.calibrate import Calibrate, Streaming
+from interp.hooks.edits.edits import (
+    Add,
+    BiasKeys,
+    Blend,
+    Emphasize,
+    MaskKeys,
+    Mean,
+    Project,
+    Redistribute,
+    Scale,
+    Set,
+    Temperature,
+    UniformAttention,
+    Zero,
+)
+from interp.hooks.edits.route import RouteHeads
+
+__all__ = [
+    "Add",
+    "BiasKeys",
+    "Blend",
+    "Calibrate",
+    "Emphasize",
+    "MaskKeys",
+    "Mean",
+    "Project",
+    "Redistribute",
+    "RouteHeads",
+    "Scale",
+    "Set",
+    "Streaming",
+    "Temperature",
+    "UniformAttention",
+    "Zero",
+]

@@ -1,0 +1,72 @@
+"""What the methods on attention heads share: the heads of one tower by name, their page, and their weights read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp.heads.kinds.page import Page
+from interp.hooks.anatomy.unwrap import forced_eager
+from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.run.weights import Read, read_weights
+from interp.hooks.sites import Site
+
+if TYPE_CHECKING:
+    from interp.hooks.anatomy.towers import Tower
+    from interp.hooks.inputs.inputs import Inputs
+    from interp.model import Model
+
+
+def head_sites(model: Model, heads: str) -> list[Site]:
+    """The attentions that a pattern of heads means, such as "L*", "vision.L*" or "L3-5.H0": self-attention of one
+    tower."""
+    anatomy = model.ready()
+    spelled = heads if ".z" in heads else f"{heads}.z"
+    found = [Site(s.tower, s.layer, "attention", s.heads) for s in anatomy.sites(spelled)]
+    if crossed := [s.layer for s in found if anatomy.layer(s).kind == "cross"]:
+        raise SiteError(
+            f"a head's own sequence is asked about, and layers {crossed} of {heads!r} are cross-attention: name others."
+        )
+    return found
+
+
+def heads_of(model: Model, site: Site) -> tuple[int, ...]:
+    """The heads of one of these sites."""
+    return site.heads or tuple(range(model.anatomy.layer(site).heads))
+
+
+def head_names(model: Model, sites: Sequence[Site]) -> tuple[str, ...]:
+    """Each head by name: "L0.H1", "vision.L0.H1"."""
+    return tuple(str(Site(s.tower, s.layer, "attention", (h,))) for s in sites for h in heads_of(model, s))
+
+
+def tower_of(model: Model, sites: Sequence[Site]) -> Tower:
+    """The tower the sites lie in."""
+    return model.anatomy.tower(sites[0].tower, text=str(sites[0]))
+
+
+def page_of(model: Model, sites: Sequence[Site], x: Inputs) -> Page:
+    """The positions the heads attend over, labelled; refused where there is nowhere to look."""
+    tower, mine = tower_of(model, sites), tower_inputs(x, sites[0])
+    if short := [n for n, count in enumerate(mine.valid.sum(1).tolist()) if count < 2]:
+        raise InputsError(
+            f"a head needs at least two tokens to look somewhere; examples {short} have fewer: give longer inputs."
+        )
+    picture = tower.name == "vision" or mine.main == "vision"
+    return Page.of(mine, causal=not tower.bidirectional, picture=picture)
+
+
+def read_heads(model: Model, sites: Sequence[Site], x: Inputs, read: Read, *, page: Page) -> None:
+    """One forward pass, in which `read` gets the weights of every site, some rows at a time."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            model.module(**model.called_with(x.kwargs))
+
+    with forced_eager():
+        read_weights(
+            model.module, model.anatomy, sites, forward, read, shape=tuple(page.valid.shape), family=model.family
+        )

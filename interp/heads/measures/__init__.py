@@ -1,0 +1,1 @@
+"""Estimates of head importance, one measure a file, and their `table`."""

@@ -1,0 +1,229 @@
+"""Head importance by several measures side by side: estimates, ranks with intervals, and how far measures agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.heads.measures.measured import Measured
+from interp.hooks.sites import parse
+from interp.kernels.errors import InterpError
+from interp.results import intervals as bootstrap
+from interp.saving import read, write
+
+FORMAT = 1
+DRAWS = 1000
+NAMES = ("importance.safetensors", "importance.json")
+TOP = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """One `Measured` a method over the same heads and examples."""
+
+    sites: tuple[str, ...]
+    towers: tuple[str, ...]
+    """The tower of each head, by its own name."""
+    measures: tuple[Measured, ...]
+    groups: tuple[str, ...]
+    """What each example shares with others (its template); intervals draw these first."""
+    classes: tuple[str, ...] = ()
+    """The right answer of each example, where it is known."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The measures there are."""
+        return tuple(one.method for one in self.measures)
+
+    def measure(self, method: str) -> Measured:
+        """One measure, with its numbers per example."""
+        for one in self.measures:
+            if one.method == method:
+                return one
+        raise InterpError(f"no measure {method!r} was taken; there are {', '.join(self.methods)}.")
+
+    @cached_property
+    def _layers(self) -> Tensor:
+        names = [site.rpartition(".H")[0] for site in self.sites]
+        numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
+        return torch.tensor([numbers[name] for name in names])
+
+    def _whole(self, one: Measured) -> Tensor:
+        def even(n: int) -> Tensor:
+            return torch.full((1, n), 1 / n, dtype=torch.float64)
+
+        others = None if one.other is None else even(one.other.shape[1])
+        return one.estimates(even(one.values.shape[1]), self._layers, others)[0]
+
+    def _drawn(self, one: Measured) -> Tensor:
+        """[draw, head]; measures on the same examples are drawn together."""
+        own = self.groups if one.unit == "example" else tuple(map(str, range(one.values.shape[1])))
+        shares = bootstrap.weights(own, draws=DRAWS, seed=self.seed)
+        others = None
+        if one.other is not None:
+            others = bootstrap.weights(one.other_groups, draws=DRAWS, seed=self.seed + 1)
+        return one.estimates(shares, self._layers, others)
+
+    def estimate(self, method: str) -> Tensor:
+        """[head], in the measure's own units and sign."""
+        return self._whole(self.measure(method))
+
+    def scores(self, method: str, *, signed: bool = False) -> dict[str, float]:
+        """By site, larger where the measure ranks higher: what a pruner takes. `signed` keeps the sign where magnitude
+        ranks, so that heads that stand in the way come last."""
+        one, estimate = self.measure(method), self.estimate(method)
+        ranked = estimate if signed and one.order == "abs" else one.oriented(estimate)
+        return dict(zip(self.sites, ranked.tolist(), strict=True))
+
+    def to_frame(self) -> Any:
+        """One row per measure and head: site, tower, layer, head, method, estimate, low, high, n, rank (1 is first)."""
+        import pandas
+
+        parts = []
+        for one in self.measures:
+            estimate = self._whole(one)
+            low, high = bootstrap.interval(self._drawn(one))
+            rank = bootstrap.ranks(one.oriented(estimate))
+            numbers = {"estimate": estimate, "low": low, "high": high, "n": one.values.shape[1], "rank": rank}
+            parts.append(pandas.DataFrame({**self._places(), "method": one.method, **numbers}))
+        return pandas.concat(parts, ignore_index=True)
+
+    def _places(self) -> dict[str, list[Any]]:
+        found = [parse(site) for site in self.sites]
+        return {
+            "site": list(self.sites),
+            "tower": list(self.towers),
+            "layer": [int(str(place.layers)) for place in found],
+            "head": [int(str(place.heads)) for place in found],
+        }
+
+    def wide(self) -> Any:
+        """One row per head, one column of estimates per measure."""
+        import pandas
+
+        return pandas.DataFrame({**self._places(), **{one.method: self._whole(one) for one in self.measures}})
+
+    def ranks(self, *, k: int | None = None) -> Any:
+        """One row per measure and head, in order: its rank, the rank's interval over bootstrap draws, the share of
+        draws in which it is among the first `k`, and the lowest and highest rank over seeds where there are several."""
+        import pandas
+
+        k, parts = self._count(k), []
+        for one in self.measures:
+            drawn = one.oriented(self._drawn(one))
+            low, high = bootstrap.interval(bootstrap.ranks(drawn))
+            first = bootstrap.membership(drawn, k).mean(0)
+            seeds: dict[str, Any] = {"seed_low": torch.nan, "seed_high": torch.nan}
+            if one.seeds is not None:
+                each = bootstrap.ranks(one.oriented(one.seeds))
+                seeds = {"seed_low": each.amin(0).numpy(), "seed_high": each.amax(0).numpy()}
+            rank = bootstrap.ranks(one.oriented(self._whole(one)))
+            numbers = {"rank": rank, "low": low, "high": high, f"among_{k}": first, **seeds}
+            table = pandas.DataFrame({"site": list(self.sites), "method": one.method, **numbers})
+            parts.append(table.sort_values("rank", kind="stable"))
+        return pandas.concat(parts, ignore_index=True)
+
+    def agreement(self, *, k: int | None = None) -> Any:
+        """One row per pair of measures: Spearman correlation and overlap of the first `k`, each with its interval over
+        draws, and the overlap that two random orders would have. Measures order by magnitude, but where one end is
+        meant: see each one's `order`. Draws are noisier than the whole, so intervals lie low, sometimes below the
+        estimate; the correlation is over all heads and may be high where the first ones differ."""
+        import pandas
+
+        if len(self.measures) < 2 or len(self.sites) < 2:
+            raise InterpError(
+                f"measures agree or not over at least two heads and two measures; this table has {len(self.sites)} and"
+                f" {len(self.measures)}."
+            )
+        k = self._count(k)
+        kept = {one.method: (one.oriented(self._whole(one)), one.oriented(self._drawn(one))) for one in self.measures}
+        rows = []
+        for a, b in combinations(self.measures, 2):
+            (x, xs), (y, ys) = kept[a.method], kept[b.method]
+            low, high = (float(v) for v in bootstrap.interval(bootstrap.spearman(xs, ys)))
+            least, most = (float(v) for v in bootstrap.interval(bootstrap.overlap(xs, ys, k)))
+            rows.append(
+                {"a": a.method, "b": b.method, "spearman": float(bootstrap.spearman(x, y)), "low": low, "high": high,
+                 "k": k, "overlap": float(bootstrap.overlap(x, y, k)), "overlap_low": least, "overlap_high": most,
+                 "chance": k / len(self.sites)}
+            )  # fmt: skip
+        return pandas.DataFrame(rows)
+
+    def _count(self, k: int | None) -> int:
+        if k is None:
+            return min(TOP, -(-len(self.sites) // 3))
+        if not 1 <= k <= len(self.sites):
+            raise InterpError(f"k counts heads, from 1 to {len(self.sites)}; got {k}.")
+        return k
+
+    def by_class(self) -> Any:
+        """One row per measure, class (right answer) and head: the mean over the class' examples and its interval."""
+        import pandas
+
+        if not self.classes:
+            raise InterpError("the right answers are not known: give labels=, or a task.")
+        parts = []
+        for one in self.measures:
+            if one.unit != "example" or one.reduce not in ("mean", "layer"):
+                continue
+            for name in dict.fromkeys(self.classes):
+                rows = [n for n, mine in enumerate(self.classes) if mine == name]
+                values = one.values[:, rows]
+                shares = bootstrap.weights(tuple(self.groups[n] for n in rows), draws=DRAWS, seed=self.seed)
+                low, high = bootstrap.interval(shares @ values.T)
+                numbers = {"estimate": values.mean(1), "low": low, "high": high, "n": len(rows)}
+                parts.append(pandas.DataFrame({**self._places(), "method": one.method, "class": name, **numbers}))
+        return pandas.concat(parts, ignore_index=True)
+
+    def top(self, n: int = 10, *, method: str | None = None) -> Any:
+        """The n heads that a measure (the first unless named) ranks first."""
+        name = self.measure(self.methods[0] if method is None else method).method
+        frame = self.to_frame()
+        return frame[frame["method"] == name].sort_values("rank", kind="stable").head(n)
+
+    def plot(self) -> Any:
+        """Heads across, measures down, each row on its own scale with its largest magnitude 1 (plotly)."""
+        from interp.heads.measures.drawing import figure_of
+
+        return figure_of(self)
+
+    def __repr__(self) -> str:
+        best = self.top(1).iloc[0]
+        return (
+            f"Importance of {len(self.sites)} heads by {', '.join(self.methods)} on {len(self.groups)} examples; first"
+            f" by {best['method']}: {best['site']} {best['estimate']:+.4g} [{best['low']:.4g}, {best['high']:.4g}]"
+        )
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `importance.safetensors`, `.parquet` and `.json`; read back with `Importance.load`."""
+        tensors, said = {}, []
+        for n, one in enumerate(self.measures):
+            for name in ("values", "other", "seeds"):
+                if (value := getattr(one, name)) is not None:
+                    tensors[f"{n}.{name}"] = value
+            plain = ("method", "order", "reduce", "unit", "other_groups", "passes", "notes")
+            said.append({name: getattr(one, name) for name in plain})
+        about = {"format": FORMAT, "sites": self.sites, "towers": self.towers, "measures": said, "groups": self.groups,
+                 "classes": self.classes, "seed": self.seed, "meta": dict(self.meta)}  # fmt: skip
+        return write(directory, tensors, about, names=NAMES, table=self.to_frame())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Importance:
+        """Read what `save` wrote."""
+        about, held = read(directory, NAMES, FORMAT)
+        measures = []
+        for n, said in enumerate(about["measures"]):
+            said["other_groups"] = tuple(said["other_groups"])
+            other, seeds = (held.get(f"{n}.{name}") for name in ("other", "seeds"))
+            measures.append(Measured(values=held[f"{n}.values"], other=other, seeds=seeds, **said))
+        lists = {name: tuple(about[name]) for name in ("sites", "towers", "groups", "classes")}
+        return cls(measures=tuple(measures), meta=about["meta"], seed=about["seed"], **lists)

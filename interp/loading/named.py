@@ -1,0 +1,27 @@
+"""A model by name, with one readable line where it cannot be had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interp.hooks.errors import ModelError
+from interp.loading.load import load
+from interp.model import Model
+from interp.zoo.catalog import entries
+
+
+def opened(name: str, **how: Any) -> Model:
+    """The model, with transformers quiet about it."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        return load(name, **how)
+    except (OSError, ValueError) as why:
+        first = str(why).strip().splitlines()[0] if str(why).strip() else type(why).__name__
+        raise ModelError(f"{name!r} cannot be loaded: {first}{_hint(name)}") from why
+
+
+def _hint(name: str) -> str:
+    return f" Did you mean 'zoo:{name}'?" if name in {one.name for one in entries()} else ""

@@ -1,0 +1,193 @@
+"""Which texts need certain heads: the loss on each text with and without them, as a score to rank a corpus by.
+
+AttentionInfluence (Hua et al. 2025, arXiv 2505.07293). With L the mean cross-entropy of a text's tokens,
+
+    score = (L without the heads - L) / L
+
+where the heads attend to every visible token alike. The paper masks the top 5% of heads by retrieval score
+(`interp.retrieval_heads(..., anywhere=True)`) and keeps the highest 20% of texts of one domain; scores of different
+domains are not compared. `weights="visible"` gives each of the i tokens a row sees 1/i; `"full"` gives each 1/length
+as the paper's appendix words it, so early rows keep little. Beside the score stands that of random sets of as many
+other heads: what they raise as well is not about these heads. A corpus is read batch by batch; with `out=` every chunk
+is written down when it is done, and a run that was stopped goes on from there. Cost: 2 + random forward passes a text.
+Limits: a text is cut where the model's positions end, and the table says which were; a text of one token has no loss
+and comes last; causal language models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random as chance
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.heads.sets import known, mask_edits
+from interp.hooks.edits.edits import Edit, Scale
+from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.stand.output import logits_of
+from interp.journal import Journal, Values
+from interp.long.needles import attention_sites, head_names, ids_of
+from interp.provenance import about
+from interp.reading import stream
+from interp.results.texts import Influence
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+Weights = Literal["visible", "full"]
+LIMITS = ("n_positions", "max_position_embeddings", "max_sequence_length", "context")
+
+
+def influence(
+    model: Model,
+    corpus: str | Path | Sequence[str],
+    *,
+    heads: Sequence[str],
+    weights: Weights = "visible",
+    random: int = 1,
+    seed: int = 0,
+    column: str = "text",
+    max_tokens: int | None = None,
+    batch: int = 8,
+    chunk: int = 256,
+    out: str | Path | None = None,
+) -> Influence:
+    """Score every text of a JSONL file (its field `column`) or a list by how much it needs `heads` ("L1.H0", ...).
+
+    `random` sets of as many other heads are held against them; `max_tokens` cuts texts earlier than the model must.
+    """
+    if weights not in ("visible", "full") or random < 0 or batch < 1 or chunk < 1:
+        raise InputsError(
+            f"weights is 'visible' or 'full', random at least 0, batch and chunk at least 1; got {weights!r}, {random},"
+            f" {batch} and {chunk}."
+        )
+    names = head_names(model, attention_sites(model))
+    wanted = known(list(heads), names)
+    work = _Work(model, (wanted, *_others(wanted, names, random, seed)), weights, _room(model, max_tokens), batch)
+    texts = _Corpus(corpus, column)
+    task = {"method": "AttentionInfluence", "heads": wanted, "weights": weights, "random": random, "seed": seed,
+            "max_tokens": work.room, "batch": batch, "corpus": texts.digest, "texts": texts.count,
+            "model": about(model.module, None)["model_hash"]}  # fmt: skip
+    parts = list(_chunks(work, texts, chunk, task, out))
+    held = {name: torch.cat([part[name] for part in parts])[:, 0] for name in parts[0]}
+    sets = torch.stack([held[f"set{n}"] for n in range(1, random + 1)]) if random else torch.zeros(0, texts.count)
+    found = Influence(held["base"], held["set0"], sets.double(), held["tokens"].long(), held["cut"].bool(),
+                      work.sets[0], work.sets[1:], {**about(model.module, None), **task})  # fmt: skip
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def _others(heads: Sequence[str], names: Sequence[str], count: int, seed: int) -> list[tuple[str, ...]]:
+    left = [name for name in names if name not in heads]
+    if count and len(left) < len(heads):
+        raise InputsError(
+            f"{len(heads)} heads leave {len(left)} others, too few to draw as many at random: name fewer, or random=0."
+        )
+    rng = chance.Random(seed)
+    return [tuple(sorted(rng.sample(left, len(heads)))) for _ in range(count)]
+
+
+def _room(model: Model, max_tokens: int | None) -> int | None:
+    """How many tokens of a text are read: no more than there are positions."""
+    config = model.config
+    known_limits = (getattr(config, name, None) for name in LIMITS)
+    limit = next((value for value in known_limits if isinstance(value, int)), None)
+    if max_tokens is not None and (max_tokens < 2 or (limit is not None and max_tokens > limit)):
+        raise InputsError(f"max_tokens is from 2 to the model's {limit} positions, got {max_tokens}.")
+    return max_tokens if max_tokens is not None else limit
+
+
+class _Corpus:
+    """The texts in order, read from the file whenever they are needed, and what tells this corpus from others."""
+
+    def __init__(self, given: str | Path | Sequence[str], column: str) -> None:
+        self.given, self.column = given, column
+        digest, self.count = hashlib.sha256(), 0
+        for text in self.texts():
+            digest.update(text.encode() + b"\0")
+            self.count += 1
+        if not self.count:
+            raise InputsError("the corpus is empty: give texts, or a JSONL file of objects with a text each.")
+        self.digest = digest.hexdigest()[:16]
+
+    def texts(self) -> Iterator[str]:
+        if isinstance(self.given, str | Path):
+            yield from (entry.text(self.column) for entry in stream(self.given))
+            return
+        for n, text in enumerate(self.given):
+            if not isinstance(text, str) or not text:
+                raise InputsError(f"a corpus is texts, or the path of a JSONL file; text {n} is {text!r:.80}.")
+            yield text
+
+
+def _chunks(work: _Work, corpus: _Corpus, size: int, task: dict[str, Any], out: str | Path | None) -> Iterator[Values]:
+    journal = None if out is None else Journal(Path(out) / "journal")
+    plan = None if journal is None else journal.known(task)
+    bounds = [(low, min(low + size, corpus.count)) for low in range(0, corpus.count, size)]
+    if plan is not None:
+        bounds = [(low, high) for low, high in plan["chunks"]]
+    elif journal is not None:
+        journal.begin(task, bounds, "torch")
+    texts = corpus.texts()
+    for low, high in bounds:
+        some = list(islice(texts, high - low))
+        done = None if journal is None else journal.read(low, high)
+        values = work.losses(some) if done is None else done[0]
+        if journal is not None and done is None:
+            journal.write(low, high, values, {})
+        yield values
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done with each batch of texts."""
+
+    model: Model
+    sets: tuple[tuple[str, ...], ...]
+    weights: Weights
+    room: int | None
+    batch: int
+
+    def losses(self, texts: Sequence[str]) -> Values:
+        """By name, [text, 1]: the losses bare and with each set of heads masked, tokens, and whether it was cut."""
+        parts = [self._batch(texts[n : n + self.batch]) for n in range(0, len(texts), self.batch)]
+        return {name: torch.cat([part[name] for part in parts])[:, None] for name in parts[0]}
+
+    def _batch(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        rows = [ids_of(self.model.prepare(text, chat=False))[0].tolist() for text in texts]
+        kept = [row[: self.room] for row in rows]
+        x = self.model.prepare(kept)
+        found = {"base": self._loss(x, [])}
+        for n, heads in enumerate(self.sets):
+            found[f"set{n}"] = self._loss(x, self._edits(heads, x))
+        found["tokens"] = torch.tensor([float(len(row)) for row in kept], dtype=torch.double)
+        found["cut"] = torch.tensor([float(a != b) for a, b in zip(rows, kept, strict=True)], dtype=torch.double)
+        return found
+
+    def _edits(self, heads: Sequence[str], x: Inputs) -> list[Edit]:
+        uniform = mask_edits(heads, "uniform")
+        if self.weights == "visible":
+            return uniform
+        seen = x.valid.cumsum(1).double()
+        share = (seen / x.valid.sum(1, keepdim=True))[:, :, None, None]
+        return [*uniform, *(Scale(f"{edit.site}.z", share) for edit in uniform)]
+
+    def _loss(self, x: Inputs, edits: Sequence[Edit]) -> Tensor:
+        """[text]: mean cross-entropy of the tokens after the first; NaN for a text that has no others."""
+        with self.model.edited(edits), torch.no_grad():
+            logits = logits_of(self.model.module(**self.model.called_with(x.kwargs)))
+        if logits is None:
+            raise ModelError(f"{type(self.model.module).__name__} has no logits, so it has no loss on a text.")
+        ids, valid = ids_of(x).to(logits.device), x.valid.to(logits.device)
+        counted = valid[:, 1:] & valid[:, :-1]
+        lost = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+        total = torch.where(counted, lost, 0.0).double().sum(1)
+        return (total / counted.sum(1).double()).cpu()

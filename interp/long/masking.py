@@ -1,0 +1,91 @@
+"""What is left of a model's answers when its best heads are masked, beside random heads: curves over how many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.results.intervals import mean_interval
+from interp.saving import read, write
+
+FORMAT = 1
+FILES = ("masking.safetensors", "masking.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Masking:
+    """`recall` [count, needle] with no head masked and then with the first of `heads`; `controls` [count, draw]."""
+
+    heads: tuple[str, ...]
+    counts: tuple[int, ...]
+    recall: Tensor
+    """The first row is the unmasked model."""
+    controls: Tensor
+    """Mean recall over needles with random heads masked, as many as in the row of the same count."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Bootstrap interval of each count's mean recall over needles."""
+        return mean_interval(self.recall, level, draws=draws, seed=seed)
+
+    def to_frame(self) -> Any:
+        """One row a count: recall with its interval, and of random heads the mean, the middle 95% and how rarely they
+        take as much, p = (1 + draws no higher) / (1 + draws)."""
+        import pandas
+
+        (low, high), mean = self.interval(), self.recall.mean(1)
+        rows: list[dict[str, Any]] = []
+        for n, count in enumerate((0, *self.counts)):
+            row = {"masked": count, "added": self.heads[count - 1] if count else None, "estimate": float(mean[n]),
+                   "low": float(low[n]), "high": float(high[n]), "n": self.recall.shape[1]}  # fmt: skip
+            rows.append({**row, **self._random(n - 1, float(mean[n]))})
+        return pandas.DataFrame(rows)
+
+    def _random(self, row: int, reached: float) -> dict[str, float]:
+        names = ("random", "random_low", "random_high", "p")
+        if row < 0 or not self.controls.shape[1]:
+            return dict.fromkeys(names, float("nan"))
+        found = self.controls[row]
+        ends = torch.quantile(found, torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()
+        rare = (1 + int((found <= reached).sum())) / (1 + len(found))
+        return dict(zip(names, (float(found.mean()), *ends, rare), strict=True))
+
+    def plot(self) -> Any:
+        """Recall against how many heads are masked, with the band of random heads (plotly)."""
+        import plotly.graph_objects as go
+
+        frame = self.to_frame()
+        random = frame.dropna(subset=["random"])
+        band = [*random["random_high"], *random["random_low"][::-1]]
+        lines = [
+            go.Scatter(x=frame["masked"], y=frame["estimate"], name="highest heads", mode="lines+markers"),
+            go.Scatter(x=random["masked"], y=random["random"], name="random heads", mode="lines+markers"),
+            go.Scatter(x=[*random["masked"], *random["masked"][::-1]], y=band, fill="toself", mode="none",
+                       name="95% of draws"),
+        ]  # fmt: skip
+        return go.Figure(lines).update_layout(xaxis_title="heads masked", yaxis_title="recall", yaxis_range=[0, 1.02])
+
+    def __repr__(self) -> str:
+        last = self.to_frame().iloc[-1]
+        beside = "" if self.controls.numel() == 0 else f"; with random ones {last['random']:.3g} (p {last['p']:.2g})"
+        return (
+            f"Masking on {self.recall.shape[1]} needles: recall {float(self.recall[0].mean()):.3g}, and with the"
+            f" {self.counts[-1]} highest heads masked {last['estimate']:.3g}{beside}"
+        )
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `masking.safetensors`, its table, and `masking.json`; read back with `load` or `interp.open`."""
+        about = {"format": FORMAT, "heads": self.heads, "counts": self.counts, "meta": dict(self.meta)}
+        tensors = {"recall": self.recall, "controls": self.controls}
+        return write(directory, tensors, about, names=FILES, table=self.to_frame())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Masking:
+        """Read what `save` wrote."""
+        about, held = read(directory, FILES, FORMAT)
+        return cls(tuple(about["heads"]), tuple(about["counts"]), held["recall"], held["controls"], about["meta"])

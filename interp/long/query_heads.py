@@ -1,0 +1,142 @@
+"""Query-focused retrieval heads: those whose attention from a question falls on the passage that answers it.
+
+QRHead (Zhang et al. 2025, arXiv 2506.09944). With q the rows from the question to the end of the prompt, A a head's
+weights, and N the same rows of the prompt with an empty question in place of the question ("N/A"),
+
+    c_j   = mean over q of A_qj - mean over N's rows of A_qj          calibrated weight on token j
+    score = sum of the c_j of the passage that are above mean(c) - 2 std(c) over that passage
+
+summed over the passages that answer and averaged over questions. What the question adds is counted, not what a head
+looks at whatever is asked; the outliers dropped are those on the low side, as in the authors' code, whose std is that
+of a sample. Nothing is generated and nothing has to be right, so a model that cannot answer is scored too. Cost: two
+forward passes a question, of which only the question's rows are looked at, by statistics of the kernels.
+Limits: passages before the question in a causal model; where tokens of the two questions merge with what stands before
+them the prompts do not line up, which is refused. Decoder-only language models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.errors import InputsError
+from interp.long.needles import attention_sites, head_names, ids_of
+from interp.prompts.vocabulary import Vocabulary
+from interp.provenance import about
+from interp.results.retrieval import RetrievalHeads
+from interp.tasks.task import Row, Task
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+OUTLIER = 2.0
+"""Tokens this many standard deviations below their passage's mean do not count."""
+
+
+def query_heads(
+    model: Model,
+    questions: Any,
+    *,
+    null: str | Sequence[int] = "N/A",
+    passages: Sequence[str] = ("needle",),
+) -> RetrievalHeads:
+    """Score every head on a task whose `positions` name the "question" and the passages that answer it.
+
+    `null` stands in for the question: a text the tokenizer knows, or ids where the prompts are ids. Name as question
+    all that belongs to it: in the paper the instruction before it is part of it, and so is all that follows.
+    """
+    sites = attention_sites(model)
+    task = _fitted(model, questions, passages)
+    scores = []
+    for n in range(len(task)):
+        one = task.take([n])
+        ids, start = _prompt(one)
+        spans = _spans(one, passages, start, n)
+        empty = _emptied(model, one.rows[0], null)
+        _line_up(ids, empty, start, n)
+        gained = _weights(model, ids, start) - _weights(model, empty, start)
+        scores.append(torch.stack([_passage(gained[:, a:b]) for a, b in spans]).sum(0))
+    found = torch.stack(scores, dim=1)
+    unknown = torch.full((len(task),), torch.nan, dtype=torch.double)
+    meta = {**about(model.module, task.clean), "method": "query-focused retrieval heads", "null": null,
+            "passages": list(passages)}  # fmt: skip
+    cells = tuple(dict(row) for row in task.meta)
+    kept = torch.ones(len(task), dtype=torch.bool)
+    return RetrievalHeads(head_names(model, sites), found, kept, unknown, "query", cells, meta)
+
+
+def _fitted(model: Model, questions: Any, passages: Sequence[str]) -> Task:
+    if not isinstance(questions, Task):
+        raise InputsError(f"expected a task, such as interp.tasks.needle(m), got {type(questions).__name__}.")
+    task = questions if questions.model is model else questions.on(model)
+    for i, row in enumerate(task.rows):
+        missing = [name for name in ("question", *passages) if name not in row.positions]
+        if missing or not passages:
+            raise InputsError(
+                f"row {i} of {task.name!r} does not say where its {missing or 'passages'} are; it names"
+                f" {', '.join(row.positions) or 'nothing'}: give it positions={{'question': (text, 1), 'needle': ...}}."
+            )
+    return task
+
+
+def _prompt(one: Task) -> tuple[Tensor, int]:
+    """The ids of the prompt [1, length] without the answer, and where its question begins."""
+    x = one.clean
+    place = one.positions["question"].rows[0]
+    assert place is not None
+    end = x.continuation[0] if one.whole else x.length
+    return ids_of(x)[:, :end], place[0]
+
+
+def _spans(one: Task, passages: Sequence[str], start: int, n: int) -> list[tuple[int, int]]:
+    places = [one.positions[name].rows[0] for name in passages]
+    spans = [place for place in places if place is not None and place[1] <= start]
+    if len(spans) < len(places):
+        raise InputsError(f"row {n}: a passage stands behind the question; a causal model's question reads back.")
+    return spans
+
+
+def _emptied(model: Model, row: Row, null: str | Sequence[int]) -> Tensor:
+    """The ids of the same prompt with another question."""
+    first, second = row.positions["question"]
+    if isinstance(row.clean, str) and isinstance(null, str) and isinstance(first, str):
+        pieces = row.clean.split(first)
+        text = first.join(pieces[:second]) + null + first.join(pieces[second:])
+        ids = ids_of(model.prepare([text], chat=False))
+    elif isinstance(row.clean, tuple) and not isinstance(null, str) and isinstance(first, int):
+        ids = torch.tensor([[*row.clean[:first], *null, *row.clean[second:]]])
+    else:
+        raise InputsError(f"null= is a text for prompts of text and ids for prompts of ids, got {null!r}.")
+    words = Vocabulary(model)
+    if words.unknown(ids[0].tolist()):
+        raise InputsError(
+            f"this tokenizer has no token for the empty question {null!r}: give a null= it knows, that asks nothing."
+        )
+    return ids
+
+
+def _line_up(ids: Tensor, empty: Tensor, start: int, n: int) -> None:
+    if empty.shape[1] <= start or not torch.equal(ids[:, :start].cpu(), empty[:, :start].cpu()):
+        raise InputsError(
+            f"row {n}: with null= in place of the question the tokens before it change, so weights on them cannot be"
+            " compared; let the question begin at a token of its own."
+        )
+
+
+def _weights(model: Model, ids: Tensor, start: int) -> Tensor:
+    """[head, key before the question]: mean weight over the rows from the question on."""
+    rows = range(start, ids.shape[1])
+    found = model.attention({"input_ids": ids}, stats=["received"], rows=rows)
+    parts = [values["received"][0, :, :start] for values in found.values.values()]
+    return torch.cat(parts).double().cpu() / len(rows)
+
+
+def _passage(gained: Tensor) -> Tensor:
+    """[head] from the calibrated weights [head, token] of one passage."""
+    if gained.shape[1] == 1:
+        return gained[:, 0]
+    bound = gained.mean(1, keepdim=True) - OUTLIER * gained.std(1, keepdim=True)
+    return (gained * (gained > bound)).sum(1)

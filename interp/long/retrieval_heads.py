@@ -1,0 +1,177 @@
+"""Retrieval heads: those that look at the token they are about to copy, in a needle somewhere in a long text.
+
+Wu et al. 2024 (arXiv 2404.15574). At the row that predicts token w of the answer, a head copies w if the one key it
+weighs most stands in the needle and is w itself: j = argmax_j p_ij, j in needle, x_j = w. With k the answer's tokens,
+
+    event   copies / len(k)                     as the authors' code counts; above 1 where tokens are said twice
+    set     |{w copied} and set(k)| / |set(k)|  as the paper's text has it
+    r2      sum over the first N = len(k) rows of p_ij / N for those of the N largest p_ij whose j is in the answer
+            (retrieval-reasoning heads, Fu et al. 2024, arXiv 2410.19258)
+
+Teacher-forced, the answer is given and w are its tokens: one prefill of prompt and answer, of which only the answer's
+rows are looked at, by statistics of the kernels. `generated=True` lets the model say w itself, as the papers do, and
+reads what it said in one more prefill, whose rows are those of the decoding steps; where it says the answer and no
+more, both give the same scores in event mode. `anywhere=True` lets j be any key that is w, as AttentionInfluence
+selects its heads (Hua et al. 2025, arXiv 2505.07293). Needles of which the model says half or less do not count (the
+authors' code uses ROUGE-1 above 50 for that, that of r2 an F1 above 50). Cost: one forward pass a needle, and one
+decode more if generated.
+Limits: only the first key counts, so heads that spread over the needle score 0; where a head looks is not what it
+does, so mask the heads to know (`interp.long.mask_heads`); heads that do nothing score by chance, about one over the
+number of keys a word. Decoder-only language models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.anatomy.unwrap import forced_eager
+from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.statistics import Request, stream
+from interp.hooks.sites import Site
+from interp.hooks.stand.output import logits_of
+from interp.kernels.errors import InterpError
+from interp.long.needles import alike, answer_span, attention_sites, fitted, head_names
+from interp.provenance import about
+from interp.results.retrieval import Mode, RetrievalHeads
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+MODES = ("event", "set", "r2")
+PASSED = 0.5
+"""A needle counts if the model says more than this share of its answer."""
+NEAR_ZERO = 0.1
+"""With a smaller share of needles that count, no heads are named."""
+
+
+class RetrievalError(InterpError):
+    """A model that does not retrieve has no retrieval heads to name."""
+
+
+def retrieval_heads(
+    model: Model,
+    needles: Any,
+    *,
+    mode: Mode = "event",
+    generated: bool = False,
+    anywhere: bool = False,
+    max_new_tokens: int | None = None,
+    batch: int = 8,
+    impl: str | None = None,
+) -> RetrievalHeads:
+    """Score every head on `interp.tasks.needle(m, whole=True, lengths=..., depths=...)` or a task of your own whose
+    `positions` name the "needle"; generated answers are as long as the right ones unless `max_new_tokens` is given.
+
+    `impl="auto"` (or a kernel by name) makes the model's attention and its statistics in one pass, in the place of the
+    model's own implementation: on a CPU that is the quicker of the two.
+    """
+    _check(mode, anywhere, max_new_tokens)
+    sites = attention_sites(model)
+    task = fitted(model, needles)
+    scores: dict[int, Tensor] = {}
+    recall = torch.zeros(len(task), dtype=torch.double)
+    for rows, given in alike(task, batch):
+        wanted = len(task.answer_ids[rows[0]])
+        ids, count = _generated(model, given, wanted, max_new_tokens) if generated else (given, wanted)
+        stat = f"topk:{wanted}" if mode == "r2" else "argmax"
+        said, looked = _read(model, sites, ids, count, stat, impl)
+        for n, row in enumerate(rows):
+            own, words, span = ids[n].cpu(), ids[n, -count:].cpu(), answer_span(task, row)
+            at = {name: value[:, n] for name, value in looked.items()}
+            scores[row] = _reached(at, stat, span) if mode == "r2" else _copied(at, own, words, span, mode, anywhere)
+            recall[row] = _recall(words if generated else said[n], task.answer_ids[row], anywhere=generated)
+    kept = recall > PASSED
+    _refuse_if_lost(kept, recall)
+    meta = {**about(model.module, task.clean), "method": "retrieval heads", "mode": mode, "generated": generated,
+            "anywhere": anywhere, "impl": impl}  # fmt: skip
+    stacked = torch.stack([scores[row] for row in range(len(task))], dim=1)
+    cells = tuple(dict(one) for one in task.meta)
+    return RetrievalHeads(head_names(model, sites), stacked, kept, recall, mode, cells, meta)
+
+
+def _check(mode: str, anywhere: bool, max_new_tokens: int | None) -> None:
+    if mode not in MODES:
+        raise InputsError(f"mode is 'event', 'set' or 'r2', got {mode!r}.")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputsError(f"max_new_tokens is at least 1, got {max_new_tokens}.")
+    if anywhere and mode == "r2":
+        raise InputsError("anywhere=True counts copies of words wherever they stand; r2 counts weight on the answer.")
+
+
+def _generated(model: Model, given: Tensor, answer: int, max_new_tokens: int | None) -> tuple[Tensor, int]:
+    """The prompts with what the model itself says after them."""
+    prompt = given[:, :-answer]
+    count = answer if max_new_tokens is None else max_new_tokens
+    mask = torch.ones_like(prompt)
+    said = model.generate({"input_ids": prompt, "attention_mask": mask}, max_new_tokens=count).ids
+    return torch.cat([prompt, said.to(prompt.device)], dim=1), said.shape[1]
+
+
+def _read(
+    model: Model, sites: Sequence[Site], ids: Tensor, count: int, stat: str, impl: str | None
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """At the rows that predict the last `count` tokens: what the model would say [row, word], and the statistic of
+    each head [head, row, word, ...]."""
+    x = Inputs.of({"input_ids": ids}, config=model.config)
+    logits: list[Tensor] = []
+
+    def forward() -> None:
+        room = dict.fromkeys(model.last_logits_only(), count + 1)
+        with torch.no_grad():
+            found = logits_of(model.module(**model.called_with(x.kwargs), **room))
+        if found is None:
+            raise ModelError(
+                f"{type(model.module).__name__} has no logits, so it answers nothing: load it with a head."
+            )
+        logits.append(found[:, -count - 1 : -1])
+
+    request = Request.of(stat, range(x.length - count - 1, x.length - 1), impl, None)
+    with forced_eager():
+        taps = stream(model.module, model.anatomy, sites, request, x, forward, lambda: 0)
+    parts = [tap.merged() for tap in taps.values()]
+    rows = slice(None) if impl is None else slice(-count - 1, -1)  # in one pass with z every row has its statistics
+    looked = {name: torch.cat([p[name][:, :, rows].cpu() for p in parts], dim=1).transpose(0, 1) for name in parts[0]}
+    return logits[0].argmax(-1).cpu(), looked
+
+
+def _copied(
+    looked: Mapping[str, Tensor], ids: Tensor, words: Tensor, span: range, mode: Mode, anywhere: bool
+) -> Tensor:
+    """Of one needle, for every head: the share of the answer copied from keys [head, word] while the words were
+    said."""
+    keys = looked["argmax"]
+    needed = ids[span.start : span.stop].unique()
+    allowed = torch.isin(words, needed) if anywhere else (keys >= span.start) & (keys < span.stop)
+    copied = allowed & (keys >= 0) & (ids[keys.clamp(min=0)] == words)
+    if mode == "event":
+        return copied.double().sum(1) / len(span)
+    return (copied[:, :, None] & (words[:, None] == needed)).any(1).double().mean(1)
+
+
+def _reached(looked: Mapping[str, Tensor], stat: str, span: range) -> Tensor:
+    """Of one needle, for every head: weight of the N largest keys [head, word, N] that stand in the answer, over N."""
+    steps = slice(0, len(span))
+    weights, keys = looked[stat][:, steps].double(), looked[f"{stat}.keys"][:, steps]
+    return (weights * ((keys >= span.start) & (keys < span.stop))).sum((1, 2)) / len(span)
+
+
+def _recall(said: Tensor, answer: Sequence[int], *, anywhere: bool) -> float:
+    """The share of the answer that was said: in its place, or anywhere in what was generated."""
+    if anywhere:
+        return (Counter(said.tolist()) & Counter(answer)).total() / len(answer)
+    return float((said == torch.tensor(answer)).double().mean())
+
+
+def _refuse_if_lost(kept: Tensor, recall: Tensor) -> None:
+    if float(kept.double().mean()) < NEAR_ZERO:
+        raise RetrievalError(
+            f"this model answers {int(kept.sum())} of {len(kept)} needles (mean recall {float(recall.mean()):.3g}): a"
+            " head that copies nothing into the answer is no retrieval head, so none are named. Check the format of"
+            " the prompt, or use shorter lengths."
+        )

@@ -1,1 +1,0 @@
-"""How much a head matters, one measure a file: `interp.importance` puts them side by side."""

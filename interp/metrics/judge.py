@@ -1,0 +1,85 @@
+"""What every patching method needs of its inputs and metric: pairs that line up, answers as ids, what is read of the
+logits, and values that are one finite number a row, or an error that says which row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.drive.sweep import Reads
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs.inputs import Inputs
+from interp.metrics.shipped import Ids, Reading, ids, places
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+Metric = Callable[[Tensor, Any], Tensor]
+
+
+def reads_of(metric: Metric, x: Inputs, logits: Tensor) -> Reads:
+    """What the metric says it reads; all of the logits where it says nothing."""
+    if logits.ndim == 2:
+        columns = metric.columns if isinstance(metric, Reading) else None
+        return Reads(torch.zeros(len(logits), 1, dtype=torch.long), columns)
+    if not isinstance(metric, Reading):
+        return Reads(torch.arange(logits.shape[1]).expand(len(logits), -1), None)
+    at = places(metric.positions, x.valid)
+    if bool((at < 0).any()):
+        raise InputsError(
+            "the metric reads different numbers of positions in different rows; patch rows of one kind together."
+        )
+    return Reads(at.cpu(), metric.columns)
+
+
+def answer_ids(model: Model, answers: Any) -> Ids:
+    """One tuple of ids a row, from a tensor, or from ids, words, or lists of either."""
+    from interp.prompts.vocabulary import Vocabulary
+
+    if torch.is_tensor(answers):
+        return ids(answers)
+    words = Vocabulary(model)
+    rows = [row if isinstance(row, (list, tuple)) else [row] for row in answers]
+    return tuple(tuple(i if isinstance(i, int) else words.single(i, "answer") for i in row) for row in rows)
+
+
+def lined_up(model: Model, base: Any, source: Any) -> tuple[Inputs, Inputs]:
+    """Both as inputs, checked to agree in shape and padding."""
+    x, y = model.inputs(base), model.inputs(source)
+    if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
+        raise InputsError(
+            f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
+            " differs: patching needs pairs that line up token by token."
+        )
+    return x, y
+
+
+def picked(logits: Tensor, reads: Reads) -> Tensor:
+    """Those cells of full logits [row, read, column]."""
+    rows = torch.arange(len(reads.positions))[:, None]
+    found = logits[:, None] if logits.ndim == 2 else logits[rows, reads.positions]
+    return found if reads.columns is None else found[..., list(reads.columns)]
+
+
+class Judge:
+    """A metric on the logits that were read, checked to give one finite number a row."""
+
+    def __init__(self, metric: Metric, x: Inputs, *, classes: bool) -> None:
+        self.metric, self.x, self.classes = metric, x, classes
+
+    def __call__(self, read: Tensor) -> Tensor:
+        if isinstance(self.metric, Reading):
+            value = self.metric.score(read.float() if read.dtype != torch.float64 else read)
+        else:
+            value = self.metric(read[:, 0] if self.classes else read, self.x)
+        if not torch.is_tensor(value) or value.shape != (len(read),):
+            shape = list(value.shape) if torch.is_tensor(value) else type(value).__name__
+            raise InputsError(f"a metric gives one number per row, [{len(read)}]; {self.metric!r} gave {shape}.")
+        if not bool(torch.isfinite(value).all()):
+            raise InputsError(
+                f"the metric {self.metric!r} is not finite in row {int((~torch.isfinite(value)).nonzero()[0])}."
+            )
+        return value

@@ -1,0 +1,48 @@
+"""Before any number: does the hook layer say what the model does, and does the model do the task at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from interp.reporting.steps.steps import Answer
+from interp.reporting.steps.subject import Subject
+from interp.tasks.task import Task
+
+ALIKE = 1e-6
+
+
+def checks(subject: Subject) -> Answer:
+    """Lines for a table (ok is null where a check does not apply), and the task's numbers."""
+    lines = [{"name": line.name, "ok": {"pass": True, "fail": False}.get(line.verdict), "detail": line.note}
+             for line in subject.model.check().lines]  # fmt: skip
+    task = _numbers(subject.task)
+    heldout = _numbers(subject.heldout) if subject.split == "heldout" else task
+    gap = task["clean"] - task["corrupt"]
+    lines += [
+        {"name": "metric of clean and corrupt differ", "ok": abs(gap) > ALIKE,
+         "detail": f"clean {task['clean']:.4g}, corrupt {task['corrupt']:.4g}"},
+        {"name": "the model does the task", "ok": task["accuracy"] > 0.5,
+         "detail": f"{task['accuracy']:.1%} of {len(subject.task)} prompts, {heldout['accuracy']:.1%} of"
+                   f" {len(subject.heldout)} held out ({subject.split})"},
+    ]  # fmt: skip
+    return {"lines": lines, "task": task, "heldout": heldout, "split": subject.split}
+
+
+def _numbers(task: Task) -> dict[str, float]:
+    right = task.right()
+    return {
+        "accuracy": sum(right) / len(right), "clean": float(_metric(task, "clean").mean()),
+        "corrupt": float(_metric(task, "corrupt").mean()),
+    }  # fmt: skip
+
+
+def _metric(task: Task, side: str) -> Tensor:
+    """The metric of one side, per prompt."""
+    assert task.model is not None
+    found = []
+    for start in range(0, len(task), 32):
+        part = task.take(range(start, min(start + 32, len(task))))
+        x = getattr(part, side)
+        found.append(part.metric(task.model.run(x)["logits"], x).double().cpu())
+    return torch.cat(found)

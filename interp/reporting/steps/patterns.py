@@ -1,0 +1,109 @@
+"""Patterns of heads on a few of the task's prompts, and the pictures they look at, small enough for a page.
+
+Short prompts are kept whole for every head while the page has room, else for the heads that matter; of long ones the
+last rows are kept with each row's largest weights, so nothing is ever N x N in the page. Weights are bytes on one scale
+from 0 to 1, shared by all heads. Cost: one forward pass a prompt and tower. Limits: one grid per picture.
+"""
+
+from __future__ import annotations
+
+import base64
+from io import BytesIO
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.inputs.labels import KINDS
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.sites import Site, parse
+from interp.reporting.steps.steps import Answer
+from interp.reporting.steps.subject import Subject
+
+WHOLE = 64
+"""Tokens up to which a pattern is kept whole."""
+ROWS, KEYS = 16, 16
+ROOM = 1_200_000
+"""Weights a page has room for."""
+
+
+def patterns(subject: Subject, leaders: list[str]) -> Answer:
+    """Examples, blocks of weights and pictures, in the order a page shows them."""
+    examples: list[Answer] = []
+    blocks: list[Answer] = []
+    images: list[Answer] = []
+    for number in range(min(subject.wanted.examples, len(subject.task))):
+        row = subject.task.take([number])
+        for tower, prefix in subject.stacks.items():
+            layer = subject.model.anatomy.towers[tower].layers[0]
+            x = tower_inputs(row.clean, Site(tower if prefix else None, layer.index, "z"))
+            blocks += _blocks(subject, row.clean, x, prefix, tower, leaders, len(examples))
+            images += _image(row.rows[0].image, x, tower, len(examples), number)
+            examples.append(_example(x, f"clean {number}" + (f", {tower}" if prefix else ""), row))
+    return {"examples": examples, "blocks": blocks, "images": images}
+
+
+def _example(x: Inputs, name: str, row: Any) -> Answer:
+    roles = x.roles
+    length = x.length
+    kinds = [KINDS[int(code)] for code in roles.kind[0].tolist()]
+    tokens = list(x.tokens[0]) if x.tokens is not None else [roles.label(0, n) for n in range(length)]
+    answer = str(row.rows[0].answers[0])
+    return {"name": name, "tokens": tokens, "roles": kinds, "note": f"right answer {answer!r}"}
+
+
+def _blocks(
+    subject: Subject, clean: Inputs, x: Inputs, prefix: str, tower: str, leaders: list[str], example: int
+) -> list[Answer]:
+    stack, length = subject.model.anatomy.towers[tower], x.length
+    mine = [site for site in leaders if site.rpartition("L")[0] == prefix]
+    number = subject.wanted.examples * subject.count * min(length, WHOLE) ** 2
+    every = length <= WHOLE and number <= ROOM
+    if every:
+        mine = [f"{prefix}L{layer.index}.H{h}" for layer in stack.layers for h in range(layer.heads)]
+    made = [_block(subject, clean, site, length, example) for site in (_by_layer(mine) if mine else ())]
+    return [block for block in made if block is not None]
+
+
+def _by_layer(sites: list[str]) -> list[list[str]]:
+    found: dict[str, list[str]] = {}
+    for site in sorted(sites, key=lambda s: (str(parse(s).tower), int(str(parse(s).layers)), int(str(parse(s).heads)))):
+        found.setdefault(site.rpartition(".H")[0], []).append(site)
+    return list(found.values())
+
+
+def _block(subject: Subject, clean: Inputs, sites: list[str], length: int, example: int) -> Answer | None:
+    """The patterns of some heads of one layer."""
+    layer = sites[0].rpartition(".H")[0]
+    heads = [int(str(parse(site).heads)) for site in sites]
+    if subject.model.anatomy.layer(subject.model.anatomy.sites(f"{layer}.z")[0]).kind == "cross":
+        return None
+    spelled = f"{layer}.H{','.join(map(str, heads))}.pattern"
+    rows = list(range(length)) if length <= WHOLE else list(range(length - ROWS, length))
+    some: dict[str, Any] = {} if length <= WHOLE else {"positions": rows}
+    weights = subject.model.run(clean, record=spelled, **some)[spelled][0].float().cpu()
+    answer = {"example": example, "sites": sites, "rows": None if length <= WHOLE else rows}
+    if length <= WHOLE:
+        return {**answer, "weights": _bytes(weights), "shape": list(weights.shape), "indices": None}
+    top = weights.topk(min(KEYS, length), dim=-1)
+    return {**answer, "weights": _bytes(top.values), "shape": list(top.values.shape), "indices": top.indices.tolist()}
+
+
+def _bytes(weights: Tensor) -> str:
+    return base64.b64encode((weights.clamp(0, 1) * 255).round().to(torch.uint8).numpy().tobytes()).decode()
+
+
+def _image(picture: Any, x: Inputs, tower: str, example: int, number: int) -> list[Answer]:
+    """The picture with the true grid of its patches in this tower, where it has one grid there."""
+    roles = x.roles
+    if picture is None or not bool(roles.patch[0].any()) or len(roles.grids[0]) != 1:
+        return []
+    _, rows, cols = roles.grids[0][0]
+    places: list[int | None] = [None] * (rows * cols)
+    for position in roles.patch[0].nonzero().flatten().tolist():
+        places[int(roles.row[0, position]) * cols + int(roles.col[0, position])] = position
+    sink = BytesIO()
+    picture.save(sink, format="PNG")
+    return [{"name": f"picture {number}", "example": example, "tower": tower, "grid": [rows, cols],
+             "png": base64.b64encode(sink.getvalue()).decode(), "positions": places}]  # fmt: skip

@@ -1,0 +1,55 @@
+"""What kind of head each is, by the published definitions, as rows of a report and as labels of its heads."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from interp.heads.head_roles import head_roles
+from interp.heads.rows import head_rows
+from interp.reporting.steps.broad import PROMPTS
+from interp.reporting.steps.steps import Answer, Steps
+from interp.reporting.steps.subject import Subject
+
+LABELLED = 0.5
+"""A head is labelled with the kinds whose value is at least this: a convention; the values stand beside it."""
+KEPT = ("site", "method", "estimate", "low", "high", "n")
+UNLABELLED = ("copying",)
+"""Kinds whose value is not a share of attention, so that the convention means nothing for them."""
+
+
+def roles(subject: Subject, steps: Steps) -> tuple[list[Any], list[str]]:
+    """One table of rows a tower, and why some towers have none."""
+    frames, refused = [], []
+    for tower, prefix in subject.stacks.items():
+        answer = steps.attempt(f"roles-{tower}", partial(_roles, subject, prefix))
+        if "refused" in answer:
+            refused.append(str(answer["refused"]))
+        else:
+            frames.append(answer["rows"])
+    return [
+        head_rows(_frame(rows), subject.model.anatomy, metric="share", direction="none") for rows in frames
+    ], refused
+
+
+def _roles(subject: Subject, prefix: str) -> Answer:
+    some = subject.task.take(range(min(PROMPTS, len(subject.task)))).clean
+    found = head_roles(subject.model, some, heads=f"{prefix}L*", seed=subject.wanted.seed)
+    frame = head_rows(found, subject.model.anatomy)
+    return {"rows": frame[list(KEPT)].to_dict("records")}
+
+
+def _frame(rows: list[dict[str, Any]]) -> Any:
+    import pandas
+
+    return pandas.DataFrame(rows, columns=list(KEPT))
+
+
+def labels(frames: list[Any]) -> dict[str, str]:
+    """By head, the kinds that fit it, the best first."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for frame in frames:
+        for row in frame.to_dict("records"):
+            if row["estimate"] >= LABELLED and not row["method"].startswith(UNLABELLED):
+                found.setdefault(row["site"], []).append((-row["estimate"], row["method"].partition(" @ ")[0]))
+    return {site: ", ".join(dict.fromkeys(name for _, name in sorted(kinds))) for site, kinds in found.items()}

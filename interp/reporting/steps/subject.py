@@ -1,0 +1,138 @@
+"""What a report is about: a model by name, a task, and how much is asked of it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from interp.kernels.errors import InterpError
+from interp.prompts.vocabulary import TaskError
+from interp.provenance import about
+from interp.tasks.task import Task
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+SHIPPED = {"ioi": "ioi", "induction": "induction", "needle": "needle", "shapes": "shapes"}
+"""The task a shipped model was trained for, by the start of its name."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much a report does; all of it is in its plan."""
+
+    seed: int = 0
+    top: int = 8
+    """Heads that get a card, and that are patched exactly where the others are estimated."""
+    exact: Literal["auto"] | bool = "auto"
+    examples: int = 2
+    """Prompts whose patterns are shown."""
+    draws: int = 20
+    """Sets of random heads beside every set of top heads."""
+    random: int = 100
+    """Random circuits beside the circuit."""
+    circuit: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model and a task put on it."""
+
+    model: Model
+    name: str
+    task: Task
+    wanted: Wanted
+    revision: str = ""
+
+    @cached_property
+    def heldout(self) -> Task:
+        """Other names and templates where the task was generated, else the same rows; `split` says which."""
+        return self.task.heldout if self.task.recipe is not None else self.task
+
+    @property
+    def split(self) -> str:
+        """What the held-out part is."""
+        return "heldout" if self.task.recipe is not None else "same rows"
+
+    @cached_property
+    def stacks(self) -> dict[str, str]:
+        """Towers that have heads, and the start of their sites: "" where there is one tower."""
+        towers = self.model.ready().towers
+        return {name: "" if len(towers) == 1 else f"{name}." for name in towers}
+
+    def heads(self, tower: str) -> str:
+        """The site pattern of all heads of a tower."""
+        return f"{self.stacks[tower]}L*.H*.z"
+
+    @property
+    def count(self) -> int:
+        """How many heads there are."""
+        return sum(layer.heads for tower in self.model.anatomy.towers.values() for layer in tower.layers)
+
+    def plan(self) -> dict[str, Any]:
+        """What makes this report this report, as plain values."""
+        facts = about(self.model.module, self.task.clean)
+        recipe = self.task.recipe
+        options = None if recipe is None else {**recipe.options}
+        return {**facts, "model": self.name, "revision": self.revision, "task": self.task.name, "rows": len(self.task),
+                "corrupt_hash": self.task.corrupt.digest(), "options": options, "score": self.task.score,
+                **asdict(self.wanted)}  # fmt: skip
+
+
+def name_of(model: Model) -> str:
+    """What the model says it is: where it was loaded from, else its class."""
+    return str(getattr(model.config, "_name_or_path", "") or type(model.module).__name__)
+
+
+def revision_of(model: Model) -> str:
+    """The commit it was loaded from, where the hub says so."""
+    return str(getattr(model.config, "_commit_hash", None) or "")
+
+
+def task_named(
+    model: Model, name: str | None, *, model_name: str = "", n: int | None = None, seed: int = 0, **options: Any
+) -> Task:
+    """A task by name: a generator of `interp.tasks`, a JSONL file, or for a planted model one of its probes.
+
+    Without a name, the one a shipped model was made for.
+    """
+    from interp import tasks
+
+    short = model_name.removeprefix("zoo:")
+    if short.startswith("planted-") and (name is None or name not in tasks.__all__) and not _file(name):
+        from interp.planted.probes import probe_task
+
+        if wrong := [key for key, value in options.items() if value is not None]:
+            raise TaskError(f"a probe of a planted model is one row as it stands, without {wrong[0]}=.")
+        return probe_task(short, name, model=model)
+    if name is None:
+        name = next((task for start, task in SHIPPED.items() if short.startswith(start)), None)
+        if name is None or not model_name.startswith("zoo:"):
+            raise TaskError(f"say which task: one of {', '.join(tasks.__all__)}, or a .jsonl file of rows.")
+    if _file(name):
+        return Task.load(name, model)
+    if name not in tasks.__all__:
+        from interp.hooks.sites import nearest
+
+        raise TaskError(
+            f"no task {name!r}; there are {', '.join(tasks.__all__)}, or give a .jsonl file."
+            f"{nearest(name, tasks.__all__)}"
+        )
+    generate = getattr(tasks, name)
+    given = {key: value for key, value in {"n": n, "seed": seed, **options}.items() if value is not None}
+    unknown = [key for key in given if key not in inspect.signature(generate).parameters]
+    if unknown:
+        raise TaskError(f"the task {name!r} has no option {unknown[0]!r}; see interp.tasks.{name}.")
+    made: Task = generate(model, **given)
+    return made
+
+
+def _file(name: str | None) -> bool:
+    if name is None or not name.endswith(".jsonl"):
+        return False
+    if not Path(name).is_file():
+        raise InterpError(f"no file {name}: expected rows of a task, as Task.save writes them.")
+    return True

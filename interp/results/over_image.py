@@ -1,0 +1,46 @@
+"""Effects of image tokens laid out as the picture they came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs.inputs import Inputs
+from interp.results.effects import Effects
+
+
+def over_image(effects: Effects, inputs: Inputs, *, row: int = 0, image: int = 0) -> Tensor:
+    """[site, patch row, patch column] of one example; nan where no token stands. Positions must be an axis."""
+    if effects.positions is None:
+        raise InputsError("these effects have no position axis: patch with positions='each'.")
+    labels = inputs.roles
+    own = labels.patch[row] & (labels.image[row] == image)
+    if not bool(own.any()):
+        raise InputsError(f"row {row} has no patches of an image {image}.")
+    at = own.nonzero().flatten()
+    r, c = labels.row[row, at], labels.col[row, at]
+    values = effects.values[:, row].view(-1, len(effects.positions))
+    grid = values.new_full((len(values), int(r.max()) + 1, int(c.max()) + 1), torch.nan)
+    grid[:, r, c] = values[:, at]
+    return grid
+
+
+def plot_over_image(effects: Effects, inputs: Inputs, picture: Any = None, *, site: int = 0, **which: int) -> Any:
+    """A heat map of one site's effects by patch (plotly), over the picture (PIL or [row, column, 3]) if it is given."""
+    import plotly.graph_objects as go
+
+    grid = over_image(effects, inputs, **which)[site]
+    bound = float(grid.nan_to_num().abs().max()) or 1.0
+    figure = go.Figure()
+    if picture is not None:
+        import numpy
+
+        pixels = numpy.asarray(picture)
+        dy, dx = (patches / long for patches, long in zip(grid.shape, pixels.shape[:2], strict=True))
+        figure.add_trace(go.Image(z=pixels, dx=dx, dy=dy, x0=(dx - 1) / 2, y0=(dy - 1) / 2))
+    figure.add_trace(go.Heatmap(z=grid.numpy(), zmin=-bound, zmax=bound, colorscale="RdBu", colorbar_title="effect",
+                                opacity=1.0 if picture is None else 0.6))  # fmt: skip
+    return figure.update_layout(yaxis_autorange="reversed", yaxis_scaleanchor="x")

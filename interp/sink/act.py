@@ -1,0 +1,210 @@
+"""Heads that do better with less weight on their sinks: ACT's filter on one part of a task, judged on another.
+
+Yu et al., ICML 2024 (arXiv 2406.15765): many heads rest on tokens after the first that say little. For every head
+alone, the weight on such sinks is cut and given to the other tokens (`Calibrate`); heads where the metric gains are
+kept, and all of them are calibrated together. The paper's code holds the lists it found and not the rule; here a head
+is kept where its mean gain is above 0, or with `sure=True` where the whole interval is. What the kept heads do is
+judged on the held-out part, beside equally many random heads that have sinks, and beside all of them.
+Cost: a forward pass with statistics, one a head that has sinks (the others cannot change anything), and draws + 3 on
+the held-out part. Limits: a gain above 0 of one head is found by chance in half of those that do nothing, which is why
+the held-out figure counts; calibration is of the prompt. Layers can be left out by `heads` (the paper takes neither
+the first two nor the last).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.edits.calibrate import Calibrate, resting
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.sites import Site, parse
+from interp.provenance import about
+from interp.results.edited import EditedScores
+from interp.results.intervals import interval, weights
+from interp.saving import read, write
+from interp.tasks.task import Task
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+FORMAT = 1
+TENSORS = ("effects", "sinks", "kept", "before", "after", "random", "every")
+
+
+@dataclass(frozen=True, eq=False)
+class Act:
+    """What calibrating each head does to the metric, which heads are kept, and what these do on other data."""
+
+    sites: tuple[str, ...]
+    effects: Tensor
+    """[head, example] where heads were chosen: metric(calibrated) - metric(base); exactly 0 without sinks."""
+    sinks: Tensor
+    """[head]: sinks per example."""
+    kept: Tensor
+    """[head]"""
+    edits: tuple[Calibrate, ...]
+    """The kept heads' calibration, for `m.run(x, edits=a.edits)` or `m.edited(a.edits)`."""
+    before: Tensor
+    """[example] held out: the metric of the model as it is."""
+    after: Tensor
+    """The same with the kept heads calibrated."""
+    random: Tensor
+    """[draw, example], equally many random heads that have sinks."""
+    every: Tensor
+    """The same with all heads that have sinks."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gain(self) -> float:
+        """Held out: what the kept heads add to the metric."""
+        return float((self.after - self.before).mean())
+
+    def to_frame(self) -> Any:
+        """One row per head: its gain where heads were chosen, with interval, its sinks, and whether it is kept."""
+        import pandas
+
+        places, (low, high) = [parse(site) for site in self.sites], _intervals(self.effects)
+        return pandas.DataFrame(
+            {"site": self.sites, "tower": [p.tower for p in places], "layer": [int(str(p.layers)) for p in places],
+             "head": [int(str(p.heads)) for p in places], "method": "act", "estimate": self.effects.mean(1),
+             "low": low, "high": high, "n": self.effects.shape[1], "sinks": self.sinks, "kept": self.kept}
+        )  # fmt: skip
+
+    def judged(self) -> Any:
+        """Held out, one row each: gains of the kept heads, of random ones and of all that have sinks, with interval."""
+        import pandas
+
+        sides = {"kept": self.after, "random": self.random.mean(0), "every": self.every}
+        gains = torch.stack([side - self.before for side in sides.values()])
+        low, high = _intervals(gains)
+        return pandas.DataFrame(
+            {"heads": list(sides), "estimate": gains.mean(1), "low": low, "high": high, "n": len(self.before)}
+        )
+
+    def top(self, n: int = 10) -> Any:
+        """The n heads that gain most."""
+        return self.to_frame().sort_values("estimate", ascending=False, kind="stable").head(n)
+
+    def plot(self) -> Any:
+        """A map of gains, layers x heads (plotly)."""
+        from interp.results.plots import map_of_heads
+
+        return map_of_heads(self.to_frame(), "gain")
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `act.safetensors`, `act.parquet` and `act.json`; read back with `interp.open`."""
+        about = {"format": FORMAT, "sites": self.sites, "meta": dict(self.meta)}
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        return write(directory, tensors, about, names=("act.safetensors", "act.json"), table=self.to_frame())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Act:
+        """Read what `save` wrote."""
+        about, found = read(directory, ("act.safetensors", "act.json"), FORMAT)
+        sites, meta = tuple(about["sites"]), about["meta"]
+        some = [site for site, kept in zip(sites, found["kept"].tolist(), strict=True) if kept]
+        return cls(sites=sites, edits=_edits(some, **meta["calibrate"]), meta=meta, **found)
+
+    def __repr__(self) -> str:
+        return (
+            f"Act: {int(self.kept.sum())} of {len(self.sites)} heads kept; on {len(self.before)} held-out examples the"
+            f" metric goes from {float(self.before.mean()):.4g} to {float(self.after.mean()):.4g} (random heads"
+            f" {float(self.random.mean()):.4g}, all {float(self.every.mean()):.4g})"
+        )
+
+
+def act(
+    model: Model,
+    task: Any,
+    *,
+    heldout: Any = None,
+    heads: str = "L*",
+    threshold: float = 0.1,
+    keep: float = 0.4,
+    least: int = 1,
+    sure: bool = False,
+    draws: int = 20,
+    seed: int = 0,
+) -> Act:
+    """Choose heads on `task` and judge them on `heldout` (`task.heldout` unless given); `threshold`, `keep` and `least`
+    are those of `interp.edits.Calibrate`."""
+    if draws < 1:
+        raise InputsError(f"draws= is how many sets of random heads are compared with, at least 1; got {draws}.")
+    how = {"threshold": threshold, "keep": keep, "least": least}
+    found = _fitting(model, task)
+    judged = _fitting(model, found.heldout if heldout is None else heldout)
+    sites, counts = _sinks(model, found.clean, heads, threshold, least)
+    if not bool(counts.any()):
+        raise InputsError(
+            f"no head gives more than threshold={threshold} to any token after the first: nothing to calibrate."
+        )
+    scores = EditedScores(model, found.clean, found.metric)
+    still = torch.zeros_like(scores.base)
+    effects = torch.stack(
+        [
+            scores(_edits([site], **how)) - scores.base if count else still
+            for site, count in zip(sites, counts.tolist(), strict=True)
+        ]
+    )
+    kept = (_intervals(effects)[0] if sure else effects.mean(1)) > 0
+    able = [site for site, count in zip(sites, counts.tolist(), strict=True) if count]
+    chosen = [site for site, here in zip(sites, kept.tolist(), strict=True) if here]
+    others = EditedScores(model, judged.clean, judged.metric)
+    sets = _random(able, len(chosen), draws, seed)
+    return Act(
+        sites=sites, effects=effects, sinks=counts, kept=kept, edits=_edits(chosen, **how), before=others.base,
+        after=others(_edits(chosen, **how)), random=torch.stack([others(_edits(some, **how)) for some in sets]),
+        every=others(_edits(able, **how)),
+        meta={**about(model.module, found.clean), "method": "act", "task": found.name, "metric": repr(found.metric),
+              "heldout_hash": judged.clean.digest(), "calibrate": how, "sure": sure, "seed": seed},
+    )  # fmt: skip
+
+
+def _fitting(model: Model, task: Any) -> Task:
+    if not isinstance(task, Task):
+        raise InputsError(f"expected a task, such as interp.tasks.ioi(m), got {type(task).__name__}.")
+    return task if task.model is model else task.on(model)
+
+
+def _sinks(model: Model, x: Inputs, heads: str, threshold: float, least: int) -> tuple[tuple[str, ...], Tensor]:
+    """Heads by name, and how many sinks each has per example."""
+    found = model.attention(x, stats=["received", "seen"], heads=heads)
+    names: list[str] = []
+    counts: list[Tensor] = []
+    for site, values in found.values.items():
+        first = tower_inputs(x, Site(site.tower, site.layer, "k")).valid.int().argmax(1)
+        rests = resting(values["received"], values["seen"], first, threshold=threshold, least=least)
+        counts.append(rests.double().sum(-1).mean(0).cpu())
+        layer = str(Site(site.tower, site.layer, "attention")).removesuffix(".attention")
+        names += [f"{layer}.H{head}" for head in found.heads[site]]
+    return tuple(names), torch.cat(counts)
+
+
+def _edits(heads: Iterable[str], **how: Any) -> tuple[Calibrate, ...]:
+    """One calibration a layer."""
+    layers: defaultdict[str, list[str]] = defaultdict(list)
+    for head in heads:
+        layer, _, number = head.rpartition(".H")
+        layers[layer].append(number)
+    return tuple(Calibrate(f"{layer}.H{','.join(numbers)}", **how) for layer, numbers in layers.items())
+
+
+def _random(able: list[str], count: int, draws: int, seed: int) -> list[list[str]]:
+    """Sets of heads in the model's own order."""
+    random = torch.Generator().manual_seed(seed)
+    picks = [torch.randperm(len(able), generator=random)[:count].sort().values.tolist() for _ in range(draws)]
+    return [[able[n] for n in some] for some in picks]
+
+
+def _intervals(values: Tensor) -> tuple[Tensor, Tensor]:
+    shares = weights(tuple(map(str, range(values.shape[1]))), draws=1000, seed=0)
+    return interval(shares @ values.double().T)

@@ -1,0 +1,189 @@
+"""What heads do with their sinks: the metric with every sink hidden from the heads that rest on it, and with as many
+random tokens hidden instead.
+
+A head's sinks are the tokens it gives more than epsilon to (`Sinks.mask`), in each example its own. Hidden, they have
+no weight in any row after the first, which sees nothing else; the other keys take it up in proportion. The control
+hides in the same heads and examples the same number of random tokens that are no sinks, seen by as many rows as a sink
+must be. effect = metric(hidden) - metric(base); `share` is the share of draws whose mean effect is at least as large in
+size as that of the sinks. Cost: two forward passes and one a draw.
+Limits: a later token that all rows look at may well be what they look for, in an image above all: see whether hiding it
+hurts before calling it a sink. Sinks take most of the weight (`weight` says how much), so hiding them moves more than
+hiding a token of no weight: a larger effect says that the weight is not idle, not that the token carries content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.hooks.edits.edits import MaskKeys
+from interp.hooks.errors import InputsError
+from interp.hooks.run.tape import tower_inputs
+from interp.hooks.sites import Site, parse
+from interp.metrics.judge import Metric
+from interp.provenance import about
+from interp.results.edited import EditedScores
+from interp.results.intervals import interval, weights
+from interp.results.sinks import EPSILON, Sinks
+from interp.saving import read, write
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class SinkKnockout:
+    """Effects of hiding sinks [example] and of hiding random tokens [draw, example]."""
+
+    heads: tuple[str, ...]
+    """The heads that have sinks in some example."""
+    tokens: float
+    """Tokens hidden per such head and example, on average."""
+    base: Tensor
+    sinks: Tensor
+    random: Tensor
+    weight: tuple[float, float]
+    """How much of what a head gives is hidden, per hidden token (alpha_k): of sinks, of random tokens."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The share of draws whose mean effect is at least as large in size as that of the sinks."""
+        return float((self.random.mean(1).abs() >= self.sinks.mean().abs()).double().mean())
+
+    def to_frame(self) -> Any:
+        """Three rows: sinks, random tokens, and the difference; estimate, low, high (over examples), n, weight."""
+        import pandas
+
+        values = torch.stack([self.sinks, self.random.mean(0), self.sinks - self.random.mean(0)])
+        shares = weights(tuple(map(str, range(len(self.base)))), draws=1000, seed=0)
+        low, high = interval(shares @ values.T)
+        return pandas.DataFrame(
+            {"hidden": ["sinks", "random", "difference"], "estimate": values.mean(1), "low": low, "high": high,
+             "n": len(self.base), "weight": [*self.weight, self.weight[0] - self.weight[1]]}
+        )  # fmt: skip
+
+    def plot(self) -> Any:
+        """Mean effects: the draws as a histogram, the sinks as a line (plotly)."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure(go.Histogram(x=self.random.mean(1).tolist(), name="random tokens"))
+        figure.add_vline(x=float(self.sinks.mean()), annotation_text="sinks")
+        return figure.update_layout(xaxis_title="effect", yaxis_title="draws")
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `sink_knockout.safetensors`, `.parquet` and `.json`; read back with `interp.open`."""
+        about = {"format": FORMAT, "heads": self.heads, "tokens": self.tokens, "weight": self.weight,
+                 "meta": dict(self.meta)}  # fmt: skip
+        tensors = {"base": self.base, "sinks": self.sinks, "random": self.random}
+        names = ("sink_knockout.safetensors", "sink_knockout.json")
+        return write(directory, tensors, about, names=names, table=self.to_frame())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> SinkKnockout:
+        """Read what `save` wrote."""
+        about, found = read(directory, ("sink_knockout.safetensors", "sink_knockout.json"), FORMAT)
+        return cls(tuple(about["heads"]), about["tokens"], weight=tuple(about["weight"]), meta=about["meta"], **found)
+
+    def __repr__(self) -> str:
+        return (
+            f"SinkKnockout of {self.tokens:.2g} tokens in each of {len(self.heads)} heads: sinks"
+            f" {float(self.sinks.mean()):+.4g}, random tokens {float(self.random.mean()):+.4g} (base"
+            f" {float(self.base.mean()):.4g}); {self.share:.0%} of {len(self.random)} draws do as much"
+        )
+
+
+def sink_knockout(
+    model: Model,
+    inputs: Any,
+    *,
+    metric: Metric,
+    sinks: Sinks,
+    which: Literal["all", "first", "later"] = "all",
+    epsilon: float = EPSILON,
+    draws: int = 20,
+    seed: int = 0,
+) -> SinkKnockout:
+    """Hide the sinks that `interp.sinks(m, inputs)` found on the same inputs, then as many random tokens; `which` says
+    whether the first token is hidden where it is one, or only later ones, or both."""
+    if draws < 1:
+        raise InputsError(f"draws= is how many sets of random tokens are compared with, at least 1; got {draws}.")
+    x = model.inputs(inputs)
+    name = parse(sinks.sites[0]).tower
+    tower = model.ready().tower(name, text=sinks.sites[0])
+    valid = tower_inputs(x, Site(name, tower.layers[0].index, "z")).valid.cpu()
+    _same(sinks, valid)
+    resting = sinks.mask(epsilon)
+    found = _chosen(sinks, resting, which)
+    if not bool(found.any()):
+        raise InputsError(
+            f"no head gives any token ({which}) more than epsilon={epsilon} here; the first gets at most"
+            f" {float(sinks.first.max()):.3g}, others {float(sinks.later(0.0)['received'].max()):.3g}."
+        )
+    rows = valid if tower.bidirectional else valid & (valid.cumsum(1) > 1)
+    free = _free(sinks, valid, causal=not tower.bidirectional) & ~resting
+    scores, random = EditedScores(model, x, metric), torch.Generator().manual_seed(seed)
+    drawn = [_drawn(found, free, random) for _ in range(draws)]
+    effects = [scores(_edits(sinks.sites, keys, rows)) - scores.base for keys in (found, *drawn)]
+    meta = {**about(model.module, x), "method": "sink knock-out", "epsilon": epsilon, "which": which,
+            "seed": seed, "metric": repr(metric)}  # fmt: skip
+    has = found.any(-1)
+    return SinkKnockout(
+        heads=tuple(site for site, some in zip(sinks.sites, has.any(1).tolist(), strict=True) if some),
+        tokens=float(found.sum() / has.any(1).sum() / len(valid)),
+        base=scores.base,
+        sinks=effects[0],
+        random=torch.stack(effects[1:]),
+        weight=(_weight(sinks, [found]), _weight(sinks, drawn)),
+        meta=meta,
+    )
+
+
+def _chosen(sinks: Sinks, resting: Tensor, which: str) -> Tensor:
+    if which not in ("all", "first", "later"):
+        raise InputsError(f"which= is 'all', 'first' or 'later', got {which!r}.")
+    first = (sinks.start[:, None] == torch.arange(resting.shape[2]))[None]
+    return resting & {"all": torch.ones_like(first), "first": first, "later": ~first}[which]
+
+
+def _same(sinks: Sinks, valid: Tensor) -> None:
+    if sinks.kind.shape != valid.shape or not torch.equal(sinks.kind >= 0, valid):
+        raise InputsError(
+            f"the sinks were found on inputs of {list(sinks.kind.shape)} [example, position], these are"
+            f" {list(valid.shape)} or padded otherwise: give what interp.sinks was given."
+        )
+
+
+def _free(sinks: Sinks, valid: Tensor, *, causal: bool) -> Tensor:
+    """Bool [1, example, key]: real tokens that enough rows see."""
+    after = valid.flip(1).cumsum(1).flip(1) if causal else valid.sum(1, keepdim=True)
+    return (valid & (after >= int(sinks.meta["least"])))[None]
+
+
+def _drawn(found: Tensor, free: Tensor, random: torch.Generator) -> Tensor:
+    """As many free tokens for every head and example."""
+    count = found.sum(-1, keepdim=True)
+    if bool((free.sum(-1, keepdim=True) < count).any()):
+        raise InputsError("there are fewer other tokens than sinks to hide in their place: give longer inputs.")
+    order = torch.rand(found.shape, generator=random).masked_fill(~free, 2.0).argsort(-1).argsort(-1)
+    return order < count
+
+
+def _edits(sites: tuple[str, ...], keys: Tensor, rows: Tensor) -> list[MaskKeys]:
+    return [
+        MaskKeys(site, keys=mine, positions=rows) for site, mine in zip(sites, keys, strict=True) if bool(mine.any())
+    ]
+
+
+def _weight(sinks: Sinks, sets: list[Tensor]) -> float:
+    """alpha_k averaged over the hidden tokens."""
+    first = sinks.start[None, :, None] == torch.arange(sinks.received.shape[2])
+    alpha = torch.where(first, sinks.first[..., None], sinks.received)
+    return float(torch.stack([alpha[some].mean() for some in sets]).mean())

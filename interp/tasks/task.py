@@ -1,0 +1,350 @@
+"""A task is a value: pairs of prompts that differ in one thing, what the model should say, and how it is judged.
+
+Rows are texts (or ids, or texts with a picture); put on a model they become inputs, a metric and positions:
+`.clean .corrupt .answers .wrong .metric .positions .meta`. Clean and corrupt have the same number of tokens in every
+row, and answers are one token each, or are teacher-forced as a whole; anything else is an error. `.heldout` is the same
+question with other names and templates, `.filter()` keeps the rows the model gets right and says how many.
+Cost: none but `filter`, one forward pass over the clean prompts. Limits: one picture a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp.hooks.inputs.positions import Span
+from interp.metrics.shipped import Accuracy, Ids, LogitDifference, LogProb, Probability, Reading, narrow, valid
+from interp.prompts.vocabulary import Host, TaskError, Vocabulary
+
+Score = Literal["difference", "probability", "logprob", "accuracy"]
+Prompt = str | tuple[int, ...]
+Place = tuple[str, int] | tuple[int, int]
+"""The n-th occurrence of a text in the clean prompt, or start and end tokens (for prompts of ids)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair of prompts; answers are as they stand in the text, " Mary" with its blank."""
+
+    clean: Prompt
+    corrupt: Prompt
+    answers: tuple[str | int, ...]
+    wrong: tuple[str | int, ...] = ()
+    positions: Mapping[str, Place] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    image: Any = None
+    corrupt_image: Any = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which generator made the rows, and with which options."""
+
+    generator: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows, how they are scored, and the model they are put on, if any."""
+
+    name: str
+    rows: tuple[Row, ...]
+    score: Score = "difference"
+    whole: bool = False
+    """The first answer is appended to both prompts and scored token by token."""
+    recipe: Recipe | None = None
+    model: Host | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise TaskError(f"expected at least one row in the task {self.name!r}, got none")
+        for i, row in enumerate(self.rows):
+            _check_row(self, i, row)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        where = "" if self.model is None else f" on {type(self.model.module).__name__}"
+        return f"Task({self.name!r}, {len(self)} rows, scored by {self.score}{where})"
+
+    def on(self, model: Host) -> Task:
+        """The task put on a model, everything checked."""
+        task = replace(self, model=model)
+        _check_fit(task)
+        return task
+
+    def take(self, rows: Sequence[int]) -> Task:
+        """The task of those rows."""
+        return replace(self, rows=tuple(self.rows[i] for i in rows))
+
+    @property
+    def answers(self) -> tuple[tuple[str | int, ...], ...]:
+        """What counts as right, a tuple a row."""
+        return tuple(row.answers for row in self.rows)
+
+    @property
+    def wrong(self) -> tuple[tuple[str | int, ...], ...]:
+        """What it is compared with."""
+        return tuple(row.wrong for row in self.rows)
+
+    @property
+    def meta(self) -> tuple[Mapping[str, Any], ...]:
+        """What is known about each row."""
+        return tuple(row.meta for row in self.rows)
+
+    @cached_property
+    def clean(self) -> Any:
+        """The inputs the model should get right; without a model, the prompts."""
+        return self._prepared([row.clean for row in self.rows], [row.image for row in self.rows])
+
+    @cached_property
+    def corrupt(self) -> Any:
+        """The inputs that differ in one thing; without a model, the prompts."""
+        images = [row.image if row.corrupt_image is None else row.corrupt_image for row in self.rows]
+        return self._prepared([row.corrupt for row in self.rows], images)
+
+    def _prepared(self, prompts: list[Prompt], images: list[Any]) -> Any:
+        if self.model is None:
+            return prompts
+        pictures = {} if images[0] is None else {"images": images}
+        if not any(prompts):
+            return self.model.prepare(None, **pictures)
+        given = [list(p) if isinstance(p, tuple) else p for p in prompts]
+        more: dict[str, Any] = {} if isinstance(prompts[0], tuple) else {"chat": False}
+        if self.whole:
+            more["continuation"] = [list(ids) for ids in self.answer_ids]
+        return self.model.prepare(given, **pictures, **more)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words of the model."""
+        if self.model is None:
+            raise TaskError(f"the task {self.name!r} is on no model: use task.on(model)")
+        return Vocabulary(self.model)
+
+    @cached_property
+    def answer_ids(self) -> Ids:
+        """Ids of the right answers: one each, or the whole first answer where it is teacher-forced."""
+        if self.whole:
+            return tuple(_whole(self.vocabulary, row.answers[0]) for row in self.rows)
+        return _single(self.vocabulary, self.answers)
+
+    @cached_property
+    def wrong_ids(self) -> Ids:
+        """Ids of the wrong answers."""
+        return _single(self.vocabulary, self.wrong)
+
+    @cached_property
+    def metric(self) -> Reading:
+        """How a run of the task is judged."""
+        if self.whole or self.score == "logprob":
+            return LogProb(self.answer_ids, forced=self.whole)
+        if self.score == "difference":
+            return LogitDifference(self.answer_ids, self.wrong_ids)
+        if self.score == "probability":
+            return Probability(self.answer_ids, self.wrong_ids if all(self.wrong) else None)
+        return Accuracy(self.answer_ids, self._choices())
+
+    def _choices(self) -> Ids | None:
+        if not all(self.wrong):
+            return None
+        return tuple(a + b for a, b in zip(self.answer_ids, self.wrong_ids, strict=True))
+
+    @cached_property
+    def positions(self) -> dict[str, Span]:
+        """Where in the clean inputs each named thing is; corrupt inputs line up token by token."""
+        names = dict.fromkeys(name for row in self.rows for name in row.positions)
+        return {name: _span(self, name) for name in names}
+
+    @property
+    def heldout(self) -> Task:
+        """The same question with other names and templates, from the same seed."""
+        if self.recipe is None:
+            raise TaskError(
+                f"the task {self.name!r} was not generated here, so it has no held-out part: split its rows"
+            )
+        from interp import tasks
+
+        generate = getattr(tasks, self.recipe.generator)
+        made: Task = generate(self.model, **{**self.recipe.options, "split": "heldout"})
+        return made
+
+    def right(self, *, batch: int = 32) -> tuple[bool, ...]:
+        """For each row, whether the model prefers a right answer on the clean side."""
+        if self.model is None:
+            raise TaskError(f"the task {self.name!r} is on no model: use task.on(model)")
+        found: list[bool] = []
+        for start in range(0, len(self), batch):
+            part = self.take(range(start, min(start + batch, len(self))))
+            found += part._right(self.model.run(part.clean)["logits"])
+        return tuple(found)
+
+    def _right(self, logits: Tensor) -> list[bool]:
+        if not self.whole:
+            values: list[float] = Accuracy(self.answer_ids, self._choices())(logits, self.clean).tolist()
+            return [value == 1.0 for value in values]
+        said = narrow(logits, self.clean, self.metric).argmax(-1).tolist()
+        return [tuple(row[: len(ids)]) == ids for row, ids in zip(said, self.answer_ids, strict=True)]
+
+    def filter(self, model: Host | None = None) -> Task:
+        """The rows the model gets right; prints how many there are."""
+        task = self if model is None else self.on(model)
+        rows = [i for i, right in enumerate(task.right()) if right]
+        print(f"{self.name}: {len(rows)} of {len(self)} prompts are answered right and kept")
+        if not rows:
+            raise TaskError(f"the model gets none of the {len(self)} prompts of {self.name!r} right")
+        return task.take(rows)
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSONL: a head line, then one line a row; pictures go to a folder beside it."""
+        from interp.tasks.files import save
+
+        return save(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path, model: Host | None = None) -> Task:
+        """Read what `save` wrote."""
+        from interp.tasks.files import load
+
+        task = load(Path(path))
+        return task if model is None else task.on(model)
+
+    @staticmethod
+    def from_frame(frame: Any, model: Host | None = None, *, name: str = "frame", score: Score | None = None) -> Task:
+        """From a table with columns clean, corrupt, answer and, for a logit difference, wrong."""
+        from interp.tasks.files import from_frame
+
+        task = from_frame(frame, name=name, score=score)
+        return task if model is None else task.on(model)
+
+    def to_frame(self) -> Any:
+        """A table with the columns `from_frame` takes, and the meta data."""
+        from interp.tasks.files import to_frame
+
+        return to_frame(self)
+
+
+def made(
+    generator: str,
+    model: Host | None,
+    rows: Sequence[Row],
+    *,
+    options: Mapping[str, Any],
+    score: Score = "difference",
+    whole: bool = False,
+) -> Task:
+    """The task a generator returns; options are what it was called with, but for the split."""
+    task = Task(generator, tuple(rows), score, whole, Recipe(generator, options))
+    return task if model is None else task.on(model)
+
+
+def _check_row(task: Task, index: int, row: Row) -> None:
+    if not row.answers:
+        raise TaskError(f"row {index} of {task.name!r} has no answer")
+    if task.score == "difference" and not task.whole and not row.wrong:
+        raise TaskError(
+            f"row {index} of {task.name!r} has no wrong answer, which a logit difference needs:"
+            " give one, or score='logprob'"
+        )
+    for picture in (row.image, row.corrupt_image):
+        mode = getattr(picture, "mode", "RGB")
+        if mode != "RGB":
+            raise TaskError(
+                f"expected an RGB picture in row {index} of {task.name!r}, got mode {mode!r}: convert it first"
+            )
+
+
+def _check_fit(task: Task) -> None:
+    """Answers, pictures, vocabulary and lengths, on the model."""
+    assert task.model is not None
+    _check_towers(task)
+    _ = task.answer_ids, task.wrong_ids
+    lengths = [_lengths(side) for side in (task.clean, task.corrupt)]
+    for i, (clean, corrupt) in enumerate(zip(*lengths, strict=True)):
+        if clean != corrupt:
+            row = task.rows[i]
+            raise TaskError(
+                f"expected clean and corrupt of equal length, got {clean} and {corrupt} tokens in row {i} of"
+                f" {task.name!r}: {row.clean!r} and {row.corrupt!r}"
+            )
+    _check_known(task)
+    _check_room(task)
+
+
+def _check_towers(task: Task) -> None:
+    assert task.model is not None
+    processor, name = task.model.processor, type(task.model.module).__name__
+    sees = hasattr(processor, "image_processor") or hasattr(processor, "image_mean")
+    if task.rows[0].image is not None and not sees:
+        raise TaskError(
+            f"the task {task.name!r} has pictures, and {name} has no vision tower (its processor takes none)"
+        )
+    if task.rows[0].clean and task.vocabulary.tokenizer is None and isinstance(task.rows[0].clean, str):
+        raise TaskError(
+            f"the task {task.name!r} is text, and {name} has no tokenizer: attach it with one, or use images"
+        )
+
+
+def _lengths(inputs: Any) -> list[int]:
+    mask = inputs.kwargs.get("attention_mask")
+    counted: list[int] = (inputs.valid if mask is None else mask.bool()).sum(1).tolist()
+    return counted
+
+
+def _check_known(task: Task) -> None:
+    ids = task.clean.kwargs.get("input_ids")
+    if ids is None:
+        return
+    mask = valid(task.clean.kwargs, *ids.shape)
+    for i, (row, keep) in enumerate(zip(ids, mask, strict=True)):
+        if task.vocabulary.unknown(row[keep].tolist()):
+            raise TaskError(
+                f"this tokenizer has no token for some words of row {i} of {task.name!r}: {task.rows[i].clean!r};"
+                " the task is not made for this model's vocabulary"
+            )
+
+
+def _check_room(task: Task) -> None:
+    """Learned positions end somewhere; rotary ones do not."""
+    assert task.model is not None
+    config = getattr(task.model.module, "config", None)
+    room = getattr(config, "n_positions", None) or getattr(config, "context", None)
+    longest = max(_lengths(task.clean))
+    if isinstance(room, int) and longest > room:
+        raise TaskError(
+            f"expected prompts of at most {room} tokens, which this model reads, got {longest} in {task.name!r}"
+        )
+
+
+def _single(vocabulary: Vocabulary, rows: Sequence[Sequence[str | int]]) -> Ids:
+    return tuple(tuple(vocabulary.single(word, "answer") for word in row) for row in rows)
+
+
+def _whole(vocabulary: Vocabulary, answer: str | int) -> tuple[int, ...]:
+    ids = vocabulary.ids(answer)
+    if vocabulary.unknown(ids):
+        raise TaskError(f"this tokenizer has no token for some of the answer {answer!r}")
+    return ids
+
+
+def _span(task: Task, name: str) -> Span:
+    return Span(tuple(_row_span(task, i, row.positions.get(name)) for i, row in enumerate(task.rows)), name)
+
+
+def _row_span(task: Task, index: int, place: Place | None) -> tuple[int, int] | None:
+    if place is None:
+        return None
+    first, second = place
+    if isinstance(first, str):
+        found: tuple[int, int] = task.clean.find(first, second, row=index).rows[index]
+        return found
+    start = int(torch.argmax(task.clean.valid[index].int()))
+    return start + first, start + second

@@ -1,0 +1,2 @@
+"""Which query sees which key, in symbols instead of an N x N tensor: `base` (what all masks share), `symbols` (causal,
+windows, documents, padding and so on), `patterns` (neighbourhoods, dilated, strided, tables of blocks)."""

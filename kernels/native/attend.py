@@ -1,0 +1,89 @@
+"""The C++ version for CPUs: `native.cpp` forward, `native_backward.cpp` its gradient.
+
+One pass gives z, log-sum-exp and every statistic, at or below the time of torch's fused attention alone, with all
+edits. bf16 and fp16 are widened to fp32 first: sums are fp32 anyway, and CPUs without fp16 arithmetic are hundreds of
+times slower in it. Masks that are one run of keys per row (causal, windows, prefixes, padding, sorted documents) go in
+one call; any other goes in runs of rows whose part of the mask is small. Gradients of z and of every statistic flow to
+q, k, v, the learned sinks and gates; those of a bias and of a tensor of temperatures do not, and are refused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from interp.kernels import edits as E
+from interp.kernels.native.backward import differentiable
+from interp.kernels.native.call import Found, Shared
+from interp.kernels.native.forward import forward
+from interp.kernels.native.library import library
+from interp.kernels.request import Request
+from interp.kernels.stats import ratio
+
+
+def refuses(made: Request) -> str | None:
+    """Why this file cannot compute the request."""
+    if made.q.device.type != "cpu":
+        return f"tensors are on {made.q.device.type}, this is for CPUs"
+    if made.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{made.q.dtype} is not fp32, bf16 or fp16"
+    if made.keys >= 2**31:
+        return f"{made.keys} keys, and they are counted in 32 bits"
+    if len([s for s in made.stats if s.kind == "topk"]) > 1:
+        return "more than one topk at a time"
+    return _refuses_gradient(made) or library().reason
+
+
+def _refuses_gradient(made: Request) -> str | None:
+    if not made.gradient():
+        return None
+    if made.bias is not None and made.bias.requires_grad:
+        return "a gradient of the additive bias is wanted"
+    values = [e.value for e in made.edits if isinstance(e, E.Temperature)]
+    if any(isinstance(x, Tensor) and x.requires_grad for x in values):
+        return "a gradient of a temperature is wanted"
+    return None
+
+
+def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
+    """z in the dtype of q, log-sum-exp, statistics and counts."""
+    q, k, v = made.row_q().float(), made.k.float(), None if made.v is None else made.v.float()
+    sinks = None if made.sinks is None else made.sinks.float()
+    if made.gradient():
+        found = differentiable(_without_gates(made), q, k, v, sinks)
+    else:
+        with torch.no_grad():
+            found = forward(Shared(made, q, k, v, sinks))
+    counts = {n: found.pop(n).sum() for n in ("blind", "unmoved")}
+    z, lse = found.pop("z", None), found.pop("_lse")
+    if z is not None and made.gradient():
+        z = _gated(made, z)
+    return (None if z is None else z.to(made.q.dtype)), lse, _finished(made, lse, found), counts
+
+
+def _without_gates(made: Request) -> Request:
+    return Request(**{**vars(made), "edits": tuple(e for e in made.edits if not isinstance(e, E.Gate))})
+
+
+def _gated(made: Request, z: Tensor) -> Tensor:
+    heads = torch.arange(made.heads)
+    for edit in made.edits:
+        if isinstance(edit, E.Gate):
+            touched, new = edit.where(heads, made.rows), z * E.per_head(edit.value, heads, z)
+            z = new if touched is None else torch.where(touched, new, z)
+    return z
+
+
+def _finished(made: Request, lse: Tensor, found: Found) -> Found:
+    result = {}
+    masses = iter(found["mass"]) if "mass" in found else iter(())
+    for s in made.stats:
+        if s.kind == "received_mean":
+            result[s.name] = ratio(found["received"], found["seen"])
+        elif s.kind in ("lse", "mass"):
+            result[s.name] = lse if s.kind == "lse" else next(masses)
+        else:
+            result[s.name] = found[s.kind]
+        if s.kind == "topk":
+            result[s.name + ".keys"] = found["topk_keys"]
+    return result

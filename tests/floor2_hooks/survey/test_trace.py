@@ -1,0 +1,150 @@
+"""What a traced call finds out, and what cannot be traced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import interp
+from interp.hooks.anatomy.example import example
+from interp.hooks.errors import CheckFailed, InputsError, ModelError
+from interp.hooks.survey.trace import trace
+from interp.zoo.families import tiny
+from interp.zoo.plain import AttentionOnly, AttentionOnlyConfig
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "kv_heads", "d_head", "kind"),
+    [
+        ("gpt2", 4, 4, 8, "causal"),
+        ("llama", 4, 2, 8, "causal"),
+        ("qwen3", 4, 2, 16, "causal"),
+        ("bert", 4, 4, 8, "both ways"),
+        ("vit", 3, 3, 16, "both ways"),
+    ],
+)
+def test_heads_come_from_the_call(family: str, heads: int, kv_heads: int, d_head: int, kind: str | None) -> None:
+    m = interp.attach(tiny(family))
+    (tower,) = m.anatomy.towers.values()
+    layer = tower.layers[0]
+    assert (layer.heads, layer.kv_heads, layer.d_head) == (heads, kv_heads, d_head)
+    assert kind is None or tower.bidirectional == (kind == "both ways")
+    assert [one.index for one in tower.layers] == list(range(len(tower.layers)))
+
+
+def test_every_output_projection_is_the_models() -> None:
+    for family, end in (("gpt2", "attn.c_proj"), ("llama", "self_attn.o_proj"), ("bert", "attention.output.dense")):
+        m = interp.attach(tiny(family))
+        assert all(layer.out is not None and layer.out.endswith(end) for layer in m.anatomy.towers["text"].layers)
+
+
+def test_tracing_leaves_nothing() -> None:
+    module = tiny("llama")
+    kwargs = example(module, batch=2)
+    before = module(**kwargs).logits
+    trace(module, kwargs)
+    assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
+    assert torch.equal(module(**kwargs).logits, before)
+
+
+def test_layers_that_share_one_module_are_refused() -> None:
+    """ALBERT runs one block several times: a site there would mean all passes at once."""
+    config = transformers.AlbertConfig(
+        vocab_size=50, embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=32, max_position_embeddings=32,
+    )  # fmt: skip
+    m = interp.attach(transformers.AlbertForMaskedLM(config).eval())
+    with pytest.raises(ModelError, match=r"cannot be told apart"):
+        m.check()
+    assert not m.handles()
+
+
+def test_a_module_without_a_family_says_what_to_pass() -> None:
+    class Unknown(AttentionOnly):
+        """The same under a name that no family has."""
+
+    module = Unknown(AttentionOnlyConfig(vocab=20)).eval()
+    m = interp.attach(module, example={"input_ids": torch.tensor([[1, 2, 3]])})
+    with pytest.raises(ModelError, match=r"no attention call was seen in Unknown.*family=interp\.Family"):
+        m.check()
+    plain = interp.attach(tiny("plain")).family
+    assert plain is not None
+    known = interp.attach(module, family=plain, example={"input_ids": torch.tensor([[1, 2, 3]])})
+    assert known.run({"input_ids": torch.tensor([[1, 2, 3]])}, record="L0.z")["L0.z"].ndim == 4
+    with pytest.raises(ModelError, match="has none"):
+        interp.attach(nn.Sequential(nn.Linear(3, 3)).eval(), family=plain, example={"input": torch.zeros(1, 3)}).check()
+
+
+def test_nothing_but_modules_can_be_attached() -> None:
+    with pytest.raises(ModelError, match="expected a torch module"):
+        interp.attach("gpt2")
+
+
+def test_an_example_is_needed_where_none_can_be_made_up() -> None:
+    with pytest.raises(ModelError, match="example="):
+        interp.attach(nn.Linear(3, 3)).check()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "vit"])
+def test_not_a_number_in_the_weights_is_found_where_it_arises(family: str) -> None:
+    module = tiny(family)
+    m = interp.attach(module)
+    name = next(
+        n for n, p in module.named_parameters() if ".1." in n and ("attn" in n or "attention" in n) and p.ndim == 2
+    )
+    with torch.no_grad():
+        module.get_parameter(name)[0, 0] = float("nan")
+    with pytest.raises(CheckFailed, match=r"'fired' failed: not finite: .*L1\."):
+        m.run(example(module), record="L0.z")
+    assert not any(child._forward_hooks for child in module.modules())
+
+
+def test_weights_that_are_not_there_are_refused() -> None:
+    with torch.device("meta"):
+        module = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)
+        ).eval()
+    m = interp.attach(module)
+    with pytest.raises(ModelError, match=r"meta device, without values"):
+        m.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_precision_passes_its_checks(family: str, dtype: torch.dtype) -> None:
+    for attn in ("sdpa", "eager"):
+        module = tiny(family, dtype=dtype, attn=attn)  # type: ignore[arg-type]
+        m = interp.attach(module)
+        assert m.check().passed, str(m.check())
+        assert m.run(example(module), record="L0.z")["L0.z"].dtype == dtype
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    m = interp.attach(tiny("gpt2"))
+    for ids, says in (
+        (torch.zeros(0, 4, dtype=torch.long), "empty batch"),
+        (torch.zeros(2, 0, dtype=torch.long), "no tokens"),
+        (torch.tensor([[3, 2**40]]), r"\[0, 1\] = 1099511627776 is outside"),
+        (torch.tensor([[3, -1]]), "outside the vocabulary"),
+        (torch.tensor([[0.5, 1.0]]), "int64 or int32"),
+    ):
+        with pytest.raises(InputsError, match=says):
+            m.run({"input_ids": ids}, record="L0.z")
+    blank = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 1], [0, 0, 0]])}
+    with pytest.raises(InputsError, match=r"row 1 .* all padding"):
+        m.run(blank, record="L0.z")
+    one = m.run({"input_ids": torch.tensor([[5]])}, record=["L0.z", "L0.pattern"])
+    assert one["L0.z"].shape == (1, 1, 4, 8)
+    assert bool((one["L0.pattern"] == 1).all())
+
+
+def test_a_model_without_logits_is_read_and_says_so() -> None:
+    module = tiny("gpt2").transformer
+    m = interp.attach(module)
+    kwargs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    tape = m.run(kwargs, record=["L0.z", "final_norm"])
+    assert list(tape) == ["L0.z", "final_norm"]
+    with pytest.raises(interp.InterpError, match="no logits"):
+        m.run(kwargs, record="logits")
