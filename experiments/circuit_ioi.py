@@ -26,7 +26,8 @@ from typing import Any
 
 import interp
 from interp.prompts.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow
-from interp.tasks.task import Row, Task
+from interp.prompts.rows import Row
+from interp.tasks.task import Task
 
 SIZES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 NEAR, TARGET = 0.05, 0.1

@@ -28,7 +28,8 @@ from torch import Tensor
 import interp
 from interp.attribution.verify import pearson, ranks
 from interp.hooks.errors import SiteError
-from interp.tasks.task import Row, Task
+from interp.prompts.rows import Row
+from interp.tasks.task import Task
 
 METHODS = ("atp", "atp*", "relp", "ig")
 PLACES = {"resid": "L*.resid_pre", "attn": "L*.attn_out", "mlp": "L*.mlp_out", "heads": "L*.H*.z"}

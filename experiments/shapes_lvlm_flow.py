@@ -23,9 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 import interp
+from interp.prompts.rows import Row
 from interp.prompts.scenes import SHAPES, ask
 from interp.results.effects import Effects
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 
 ZOOM = 6
 PREFIX = "<image> "

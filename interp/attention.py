@@ -12,20 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from interp.held import Held
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.statistics import Request, StatTap, stream
 from interp.hooks.sites import Site
 from interp.kernels.stats import parse
-
-if TYPE_CHECKING:
-    from interp.model import Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ class AttentionStats:
 
 
 def attention(
-    model: Model,
+    model: Held,
     inputs: Any,
     *,
     stats: Sequence[str] | str = ("entropy", "first", "received_mean"),
@@ -127,7 +125,7 @@ def _labels(tap: StatTap) -> tuple[int, ...]:
 class _Progress:
     """The forward passes of one prompt: one, or one a chunk with the cache between them."""
 
-    def __init__(self, model: Model, x: Inputs, chunk: int | None) -> None:
+    def __init__(self, model: Held, x: Inputs, chunk: int | None) -> None:
         self.model, self.x, self.chunk, self.offset = model, x, chunk, 0
         if chunk is not None:
             self._allow(chunk)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from interp.held import Held
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import EditError, InputsError, ModelError
 from interp.hooks.run.session import Session
-
-if TYPE_CHECKING:
-    from interp.model import Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +38,7 @@ class Generated:
 
 
 def generate(
-    model: Model,
+    model: Held,
     inputs: Any,
     *,
     edits: Iterable[Edit] = (),
@@ -97,7 +95,7 @@ def _fired(session: Session, max_new_tokens: int) -> None:
     session.check_fired()
 
 
-def _read(model: Model, out: Any, how: Mapping[str, Any]) -> Generated:
+def _read(model: Held, out: Any, how: Mapping[str, Any]) -> Generated:
     """Ids and their log-probabilities; 0 for what fills up a row after its last token."""
     logits = torch.stack(out.logits, dim=1).float()
     ids = out.sequences[:, -logits.shape[1] :]
@@ -108,7 +106,7 @@ def _read(model: Model, out: Any, how: Mapping[str, Any]) -> Generated:
     return Generated(ids, logprobs, None if decode is None else tuple(decode(ids, skip_special_tokens=True)))
 
 
-def _ends(model: Model, how: Mapping[str, Any]) -> Tensor:
+def _ends(model: Held, how: Mapping[str, Any]) -> Tensor:
     """The ids that end a text."""
     found = how.get("eos_token_id", getattr(getattr(model.module, "generation_config", None), "eos_token_id", None))
     return torch.tensor([] if found is None else found, dtype=torch.long).flatten()

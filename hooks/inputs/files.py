@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,13 +15,11 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.grids import Fit, View
 from interp.hooks.inputs.labels import FIELDS, Roles
 
-if TYPE_CHECKING:
-    from interp.hooks.inputs.inputs import Inputs
-
+Made = TypeVar("Made")
 FORMAT = 1
 
 
-def save(inputs: Inputs, folder: Path, shared: bool = False) -> None:
+def save(inputs: Any, folder: Path, shared: bool = False) -> None:
     """Write inputs to a folder; a tower shares the arguments of the inputs around it."""
     from safetensors.torch import save_file
 
@@ -40,7 +39,7 @@ def save(inputs: Inputs, folder: Path, shared: bool = False) -> None:
     (folder / "inputs.json").write_text(json.dumps(_about(inputs)))
 
 
-def _about(inputs: Inputs) -> dict[str, Any]:
+def _about(inputs: Any) -> dict[str, Any]:
     labels = inputs.roles
     views = [[asdict(view) for view in row] for row in labels.views]
     return {
@@ -52,11 +51,9 @@ def _about(inputs: Inputs) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def load(folder: Path, kwargs: dict[str, Any] | None = None) -> Inputs:
-    """Read inputs from a folder."""
+def load(make: Callable[..., Made], folder: Path, kwargs: dict[str, Any] | None = None) -> Made:
+    """Read inputs from a folder, made by their class."""
     from safetensors.torch import load_file
-
-    from interp.hooks.inputs.inputs import Inputs
 
     path = folder / "inputs.json"
     if not path.exists():
@@ -66,9 +63,9 @@ def load(folder: Path, kwargs: dict[str, Any] | None = None) -> Inputs:
         raise InputsError(f"{folder} was written in format {about['format']}; this version reads format {FORMAT}")
     tensors = load_file(folder / "inputs.safetensors")
     call = kwargs if kwargs is not None else {**about["scalars"], **_under(tensors, "kwargs.")}
-    towers = {name: why or load(folder / name, call) for name, why in about["towers"].items()}
+    towers = {name: why or load(make, folder / name, call) for name, why in about["towers"].items()}
     told = {name: _frozen(about[name]) for name in ("tokens", "texts", "offsets", "continuation", "main")}
-    return Inputs(call, tensors["valid"], _roles(about, tensors), **told, towers=towers)
+    return make(call, tensors["valid"], _roles(about, tensors), **told, towers=towers)
 
 
 def _under(tensors: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs import table
+from interp.hooks.inputs import files, table
 from interp.hooks.inputs.arguments import checked, main_ids, main_tower, other_towers
 from interp.hooks.inputs.positions import Span, resolve
 from interp.hooks.inputs.roles import Roles, roles
@@ -148,16 +148,12 @@ class Inputs:
 
     def save(self, folder: str | Path) -> None:
         """Write everything but towers that are not known to a folder: `inputs.safetensors` and `inputs.json`."""
-        from interp.hooks.inputs.files import save
-
-        save(self, Path(folder))
+        files.save(self, Path(folder))
 
     @staticmethod
     def load(folder: str | Path) -> Inputs:
         """Read what `save` wrote."""
-        from interp.hooks.inputs.files import load
-
-        return load(Path(folder))
+        return files.load(Inputs, Path(folder))
 
     def show(self) -> None:
         """Print every position: column, id, token, role; long stretches of patches or padding folded."""

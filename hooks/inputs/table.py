@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from interp.hooks.inputs.inputs import Inputs
+from torch import Tensor
+
+from interp.hooks.inputs.labels import Roles
+
+
+class Listed(Protocol):
+    """What a table of inputs reads of them."""
+
+    @property
+    def ids(self) -> Tensor | None: ...
+    @property
+    def tokens(self) -> tuple[tuple[str, ...], ...] | None: ...
+    @property
+    def valid(self) -> Tensor: ...
+    @property
+    def roles(self) -> Roles: ...
+    @property
+    def continuation(self) -> tuple[int, ...] | None: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+
 
 Line = tuple[str, ...]
 FOLD = 8
 MOST = 2000
 
 
-def lines(inputs: Inputs, row: int) -> Iterator[Line]:
+def lines(inputs: Listed, row: int) -> Iterator[Line]:
     """(position, id, token, role) of every position of a row, patches folded to the first and last of a stretch."""
     ids = [str(index) for index in inputs.ids[row].tolist()] if inputs.ids is not None else [""] * inputs.length
     tokens = [repr(token) for token in inputs.tokens[row]] if inputs.tokens else [""] * inputs.length
@@ -27,7 +48,7 @@ def lines(inputs: Inputs, row: int) -> Iterator[Line]:
             yield "…", "", "", f"{count} more"
 
 
-def _folded(inputs: Inputs, row: int) -> list[bool]:
+def _folded(inputs: Listed, row: int) -> list[bool]:
     """Positions whose neighbours on both sides belong to the same grid, or are padding too."""
     tiles, valid = inputs.roles.tile[row].tolist(), inputs.valid[row].tolist()
     stretch = [(tile, real) if tile >= 0 or not real else None for tile, real in zip(tiles, valid, strict=True)]
@@ -38,7 +59,7 @@ def _folded(inputs: Inputs, row: int) -> list[bool]:
     return out
 
 
-def text(inputs: Inputs) -> str:
+def text(inputs: Listed) -> str:
     """The table of every row, aligned."""
     parts = [repr(inputs)]
     for row in range(inputs.batch):
@@ -50,13 +71,13 @@ def text(inputs: Inputs) -> str:
     return "\n".join(parts)
 
 
-def _title(inputs: Inputs, row: int) -> str:
+def _title(inputs: Listed, row: int) -> str:
     start = inputs.continuation[row] if inputs.continuation else None
     tail = f", continuation from {start}" if start is not None else ""
     return f"row {row}: {int(inputs.valid[row].sum())} of {inputs.length} positions{tail}"
 
 
-def html(inputs: Inputs) -> str:
+def html(inputs: Listed) -> str:
     """The same as an HTML table; at most `MOST` lines, and it says so."""
     rows: list[str] = []
     total = 0

@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from interp.prompts.rows import Row
 from interp.reading import Entry, members, whole_file
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 
 
 def auto_circuit(path: str | Path) -> Task:

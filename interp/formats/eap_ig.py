@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from interp.prompts.rows import Row
 from interp.reading import Entry, FormatError, table
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 
 YEARS = tuple(f"{year:02d}" for year in range(100))
 

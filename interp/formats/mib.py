@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from interp.prompts.rows import Row
 from interp.reading import Entry, FormatError, lines
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 
 USUAL = {
     "metadata": "s2_io_flip_counterfactual",

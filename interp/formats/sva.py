@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from interp.prompts.rows import Row
 from interp.reading import Entry, lines
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 
 
 def sva(path: str | Path, *, case: str | None = None) -> Task:

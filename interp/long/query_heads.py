@@ -24,10 +24,11 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.long.needles import attention_sites, head_names, ids_of
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Vocabulary
 from interp.provenance import about
 from interp.results.retrieval import RetrievalHeads
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model

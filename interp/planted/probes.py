@@ -5,8 +5,9 @@ from __future__ import annotations
 from interp.planted import key
 from interp.planted.answers import Picture, Probe
 from interp.planted.pictures import draw
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 
 
 def probe_task(name: str, probe: str | None = None, *, model: Host | None = None) -> Task:

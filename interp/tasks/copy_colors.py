@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from interp.prompts.draw import Split, option, part, positive, stream, where
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, Vocabulary
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 COLORS = ("red", "blue", "green", "yellow", "black", "white", "brown", "purple", "orange", "pink", "gray", "gold")
 THINGS = tuple("box car house ball door book cup hat chair bag shirt phone table bottle boat key lamp coat".split())
@@ -22,6 +23,7 @@ SYMBOLS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 Corruption = Literal["position", "symbol"]
 
 
+@generator
 def copy_colors(
     model: Host | None = None,
     n: int = 64,

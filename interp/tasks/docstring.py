@@ -12,8 +12,9 @@ import random
 from collections.abc import Sequence
 
 from interp.prompts.draw import Split, part, positive, stream, where
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, Vocabulary
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 NAMES: tuple[str, ...] = tuple(
     """size name file path text line word list item node date user type code mode data key value index count page
@@ -23,6 +24,7 @@ NAMES: tuple[str, ...] = tuple(
 TOPICS = tuple("load save send read write build parse merge check sort".split())
 
 
+@generator
 def docstring(
     model: Host | None = None, n: int = 64, *, seed: int = 0, split: Split = "train", names: Sequence[str] | None = None
 ) -> Task:

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from interp.prompts.rows import Prompt, Recipe, Row, Score
 from interp.prompts.vocabulary import TaskError
-from interp.tasks.task import Recipe, Row, Score, Task
 
 FORMAT = 1
+Head = tuple[str, Score, bool, Recipe | None]
+"""Name, score, whether answers are forced as a whole, and who made the rows."""
 NEEDED = ("clean", "corrupt", "answer")
 
 
-def save(task: Task, path: Path) -> Path:
-    """Write the task; the file appears whole or not at all."""
+def save(head: Head, rows: Sequence[Row], path: Path) -> Path:
+    """Write a task; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    recipe = None if task.recipe is None else {"generator": task.recipe.generator, "options": dict(task.recipe.options)}
-    head = {"interp_task": FORMAT, "name": task.name, "score": task.score, "whole": task.whole, "recipe": recipe}
-    lines = [head, *(_row_out(row, i, path) for i, row in enumerate(task.rows))]
+    name, score, whole, made = head
+    recipe = None if made is None else {"generator": made.generator, "options": dict(made.options)}
+    first = {"interp_task": FORMAT, "name": name, "score": score, "whole": whole, "recipe": recipe}
+    lines = [first, *(_row_out(row, i, path) for i, row in enumerate(rows))]
     new = path.with_name(path.name + ".new")
     new.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     os.replace(new, path)
@@ -43,7 +46,7 @@ def _row_out(row: Row, index: int, path: Path) -> dict[str, Any]:
     return out
 
 
-def load(path: Path) -> Task:
+def load(path: Path) -> tuple[Head, tuple[Row, ...]]:
     """Read a task; a broken line is named."""
     lines = path.read_text(encoding="utf-8").splitlines()
     head = _line(path, 1, lines[0] if lines else "")
@@ -52,7 +55,7 @@ def load(path: Path) -> Task:
     rows = tuple(_row_in(path, number, _line(path, number, text)) for number, text in enumerate(lines[1:], 2))
     recipe = head.get("recipe")
     made = None if recipe is None else Recipe(recipe["generator"], recipe["options"])
-    return Task(head["name"], rows, head["score"], head["whole"], made)
+    return (head["name"], head["score"], head["whole"], made), rows
 
 
 def _line(path: Path, number: int, text: str) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def _row_in(path: Path, number: int, value: Mapping[str, Any]) -> Row:
     )
 
 
-def _prompt(value: Any) -> str | tuple[int, ...]:
+def _prompt(value: Any) -> Prompt:
     return tuple(value) if isinstance(value, list) else str(value)
 
 
@@ -98,15 +101,13 @@ def _picture(path: Path, name: str | None) -> Any:
         return picture.copy()
 
 
-def from_frame(frame: Any, *, name: str, score: Score | None) -> Task:
-    """From a table; answers are strings as they stand in the text, or lists of them."""
+def from_frame(frame: Any) -> tuple[Row, ...]:
+    """Rows from a table; answers are strings as they stand in the text, or lists of them."""
     missing = [column for column in NEEDED if column not in frame.columns]
     if missing:
         raise TaskError(f"expected columns {', '.join(NEEDED)} (and wrong), got {', '.join(map(str, frame.columns))}")
     extra = [column for column in frame.columns if column not in (*NEEDED, "wrong")]
-    rows = tuple(_frame_row(i, row, extra) for i, row in enumerate(frame.to_dict("records")))
-    chosen: Score = score or ("difference" if all(row.wrong for row in rows) else "logprob")
-    return Task(name, rows, chosen)
+    return tuple(_frame_row(i, row, extra) for i, row in enumerate(frame.to_dict("records")))
 
 
 def _frame_row(index: int, row: Mapping[str, Any], extra: list[str]) -> Row:
@@ -126,12 +127,12 @@ def _words(index: int, value: Any) -> tuple[str | int, ...]:
     return tuple(listed)
 
 
-def to_frame(task: Task) -> Any:
-    """The rows as a table."""
+def to_frame(rows: Sequence[Row]) -> Any:
+    """Rows as a table."""
     import pandas as pd
 
-    rows = [
+    columns = [
         {"clean": row.clean, "corrupt": row.corrupt, "answer": list(row.answers), "wrong": list(row.wrong), **row.meta}
-        for row in task.rows
+        for row in rows
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(columns)

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from interp.prompts.draw import Split, part, positive, stream
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, TaskError, Vocabulary
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 NOUNS: tuple[str, ...] = tuple(
     """war siege reign voyage journey project trial drought famine plague expedition marriage career contract treaty
@@ -25,6 +26,7 @@ ALL = tuple(f"{year:02d}" for year in range(100))
 TEXT = "The {noun} lasted from the year {century}{year} to the year {century}"
 
 
+@generator
 def greater_than(
     model: Host | None = None, n: int = 64, *, seed: int = 0, split: Split = "train", nouns: Sequence[str] | None = None
 ) -> Task:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import TaskError, Vocabulary
-from interp.tasks.task import Row
 
 ASK = "\nBased on the content of the book, Question: {question}\nAnswer:"
 

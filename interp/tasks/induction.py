@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from interp.prompts.draw import Split, positive, stream
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, TaskError
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 MARKERS = "Ġ▁ "
 WORD = re.compile("[A-Za-z][A-Za-z0-9]+")
 
 
+@generator
 def induction(
     model: Host | None = None,
     n: int = 64,

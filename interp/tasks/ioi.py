@@ -22,14 +22,16 @@ from typing import Literal
 
 from interp.prompts.draw import Split, option, part, positive, stream, where
 from interp.prompts.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, Vocabulary
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 Corruption = Literal["flip", "third", "order", "names"]
 CORRUPTIONS: tuple[Corruption, ...] = ("flip", "third", "order", "names")
 Order = Literal["ABBA", "BABA"]
 
 
+@generator
 def ioi(
     model: Host | None = None,
     n: int = 64,

@@ -14,13 +14,15 @@ from typing import Literal
 from interp.prompts.draw import Split, option, part, positive, stream, where
 from interp.prompts.needles import KEYS, VALUES
 from interp.prompts.planted_words import WORDS
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, TaskError, Vocabulary
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 Corruption = Literal["question", "pairs"]
 POOL = tuple(dict.fromkeys((*WORDS, *KEYS, *VALUES)))
 
 
+@generator
 def key_value(
     model: Host | None = None,
     n: int = 64,

@@ -19,13 +19,15 @@ from pathlib import Path
 from interp.prompts.draw import Split, stream
 from interp.prompts.needles import VALUES, NeedleError
 from interp.prompts.needles import haystack as generated
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, TaskError, Vocabulary
 from interp.tasks.haystack import Needle, from_file
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
+@generator
 def needle(
     model: Host | None = None,
     n: int = 1,

@@ -19,15 +19,17 @@ import numpy as np
 from PIL import Image
 
 from interp.prompts.draw import Split, option, positive
+from interp.prompts.rows import Row
 from interp.prompts.scenes import COLORS, PAIRS, SHAPES, Scene, SceneError, Thing, ask, main_scene, question, scene
 from interp.prompts.vocabulary import Host
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 Style = Literal["yes_no", "label", "caption"]
 Kind = Literal["random", "popular", "adversarial"]
 PREFIX = "<image> "
 
 
+@generator
 def shapes(
     model: Host | None = None,
     n: int = 64,

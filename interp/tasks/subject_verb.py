@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from interp.prompts.draw import Split, option, part, positive, stream, where
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, Vocabulary
-from interp.tasks.task import Row, Task, made
+from interp.tasks.task import Task, generator, made
 
 NOUNS: tuple[str, ...] = tuple(
     """key car book house teacher student doctor friend brother sister author player farmer painter driver picture
@@ -30,6 +31,7 @@ TEXTS: dict[Structure, tuple[str, ...]] = {
 }
 
 
+@generator
 def subject_verb(
     model: Host | None = None,
     n: int = 64,

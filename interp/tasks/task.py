@@ -9,45 +9,32 @@ Cost: none but `filter`, one forward pass over the clean prompts. Limits: one pi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from interp.hooks.inputs.positions import Span
 from interp.metrics.shipped import Accuracy, Ids, LogitDifference, LogProb, Probability, Reading, narrow, valid
+from interp.prompts.rows import Place, Prompt, Recipe, Row, Score
 from interp.prompts.vocabulary import Host, TaskError, Vocabulary
+from interp.tasks import files
 
-Score = Literal["difference", "probability", "logprob", "accuracy"]
-Prompt = str | tuple[int, ...]
-Place = tuple[str, int] | tuple[int, int]
-"""The n-th occurrence of a text in the clean prompt, or start and end tokens (for prompts of ids)."""
+Made = TypeVar("Made", bound="Generator")
 
-
-@dataclass(frozen=True)
-class Row:
-    """One pair of prompts; answers are as they stand in the text, " Mary" with its blank."""
-
-    clean: Prompt
-    corrupt: Prompt
-    answers: tuple[str | int, ...]
-    wrong: tuple[str | int, ...] = ()
-    positions: Mapping[str, Place] = field(default_factory=dict)
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    image: Any = None
-    corrupt_image: Any = None
+Generator = Callable[..., "Task"]
+GENERATORS: dict[str, Generator] = {}
+"""By name: what `task.heldout` asks for more rows."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Which generator made the rows, and with which options."""
-
-    generator: str
-    options: Mapping[str, Any]
+def generator(make: Made) -> Made:
+    """Mark a function (model, n, ...) -> Task as a generator of tasks, found by its name."""
+    GENERATORS[make.__name__] = make
+    return make
 
 
 @dataclass(frozen=True)
@@ -171,11 +158,12 @@ class Task:
             raise TaskError(
                 f"the task {self.name!r} was not generated here, so it has no held-out part: split its rows"
             )
-        from interp import tasks
-
-        generate = getattr(tasks, self.recipe.generator)
-        made: Task = generate(self.model, **{**self.recipe.options, "split": "heldout"})
-        return made
+        if self.recipe.generator not in GENERATORS:
+            raise TaskError(
+                f"no generator {self.recipe.generator!r} of tasks is known here: import the module that defines it"
+            )
+        generate = GENERATORS[self.recipe.generator]
+        return generate(self.model, **{**self.recipe.options, "split": "heldout"})
 
     def right(self, *, batch: int = 32) -> tuple[bool, ...]:
         """For each row, whether the model prefers a right answer on the clean side."""
@@ -205,31 +193,27 @@ class Task:
 
     def save(self, path: str | Path) -> Path:
         """Write JSONL: a head line, then one line a row; pictures go to a folder beside it."""
-        from interp.tasks.files import save
-
-        return save(self, Path(path))
+        head = (self.name, self.score, self.whole, self.recipe)
+        return files.save(head, self.rows, Path(path))
 
     @staticmethod
     def load(path: str | Path, model: Host | None = None) -> Task:
         """Read what `save` wrote."""
-        from interp.tasks.files import load
-
-        task = load(Path(path))
+        (name, score, whole, recipe), rows = files.load(Path(path))
+        task = Task(name, rows, score, whole, recipe)
         return task if model is None else task.on(model)
 
     @staticmethod
     def from_frame(frame: Any, model: Host | None = None, *, name: str = "frame", score: Score | None = None) -> Task:
         """From a table with columns clean, corrupt, answer and, for a logit difference, wrong."""
-        from interp.tasks.files import from_frame
-
-        task = from_frame(frame, name=name, score=score)
+        rows = files.from_frame(frame)
+        chosen: Score = score or ("difference" if all(row.wrong for row in rows) else "logprob")
+        task = Task(name, rows, chosen)
         return task if model is None else task.on(model)
 
     def to_frame(self) -> Any:
         """A table with the columns `from_frame` takes, and the meta data."""
-        from interp.tasks.files import to_frame
-
-        return to_frame(self)
+        return files.to_frame(self.rows)
 
 
 def made(

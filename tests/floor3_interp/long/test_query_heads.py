@@ -17,8 +17,9 @@ from interp import formats
 from interp.formats import FormatError
 from interp.hooks.errors import InputsError
 from interp.long.query_heads import query_heads
+from interp.prompts.rows import Row
 from interp.results.retrieval import RetrievalHeads
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 
 
 @cache

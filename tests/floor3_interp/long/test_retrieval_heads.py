@@ -20,9 +20,10 @@ from interp.hooks.errors import InputsError, ModelError
 from interp.long.retrieval_heads import RetrievalError, retrieval_heads
 from interp.planted import build, key
 from interp.prompts.planted_words import WORDS
+from interp.prompts.rows import Row
 from interp.prompts.vocabulary import TaskError
 from interp.results.retrieval import RetrievalHeads
-from interp.tasks.task import Row, Task
+from interp.tasks.task import Task
 from interp.zoo.families import tiny
 
 load = cache(interp.load)

@@ -1,0 +1,191 @@
+"""A module that is held: its processor, its anatomy, its checks, and what is on it now.
+
+Nothing here moves, casts, merges or dequantises it or switches it to eval mode. What is where is found on first use in
+a traced call (`hooks/survey/trace.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+
+from interp.hooks.anatomy.example import example
+from interp.hooks.anatomy.family import Family, family_of
+from interp.hooks.anatomy.refusals import refuse
+from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.inputs.roles import Roles
+from interp.hooks.run.session import Session
+from interp.hooks.survey.capabilities import Table, capabilities
+from interp.hooks.survey.checks import Report, check
+from interp.hooks.survey.trace import trace
+from interp.preparing.prepare import prepare
+
+
+class Held:
+    """A module with its processor and what was found out about it: the ground that `Model` stands on."""
+
+    def __init__(
+        self, unwrapped: Unwrapped, processor: Any, *, family: Family | None, inputs: Mapping[str, Any] | None
+    ) -> None:
+        self.module = unwrapped.module
+        self.how = unwrapped.how
+        self.processor = processor if processor is not None else unwrapped.processor
+        self.family = family or unwrapped.family or family_of(self.module)
+        self._example = inputs
+        self._anatomy: Anatomy | None = None
+        self._report: Report | None = None
+        self._sessions: list[Session] = []
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        known = (
+            "\n".join(f"  {line}" for line in str(self._anatomy).splitlines()) if self._anatomy else "  not traced yet"
+        )
+        return f"Model of {type(self.module).__name__}{self.how}\n{known}"
+
+    @property
+    def config(self) -> Any:
+        """The module's config."""
+        return getattr(self.module, "config", None)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer in or as the processor."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the first parameter that is anywhere."""
+        real = (p.device for p in self.module.parameters() if p.device.type != "meta")
+        return next(real, torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in: the dtype of its first floating parameter."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Towers, layers, heads and ports; traced on first use."""
+        return self.discover()
+
+    @property
+    def towers(self) -> dict[str, Any]:
+        """The towers by name."""
+        return dict(self.anatomy.towers)
+
+    def example(self) -> Mapping[str, Any]:
+        """The inputs the model is traced and checked with: those given to `attach`, else made up from its config."""
+        return self._example if self._example is not None else example(self.module)
+
+    def discover(self, inputs: Any = None) -> Anatomy:
+        """Trace the model, once, or anew on given inputs (to find a tower the first ones did not reach)."""
+        with self._lock:
+            if self._anatomy is None or inputs is not None:
+                refuse(self.module)
+                kwargs = self.example() if inputs is None else self.inputs(inputs).kwargs
+                with forced_eager():
+                    self._anatomy = trace(self.module, self.called_with(kwargs), family=self.family)
+                self._report = None
+            return self._anatomy
+
+    def sites(self, pattern: str = "L*.z") -> list[str]:
+        """The sites a pattern means in this model."""
+        return [str(site) for site in self.anatomy.sites(pattern)]
+
+    def check(self, *, again: bool = False) -> Report:
+        """Hold what the hook layer says against what the model does; printed as a table, cached, run once on first
+        use."""
+        if self._report is None or again:
+            anatomy = self.anatomy
+            with forced_eager():
+                report = check(self.module, anatomy, self.called_with(self.example()), family=self.family)
+            self._report = replace(report, ask=self.capabilities)
+        return self._report
+
+    def capabilities(self) -> Table:
+        """Whether recording, edits and gradients work with the model as it is held, by trying; `m.check()` prints
+        it."""
+        kwargs = self.called_with(self.example())
+        return capabilities(self.module, anatomy=self.anatomy, inputs=kwargs, family=self.family, how=self.how)
+
+    def ready(self) -> Anatomy:
+        """The anatomy of a model that can be trusted: in eval mode, traced, and with its checks passed."""
+        refuse(self.module)
+        anatomy = self.anatomy
+        self.check().raise_failed()
+        return anatomy
+
+    def called_with(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a forward pass, on the model's device."""
+        device = self.device
+        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in kwargs.items()}
+
+    def inputs(self, inputs: Any) -> Inputs:
+        """Whatever stands for inputs, as `Inputs`."""
+        if isinstance(inputs, Inputs):
+            return inputs
+        return self._describe(inputs) if isinstance(inputs, Mapping) else self.prepare(inputs)
+
+    def _describe(self, kwargs: Mapping[str, Any]) -> Inputs:
+        return Inputs.of(kwargs, config=self.config, tokenizer=self.tokenizer)
+
+    def prepare(
+        self,
+        given: Any,
+        *,
+        images: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        chat: bool | None = None,
+        continuation: Any = None,
+        padding: Literal["left", "right"] | None = None,
+    ) -> Inputs:
+        """Text, chat messages, ids or a processor's output as frozen `Inputs`; see `interp/preparing/prepare.py`."""
+        return prepare(
+            self.module,
+            self.processor,
+            given,
+            images=images,
+            videos=videos,
+            audio=audio,
+            chat=chat,
+            continuation=continuation,
+            padding=padding,
+        )
+
+    def roles(self, inputs: Any) -> Roles:
+        """What each token is: bos, text, image (index, row, column), pad, special, and so on."""
+        return self.inputs(inputs).roles
+
+    @contextmanager
+    def on(self, session: Session) -> Iterator[None]:
+        """A session on the model, listed in `handles()` while it lasts."""
+        self._sessions.append(session)
+        try:
+            with session:
+                yield
+        finally:
+            if session in self._sessions:
+                self._sessions.remove(session)
+
+    def last_logits_only(self) -> dict[str, int]:
+        """The argument that keeps a model from computing logits nobody reads, where its forward has one."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.module.forward).parameters else {}
+
+    def handles(self) -> list[Session]:
+        """Everything that is on the model now."""
+        return list(self._sessions)
+
+    def reset(self) -> None:
+        """Take everything off, whoever left it there."""
+        while self._sessions:
+            self._sessions.pop().close()
