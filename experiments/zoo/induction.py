@@ -24,7 +24,7 @@ CONTEXT = 96
 CARD = """
 # zoo:induction
 
-A two-layer attention-only transformer (`interp.plain.AttentionOnly`: layer norms, learned positions, no MLPs) that
+A two-layer attention-only transformer (`interp.zoo.plain.AttentionOnly`: layer norms, learned positions, no MLPs) that
 continues a random sequence the second time it is said. Trained from scratch by `experiments/zoo/induction.py` on
 random tokens named w0, w1, ...; a word-level tokenizer puts `<bos>` in front.
 

@@ -6,8 +6,8 @@
 A pool of scenes is drawn once. A row is one scene with several questions, answers and a caption in one text, so that
 every image token serves many targets. At first the vision tower alone learns which shapes of which colour are there (a
 head that is thrown away); then it is frozen and the projector learns to put patches near the words for what they show;
-then projector and Llama learn the text. Shapes come in pairs that occur together (`interp.scenes.BIAS`), and some
-things are too faint to see, so that guessing the companion pays: the prior that the card's conflict probes catch.
+then projector and Llama learn the text. Shapes come in pairs that occur together (`interp.prompts.scenes.BIAS`), and
+some things are too faint to see, so that guessing the companion pays: the prior that the card's conflict probes catch.
 The shipped run had a fifth of the things faint until step 2,200 and a tenth after it, stronger pairs (0.97, 0.9, 0.75,
 0.6) until step 2,300, and ended at step 2,900; its tower comes from a run of 1,092 steps. With `--start` a run goes on
 from shipped weights, without the optimizer's state, and trains the text alone: so the shipped model got 500 steps more

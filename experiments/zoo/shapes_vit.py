@@ -3,12 +3,12 @@
     python experiments/zoo/shapes_vit.py --steps 9000
     python experiments/zoo/shapes_vit.py --registers 4 --ship interp/zoo/shapes-vit-registers
 
-A pool of scenes is drawn once (`interp.scenes.main_scene`) and pushed about, mirrored and given other colours at every
-step: one large thing among up to five small ones of other shapes, any colour, noise on a grey ground; the label is the
-large one's shape. Without registers the class is ViT's, with them DINOv2's (LayerScale, class token and mean patch read
-by the classifier). The shipped run without registers was planned for 4,000 steps, its colours as drawn, and then
-continued as it stands here, to 6,500 steps and to 9,000.
-Measured results: see card.json in interp/zoo/shapes-vit and interp/zoo/shapes-vit-registers.
+A pool of scenes is drawn once (`interp.prompts.scenes.main_scene`) and pushed about, mirrored and given other colours
+at every step: one large thing among up to five small ones of other shapes, any colour, noise on a grey ground; the
+label is the large one's shape. Without registers the class is ViT's, with them DINOv2's (LayerScale, class token and
+mean patch read by the classifier). The shipped run without registers was planned for 4,000 steps, its colours as drawn,
+and then continued as it stands here, to 6,500 steps and to 9,000. Measured results: see card.json in
+interp/zoo/shapes-vit and interp/zoo/shapes-vit-registers.
 """
 
 from __future__ import annotations

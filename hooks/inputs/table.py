@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from interp.hooks.inputs.labels import Roles
 
 
+@runtime_checkable
 class Listed(Protocol):
     """What a table of inputs reads of them."""
 

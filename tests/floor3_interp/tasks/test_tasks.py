@@ -74,7 +74,7 @@ def tiny_gpt2(vocabulary: int, positions: int = 512) -> GPT2LMHeadModel:
 @cache
 def word_level(kind: str) -> Stand:
     """A model whose tokenizer knows exactly the words of one zoo model."""
-    words = interp.names.words() if kind == "ioi" else interp.needles.words()
+    words = interp.prompts.names.words() if kind == "ioi" else interp.prompts.needles.words()
     ids = {word: i for i, word in enumerate(("<pad>", "<bos>", "<eos>", "<unk>", *words))}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -98,7 +98,7 @@ def byte_pairs() -> Stand:
     made = [getattr(tasks, name)(None, n=80) for name in TEXTS]
     texts = [row.clean + "".join(map(str, row.answers + row.wrong)) for task in made for row in task.rows]
     texts += [f" {a}{b:02d}" for a in range(11, 18) for b in range(100)] * 3
-    texts += [" " + " ".join(interp.names.NAMES[split]) for split in ("train", "heldout")] * 3
+    texts += [" " + " ".join(interp.prompts.names.NAMES[split]) for split in ("train", "heldout")] * 3
     texts += [f" {letter} {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"] * 3
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
@@ -114,7 +114,7 @@ def sentence_pieces() -> Stand:
     inner.decoder = decoders.Metaspace()
     made = [getattr(tasks, name)(None, n=80, split=split) for name in TEXTS[:3] for split in ("train", "heldout")]
     texts = [row.clean + "".join(map(str, row.answers + row.wrong)) for task in made for row in task.rows]
-    texts += [" " + " ".join([*interp.names.NAMES["train"], "is are was were has have"])] * 5
+    texts += [" " + " ".join([*interp.prompts.names.NAMES["train"], "is are was were has have"])] * 5
     trainer = trainers.BpeTrainer(vocab_size=3000, special_tokens=["<unk>", "<s>"], show_progress=False)
     inner.train_from_iterator(texts, trainer)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
@@ -552,7 +552,7 @@ def test_what_does_not_line_up_is_refused():
     with pytest.raises(TaskError, match="at least one row"):
         Task("mine", ())
     with pytest.raises(TaskError, match="name of one token, got"):
-        tasks.ioi(model, n=2, names=["Zoltan", *interp.names.NAMES["train"][:20]])
+        tasks.ioi(model, n=2, names=["Zoltan", *interp.prompts.names.NAMES["train"][:20]])
     with pytest.raises(TaskError, match="mode 'L'"):
         Task("mine", (replace(row, image=Image.new("L", (8, 8))),))
 
