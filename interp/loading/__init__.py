@@ -1,1 +1,1 @@
-"""Models by name: `load` (hub, directory, zoo) and what turns text and pictures into inputs (`processors`)."""
+"""Models by name: `load` (hub, directory, zoo), and cut models of our own on disk (`cut_models`)."""

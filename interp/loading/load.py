@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.hooks.errors import ModelError
+from interp.loading.cut_models import is_own
+from interp.loading.cut_models import read as read_cut
 from interp.model import Model, attach
 
 AUTO = (
@@ -80,11 +82,8 @@ def load(
 
 def _reader(folder: Path) -> Any:
     """What reads a directory that transformers cannot: a cut model, or the toolkit's own attention-only class."""
-    if (folder / "pruned.json").exists():
-        from interp.pruning.directory import is_own, read
-
-        if is_own(folder):
-            return read
+    if is_own(folder):
+        return read_cut
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("architectures") == ["AttentionOnly"]:
         from interp.zoo.plain import read as read_plain
@@ -168,6 +167,6 @@ def _class(source: str, common: dict[str, Any]) -> Any:
 
 def _processor(source: str, common: dict[str, Any]) -> Any:
     """What turns text and images into inputs; None where the checkpoint has nothing of the kind."""
-    from interp.loading.processors import processor_of
+    from interp.preparing.processors import processor_of
 
     return processor_of(source, common)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from interp.hooks.anatomy.towers import Layer
 from interp.hooks.edits.edits import Edit, Zero
 from interp.hooks.errors import ModelError
 from interp.hooks.survey.checks import answer
+from interp.loading.cut_models import HEADS, KV_HEADS, WIDTHS, put
 from interp.model import attach
 from interp.pruning.choose import labels
 from interp.pruning.fits import refit
@@ -28,10 +29,6 @@ from interp.pruning.owners import Split, output_axis, owners
 if TYPE_CHECKING:
     from interp.model import Model
 
-HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
-WIDTHS = ("all_head_size", "split_size", "inner_dim", "embed_dim")
-"""What attention modules call their number of heads, of kv heads, and all heads' width together."""
 TOLERANCE = 1e-5
 """How far the cut model may be from the masked one, at numbers of size 1, in float32."""
 
@@ -140,20 +137,6 @@ def take(root: nn.Module, name: str, axis: int, kept: list[int]) -> None:
     old = root.get_parameter(name)
     if len(kept) < old.shape[axis]:
         put(root, name, old.detach().index_select(axis, torch.tensor(kept, device=old.device)))
-
-
-def put(root: nn.Module, name: str, value: Tensor) -> None:
-    """A parameter of another shape in the place of one, in its module's words."""
-    owner, _, leaf = name.rpartition(".")
-    module: Any = root.get_submodule(owner)
-    old = module._parameters[leaf]
-    setattr(module, leaf, nn.Parameter(value.contiguous().clone(), requires_grad=old.requires_grad))
-    if leaf == "weight" and isinstance(module, nn.Linear):
-        module.out_features, module.in_features = value.shape
-    elif leaf == "weight" and type(module).__name__ == "Conv1D":
-        module.nx, module.nf = value.shape
-    elif leaf == "weight" and isinstance(module, nn.LayerNorm):
-        module.normalized_shape = tuple(value.shape)
 
 
 def counts(root: nn.Module, one: Rest) -> Iterator[tuple[str, str, int]]:

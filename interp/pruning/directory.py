@@ -20,17 +20,15 @@ from torch import nn
 
 from interp.hooks.errors import ModelError
 from interp.hooks.survey.checks import answer
-from interp.pruning.cut import HEADS, KV_HEADS, WIDTHS, answered, put
+from interp.loading.cut_models import COUNTS, FORMAT, NOTE, WEIGHTS
+from interp.loading.load import load
+from interp.pruning.cut import answered
 from interp.pruning.fits import fits
 from interp.saving import renamed, whole
 
 if TYPE_CHECKING:
     from interp.model import Model
 
-FORMAT = 1
-NOTE = "pruned.json"
-WEIGHTS = "model.safetensors"
-COUNTS = (*HEADS, *KV_HEADS, *WIDTHS)
 Layout = Literal["transformers", "interp"]
 
 
@@ -86,58 +84,8 @@ def _attributes(module: nn.Module) -> dict[str, dict[str, int]]:
     return {path: numbers for path, numbers in found.items() if numbers}
 
 
-def is_own(folder: Path) -> bool:
-    """Whether a directory is one of ours."""
-    note = folder / NOTE
-    return note.exists() and json.loads(note.read_text(encoding="utf-8"))["layout"] == "interp"
-
-
-def read(folder: Path) -> nn.Module:
-    """The cut model in a directory of ours, in eval mode."""
-    from safetensors.torch import load_file
-
-    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    if note["format"] != FORMAT:
-        raise ModelError(f"{folder} was written in format {note['format']}; this version reads format {FORMAT}.")
-    module, held = _skeleton(folder, note["class"]), load_file(str(folder / WEIGHTS))
-    for path, numbers in note["attributes"].items():
-        for name, value in numbers.items():
-            if name not in COUNTS or type(value) is not int:
-                raise ModelError(f"{folder}: {NOTE} sets {name} of {path}, which is no number of heads.")
-            setattr(module.get_submodule(path), name, value)
-    for name, p in list(module.named_parameters()):
-        if name in held and held[name].shape != p.shape:
-            put(module, name, held[name])
-    missing, unexpected = module.load_state_dict(held, strict=False, assign=True)
-    if unexpected or set(missing) != set(note["tied"]):
-        wrong = [*unexpected, *(set(missing) ^ set(note["tied"]))]
-        raise ModelError(f"{folder}: {NOTE} and {WEIGHTS} do not fit each other, as at {wrong[0]}.")
-    if hasattr(module, "tie_weights"):
-        module.tie_weights()  # type: ignore[operator]
-    return module.eval()
-
-
-def _skeleton(folder: Path, name: str) -> nn.Module:
-    """The class with the config it had before the cut."""
-    if name == "AttentionOnly":
-        from interp.zoo.plain import AttentionOnly, configured
-
-        return AttentionOnly(configured(folder))
-    import transformers
-
-    found = getattr(transformers, name, None)
-    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
-        raise ModelError(f"{folder} holds a {name}, which this transformers does not have.")
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    cls: Any = found
-    module: nn.Module = cls._from_config(config)
-    return module
-
-
 def _same(own: Model, folder: Path) -> None:
     """What was written, read again, says what the model says."""
-    from interp.loading.load import load
-
     attn = getattr(getattr(own.module, "config", None), "_attn_implementation", None)
     again = load(folder, attn=attn)
     again.module.to(own.device)

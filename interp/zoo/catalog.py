@@ -24,7 +24,7 @@ from interp.kernels.errors import InterpError
 if TYPE_CHECKING:
     from interp.model import Model
 
-ROOT = Path(__file__).parent / "zoo"
+ROOT = Path(__file__).parent
 Size = tuple[int, int, int]
 """Width, layers and heads of one tower."""
 GATE = ("GPT2LMHeadModel", 9_988, ((32, 2, 4),))
@@ -157,7 +157,7 @@ def build(name: str) -> tuple[Any, Any]:
         from interp.planted import build as plant
 
         return plant(one.name)
-    from interp.loading.processors import processor_of
+    from interp.preparing.processors import processor_of
 
     source = str(ROOT / one.name)
     if one.architecture == "AttentionOnly":

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from interp import planted
-from interp.loading.processors import processor_of
+from interp.preparing.processors import processor_of
 from interp.planted.oracle import inputs
 from interp.zoo import catalog
 from interp.zoo.catalog import CatalogError
