@@ -20,6 +20,7 @@ from torch import Tensor
 from interp.held import Held
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.head_names import layer_name
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.statistics import Request, StatTap, stream
 from interp.hooks.sites import Site
@@ -61,7 +62,7 @@ class AttentionStats:
         stacked = torch.stack([found[name].cpu() for found in self.values.values()])
         last = "key" if parse(name.removesuffix(".keys")).per_key else "position"
         dims = ["layer", "example", "head", last, "rank"][: stacked.ndim]
-        layers = [str(site).partition(".H")[0].removesuffix(".attention") for site in self.values]
+        layers = [layer_name(site) for site in self.values]
         heads = next(iter(self.heads.values()))
         return xarray.DataArray(stacked.numpy(), dims=dims, coords={"layer": layers, "head": list(heads)}, name=name)
 

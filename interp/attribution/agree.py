@@ -32,6 +32,7 @@ from torch import Tensor
 from interp.hooks.anatomy.towers import Layer
 from interp.hooks.edits.edits import MaskKeys
 from interp.hooks.errors import InputsError, ModelError, SiteError
+from interp.hooks.head_names import head_of
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
@@ -80,7 +81,7 @@ def agree(
     relevance = asked.input(run, slopes) if attribution is None else asked.given(attribution)
     counted = asked.keys & torch.stack(seen).all(0)
     _enough(counted)
-    names = tuple(str(site).removesuffix(".z") for site in asked.chosen)
+    names = tuple(map(head_of, asked.chosen))
     picks = [asked.every.index(site) for site in asked.chosen]
     attention, own = (torch.cat(parts)[picks] for parts in (looks, owes))
     curves, drawn = asked.deleted(attention.mean(0), relevance, counted, tuple(shares), random, seed)

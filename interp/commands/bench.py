@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from interp.commands import options as common
+from interp.hooks.head_names import head_name, head_place
 
 BENCH = """examples:
   interp bench zoo:ioi
@@ -65,8 +66,9 @@ def _sweeps(model: Any, task: Any) -> tuple[Callable[[], Any], Callable[[], Any]
     from interp.patching.patch import patch
 
     name = model.anatomy.main or next(iter(model.towers))
-    prefix = "" if len(model.towers) == 1 else f"{name}."
-    sites = [f"{prefix}L{layer.index}.H{h}.z" for layer in model.towers[name].layers for h in range(layer.heads)]
+    tower = None if len(model.towers) == 1 else name
+    prefix = "" if tower is None else f"{tower}."
+    sites = [f"{head_name(tower, layer.index, h)}.z" for layer in model.towers[name].layers for h in range(layer.heads)]
     tape = model.run(task.clean, record=f"{prefix}L*.z")
 
     def replayed() -> Any:
@@ -74,7 +76,7 @@ def _sweeps(model: Any, task: Any) -> tuple[Callable[[], Any], Callable[[], Any]
 
     def looped() -> Any:
         for site in sites:
-            layer, head = model.anatomy.one(site).layer, int(site.split(".H")[1].split(".")[0])
+            _, layer, head = head_place(site)
             value = tape[f"{prefix}L{layer}.z"][:, :, head : head + 1]
             task.metric(model.run(task.corrupt, edits=[Set(site, value=value)])["logits"], task.corrupt)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import interp
+from interp.hooks.head_names import head_of
 from interp.model import Model
 from interp.patching.patch import patch
 from interp.planted import build, key
 from interp.planted.answers import AnswerKey, Probe
 from interp.planted.probes import probe_task
 from interp.reporting.report import Report, report
-from interp.reporting.steps.scores import head_of
 from interp.reporting.steps.steps import Say
 
 PLANTED = ("planted-decoder", "planted-vit", "planted-lvlm")

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from interp.commands import options as common
+from interp.hooks.head_names import head_of
 
 PRUNE = """examples:
   interp prune zoo:shapes-vit --keep-fraction 0.5 --out runs/half     # a smaller model, saved
@@ -58,7 +59,6 @@ def _patched(model: Any, task: Any, seed: int) -> dict[str, float]:
     """The size of each head's effect, patched now in every tower."""
     from interp.patching.patch import patch
     from interp.reporting.cost import cost
-    from interp.reporting.steps.scores import head_of
 
     towers = model.ready().towers
     heads = sum(layer.heads for tower in towers.values() for layer in tower.layers)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.errors import InputsError
+from interp.hooks.head_names import head_name
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.writes import spelled
@@ -88,7 +89,7 @@ def patterns(
 def _sites(model: Model, tower: Tower) -> list[str]:
     layers = [layer for layer in tower.layers if layer.kind == "self"]
     name = spelled(model.anatomy, tower)
-    return [str(Site(name, layer.index, "attention", (head,))) for layer in layers for head in range(layer.heads)]
+    return [head_name(name, layer.index, head) for layer in layers for head in range(layer.heads)]
 
 
 def _whole(model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[int]) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from interp.explorer.looks import pattern_of
 from interp.hooks.anatomy.towers import Tower
+from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -31,7 +31,7 @@ def measured(model: Model, x: Inputs, tower: Tower, own: Inputs) -> list[dict[st
     names = [name for name in STATS if name != "distance" or not _several_grids(own)]
     found, real, rows = model.attention(x, stats=names, heads=pattern_of(model, tower)), own.valid.cpu(), []
     for site, stats in found.values.items():
-        heads = [str(Site(site.tower, site.layer, "attention", (head,))) for head in found.heads[site]]
+        heads = heads_at(site, found.heads[site])
         for name in names:
             values = stats[name].cpu().double()  # example, head, row
             if values.shape[0] != real.shape[0] or values.shape[2] != real.shape[1]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from interp.hooks.drive.sweep import Reads
 from interp.hooks.drive.tail import Tail, last_tower
 from interp.hooks.errors import ModelError
+from interp.hooks.head_names import head_name
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
@@ -51,7 +52,7 @@ def says(model: Model, x: Inputs, *, row: int = 0) -> dict[str, dict[str, list[t
             with torch.no_grad():
                 result = head_results(model.module.get_submodule(layer.out), tape[site], (head,))[:, :, 0]
                 share = said(result) - nothing
-            found[str(Site(name, layer.index, "attention", (head,)))] = _ends(model, share - share.mean())
+            found[head_name(name, layer.index, head)] = _ends(model, share - share.mean())
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from interp.hooks.head_names import head_name
 from interp.reading import Entry, FormatError, content, lines
 from interp.results.retrieval import Mode, RetrievalHeads
 
@@ -31,7 +32,7 @@ def head_scores(path: str | Path) -> RetrievalHeads:
 
 
 def _made(entry: Entry, mode: Mode | None) -> RetrievalHeads:
-    sites = tuple("L{}.H{}".format(*name.split("-")) for name in entry.value)
+    sites = tuple(head_name(None, *map(int, name.split("-"))) for name in entry.value)
     scores = torch.tensor(list(entry.value.values()), dtype=torch.double)
     tests = scores.shape[1]
     recall = torch.full((tests,), torch.nan, dtype=torch.double)

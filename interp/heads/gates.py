@@ -21,6 +21,7 @@ from torch import Tensor
 from interp.heads.gate_kinds import BANKS, Bank, Kind
 from interp.hooks.edits.edits import Scale
 from interp.hooks.errors import InputsError
+from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.metrics.shipped import KL, Reading, narrow
@@ -77,7 +78,7 @@ def gates(
     penalty, rate = PENALTIES[kind] if penalty is None else penalty, RATES[kind] if rate is None else rate
     plan = _Plan(model, layers, parts, kind, penalty, steps, rate)
     trained = [plan.trained(seed + n) for n in range(seeds)]
-    sites = [str(Site(site.tower, site.layer, "attention", (h,))) for site, found in layers for h in found]
+    sites = [name for site, found in layers for name in heads_at(site, found)]
     value, openness = (torch.stack([getattr(bank, name)().detach() for bank, _ in trained], 1)
                        for name in ("value", "openness"))  # fmt: skip
     towers = tuple(model.anatomy.tower(site.tower, text=heads).name for site, found in layers for _ in found)

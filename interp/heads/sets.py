@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from interp.hooks.edits.edits import Edit, UniformAttention, Zero
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.head_names import by_layer, head_place, heads_at, spelled_together
 from interp.hooks.inputs.inputs import Positions
-from interp.hooks.sites import Site, parse
+from interp.hooks.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -56,11 +56,7 @@ def known(heads: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
 
 def mask_edits(heads: Sequence[str], how: How) -> list[Edit]:
     """The heads looking at all they see alike (`uniform`), or writing nothing (`zero`): one edit a layer."""
-    layers: defaultdict[str, list[str]] = defaultdict(list)
-    for head in heads:
-        layer, _, number = head.rpartition(".H")
-        layers[layer].append(number)
-    sites = [f"{layer}.H{','.join(numbers)}" for layer, numbers in layers.items()]
+    sites = [spelled_together(*some) for some in by_layer(heads).items()]
     return [UniformAttention(site) if how == "uniform" else Zero(f"{site}.z") for site in sites]
 
 
@@ -71,7 +67,7 @@ def output_norms(model: Model, inputs: Any, sites: Sequence[Site], *, positions:
         place = Site(site.tower, site.layer, "result")
         written = model.run(inputs, record=str(place), positions=positions)[str(place)]
         lengths = written.float().norm(dim=-1).mean((0, 1)).tolist()
-        found |= {str(site).replace("attention", f"H{head}"): length for head, length in enumerate(lengths)}
+        found |= dict(zip(heads_at(site, range(len(lengths))), lengths, strict=True))
     return found
 
 
@@ -87,7 +83,7 @@ def matched(heads: Sequence[str], norms: Mapping[str, float], *, draws: int, see
     sets = tuple(tuple(sorted(pair.values())) for pair in pairs)
     total = sum(norms[head] for head in heads) * max(1, draws)
     ratio = sum(norms[head] for one in sets for head in one) / total if total else math.nan
-    same = [_layer(head) == _layer(other) for pair in pairs for head, other in pair.items()]
+    same = [head_place(head).layer == head_place(other).layer for pair in pairs for head, other in pair.items()]
     return Draws(sets, len(set(sets)), ratio, sum(same) / max(1, len(same)))
 
 
@@ -102,9 +98,5 @@ def _one(heads: Sequence[str], others: Sequence[str], norms: Mapping[str, float]
 
 
 def _cost(head: str, other: str, norms: Mapping[str, float]) -> float:
-    apart = abs(_layer(head) - _layer(other))
+    apart = abs(head_place(head).layer - head_place(other).layer)
     return apart + abs(math.log2(max(norms[other], 1e-30) / max(norms[head], 1e-30)))
-
-
-def _layer(head: str) -> int:
-    return int(str(parse(head).layers))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import EditError, InputsError, ModelError
+from interp.hooks.head_names import layer_name
 from interp.hooks.sites import Site
 from interp.hooks.stand.interface import Call, Switch, Tap
 from interp.long.needles import attention_sites
@@ -122,7 +123,7 @@ class _Chunks(Tap):
         z, chosen = attend_chunks(call.q, call.k, call.v, turn, scale=call.scale, chunk=chunk, keep=keep)
         call.replaced = "long_heads"
         call.z = torch.cat([call.z[:, : chunk * keep], z.transpose(1, 2).to(call.z.dtype)], dim=1)
-        self.found.chosen[str(self.site).removesuffix(".attention")] = chosen.cpu()
+        self.found.chosen[layer_name(self.site)] = chosen.cpu()
 
 
 def _check(call: Call, site: Site) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.drive.tail import last_tower
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
@@ -32,7 +33,7 @@ def attention_sites(model: Model) -> list[Site]:
 
 def head_names(model: Model, sites: list[Site]) -> tuple[str, ...]:
     """Every head of these layers, "L0.H0"."""
-    return tuple(f"{s}".replace("attention", f"H{h}") for s in sites for h in range(model.anatomy.layer(s).heads))
+    return tuple(name for s in sites for name in heads_at(s, range(model.anatomy.layer(s).heads)))
 
 
 def _reader(model: Model) -> Tower:

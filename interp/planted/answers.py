@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from interp.hooks.head_names import head_name
 from interp.kernels.errors import InterpError
 
 Method = Literal["denoise", "noise", "zero", "attribute-denoise", "attribute-noise"]
@@ -88,8 +89,8 @@ class AnswerKey:
         return found[name]
 
 
-def null_heads(layers: int, heads: int, planted: tuple[Head, ...], *, tower: str = "") -> tuple[str, ...]:
+def null_heads(layers: int, heads: int, planted: tuple[Head, ...], *, tower: str | None = None) -> tuple[str, ...]:
     """Every site of the grid that was not planted."""
     taken = {head.site for head in planted}
-    grid = (f"{tower}L{layer}.H{head}" for layer in range(layers) for head in range(heads))
+    grid = (head_name(tower, layer, head) for layer in range(layers) for head in range(heads))
     return tuple(site for site in grid if site not in taken)

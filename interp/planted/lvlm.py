@@ -77,7 +77,7 @@ KEY = AnswerKey(
     "planted-lvlm",
     PLANTED,
     (Edge("connector", "text.L1.H1.k"), Edge("connector", "text.L1.H1.v"), Edge("text.L1.H1", "logits")),
-    null_heads(LAYERS, HEADS, PLANTED, tower="text.") + null_heads(LAYERS, HEADS, PLANTED, tower="vision."),
+    null_heads(LAYERS, HEADS, PLANTED, tower="text") + null_heads(LAYERS, HEADS, PLANTED, tower="vision"),
     PROBES,
 )
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.head_names import head_place
 from interp.planted.answers import Probe
 from interp.planted.pictures import draw
 
@@ -28,12 +29,11 @@ STACKS: dict[str, tuple[str, str]] = {
 
 def locate(model: nn.Module, site: str) -> tuple[nn.Module, slice]:
     """The output projection and the slice of its input that belong to a head."""
-    tower, _, head = site.rpartition("L")
-    layer, _, index = head.partition(".H")
-    path, part = STACKS[tower.rstrip(".") or type(model).__name__]
+    tower, layer, index = head_place(site)
+    path, part = STACKS[tower or type(model).__name__]
     config: Any = getattr(model.config, part) if part else model.config
     d_head = config.hidden_size // config.num_attention_heads
-    return model.get_submodule(path.format(layer=layer)), slice(int(index) * d_head, (int(index) + 1) * d_head)
+    return model.get_submodule(path.format(layer=layer)), slice(index * d_head, (index + 1) * d_head)
 
 
 @contextmanager

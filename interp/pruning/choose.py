@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.errors import InputsError
+from interp.hooks.head_names import head_name, heads_at, layer_name
 from interp.hooks.run.writes import spelled
-from interp.hooks.sites import Site, parse
+from interp.hooks.sites import parse
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:
@@ -20,15 +21,10 @@ Scores = Mapping[str, float] | Any
 Rescore = Callable[["Model"], Any]
 
 
-def label(site: Site, head: int) -> str:
-    """A head as results name it: "L0.H1" or "vision.L0.H1"."""
-    return str(Site(site.tower, site.layer, "attention", (head,)))
-
-
 def labels(anatomy: Anatomy) -> dict[str, tuple[str, int, int]]:
     """Every head there is, with its tower, layer and number."""
     return {
-        label(Site(spelled(anatomy, tower), layer.index, "attention"), head): (name, layer.index, head)
+        head_name(spelled(anatomy, tower), layer.index, head): (name, layer.index, head)
         for name, tower in anatomy.towers.items()
         for layer in tower.layers
         for head in range(layer.heads)
@@ -42,11 +38,11 @@ def scored(anatomy: Anatomy, scores: Scores) -> dict[str, float]:
         spelled_out = f"{text}.z" if parse(text).component == "attention" else text
         for site in anatomy.sites(spelled_out):
             heads = anatomy.layer(site).heads_of(site) if site.layer is not None else ()
-            if len(heads) != 1 or label(site, heads[0]) in found:
+            if len(heads) != 1 or heads_at(site, heads)[0] in found:
                 raise InputsError(f"scores are one number a head; {text!r} is not one head, or is there twice.")
             if not math.isfinite(value):
                 raise InputsError(f"the score of {text} is {value}: every score has to be a finite number.")
-            found[label(site, heads[0])] = float(value)
+            found[heads_at(site, heads)[0]] = float(value)
     if not found:
         raise InputsError("there are no scores.")
     return found
@@ -113,7 +109,7 @@ def even(anatomy: Anatomy, scores: Mapping[str, float], share: float, gone: Sequ
     for (tower, index), names in by_layer.items():
         layer = anatomy.towers[tower].layer(index)
         if len(names) != layer.heads:
-            raise InputsError(f"uniform=True chooses among all heads of a layer; {names[0].partition('.H')[0]} has"
+            raise InputsError(f"uniform=True chooses among all heads of a layer; {layer_name(names[0])} has"
                               f" scores for {len(names)} of {layer.heads}.")  # fmt: skip
         groups = [[n for n in names if places[n][2] // layer.group == g] for g in range(layer.kv_heads)]
         groups.sort(key=lambda group: (group[0] not in gone, sum(scores[n] for n in group)))

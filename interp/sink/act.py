@@ -13,7 +13,6 @@ the first two nor the last).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from interp.hooks.edits.calibrate import Calibrate, resting
 from interp.hooks.errors import InputsError
+from interp.hooks.head_names import by_layer, heads_at, spelled_together
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site, parse
@@ -184,18 +184,13 @@ def _sinks(model: Model, x: Inputs, heads: str, threshold: float, least: int) ->
         first = tower_inputs(x, Site(site.tower, site.layer, "k")).valid.int().argmax(1)
         rests = resting(values["received"], values["seen"], first, threshold=threshold, least=least)
         counts.append(rests.double().sum(-1).mean(0).cpu())
-        layer = str(Site(site.tower, site.layer, "attention")).removesuffix(".attention")
-        names += [f"{layer}.H{head}" for head in found.heads[site]]
+        names += heads_at(site, found.heads[site])
     return tuple(names), torch.cat(counts)
 
 
 def _edits(heads: Iterable[str], **how: Any) -> tuple[Calibrate, ...]:
     """One calibration a layer."""
-    layers: defaultdict[str, list[str]] = defaultdict(list)
-    for head in heads:
-        layer, _, number = head.rpartition(".H")
-        layers[layer].append(number)
-    return tuple(Calibrate(f"{layer}.H{','.join(numbers)}", **how) for layer, numbers in layers.items())
+    return tuple(Calibrate(spelled_together(*some), **how) for some in by_layer(heads).items())
 
 
 def _random(able: list[str], count: int, draws: int, seed: int) -> list[list[str]]:

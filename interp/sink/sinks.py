@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.labels import KINDS
 from interp.hooks.run.tape import tower_inputs
@@ -74,9 +75,7 @@ def sinks(
     valid = tower.valid.cpu()
     parts = [_of_layer(values, valid, least) for values in found.values.values()]
     first, mass, learned, received = (torch.cat([part[n] for part in parts]) for n in range(4))
-    names = [
-        f"{str(s).partition('.H')[0].removesuffix('.attention')}.H{h}" for s, hs in found.heads.items() for h in hs
-    ]
+    names = [name for site, some in found.heads.items() for name in heads_at(site, some)]
     kind, kinds = _kinds(tower)
     meta = {**about(model.module, x), "method": "sinks", "least": least, "length": tower.length, "impl": found.impl}
     return Sinks(

@@ -10,6 +10,7 @@ import torch
 from interp.heads.kinds.page import Page
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.head_names import heads_at
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.weights import Read, read_weights
 from interp.hooks.sites import Site
@@ -40,7 +41,7 @@ def heads_of(model: Model, site: Site) -> tuple[int, ...]:
 
 def head_names(model: Model, sites: Sequence[Site]) -> tuple[str, ...]:
     """Each head by name: "L0.H1", "vision.L0.H1"."""
-    return tuple(str(Site(s.tower, s.layer, "attention", (h,))) for s in sites for h in heads_of(model, s))
+    return tuple(name for s in sites for name in heads_at(s, heads_of(model, s)))
 
 
 def tower_of(model: Model, sites: Sequence[Site]) -> Tower:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.head_names import head_of
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
@@ -52,7 +53,7 @@ class Asked:
     @property
     def names(self) -> tuple[str, ...]:
         """The heads, as results call them: "L0.H1", "vision.L0.H1"."""
-        return tuple(str(site).removesuffix(".z") for site in self.sites)
+        return tuple(map(head_of, self.sites))
 
     @property
     def towers(self) -> tuple[str, ...]:

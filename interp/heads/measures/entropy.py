@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.heads.measures.asked import Asked
 from interp.heads.measures.measured import Measured, Order
+from interp.hooks.head_names import layer_name
 from interp.hooks.sites import Site
 
 STATS = {"entropy": "entropy", "confidence": "max"}
@@ -30,7 +31,7 @@ def measured(asked: Asked, methods: list[str]) -> list[Measured]:
         stats = asked.model.attention(asked.x, stats=[STATS[name] for name in methods], heads=heads)
         for site in mine:
             for name in methods:
-                found[name][site] = _mean(asked, site, stats.at(str(site).removesuffix(".z"), STATS[name]))
+                found[name][site] = _mean(asked, site, stats.at(layer_name(site), STATS[name]))
     return [Measured(name, asked.by_head(found[name]), order=ORDER[name], passes=2.0) for name in methods]
 
 

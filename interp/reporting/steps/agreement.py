@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interp.attribution.verify import pearson, ranks
 from interp.heads.rows import direction
-from interp.reporting.steps.scores import head_of
+from interp.hooks.head_names import head_of, is_head
 from interp.results.effects import Effects
 
 DRAWS = 200
@@ -41,7 +41,7 @@ def _heads(effects: Effects) -> dict[str, Tensor]:
     return {
         head_of(site): sign * values.double()
         for site, values in zip(effects.sites, effects.values, strict=True)
-        if ".H" in site
+        if is_head(site)
     }
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from interp.heads.rows import direction
+from interp.hooks.head_names import head_of, heads_at
 from interp.hooks.run.tape import tower_inputs
 from interp.patching.patch import patch
-from interp.reporting.steps.scores import BUDGET, head_of
+from interp.reporting.steps.scores import BUDGET
 from interp.reporting.steps.steps import Answer
 from interp.reporting.steps.subject import Subject
 from interp.results.effects import Effects
@@ -74,9 +75,9 @@ def _by_size(subject: Subject, tower: str, heads: list[str]) -> list[str]:
     norms: dict[str, float] = {}
     for layer in subject.model.anatomy.towers[tower].layers:
         site = f"{prefix}L{layer.index}.result"
-        size = subject.model.run(x, record=site)[site].float().norm(dim=-1)
-        real = tower_inputs(x, subject.model.anatomy.one(site)).valid.to(size.device)
-        norms |= {f"{prefix}L{layer.index}.H{n}": value for n, value in enumerate(size[real].mean(0).tolist())}
+        size, place = subject.model.run(x, record=site)[site].float().norm(dim=-1), subject.model.anatomy.one(site)
+        means = size[tower_inputs(x, place).valid.to(size.device)].mean(0).tolist()
+        norms |= dict(zip(heads_at(place, range(len(means))), means, strict=True))
     return sorted(heads, key=lambda head: (-norms[head], head))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.hooks.head_names import heads_at
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.reporting.steps.steps import Answer, Steps
@@ -57,7 +58,7 @@ def _some(subject: Subject) -> Any:
 def _attention(subject: Subject, prefix: str) -> dict[str, Effects]:
     x = _some(subject)
     stats = subject.model.attention(x, stats=list(STATS), heads=f"{prefix}L*")
-    sites = [f"{s.whole}".removesuffix(".attention") + f".H{h}" for s, hs in stats.heads.items() for h in hs]
+    sites = [name for site, some in stats.heads.items() for name in heads_at(site, some)]
     return {
         title: measured(sites, torch.cat([_rows(x, s, v[name]) for s, v in stats.values.items()]), title)
         for name, title in STATS.items()

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.hooks.head_names import head_name, head_place, layer_name, spelled_together
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.labels import KINDS
 from interp.hooks.run.tape import tower_inputs
-from interp.hooks.sites import Site, parse
+from interp.hooks.sites import Site
 from interp.reporting.steps.steps import Answer
 from interp.reporting.steps.subject import Subject
 
@@ -57,29 +58,29 @@ def _blocks(
     subject: Subject, clean: Inputs, x: Inputs, prefix: str, tower: str, leaders: list[str], example: int
 ) -> list[Answer]:
     stack, length = subject.model.anatomy.towers[tower], x.length
-    mine = [site for site in leaders if site.rpartition("L")[0] == prefix]
+    mine = [site for site in leaders if (head_place(site).tower or tower) == tower]
     number = subject.wanted.examples * subject.count * min(length, WHOLE) ** 2
     every = length <= WHOLE and number <= ROOM
     if every:
-        mine = [f"{prefix}L{layer.index}.H{h}" for layer in stack.layers for h in range(layer.heads)]
+        name = tower if prefix else None
+        mine = [head_name(name, layer.index, h) for layer in stack.layers for h in range(layer.heads)]
     made = [_block(subject, clean, site, length, example) for site in (_by_layer(mine) if mine else ())]
     return [block for block in made if block is not None]
 
 
 def _by_layer(sites: list[str]) -> list[list[str]]:
     found: dict[str, list[str]] = {}
-    for site in sorted(sites, key=lambda s: (str(parse(s).tower), int(str(parse(s).layers)), int(str(parse(s).heads)))):
-        found.setdefault(site.rpartition(".H")[0], []).append(site)
+    for site in sorted(sites, key=head_place):
+        found.setdefault(layer_name(site), []).append(site)
     return list(found.values())
 
 
 def _block(subject: Subject, clean: Inputs, sites: list[str], length: int, example: int) -> Answer | None:
     """The patterns of some heads of one layer."""
-    layer = sites[0].rpartition(".H")[0]
-    heads = [int(str(parse(site).heads)) for site in sites]
+    layer, heads = layer_name(sites[0]), [head_place(site).head for site in sites]
     if subject.model.anatomy.layer(subject.model.anatomy.sites(f"{layer}.z")[0]).kind == "cross":
         return None
-    spelled = f"{layer}.H{','.join(map(str, heads))}.pattern"
+    spelled = f"{spelled_together(layer, heads)}.pattern"
     rows = list(range(length)) if length <= WHOLE else list(range(length - ROWS, length))
     some: dict[str, Any] = {} if length <= WHOLE else {"positions": rows}
     weights = subject.model.run(clean, record=spelled, **some)[spelled][0].float().cpu()

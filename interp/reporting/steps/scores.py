@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from interp.attribution.attribute import attribute
+from interp.hooks.head_names import head_of
 from interp.kernels.errors import InterpError
 from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
@@ -125,11 +126,6 @@ def primary(found: dict[str, Effects], tower: str) -> Effects | None:
     if patched is not None and all(len(patched.sites) >= len(one.sites) for one in estimates):
         return patched
     return estimates[0] if estimates else patched
-
-
-def head_of(site: str) -> str:
-    """A head's name without the component, "L5.H3" of "L5.H3.z"."""
-    return site.rpartition(".")[0] if site.rpartition(".")[2] in ("z", "result") else site
 
 
 def leaders(subject: Subject, found: dict[str, Effects]) -> list[str]:

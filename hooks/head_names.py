@@ -1,0 +1,71 @@
+"""Heads by name, "L5.H3", or "vision.L5.H3" where a model has several towers: written and read here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from interp.hooks.errors import SiteError
+from interp.hooks.sites import Site, parse
+
+
+class HeadPlace(NamedTuple):
+    """Where one head is; heads in order of layer and number are in order of this."""
+
+    tower: str | None
+    layer: int
+    head: int
+
+
+def head_name(tower: str | None, layer: int, head: int) -> str:
+    """A head as results call it."""
+    return str(Site(tower, layer, "attention", (head,)))
+
+
+def heads_at(site: Site, heads: Iterable[int]) -> list[str]:
+    """Some heads of a site's layer by name."""
+    assert site.layer is not None
+    return [head_name(site.tower, site.layer, head) for head in heads]
+
+
+def head_place(text: str | Site) -> HeadPlace:
+    """Tower, layer and number of one head, in any spelling and with a component or without."""
+    found = parse(text)
+    if found.layers is None or found.heads is None or not (found.layers.isdigit() and found.heads.isdigit()):
+        raise SiteError(f"{str(text)!r} is not one head: expected one such as 'L5.H3'.")
+    return HeadPlace(found.tower, int(found.layers), int(found.heads))
+
+
+def is_head(text: str | Site) -> bool:
+    """Whether it names exactly one head."""
+    try:
+        head_place(text)
+    except SiteError:
+        return False
+    return True
+
+
+def head_of(text: str | Site) -> str:
+    """A head's name without a component: "L5.H3" of "L5.H3.z"."""
+    return head_name(*head_place(text))
+
+
+def layer_name(text: str | Site) -> str:
+    """The layer that a place is in: "vision.L5" of "vision.L5.H3.z"."""
+    found = parse(text)
+    if found.layers is None:
+        raise SiteError(f"{str(text)!r} is in no layer: expected a place such as 'L5.H3'.")
+    return f"{found.tower}.L{found.layers}" if found.tower else f"L{found.layers}"
+
+
+def by_layer(heads: Iterable[str]) -> dict[str, list[int]]:
+    """The numbers of heads that are named, layer by layer, in the order they come."""
+    found: dict[str, list[int]] = {}
+    for head in heads:
+        found.setdefault(layer_name(head), []).append(head_place(head).head)
+    return found
+
+
+def spelled_together(layer: str, heads: Sequence[int]) -> str:
+    """Several heads of a layer as one pattern: "L5.H1,3"."""
+    return f"{layer}.H{','.join(map(str, heads))}"
