@@ -15,11 +15,11 @@ from interp.kernels.errors import InterpError
 from interp.results.effects import Effects
 
 SAVED = {
-    "tape.json": "interp.hooks.tape:open_tape",
+    "tape.json": "interp.hooks.run.tape:open_tape",
     "edges.json": "interp.circuits.edge_scores:Edges.load",
     "faithfulness.json": "interp.circuits.judged:Faithfulness.load",
     "retrieval.json": "interp.results.retrieval:RetrievalHeads.load",
-    "masking.json": "interp.heads.masking:Masking.load",
+    "masking.json": "interp.long.masking:Masking.load",
     "influence.json": "interp.results.texts:Influence.load",
     "agreement.json": "interp.results.agreement:Agreement.load",
     "importance.json": "interp.heads.measures.table:Importance.load",

@@ -22,7 +22,7 @@ from interp.prompts.names import IoiRow, Split, ioi_rows
 from interp.prompts.needles import Haystack, haystack
 from interp.prompts.scenes import Question, balanced_questions, conflict_questions, main_scene
 
-ROOT = Path(__file__).parent / "zoo"
+ROOT = Path(__file__).parent
 SEED = 20_261
 IOI_PARTS: tuple[tuple[str, Split, Split], ...] = (
     ("heldout", "heldout", "heldout"),
