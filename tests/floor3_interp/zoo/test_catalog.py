@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from interp import planted
-from interp.preparing.processors import processor_of
 from interp.planted.oracle import inputs
+from interp.preparing.processors import processor_of
 from interp.zoo import catalog
 from interp.zoo.catalog import CatalogError
 
