@@ -327,8 +327,8 @@ class _Seen:
         mask = visible(calls[0])
         if mask is None:
             return
-        dense = mask.dense(weights.shape[2], weights.shape[3])
-        if bool((weights.where(~dense, torch.zeros(())) != 0).any()):
+        dense = mask.dense(weights.shape[2], weights.shape[3], device=weights.device)
+        if bool((weights.masked_fill(dense, 0) != 0).any()):
             raise _Wrong(f"{tower.name} L{layer.index}: a row of the pattern looks where the mask forbids")
 
     def residuals(self, tower: Tower) -> str | None:
