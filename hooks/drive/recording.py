@@ -215,8 +215,7 @@ def _bias(call: Call) -> Tensor | None:
     if mask is None:
         return bias
     m, device = call.k.shape[2], call.q.device
-    hidden = torch.zeros((), dtype=call.q.dtype).masked_fill(torch.tensor(True), -torch.inf)
-    total = torch.where(mask.dense(n, m, device=device), torch.zeros((), dtype=call.q.dtype), hidden)
+    total = torch.zeros((), dtype=call.q.dtype, device=device).masked_fill(~mask.dense(n, m, device=device), -torch.inf)
     added = mask.additive(torch.arange(n, device=device), torch.arange(m, device=device))
     for part in (added, bias):
         total = total if part is None else total + part.to(total.dtype)

@@ -103,20 +103,20 @@ class Replay:
 
     def change(self, part: Cell) -> Change:
         """What one place of a cell changes."""
-        site = part.site
+        site, where = part.site, part.where.cpu()
         if site.layer is None:
-            return Change(self.base.blocks[0].layer.index, "resid_pre", part.values, part.where, None, part.units)
+            return Change(self.base.blocks[0].layer.index, "resid_pre", part.values, where, None, part.units)
         cross = "cross." if site.tower == "cross" else ""
         if site.component != "pattern":
-            return Change(site.layer, cross + site.component, part.values, part.where, site.heads, part.units)
+            return Change(site.layer, cross + site.component, part.values, where, site.heads, part.units)
         key = site.layer, id(part.values)
         if key not in self.weighed:
             block = next((block for block in self.base.blocks if block.layer.index == site.layer), None)
             if block is None:  # after the last block that anything reads
-                return Change(site.layer, cross + "z", part.values, part.where, site.heads)
+                return Change(site.layer, cross + "z", part.values, where, site.heads)
             shared = block.crossing.shared if cross and block.crossing is not None else block.shared
             self.weighed[key] = part.values, _weighed(part.values, shared.v)
-        return Change(site.layer, cross + "z", self.weighed[key][1], part.where, site.heads)
+        return Change(site.layer, cross + "z", self.weighed[key][1], where, site.heads)
 
     @property
     def prompts(self) -> int:
@@ -126,7 +126,7 @@ class Replay:
     def rows(self, number: int, cell: Cell) -> list[Row | None]:
         """A cell's row for every prompt; None where it changes nothing, by comparison with the recorded run."""
         changes = [self.change(part) for part in cell.parts]
-        moved = [part.live for part in cell.parts]
+        moved = [part.live.cpu() for part in cell.parts]
         end = self.base.blocks[-1].layer.index
         live = torch.stack([where.any(1) & (c.layer <= end) for where, c in zip(moved, changes, strict=True)])
         first = torch.stack([where.int().argmax(1) for where in moved])
@@ -166,7 +166,7 @@ class Replay:
             self._drive(groups, read, tell)
             done = [self._answers(group, read, columns) for group in groups]
         flat = torch.cat(done)
-        return torch.empty_like(flat).index_copy_(0, torch.tensor(order), flat)
+        return torch.empty_like(flat).index_copy_(0, torch.tensor(order, device=flat.device), flat)
 
     def _end(self, row: Row, read: Tensor) -> int:
         """The column after the last that is real or read."""
@@ -180,14 +180,15 @@ class Replay:
         found: dict[tuple[int, int], list[Row]] = defaultdict(list)
         for row in rows:
             found[row.start, self._end(row, read)].append(row)
-        d, dtype = self.base.left.shape[-1], self.base.left.dtype
+        d = self.base.left.shape[-1]
         return [
-            Group(s, e, members, torch.empty(len(members), e - s, d, dtype=dtype)) for (s, e), members in found.items()
+            Group(s, e, members, self.base.left.new_empty(len(members), e - s, d)) for (s, e), members in found.items()
         ]
 
     def _drive(self, groups: Sequence[Group], read: Tensor, tell: Callable[[int], object]) -> None:
         for n, block in enumerate(self.base.blocks):
             for group in groups:
+                group.hidden = group.hidden.to(block.shared.k.device)
                 self._join(group, block)
             last = n == len(self.base.blocks) - 1
             columns = self._columns_read(groups, read) if last and self.readout.by_position else None
@@ -275,7 +276,7 @@ class Replay:
         if not self.readout.by_position:
             whole = self._whole if self.onward is None else self._onward
             return whole(group, prompts, read, columns)
-        before = wanted < group.start
+        before = (wanted < group.start).to(group.hidden.device)
         inside = (wanted - group.start).clamp(min=0)
         hidden = torch.where(before[..., None], self.base.left[prompts[:, None], wanted], group.hidden[rows, inside])
         return self.readout.read(hidden, columns)
@@ -288,7 +289,7 @@ class Replay:
         rows: list[Row] = []
         for some in torch.arange(len(prompts)).split(max(1, TOKENS // self.onward.base.length)):
             entered = self.readout.entering(body, key, group.hidden[some], prompts[some])
-            moved = (entered != first.entered[prompts[some]]).any(-1)
+            moved = (entered != first.entered[prompts[some]]).any(-1).cpu()
             for value, where, prompt in zip(entered, moved, prompts[some].tolist(), strict=True):
                 all_values, all_where = value.expand(self.prompts, -1, -1), where.expand(self.prompts, -1)
                 change = Change(first.layer.index, "resid_pre", all_values, all_where)
@@ -330,7 +331,7 @@ def _closed(base: Recording) -> Tensor:
     reach = torch.zeros(n, n, dtype=torch.bool)
     for block in base.blocks:
         bias = block.shared.bias
-        reach |= torch.ones(n, n, dtype=torch.bool) if bias is None else (bias > -torch.inf).flatten(0, 1).any(0)
+        reach |= torch.ones(n, n, dtype=torch.bool) if bias is None else (bias > -torch.inf).flatten(0, 1).any(0).cpu()
     earliest = torch.where(reach, torch.arange(n)[:, None], n).amin(0)
     earliest = torch.minimum(earliest, torch.arange(n))
     return earliest.flip(0).cummin(0).values.flip(0)
