@@ -54,7 +54,7 @@ class Replay:
         anatomy: Anatomy,
         tower: Tower,
         kwargs: Mapping[str, Any],
-        valid: Tensor,
+        valid: Tensor | None,
         *,
         kept: Tensor | None = None,
         beside: AbstractContextManager[Any] | None = None,
@@ -62,18 +62,25 @@ class Replay:
         depth: int | None = None,
         product: str = DEFAULT,
     ) -> None:
-        """`onward` is the replay of the tower that this one's output goes into, which reads it after `depth` blocks;
-        `product` is how matrices are multiplied (`hooks/drive/faster.py`)."""
+        """`valid` are the tower's real positions, where they are known; `onward` is the replay of the tower that this
+        one's output goes into, which reads it after `depth` blocks; `product` is how matrices are multiplied
+        (`hooks/drive/faster.py`)."""
         self.onward, self.product = onward, product
         self.module, self.tower, self.kwargs = module, tower, kwargs
         self.base: Recording = record(module, anatomy, tower, kwargs, kept=kept, beside=beside).cut(depth)
         self.weighed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         """By layer and pattern (which is kept, so that no other one can get its id): the z it makes."""
         self.readout = Readout(module, tower, self.base, kwargs)
-        self.ends = _ends(valid) if self.readout.by_position else torch.full((len(valid),), self.base.length)
+        self.ends = self._ends(valid)
         self.earliest = (
             _closed(self.base) if self.readout.by_position else torch.zeros(self.base.length, dtype=torch.long)
         )
+
+    def _ends(self, valid: Tensor | None) -> Tensor:
+        """The column after each prompt's last real token; where it is not known which are real, the last of all."""
+        if valid is None or not self.readout.by_position or valid.shape != (self.prompts, self.base.length):
+            return torch.full((self.prompts,), self.base.length)
+        return (valid.cpu() * torch.arange(1, self.base.length + 1)).amax(1)
 
     def check_onward(self) -> None:
         """Raise where the tower above reads something else than this one's last block."""
@@ -317,12 +324,6 @@ def _weighed(pattern: Tensor, v: Tensor) -> Tensor:
     """z [prompt, query, head, d] of a pattern [prompt, head, query, key] over values [prompt, kv head, key, d]."""
     by_group = pattern.to(v.dtype).unflatten(1, (v.shape[1], -1))
     return torch.einsum("bghqk,bgkd->bqghd", by_group, v).flatten(2, 3)
-
-
-def _ends(valid: Tensor) -> Tensor:
-    """The column after each prompt's last real token."""
-    columns = torch.arange(1, valid.shape[1] + 1)
-    return (valid.cpu() * columns).amax(1)
 
 
 def _closed(base: Recording) -> Tensor:

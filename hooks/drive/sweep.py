@@ -102,12 +102,12 @@ class Sweep:
         self._logits = replay.readout.logits, replay.base.kept
         return replay
 
-    def _valid(self, name: str) -> Tensor:
-        """A tower's real positions; where they are not known, as for images, all of them are."""
+    def _valid(self, name: str) -> Tensor | None:
+        """A tower's real positions, where they are known."""
         try:
             return tower_inputs(self.base, Site(name, None, "embed")).valid
         except InputsError:
-            return torch.ones(self.base.batch, 1, dtype=torch.bool)
+            return None
 
     @property
     def logits(self) -> Tensor:

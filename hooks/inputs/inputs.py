@@ -66,6 +66,8 @@ class Inputs:
         """Wrap the arguments of a call as they are; ids are never retokenised."""
         call = checked(kwargs, config)
         towers = {name: _tower(call, name, config, tokenizer) for name in other_towers(call)}
+        if getattr(config, "model_type", None) == "mllama" and "vision" in towers:
+            towers["vision2"] = towers["vision"]  # its global layers go on over the same tiles
         return _describe(call, main_tower(call), config, tokenizer, towers)
 
     @property

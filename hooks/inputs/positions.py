@@ -54,6 +54,22 @@ def resolve(spec: Any, valid: Mask, roles: Roles, continuation: Sequence[int] | 
     return found
 
 
+def real(valid: Mask, shape: Sequence[int], what: object) -> Bool[Tensor, "row column"]:
+    """Which values of `what`, [row, position] of this shape, are real, from which of a tower's positions are.
+
+    Where the two have other shapes (windows, images folded into rows) all are real if the tower has no padding at all;
+    else it is not known, and refused.
+    """
+    if valid.shape == torch.Size(shape):
+        return valid
+    if bool(valid.all()):
+        return torch.ones(*shape, dtype=torch.bool, device=valid.device)
+    raise InputsError(
+        f"{what} has {list(shape)} [row, position] here, but its tower's inputs have {list(valid.shape)}, some of them"
+        " padding: which of these are real is not known; run inputs without padding."
+    )
+
+
 def _present(roles: Roles) -> str:
     names = [name for name, code in CODE.items() if name != "pad" and bool((roles.kind == code).any())]
     return ", ".join([*names, *(tag for tag, mask in roles.tags.items() if bool(mask.any()))])

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs, Positions
+from interp.hooks.inputs.positions import real
 from interp.hooks.run.shelf import Shelf
 from interp.hooks.sites import CALL, HEAD, KV, TRANSFORMER_LENS, Site
 from interp.kernels.errors import InterpError
@@ -92,8 +94,7 @@ class Tape(Mapping[str, Any]):
 
     def _pick(self, site: Site, tensor: Tensor, positions: Positions) -> Tensor:
         assert self.inputs is not None
-        cross = site.layer is not None and self.anatomy.layer(site).kind == "cross"
-        mask = tower_inputs(self.inputs, site, cross=cross).mask(positions).to(tensor.device)
+        mask = site_inputs(self.anatomy, self.inputs, site).mask(positions).to(tensor.device)
         axis = 2 if site.component in ("pattern", "scores") else 1
         return select(tensor, mask, axis=axis, squeeze=isinstance(positions, (str, int)))
 
@@ -214,6 +215,41 @@ def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
     elif name == "cross":
         name = "decoder" if two else "qformer"
     return inputs if name is None else inputs.tower(name)
+
+
+def site_inputs(anatomy: Anatomy, inputs: Inputs, site: Site) -> Inputs:
+    """The positions a site's position axis counts, in this model."""
+    return tower_inputs(inputs, site, cross=site.layer is not None and anatomy.layer(site).kind == "cross")
+
+
+def real_positions(anatomy: Anatomy, inputs: Inputs, site: Site, shape: Sequence[int]) -> Bool[Tensor, "row position"]:
+    """Which positions of a recorded site of this shape [row, position] are real; refused where that is not known."""
+    if site.tower == "qformer" or (site.tower == "cross" and site.component not in KV and "qformer" in anatomy.towers):
+        return _queries(inputs, site, shape)
+    if site.component in KV and "aspect_ratio_mask" in inputs.kwargs and anatomy.layer(site).kind == "cross":
+        return _tiles(inputs, site, shape)
+    return real(site_inputs(anatomy, inputs, site).valid, shape, site)
+
+
+def _queries(inputs: Inputs, site: Site, shape: Sequence[int]) -> Tensor:
+    """Of a Q-Former's positions: its queries are never padding, the instruction that it may read beside them can be."""
+    words = inputs.kwargs.get("qformer_attention_mask")
+    if site.tower == "qformer" and words is not None and not bool(words.all()):
+        raise InputsError(
+            f"{site}: the Q-Former reads instructions with padding, and which of its positions are real is not known;"
+            " run prompts whose instructions have the same length."
+        )
+    return torch.ones(*shape, dtype=torch.bool)
+
+
+def _tiles(inputs: Inputs, site: Site, shape: Sequence[int]) -> Tensor:
+    """Of the keys of Mllama's cross-attentions, which are the patches of all tiles without the tower's filler."""
+    if not bool(inputs.kwargs["aspect_ratio_mask"].all()):
+        raise InputsError(
+            f"{site}: some tiles are padding, and its keys have no positions in these inputs to leave them out by; run"
+            " pictures that have equally many tiles."
+        )
+    return torch.ones(*shape, dtype=torch.bool)
 
 
 def select(tensor: Tensor, mask: Tensor, *, axis: int, squeeze: bool = False) -> Tensor:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.drive.sweep import Cell, differs
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.tape import tower_inputs
+from interp.hooks.run.tape import real_positions, site_inputs
 from interp.hooks.sites import Site, parse
 from interp.patching.sources import Given
 from interp.results.effects import AND
@@ -137,7 +138,9 @@ class Grid:
     positions: tuple[int, ...] | None
 
 
-def grid(chosen: Sequence[Target], x: Inputs, old: Mapping[Site, Tensor], new: Given, positions: Any) -> Grid:
+def grid(
+    anatomy: Anatomy, chosen: Sequence[Target], x: Inputs, old: Mapping[Site, Tensor], new: Given, positions: Any
+) -> Grid:
     """The cells of these targets, their positions cut down to those where the source differs from the base."""
     each = isinstance(positions, str) and positions == "each"
     lengths = {_length(old, site) for target in chosen for site, _ in target.members}
@@ -151,7 +154,7 @@ def grid(chosen: Sequence[Target], x: Inputs, old: Mapping[Site, Tensor], new: G
             parts = []
             for site, units in target.members:
                 live = moved(site)
-                where = _where(site, x, positions, n, live.shape)
+                where = _where(anatomy, site, x, positions, n, live.shape)
                 if len(target.members) == 1:
                     parts.append(Cell(site, new.values[site.whole], where & live, units))
                 else:
@@ -190,17 +193,8 @@ def _partner(old: Mapping[Site, Tensor], new: Given) -> Callable[[Site], Tensor]
     return one
 
 
-def _where(site: Site, x: Inputs, positions: Any, n: int, shape: torch.Size) -> Tensor:
+def _where(anatomy: Anatomy, site: Site, x: Inputs, positions: Any, n: int, shape: torch.Size) -> Tensor:
     if positions not in ("joint", "each") if isinstance(positions, str) else True:
-        return tower_inputs(x, site).mask(positions).cpu()
-    found = _real(site, x, shape)
+        return site_inputs(anatomy, x, site).mask(positions).cpu()
+    found = real_positions(anatomy, x, site, shape).cpu()
     return found if positions == "joint" else found & (torch.arange(shape[1]) == n)
-
-
-def _real(site: Site, x: Inputs, shape: torch.Size) -> Tensor:
-    """The real positions; all of them where a tower's are not known."""
-    try:
-        valid = tower_inputs(x, site).valid.cpu()
-    except InputsError:
-        return torch.ones(shape, dtype=torch.bool)
-    return valid if valid.shape == shape else torch.ones(shape, dtype=torch.bool)

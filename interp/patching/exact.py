@@ -110,7 +110,7 @@ def prepare(question: Question, x: Inputs, source: Source, metrics: Metrics, *, 
     new = Sources(model, sweep, old).given(
         source, kept=kept, align=question.align, reduce=question.reduce, source_model=question.source_model
     )
-    cells = grid(question.targets, x, old, new, question.positions)
+    cells = grid(model.anatomy, question.targets, x, old, new, question.positions)
     return Prepared(
         question, sweep, judges, cells, new, judges(sweep.plain(judges.reads)), _reference(metrics, new, kept)
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.hooks.drive.sweep import Sweep
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.tape import Tape, tower_inputs
+from interp.hooks.run.tape import Tape, real_positions, site_inputs
 from interp.hooks.sites import Site
 from interp.patching.alignment import How, Reduce, taken, weights
 
@@ -96,8 +96,7 @@ class Sources:
         return value[self._real(site, value)].mean(0).expand(value.shape).clone()
 
     def _real(self, site: Site, value: Tensor) -> Tensor:
-        valid = tower_inputs(self.sweep.base, site).valid.to(value.device)
-        return valid if valid.shape == value.shape[:2] else torch.ones(value.shape[:2], dtype=torch.bool)
+        return real_positions(self.model.anatomy, self.sweep.base, site, value.shape[:2]).to(value.device)
 
     def _noisy(self, noise: Noise, site: Site) -> Tensor:
         value = self.old[site]
@@ -121,8 +120,9 @@ class Sources:
         for tape in self._tapes(mean):
             assert tape.inputs is not None
             for site, value in self.old.items():
-                valid = tower_inputs(tape.inputs, site).valid
-                part, n = _sums(tape[site].double(), valid.to(value.device), by_position=mean.by_position)
+                seen = tape[site].double()
+                valid = real_positions(self.model.anatomy, tape.inputs, site, seen.shape[:2]).to(seen.device)
+                part, n = _sums(seen, valid, by_position=mean.by_position)
                 if mean.by_position and part.shape[0] != value.shape[1]:
                     raise InputsError(
                         f"a mean by position needs rows as long as the base's {value.shape[1]}, got {part.shape[0]}."
@@ -192,7 +192,8 @@ class Sources:
         for site, value in values.items():
             if site.component == PATTERN:
                 raise SiteError(f"{site}: patterns of runs that do not line up have no common keys.")
-            share = weights(align, tower_inputs(self.sweep.base, site), tower_inputs(y, site), reduce)
+            mine, theirs = (site_inputs(self.model.anatomy, x, site) for x in (self.sweep.base, y))
+            share = weights(align, mine, theirs, reduce)
             fitted[site] = taken(share, value, like=self.old[site])
             aligned[site] = share.any(-1)
         return Given(fitted, kind, aligned, y, logits)
@@ -214,8 +215,6 @@ def _kind(source: Source) -> str:
 
 def _sums(value: Tensor, valid: Tensor, *, by_position: bool) -> tuple[Tensor, Tensor]:
     """Sums over real positions, and how many: over all of them, or per position."""
-    if valid.shape != value.shape[:2]:
-        valid = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
     if by_position:
         real = valid.view(*valid.shape, *[1] * (value.ndim - 2))
         return torch.where(real, value, 0.0).sum(0), valid.sum(0)

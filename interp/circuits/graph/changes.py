@@ -22,6 +22,7 @@ from interp.hooks.drive.walk import Passed, Walk
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.inputs.positions import real
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.metrics.judge import Metric, lined_up
@@ -213,10 +214,8 @@ def filled(how: Filled, value: Tensor, valid: Tensor) -> Tensor:
     """Zeros, or the mean over all real positions of all rows."""
     if how == "zero":
         return torch.zeros_like(value)
-    real = (
-        valid.to(value.device) if valid.shape == value.shape[:2] else torch.ones_like(value[..., 0], dtype=torch.bool)
-    )
-    return value[real.reshape(value.shape[:2])].mean(0).expand(value.shape).clone()
+    here = real(valid, value.shape[:2], "what is written to the residual").to(value.device)
+    return value[here].mean(0).expand(value.shape).clone()
 
 
 def refuse_filled(pair: Pair, why: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.head_names import head_of
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.tape import tower_inputs
+from interp.hooks.run.tape import real_positions
 from interp.hooks.sites import Site
 from interp.metrics.judge import Metric
 from interp.metrics.shipped import Ids, LogProb
@@ -90,9 +90,7 @@ class Asked:
                 f"{site} has {len(value)} rows for {self.x.batch} examples (images of their own, windows), so nothing"
                 " can be said per example: give one image an example, or leave this tower out."
             )
-        valid = tower_inputs(self.x, site).valid.to(value.device)
-        every = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
-        return valid if valid.shape == value.shape[:2] else every
+        return real_positions(self.model.anatomy, self.x, site, value.shape[:2]).to(value.device)
 
     def by_head(self, found: dict[Site, Tensor]) -> Tensor:
         """[head, example] float64 from [example, head] of whole sites."""
