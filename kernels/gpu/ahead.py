@@ -1,6 +1,6 @@
 """Compile the Triton kernels for a GPU that is not here, and say what they need: registers, stack, shared memory.
 
-    python -m interp.kernels.triton_ahead 80 90 100
+    python -m interp.kernels.gpu.ahead 80 90 100
 
 Triton's wheel brings ptxas and cuobjdump, so this works on any Linux machine. A stack above 0 bytes means registers
 spilled. Not under TRITON_INTERPRET=1, which replaces the kernels by Python.

@@ -2,7 +2,7 @@
 
 Chosen by head width, by whether a row needs more than its softmax (masses, distances, a top-k, edits of keys), and by
 how many rows there are. None has been measured on a GPU; what is known is that each compiles without spilling
-(`triton_ahead`, which names the exceptions in fp32).
+(`ahead`, which names the exceptions in fp32).
 """
 
 from __future__ import annotations

@@ -355,5 +355,7 @@ def as_mask(mask: Mask | Tensor | None) -> Mask:
     if isinstance(mask, Tensor):
         return Dense(mask)
     if not isinstance(mask, Mask):
-        raise AttentionError(f"a mask is None, a tensor or an interp.kernels.masks.Mask; got {type(mask).__name__}")
+        raise AttentionError(
+            f"a mask is None, a tensor or an interp.kernels.masks.symbols.Mask; got {type(mask).__name__}"
+        )
     return mask

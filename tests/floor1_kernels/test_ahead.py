@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 AHEAD = """
 import json, sys
-from interp.kernels.triton_ahead import compiled
+from interp.kernels.gpu.ahead import compiled
 for case, width, dtype in json.loads(sys.argv[2]):
     print(json.dumps(compiled(case, width, int(sys.argv[1]), dtype=dtype)))
 """

@@ -163,8 +163,8 @@ def test_chunks_of_rows_and_tokens_do_not_change_the_answers(monkeypatch: pytest
     m, x, y = pair("llama")
     asked, wanted = cells(m, x, y, [Site(None, layer, "resid_pre") for layer in (0, 1)], each=True), reads(m, x)
     whole = [a.logits for a in Sweep(m.module, m.anatomy, x, m.called_with(x.kwargs)).run(asked, wanted)]
-    monkeypatch.setattr("interp.hooks.slices.TOKENS", 3)
-    monkeypatch.setattr("interp.hooks.packed.WEIGHTS", 8)
+    monkeypatch.setattr("interp.hooks.drive.slices.TOKENS", 3)
+    monkeypatch.setattr("interp.hooks.drive.packed.WEIGHTS", 8)
     small = Sweep(m.module, m.anatomy, x, m.called_with(x.kwargs), budget=1)
     assert len(small.chunks(asked, wanted)) > 4
     made = [a.logits for a in small.run(asked, wanted)]

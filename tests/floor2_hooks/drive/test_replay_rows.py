@@ -27,7 +27,7 @@ def one(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 def test_rows_of_prompts_in_any_order(
     order: list[int], weights: int, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interp.hooks.packed.WEIGHTS", weights)
+    monkeypatch.setattr("interp.hooks.drive.packed.WEIGHTS", weights)
     width, rows = LENGTH - start, len(order)
     seen = torch.ones(LENGTH, LENGTH).tril()[None, None] * torch.ones(3, 1, 1, 1)
     seen[1, ..., 0] = 0.0  # the second prompt has a hidden first key

@@ -248,9 +248,9 @@ def test_a_context_that_is_forgotten_takes_itself_off() -> None:
 
 RELOADED = """
 import importlib, torch, interp
-import interp.hooks.interface as module
+import interp.hooks.stand.interface as module
 from interp.families import tiny
-from interp.hooks.example import example
+from interp.hooks.anatomy.example import example
 from transformers.modeling_utils import AttentionInterface
 
 own = AttentionInterface.get_interface

@@ -10,7 +10,7 @@ SWEEP = """
 import json, resource, torch, interp
 from interp.families import tiny
 from interp.metrics import LogitDifference
-import interp.hooks.sweep as sweep
+import interp.hooks.drive.sweep as sweep
 torch.set_num_threads(1)
 m = interp.attach(tiny("gpt2"))
 base = torch.randint(5, 90, (24, 24), generator=torch.Generator().manual_seed(1))
