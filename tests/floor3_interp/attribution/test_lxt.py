@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from house import ROOT
 from safetensors import safe_open
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import interp
 from interp.attribution.relevance import relevance
 
-FILE = Path(__file__).parent / "data" / "lxt.safetensors"
+FILE = ROOT / "tests" / "data" / "lxt.safetensors"
 RULES = ("attnlrp", "cp-lrp")
 
 

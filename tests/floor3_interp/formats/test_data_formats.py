@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from house import ROOT
 
 from interp import formats
 from interp.formats import FormatError
 from interp.planted import build
 
-DATA = Path(__file__).parent / "data" / "formats"
+DATA = ROOT / "tests" / "data" / "formats"
 
 
 def test_eap_ig_keeps_ids_or_says_them_in_words():
