@@ -356,11 +356,11 @@ class _Seen:
                 if _post_norm(layer):
                     reasons.add("the block normalises after adding, so the sum is not a site")
                     continue
-                w = w.double().reshape(r.shape)
+                r, w = r.double().to(s.device), w.double().to(s.device).reshape(r.shape)
                 _close(
-                    r.double() + w,
+                    r + w,
                     s,
-                    r.double().abs() + w.abs(),
+                    r.abs() + w.abs(),
                     f"{tower.name} L{layer.index}: {before} + {write} = {after}",
                 )
         return reasons.pop() if len(reasons) == 1 else None

@@ -174,9 +174,10 @@ def _unit(root: nn.Module, attention: str, prefix: str) -> str:
 
 class _Recorder:
     """Keeps the tensors at the borders of every module of the block that is running, and of the norms between
-    blocks."""
+    blocks, all on one device, so that they can be compared where a model lies on several."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: torch.device) -> None:
+        self.home = home
         self.clock = 0
         self.inside: dict[str, list[Event]] = defaultdict(list)
         self.stack: list[str] = []
@@ -187,6 +188,10 @@ class _Recorder:
         self.clock += 1
         return self.clock
 
+    def copy(self, value: Any) -> Any:
+        """Blocks add in place behind the hooks' back (Falcon), so what was seen is kept as it was."""
+        return value.to(self.home, copy=True) if torch.is_tensor(value) and value.is_floating_point() else value
+
 
 def _events(
     root: nn.Module,
@@ -196,7 +201,7 @@ def _events(
     seen: dict[str, Seen],
     known: Mapping[str, str],
 ) -> dict[str, tuple[Stage, Event | None]]:
-    recorder = _Recorder()
+    recorder = _Recorder(next((v.device for v in inputs.values() if torch.is_tensor(v)), torch.device("cpu")))
     found: dict[str, Stage] = {}
     last: dict[str, Event] = {}
     watch.keep = True
@@ -233,14 +238,15 @@ def _listen(
             recorder.attended[name] += 1
         given: dict[int | str, Any] = dict(enumerate(args))
         given.update(kwargs)
-        event = Event(name, child, recorder.tick(), {key: _copy(value) for key, value in given.items()})
+        event = Event(name, child, recorder.tick(), {key: recorder.copy(value) for key, value in given.items()})
         event.calls_before = {s: len(watch.seen[s].z) for s in seen if s in watch.seen} if owner is not None else {}
         open_events.append(event)
 
     def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         event = open_events.pop()
         key, made = outer_tensor(output)
-        event.left, event.output = recorder.tick(), made.clone() if key is None else {key: made.clone()}
+        kept = made.to(recorder.home, copy=True)
+        event.left, event.output = recorder.tick(), kept if key is None else {key: kept}
         if owner is None:
             recorder.norms.append(event)
             return
@@ -262,11 +268,6 @@ def _refuse_shared(attended: Counter[str]) -> None:
         )
 
 
-def _copy(value: Any) -> Any:
-    """Blocks add in place behind the hooks' back (Falcon), so what was seen is kept as it was."""
-    return value.clone() if torch.is_tensor(value) and value.is_floating_point() else value
-
-
 def _finish(
     block: str,
     event: Event,
@@ -278,7 +279,11 @@ def _finish(
 ) -> None:
     mine = [s for s in seen.values() if s.name.startswith(block + ".")]
     heads = {
-        s.name: (torch.cat(watch.seen[s.name].z, dim=1) if s.name in watch.seen and watch.seen[s.name].z else None)
+        s.name: (
+            torch.cat(watch.seen[s.name].z, dim=1).to(recorder.home)
+            if s.name in watch.seen and watch.seen[s.name].z
+            else None
+        )
         for s in mine
     }
     found[block] = dissect(block, event, recorder.inside.pop(block), heads, known)
@@ -295,7 +300,7 @@ def _norm_after(norms: list[Event], block: Event) -> Event | None:
             event.entered > block.left
             and read is not None
             and read[1].shape == block.output.shape
-            and torch.equal(read[1], block.output)
+            and torch.equal(read[1], block.output.to(read[1].device))
         ):
             return event
     return None
