@@ -29,7 +29,7 @@ TINY = 1e-9
 
 def divided(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0."""
-    sign = torch.where(b >= 0, 1.0, -1.0)
+    sign = torch.where(b >= 0, 1.0, -1.0).to(b.dtype)
     return torch.where(b == 0, 0.0, a / (b + TINY * sign))
 
 

@@ -78,7 +78,9 @@ class Exchanged(ValueEdit):
     columns: Any = None
 
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        return x + ((self.value - x) @ self.columns @ self.columns.T).to(x.dtype)
+        moved = (self.value - x).to(torch.promote_types(x.dtype, self.columns.dtype))
+        columns = self.columns.to(moved.dtype)
+        return x + (moved @ columns @ columns.T).to(x.dtype)
 
 
 def das(

@@ -144,12 +144,17 @@ class HeadMatrices:
         vectors = torch.zeros(rows, positions, width, dtype=self.model.dtype)
         vectors[0], vectors[1] = random, 2 * random
         found, nothing = self._read(layers, vectors, 2), self._read(layers, torch.zeros_like(vectors), 2)
-        turned = any(not _close(at[name][0, 0], at[name][0, -1]) for at in found.values() for name in ("q", "k"))
+        turned = any(not self._close(at[name][0, 0], at[name][0, -1]) for at in found.values() for name in ("q", "k"))
         linear = {}
         for index, at in found.items():
             moved = {name: (value - nothing[index][name])[:2, 0] for name, value in at.items()}
-            linear[index] = {name for name, (once, twice) in moved.items() if _close(twice, 2 * once)}
+            linear[index] = {name for name, (once, twice) in moved.items() if self._close(twice, 2 * once)}
         return turned, linear
+
+    def _close(self, a: Tensor, b: Tensor) -> bool:
+        """Equal as far as the model's own rounding allows to tell."""
+        near = max(1e-4, 8 * torch.finfo(self.model.dtype).eps)
+        return bool(((a - b).abs() <= near * max(1e-12, float(b.abs().max()))).all())
 
     def _project(self, layers: Sequence[Layer], *, first_only: bool) -> dict[int, dict[str, Tensor]]:
         """By layer W_Q, W_K and W_V as they are, [head, d, d_head]."""
@@ -245,7 +250,3 @@ def _folded(norm: Frozen, matrix: Tensor, dtype: torch.dtype = torch.float64) ->
     """`diag(gain) W` of [..., d, n], the mean taken away first where the norm does that."""
     made = norm.gain.to(matrix.device, dtype)[:, None] * matrix.to(dtype)
     return made.sub_(made.mean(-2, keepdim=True)) if norm.centred else made
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool(((a - b).abs() <= 1e-4 * max(1e-12, float(b.abs().max()))).all())
