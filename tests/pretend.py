@@ -2,10 +2,10 @@
 
     pretend.model.to(pretend.DEVICE)
 
-It is a PyTorch backend of its own (PrivateUse1), whose memory is the computer's and whose every operation is done by the
-CPU's kernels, so values are real; its tensors are plain `torch.Tensor`s with a storage, views and gradients, and say
-another device. What a GPU refuses it refuses: tensors of several devices in one operation (a CPU tensor of no dimension
-among pointwise ones, and indices, excepted), a CPU generator for a draw on the device, `.numpy()`.
+It is a PyTorch backend of its own (PrivateUse1), whose memory is the computer's and whose every operation is done by
+the CPU's kernels, so values are real; its tensors are plain `torch.Tensor`s with a storage, views and gradients, and
+say another device. What a GPU refuses it refuses: tensors of several devices in one operation (a CPU tensor of no
+dimension among pointwise ones, and indices, excepted), a CPU generator for a draw on the device, `.numpy()`.
 
 Limits: one stream, no memory to run out of, no generator of its own, no memory formats other than strides, no
 `torch.compile`.
@@ -69,7 +69,7 @@ class _Header(ctypes.Structure):
     )  # fmt: skip
 
 
-DEVICE = torch.device("privateuseone",0)
+DEVICE = torch.device("privateuseone", 0)
 TENSOR = torch._C.TensorType.get()
 EXTERNAL, BEFORE = 12, 128
 """DLPack's number for devices like this one; the bytes before the data."""
