@@ -58,6 +58,14 @@ def layer_name(text: str | Site) -> str:
     return f"{found.tower}.L{found.layers}" if found.tower else f"L{found.layers}"
 
 
+def layer_number(text: str | Site) -> int:
+    """The number of the one layer that a place is in."""
+    found = parse(text)
+    if found.layers is None or not found.layers.isdigit():
+        raise SiteError(f"{str(text)!r} is not in one layer: expected a place such as 'L5.H3'.")
+    return int(found.layers)
+
+
 def by_layer(heads: Iterable[str]) -> dict[str, list[int]]:
     """The numbers of heads that are named, layer by layer, in the order they come."""
     found: dict[str, list[int]] = {}

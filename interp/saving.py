@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -60,24 +60,28 @@ def write(
     *,
     names: tuple[str, str],
     table: Any = None,
+    kind: Literal["parquet", "csv"] | None = "parquet",
 ) -> Path:
-    """Both files of a result, under `names`, in a directory that is made if it is not there; a table (pandas) goes
-    beside the tensors as parquet."""
+    """The files of a result, under `names`, in a directory that is made if it is not there; a table (pandas) goes
+    beside the tensors as parquet or CSV, and without tensors there is no file of them."""
     from safetensors.torch import save
 
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    renamed(folder / names[0], save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    if tensors:
+        renamed(folder / names[0], save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     if table is not None:
         sink = BytesIO()
-        table.to_parquet(sink)
-        renamed((folder / names[0]).with_suffix(".parquet"), sink.getvalue())
+        table.to_parquet(sink) if kind == "parquet" else table.to_csv(sink, index=False)
+        renamed((folder / names[0]).with_suffix(f".{kind}"), sink.getvalue())
     renamed(folder / names[1], json.dumps(dict(about), indent=1, default=str).encode())
     return folder
 
 
-def read(directory: str | Path, names: tuple[str, str], version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `write` wrote under `names`: the JSON, whose "format" must be this version's, and the tensors."""
+def read(
+    directory: str | Path, names: tuple[str, str], version: int, *, tensors: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `write` wrote under `names`: the JSON, whose "format" must be this version's, and the tensors it had."""
     from safetensors.torch import load_file
 
     folder = Path(directory)
@@ -86,4 +90,4 @@ def read(directory: str | Path, names: tuple[str, str], version: int) -> tuple[d
     about: dict[str, Any] = json.loads((folder / names[1]).read_text())
     if about.get("format") != version:
         raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {version}.")
-    return about, load_file(str(folder / names[0]))
+    return about, load_file(str(folder / names[0])) if tensors else {}

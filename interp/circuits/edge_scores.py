@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
+from interp.circuits.circuit import Circuit
 from interp.circuits.graph.choose import chosen
 from interp.circuits.graph.nodes import Graph
 from interp.kernels.errors import InterpError
-from interp.saving import read, write
-
-if TYPE_CHECKING:
-    from interp.circuits.circuit import Circuit
-
-FORMAT = 1
+from interp.results.heads_table import By, largest
+from interp.results.saved import Saved
 
 
 @dataclass(frozen=True, eq=False)
-class Edges:
+class Edges(Saved):
     """`values` [edge, example] of the edges of a graph, in `graph.edges`' order: effects of putting the source into the
     base along one edge."""
+
+    STEM = "edges"
 
     graph: Graph
     values: Tensor
@@ -84,11 +82,9 @@ class Edges:
              "score": self.mean, "importance": self.importance, "error": spread}
         )  # fmt: skip
 
-    def top(self, n: int = 10, *, by: Literal["abs", "high", "low"] = "abs") -> Any:
+    def top(self, n: int = 10, *, by: By = "abs") -> Any:
         """The n edges with the largest scores, positive or negative ones only if asked."""
-        frame = self.to_frame()
-        order = {"abs": frame["score"].abs(), "high": frame["score"], "low": -frame["score"]}[by]
-        return frame.loc[order.sort_values(ascending=False, kind="stable").index].head(n)
+        return largest(self.to_frame(), n, column="score", by=by)
 
     def circuit(
         self,
@@ -104,8 +100,6 @@ class Edges:
         "top" takes the largest anywhere, "greedy" the largest among those that end where the circuit already is, from
         the logits on. Edges on no path from embedding to logits are pruned, so that fewer may be left.
         """
-        from interp.circuits.circuit import Circuit
-
         count = self._count(fraction, n)
         scores = self.importance if signed else self.importance.abs()
         mask = self.graph.mask(chosen(self.graph, scores, count, by))
@@ -130,14 +124,11 @@ class Edges:
             f" largest {self.graph.name(self.graph.edges[best])} {float(self.mean[best]):+.4g}"
         )
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `edges.safetensors`, `edges.parquet` and `edges.json`; read back with `Edges.load`."""
-        tensors = {"values": self.values, "base": self.base} | ({} if self.source is None else {"source": self.source})
-        about = {"format": FORMAT, "graph": self.graph.described(), "meta": dict(self.meta)}
-        return write(directory, tensors, about, names=("edges.safetensors", "edges.json"), table=self.to_frame())
+    def facts(self) -> dict[str, Any]:
+        """The graph as plain values."""
+        return {**super().facts(), "graph": self.graph.described()}
 
     @classmethod
-    def load(cls, directory: str | Path) -> Edges:
-        """Read what `save` wrote."""
-        about, tensors = read(directory, ("edges.safetensors", "edges.json"), FORMAT)
-        return cls(Graph.read(about["graph"]), tensors["values"], tensors["base"], tensors.get("source"), about["meta"])
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """There need not be a source."""
+        return super().restored({"source": None, **facts, "graph": Graph.read(facts["graph"])}, tensors)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import InterpError
-from interp.saving import read, write
+from interp.results.intervals import apart, interval, spanned, weights
+from interp.results.saved import Saved
 
-FORMAT = 1
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all edges at which MIB asks."""
 CONDITIONS = ("edges", "fraction", "nodes", "ablation", "level", "same_data", "task")
-TENSORS = ("values", "whole", "nothing", "random")
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
+class Faithfulness(Saved):
     """The metric [example] of the circuit, of the model and of nothing, and what goes with them."""
+
+    STEM, TABLE = "faithfulness", None
 
     values: Tensor
     whole: Tensor
@@ -67,23 +68,10 @@ class Faithfulness:
 
     def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Bootstrap interval of f: templates are drawn again, then prompts within each."""
-        random, members = torch.Generator().manual_seed(seed), self._members()
-        found = []
-        for _ in range(draws):
-            picks = torch.randint(len(members), (len(members),), generator=random).tolist()
-            rows = torch.cat(
-                [m[torch.randint(len(m), (len(m),), generator=random)] for m in (members[p] for p in picks)]
-            )
-            gap = float((self.whole - self.nothing)[rows].mean())
-            found.append(float((self.values - self.nothing)[rows].mean()) / gap if gap else float("nan"))
-        bounds = torch.tensor(found, dtype=torch.float64).nanquantile(
-            torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()
-        )
-        return float(bounds[0]), float(bounds[1])
-
-    def _members(self) -> list[Tensor]:
-        groups = self.groups or tuple(map(str, range(len(self.values))))
-        return [torch.tensor([n for n, g in enumerate(groups) if g == name]) for name in dict.fromkeys(groups)]
+        drawn = weights(self.groups or apart(len(self.values)), draws=draws, seed=seed)
+        gaps, parts = (drawn @ (one - self.nothing).double() for one in (self.whole, self.values))
+        low, high = interval(torch.where(gaps != 0, parts / gaps, torch.nan), level, n=len(self.values))
+        return float(low), float(high)
 
     @property
     def cpr(self) -> float:
@@ -118,11 +106,11 @@ class Faithfulness:
 
     def summary(self) -> dict[str, Any]:
         """The numbers, as JSON holds them."""
-        low, high = self.interval()
+        ends = [None if math.isnan(end) else end for end in self.interval()]
         curves = {} if self.signed is None or self.unsigned is None else {"cpr": self.cpr, "cmd": self.cmd}
         above = float((self.random >= self.f).double().mean()) if len(self.random) else None
         return {
-            "f": self.f, "distance": self.distance, "low": low, "high": high, "spread": self.spread,
+            "f": self.f, "distance": self.distance, "low": ends[0], "high": ends[1], "spread": self.spread,
             "completeness": max(self.completeness, default=None),
             "completeness_of_all": self.completeness[0] if self.completeness else None,
             "minimality": median(map(abs, self.minimality)) if self.minimality else None,
@@ -149,31 +137,17 @@ class Faithfulness:
         return figure.update_layout(xaxis_title="share of edges", yaxis_title="faithfulness f", xaxis_type="log")
 
     def __repr__(self) -> str:
-        low, high = self.interval()
         return (
-            f"Faithfulness {self.f:.3f} [{low:.3f}, {high:.3f}] on {len(self.values)} prompts, {self.meta.get('edges')}"
-            f" edges ({self.meta.get('fraction', 0):.1%}), {self.meta.get('ablation')} ablation by"
+            f"Faithfulness {self.f:.3f}{spanned(*self.interval(), '.3f')} on {len(self.values)} prompts,"
+            f" {self.meta.get('edges')} edges ({self.meta.get('fraction', 0):.1%}), {self.meta.get('ablation')} ablation by"
             f" {self.meta.get('level')}s;"
             f" random circuits {float(self.random.mean()) if len(self.random) else float('nan'):.3f}, largest changes"
             f" {self.magnitude:.3f}"
         )
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `faithfulness.safetensors` and `faithfulness.json`; read back with `Faithfulness.load`."""
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        plain = ("magnitude", "completeness", "minimality", "grid", "signed", "unsigned", "groups")
-        about = {"format": FORMAT, "summary": self.summary(), "meta": dict(self.meta)}
-        about |= {name: getattr(self, name) for name in plain}
-        return write(directory, tensors, about, names=("faithfulness.safetensors", "faithfulness.json"))
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Faithfulness:
-        """Read what `save` wrote."""
-        about, found = read(directory, ("faithfulness.safetensors", "faithfulness.json"), FORMAT)
-        tensors: dict[str, Any] = dict(found)
-        lists: dict[str, Any] = {n: None if about[n] is None else tuple(about[n]) for n in ("signed", "unsigned")}
-        tuples: dict[str, Any] = {n: tuple(about[n]) for n in ("completeness", "minimality", "grid", "groups")}
-        return cls(**tensors, magnitude=about["magnitude"], **tuples, **lists, meta=about["meta"])
+    def facts(self) -> dict[str, Any]:
+        """With the numbers that it comes to."""
+        return {**super().facts(), "summary": self.summary()}
 
 
 def _area(xs: tuple[float, ...], ys: tuple[float, ...]) -> float:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from interp.results.intervals import mean_interval
-from interp.saving import read, write
-
-FORMAT = 1
-FILES = ("masking.safetensors", "masking.json")
+from interp.results.intervals import interval, mean_interval
+from interp.results.saved import Saved
 
 
 @dataclass(frozen=True, eq=False)
-class Masking:
+class Masking(Saved):
     """`recall` [count, needle] with no head masked and then with the first of `heads`; `controls` [count, draw]."""
+
+    STEM = "masking"
 
     heads: tuple[str, ...]
     counts: tuple[int, ...]
@@ -51,7 +48,7 @@ class Masking:
         if row < 0 or not self.controls.shape[1]:
             return dict.fromkeys(names, float("nan"))
         found = self.controls[row]
-        ends = torch.quantile(found, torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()
+        ends = map(float, interval(found, n=len(found)))
         rare = (1 + int((found <= reached).sum())) / (1 + len(found))
         return dict(zip(names, (float(found.mean()), *ends, rare), strict=True))
 
@@ -60,12 +57,12 @@ class Masking:
         import plotly.graph_objects as go
 
         frame = self.to_frame()
-        random = frame.dropna(subset=["random"])
-        band = [*random["random_high"], *random["random_low"][::-1]]
+        random, banded = frame.dropna(subset=["random"]), frame.dropna(subset=["random_low"])
+        band = [*banded["random_high"], *banded["random_low"][::-1]]
         lines = [
             go.Scatter(x=frame["masked"], y=frame["estimate"], name="highest heads", mode="lines+markers"),
             go.Scatter(x=random["masked"], y=random["random"], name="random heads", mode="lines+markers"),
-            go.Scatter(x=[*random["masked"], *random["masked"][::-1]], y=band, fill="toself", mode="none",
+            go.Scatter(x=[*banded["masked"], *banded["masked"][::-1]], y=band, fill="toself", mode="none",
                        name="95% of draws"),
         ]  # fmt: skip
         return go.Figure(lines).update_layout(xaxis_title="heads masked", yaxis_title="recall", yaxis_range=[0, 1.02])
@@ -77,15 +74,3 @@ class Masking:
             f"Masking on {self.recall.shape[1]} needles: recall {float(self.recall[0].mean()):.3g}, and with the"
             f" {self.counts[-1]} highest heads masked {last['estimate']:.3g}{beside}"
         )
-
-    def save(self, directory: str | Path) -> Path:
-        """Write `masking.safetensors`, its table, and `masking.json`; read back with `load` or `interp.open`."""
-        about = {"format": FORMAT, "heads": self.heads, "counts": self.counts, "meta": dict(self.meta)}
-        tensors = {"recall": self.recall, "controls": self.controls}
-        return write(directory, tensors, about, names=FILES, table=self.to_frame())
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Masking:
-        """Read what `save` wrote."""
-        about, held = read(directory, FILES, FORMAT)
-        return cls(tuple(about["heads"]), tuple(about["counts"]), held["recall"], held["controls"], about["meta"])

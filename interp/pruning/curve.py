@@ -10,11 +10,9 @@ draw is timed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,20 +25,23 @@ from interp.metrics.shipped import Accuracy, Ids
 from interp.pruning.choose import best, labels
 from interp.pruning.cut import cut, masks, remains
 from interp.pruning.owners import output_axis
-from interp.saving import renamed
+from interp.results.intervals import mean_interval
+from interp.results.plots import error_bars
+from interp.results.saved import Saved
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model
 
-FORMAT = 1
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 Parts = Sequence[tuple[Inputs, Metric]]
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class Curve(Saved):
     """Rows: order ("scores", "random", "magnitude"), kept, share, metric, low, high, seconds, ratio."""
+
+    STEM, TABLE, TENSORS = "curve", "csv", False
 
     rows: tuple[Mapping[str, Any], ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -57,27 +58,9 @@ class Curve:
 
         figure, frame = go.Figure(), self.to_frame()
         for order, part in frame.groupby("order", sort=False):
-            error = {"type": "data", "symmetric": False, "array": part["high"] - part["metric"],
-                     "arrayminus": part["metric"] - part["low"]}  # fmt: skip
+            error = error_bars(part, "metric")
             figure.add_scatter(x=part["kept"], y=part["metric"], error_y=error, name=str(order), mode="lines+markers")
         return figure.update_layout(xaxis_title="heads kept", yaxis_title=str(self.meta.get("metric", "metric")))
-
-    def save(self, directory: str | Path) -> Path:
-        """Write `curve.csv` and `curve.json`; read back with `load` or `interp.open`."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.to_frame().to_csv(folder / "curve.csv", index=False)
-        about = {"format": FORMAT, "rows": self.rows, "meta": dict(self.meta)}
-        renamed(folder / "curve.json", json.dumps(about, indent=1).encode())
-        return folder
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Curve:
-        """Read what `save` wrote."""
-        about = json.loads((Path(directory) / "curve.json").read_text())
-        if about.get("format") != FORMAT:
-            raise InputsError(f"{directory} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        return cls(tuple(about["rows"]), about["meta"])
 
     def __repr__(self) -> str:
         frame = self.to_frame()
@@ -198,9 +181,6 @@ def _summed(points: Sequence[_Point], seed: int) -> dict[str, float]:
     if len(points) > 1:
         low, high = means.min(), means.max()
     else:
-        draws = torch.Generator().manual_seed(seed)
-        values = points[0].values
-        picks = torch.randint(len(values), (1000, len(values)), generator=draws)
-        low, high = torch.quantile(values[picks].mean(1), torch.tensor([0.025, 0.975], dtype=values.dtype))
+        low, high = mean_interval(points[0].values[None], seed=seed)
     mean, times = float(means.mean()), {"seconds": points[0].seconds, "ratio": points[0].ratio}
     return {"metric": mean, "low": float(low), "high": float(high), **times}

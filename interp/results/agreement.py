@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from interp.hooks.sites import parse
+from interp.hooks.head_names import layer_name, layer_number
 from interp.kernels.errors import InterpError
-from interp.results.intervals import interval, ranks, weights
-from interp.saving import read, write
+from interp.results.heads_table import HeadResult, HeadTable, of_method
+from interp.results.intervals import apart, correlation, interval, mean_interval, ranks, weights
+from interp.results.plots import error_bars, map_of_heads
 
-FORMAT = 1
-FILES = ("agreement.safetensors", "agreement.json")
 LEVELS = ("head", "layer", "all")
-TENSORS = ("attention", "own", "relevance", "counted", "shares", "curves", "random")
 DRAWS = 1000
 ORDERS = ("attention", "attribution")
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class Agreement(HeadResult):
     """Weights and attributions of every key, per head and example; no N x N."""
+
+    STEM = "agreement"
 
     sites: tuple[str, ...]
     towers: tuple[str, ...]
@@ -64,46 +63,47 @@ class Agreement:
     def _names(self, level: str) -> list[str]:
         if level == "all":
             return ["all"] * len(self.sites)
-        return [site if level == "head" else site.rpartition(".H")[0] for site in self.sites]
+        return [site if level == "head" else layer_name(site) for site in self.sites]
 
     def _each(self, a: Tensor, b: Tensor, change: Any) -> Tensor:
         columns = []
         for n, keep in enumerate(self.counted):
             x, y = (change(one[:, n, keep].contiguous()) for one in (a, b))
-            columns.append(_pearson(x, y))
+            columns.append(correlation(x, y))
         return torch.stack(columns, 1)
 
     def to_frame(self, level: str = "head") -> Any:
         """One row per head (or layer, or one for all) and method: site, tower, layer, head, method, estimate, low,
         high, n (examples where it is defined). "input" is against what each key's input is worth, "head" against what
         this head's own attention to it is worth; both by magnitude."""
-        import pandas
-
+        if level == "head":
+            return super().to_frame()
         names, found = self.correlations(level)
         towers = dict(zip(self._names(level), self.towers, strict=True))
+        where = {
+            "site": names, "tower": [towers[name] for name in names],
+            "layer": [None if level == "all" else layer_number(name) for name in names], "head": None,
+        }  # fmt: skip
+        import pandas
+
         parts = []
         for method, values in found.items():
-            defined = ~values.isnan()
-            drawn = weights(tuple(map(str, range(values.shape[1]))), draws=DRAWS, seed=0)
-            low, high = interval((drawn @ values.nan_to_num().T) / (drawn @ defined.double().T))
-            places = [parse(name) if level == "head" else None for name in names]
-            parts.append(
-                pandas.DataFrame(
-                    {"site": names, "tower": [towers[name] for name in names],
-                     "layer": [_layer(name) for name in names],
-                     "head": [None if place is None else int(str(place.heads)) for place in places],
-                     "method": method, "estimate": values.nanmean(1), "low": low, "high": high,
-                     "n": defined.sum(1)}
-                )
-            )  # fmt: skip
+            (low, high), defined = _ends(values), (~values.isnan()).sum(1)
+            numbers = {"estimate": values.nanmean(1), "low": low, "high": high, "n": defined}
+            parts.append(pandas.DataFrame({**where, "method": method, **numbers}))
         return pandas.concat(parts, ignore_index=True)
 
-    def top(self, n: int = 10, *, method: str = "input spearman") -> Any:
+    def tables(self) -> list[HeadTable]:
+        """One a way to compare; examples where it is not defined are left out."""
+        return [
+            HeadTable(self.sites, values, method, self.towers, estimate=values.nanmean(1), ends=_ends(values),
+                      n=(~values.isnan()).sum(1))
+            for method, values in self.correlations()[1].items()
+        ]  # fmt: skip
+
+    def top(self, n: int = 10, *, method: str | None = "input spearman") -> Any:
         """The n heads whose attention agrees most."""
-        frame = self.to_frame()
-        if method not in set(frame["method"]):
-            raise InterpError(f"no method {method!r}; there are {', '.join(dict.fromkeys(frame['method']))}.")
-        return frame[frame["method"] == method].sort_values("estimate", ascending=False, kind="stable").head(n)
+        return super().top(n, method=method)
 
     def deletion(self) -> Any:
         """One row per order and share: the metric's mean and interval over examples; random orders averaged."""
@@ -111,8 +111,7 @@ class Agreement:
 
         parts = []
         for name, values in self._curves().items():
-            drawn = weights(tuple(map(str, range(values.shape[1]))), draws=DRAWS, seed=0)
-            low, high = interval(drawn @ values.T)
+            low, high = mean_interval(values)
             parts.append(
                 pandas.DataFrame(
                     {"order": name, "share": self.shares, "metric": values.mean(1), "low": low, "high": high}
@@ -129,8 +128,7 @@ class Agreement:
         rows = []
         for name, values in self._curves().items():
             area = torch.trapezoid(values, self.shares, dim=0)
-            drawn = weights(tuple(map(str, range(len(area)))), draws=DRAWS, seed=0)
-            low, high = interval(drawn @ (chance - area))
+            low, high = mean_interval((chance - area)[None])
             rows.append(
                 {"order": name, "auc": float(area.mean()), "below_random": float((chance - area).mean()),
                  "low": float(low), "high": float(high), "n": len(area)}
@@ -147,14 +145,10 @@ class Agreement:
         import plotly.graph_objects as go
 
         if not len(self.shares):
-            from interp.results.plots import map_of_heads
-
-            frame = self.to_frame()
-            return map_of_heads(frame[frame["method"] == "input spearman"], "correlation")
+            return map_of_heads(of_method(self.to_frame(), "input spearman"), "correlation")
         figure = go.Figure()
         for name, part in self.deletion().groupby("order", sort=False):
-            error = {"type": "data", "symmetric": False, "array": part["high"] - part["metric"],
-                     "arrayminus": part["metric"] - part["low"]}  # fmt: skip
+            error = error_bars(part, "metric")
             figure.add_scatter(x=part["share"], y=part["metric"], error_y=error, mode="lines+markers", name=name)
         return figure.update_layout(xaxis_title="share of keys deleted", yaxis_title="metric")
 
@@ -167,30 +161,15 @@ class Agreement:
             f" (Spearman): {said}"
         )
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `agreement.safetensors`, its table, and `agreement.json`; read back with `load`."""
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        about = {"format": FORMAT, "sites": self.sites, "towers": self.towers, "meta": dict(self.meta)}
-        return write(directory, tensors, about, names=FILES, table=self.to_frame())
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Agreement:
-        """Read what `save` wrote."""
-        about, held = read(directory, FILES, FORMAT)
-        kept = {name: held[name] for name in TENSORS}
-        return cls(sites=tuple(about["sites"]), towers=tuple(about["towers"]), meta=about["meta"], **kept)
-
-
-def _layer(name: str) -> int | None:
-    return None if name == "all" else int(name.partition(".H")[0].rpartition("L")[2])
-
 
 def _summed(values: Tensor, groups: Tensor) -> Tensor:
     total = torch.zeros(int(groups.max()) + 1, *values.shape[1:], dtype=values.dtype)
     return total.index_add_(0, groups, values)
 
 
-def _pearson(x: Tensor, y: Tensor) -> Tensor:
-    x, y = (one - one.mean(-1, keepdim=True) for one in (x, y))
-    size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
-    return torch.where(size > 0, (x * y).sum(-1) / size, torch.nan)
+def _ends(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The interval of each row's mean over the examples where it is defined."""
+    defined = ~values.isnan()
+    drawn = weights(apart(values.shape[1]), draws=DRAWS, seed=0)
+    means = (drawn @ values.nan_to_num().T) / (drawn @ defined.double().T)
+    return interval(means, n=defined.sum(1))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
+from interp.results.heads_table import By, labelled, largest
 from interp.results.intervals import mean_interval
-from interp.saving import read, write
+from interp.results.over_image import plot_over_image
+from interp.results.plots import bars, map_of_effects
+from interp.results.saved import Saved
 
-FORMAT = 1
 PLACELESS = ("bias", "remainder")
 """Parts of a sum that are at no one place in the model."""
 AND = " + "
@@ -23,8 +25,10 @@ AND = " + "
 
 
 @dataclass(frozen=True, eq=False)
-class Effects:
+class Effects(Saved):
     """`values` [cell, example] = metric(patched) - metric(base); cells are sites, or sites times positions."""
+
+    STEM, ABOUT = "effects", "run.json"
 
     sites: tuple[str, ...]
     positions: tuple[int, ...] | None
@@ -65,24 +69,12 @@ class Effects:
         """One row per cell: tower, layer, head, position, estimate, low, high, noise floor."""
         import pandas
 
-        (low, high), mean = self.interval(), self.mean
-        per_site = len(self.positions) if self.positions is not None else 1
-        rows = []
-        for n, site in enumerate(self.sites):
-            position = self.positions[n % per_site] if self.positions is not None else None
-            rows.append(
-                {
-                    "site": site,
-                    **_place(site),
-                    "position": position,
-                    "n": self.values.shape[1],
-                    "estimate": float(mean[n]),
-                    "low": float(low[n]),
-                    "high": float(high[n]),
-                    "noise_floor": self.noise_floor,
-                }
-            )
-        return pandas.DataFrame(rows)
+        low, high = self.interval()
+        axis = None if self.positions is None else list(self.positions) * (len(self.sites) // len(self.positions))
+        return pandas.DataFrame(
+            {"site": self.sites, **_places(self.sites), "position": axis, "n": self.values.shape[1],
+             "estimate": self.mean, "low": low, "high": high, "noise_floor": self.noise_floor}
+        )  # fmt: skip
 
     def interactions(self) -> Any:
         """What each pair of cells does beyond the sum of the two, `joint - a - b`, per example: its mean and interval.
@@ -115,30 +107,25 @@ class Effects:
     def to_array(self) -> Any:
         """Mean effects as a labelled array (xarray): [layer, head], [layer], or with a position axis; cells without
         such axes in common are listed by name."""
-        frame = self.to_frame()
-        axes = [name for name in ("layer", "head", "position") if frame[name].notna().any()]
-        if not axes or frame[axes].isna().any(axis=None) or frame.duplicated(axes).any():  # groups share no axes
-            axes = ["site", "position"] if self.positions is not None else ["site"]
-        return frame.set_index(axes)["estimate"].to_xarray()
+        return labelled(self.to_frame(), outer=())
 
-    def top(self, n: int = 10, *, by: Literal["abs", "high", "low"] = "abs") -> Any:
+    to_xarray = to_array
+
+    def top(self, n: int = 10, *, by: By = "abs") -> Any:
         """The n cells with the largest effects, positive or negative ones only if asked."""
-        frame = self.to_frame()
-        order = {"abs": frame["estimate"].abs(), "high": frame["estimate"], "low": -frame["estimate"]}[by]
-        return frame.loc[order.sort_values(ascending=False, kind="stable").index].head(n)
+        return largest(self.to_frame(), n, by=by)
 
     def plot(self) -> Any:
         """A map of the effects, on a scale that is the same on both sides of 0, or bars where there is one axis
         (plotly)."""
-        from interp.results.plots import figure_of
-
-        return figure_of(self)
+        array, frame = self.to_array(), self.to_frame()
+        if array.ndim > 1:
+            return map_of_effects(array)
+        return bars(frame, frame["site"] if self.positions is None else frame["position"])
 
     def over_image(self, inputs: Any, picture: Any = None, **which: int) -> Any:
         """The effects of image tokens as a heat map over their picture (plotly): `row=` of the batch, `image=` of the
         row, `site=` of these; needs positions='each'."""
-        from interp.results.over_image import plot_over_image
-
         return plot_over_image(self, inputs, picture, **which)
 
     def __repr__(self) -> str:
@@ -149,36 +136,33 @@ class Effects:
             f" {self.meta.get('metric', '')})"
         )
 
+    def facts(self) -> dict[str, Any]:
+        """Without the other direction, which has a directory of its own."""
+        return {name: value for name, value in super().facts().items() if name != "reverse"}
+
     def save(self, directory: str | Path) -> Path:
-        """Write `effects.safetensors`, `effects.parquet` and `run.json`; read back with `Effects.load`."""
-        tensors = {"values": self.values, "base": self.base} | ({} if self.source is None else {"source": self.source})
-        about = {
-            "format": FORMAT,
-            "sites": self.sites,
-            "positions": self.positions,
-            "noise_floor": self.noise_floor,
-            "meta": dict(self.meta),
-        }
+        """Write `effects.safetensors`, `effects.parquet` and `run.json`, and `reverse/` where both directions were
+        asked for; read back with `interp.open`."""
         if self.reverse is not None:
             self.reverse.save(Path(directory) / "reverse")
-        return write(directory, tensors, about, names=("effects.safetensors", "run.json"), table=self.to_frame())
+        return super().save(directory)
 
     @classmethod
-    def load(cls, directory: str | Path) -> Effects:
+    def load(cls, directory: str | Path) -> Self:
         """Read what `save` wrote."""
-        about, tensors = read(directory, ("effects.safetensors", "run.json"), FORMAT)
-        back = Path(directory) / "reverse"
-        positions = None if about["positions"] is None else tuple(about["positions"])
-        return cls(
-            tuple(about["sites"]),
-            positions,
-            tensors["values"],
-            tensors["base"],
-            tensors.get("source"),
-            about["noise_floor"],
-            about["meta"],
-            cls.load(back) if (back / "run.json").exists() else None,
-        )
+        found, back = super().load(directory), Path(directory) / "reverse"
+        return replace(found, reverse=cls.load(back)) if (back / cls.ABOUT).exists() else found
+
+    @classmethod
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """There need not be a source."""
+        return super().restored({"source": None, **facts}, tensors)
+
+
+def _places(labels: Sequence[str]) -> dict[str, list[Any]]:
+    """Tower, layer, head and component of cells, as columns."""
+    found = [_place(label) for label in labels]
+    return {name: [one[name] for one in found] for name in ("tower", "layer", "head", "component")}
 
 
 def _place(label: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +11,14 @@ from torch import Tensor
 
 from interp.hooks.edits.edits import Edit, Zero
 from interp.hooks.errors import InputsError
-from interp.hooks.sites import parse
-from interp.saving import read, write
-
-FORMAT = 1
-FILES = ("gates.safetensors", "gates.json")
+from interp.results.heads_table import HeadResult, HeadTable, spread
 
 
 @dataclass(frozen=True, eq=False)
-class Gates:
+class Gates(HeadResult):
     """`value` and `openness` [head, seed]."""
+
+    STEM, TITLE = "gates", "gate open"
 
     sites: tuple[str, ...]
     towers: tuple[str, ...]
@@ -47,28 +44,10 @@ class Gates:
         closed = ~self.kept(threshold, seed=seed)
         return tuple(Zero(f"{self.sites[n]}.z") for n in closed.nonzero().flatten().tolist())
 
-    def to_frame(self) -> Any:
-        """One row a head: openness as `estimate`, its least and most over seeds as `low` and `high`, n seeds, and the
-        mean gate."""
-        import pandas
-
-        places = [parse(site) for site in self.sites]
-        return pandas.DataFrame(
-            {"site": self.sites, "tower": self.towers, "layer": [int(str(p.layers)) for p in places],
-             "head": [int(str(p.heads)) for p in places], "method": "gates", "estimate": self.openness.mean(1),
-             "low": self.openness.amin(1), "high": self.openness.amax(1), "n": self.openness.shape[1],
-             "gate": self.value.mean(1)}
-        )  # fmt: skip
-
-    def top(self, n: int = 10) -> Any:
-        """The n heads that are most surely open."""
-        return self.to_frame().sort_values("estimate", ascending=False, kind="stable").head(n)
-
-    def plot(self) -> Any:
-        """Openness as a map of layers x heads (plotly)."""
-        from interp.results.plots import map_of_heads
-
-        return map_of_heads(self.to_frame(), "gate open")
+    def tables(self) -> tuple[HeadTable, ...]:
+        """Openness as the estimate, its least and most over seeds as the interval, n seeds, and the mean gate."""
+        more = {"gate": self.value.mean(1)}
+        return (HeadTable(self.sites, self.openness, "gates", self.towers, ends=spread(self.openness), more=more),)
 
     def training(self) -> Any:
         """Loss, cost and the share of open gates along the way, by seed."""
@@ -76,18 +55,6 @@ class Gates:
 
         runs = zip(self.meta["seeds"], self.meta["training"], strict=True)
         return pandas.DataFrame([{"seed": seed, **point} for seed, curve in runs for point in curve])
-
-    def save(self, directory: str | Path) -> Path:
-        """Write `gates.safetensors`, its table, and `gates.json`; read back with `load`."""
-        tensors = {"value": self.value, "openness": self.openness}
-        about = {"format": FORMAT, "sites": self.sites, "towers": self.towers, "meta": dict(self.meta)}
-        return write(directory, tensors, about, names=FILES, table=self.to_frame())
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Gates:
-        """Read what `save` wrote."""
-        about, held = read(directory, FILES, FORMAT)
-        return cls(tuple(about["sites"]), tuple(about["towers"]), held["value"], held["openness"], about["meta"])
 
     def __repr__(self) -> str:
         open_ = int(self.kept().sum())

@@ -1,7 +1,8 @@
-"""Drawing examples again: weights for every draw, ranks, and how far two rankings agree.
+"""Drawing examples again: weights for every draw, intervals, ranks, and how far two rankings agree.
 
 A draw takes groups (templates) with replacement, then rows within each group taken, so that what rows share beyond
-chance is drawn again as well. Without groups each row is one of its own, which is the plain bootstrap.
+chance is drawn again as well. Without groups each row is one of its own, which is the plain bootstrap. An interval is
+the middle 95% of the draws; of a single example (or seed, or draw) there is none: both ends are NaN.
 """
 
 from __future__ import annotations
@@ -26,25 +27,37 @@ def weights(groups: tuple[str, ...], *, draws: int, seed: int) -> Tensor:
     return total / total.sum(1, keepdim=True)
 
 
+def apart(count: int) -> tuple[str, ...]:
+    """Groups of rows that share nothing: each its own."""
+    return tuple(map(str, range(count)))
+
+
 def _counts(picks: Tensor, of: int) -> Tensor:
     found = torch.zeros(len(picks), of, dtype=torch.float64)
     return found.scatter_add_(1, picks, torch.ones(picks.shape, dtype=torch.float64))
 
 
-def interval(values: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
-    """The middle `level` of the draws [draw, ...], draws that are not defined left out."""
+def interval(values: Tensor, level: float = 0.95, *, n: int | Tensor) -> tuple[Tensor, Tensor]:
+    """The middle `level` of the draws [draw, ...], draws that are not defined left out; `n` is how many examples were
+    drawn from, one number or one an entry."""
     bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
-    low, high = torch.nanquantile(values, bounds, dim=0)
+    several = torch.as_tensor(n) > 1
+    low, high = (torch.where(several, end, torch.nan) for end in torch.nanquantile(values, bounds, dim=0))
     return low, high
 
 
-def mean_interval(values: Tensor, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+def mean_interval(
+    values: Tensor, level: float = 0.95, *, draws: int = 1000, seed: int = 0, groups: tuple[str, ...] = ()
+) -> tuple[Tensor, Tensor]:
     """Bootstrap interval of each row's mean over examples [row, example]."""
-    random, n = torch.Generator().manual_seed(seed), values.shape[1]
-    means = values[:, torch.randint(n, (draws, n), generator=random)].mean(-1)
-    bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
-    low, high = torch.quantile(means, bounds, dim=1)
-    return low, high
+    count = values.shape[1]
+    drawn = weights(groups or apart(count), draws=draws, seed=seed)
+    return interval(drawn @ values.double().T, level, n=count)
+
+
+def spanned(low: float, high: float, spec: str = "+.3g") -> str:
+    """An interval in words, " [+0.1, +0.2]"; nothing where there is none."""
+    return f" [{low:{spec}}, {high:{spec}}]" if low == low and high == high else ""
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -56,11 +69,16 @@ def ranks(values: Tensor) -> Tensor:
     return torch.from_numpy(found).reshape(values.shape)
 
 
-def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """The correlation of ranks along the last axis; NaN where one side is all ties."""
-    x, y = (one - one.mean(-1, keepdim=True) for one in (ranks(a), ranks(b)))
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's, along the last axis; NaN where one side does not vary."""
+    x, y = (one - one.mean(-1, keepdim=True) for one in (x, y))
     size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
     return torch.where(size > 0, (x * y).sum(-1) / size, torch.nan)
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """The correlation of ranks along the last axis; NaN where one side is all ties."""
+    return correlation(ranks(a), ranks(b))
 
 
 def membership(values: Tensor, k: int) -> Tensor:

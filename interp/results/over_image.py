@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
-from interp.results.effects import Effects
 
 
-def over_image(effects: Effects, inputs: Inputs, *, row: int = 0, image: int = 0) -> Tensor:
+class OverPositions(Protocol):
+    """Numbers of cells that are sites times positions, `interp.patching.Effects` above all."""
+
+    @property
+    def positions(self) -> tuple[int, ...] | None:
+        """The position axis."""
+
+    @property
+    def values(self) -> Tensor:
+        """[site and position, example]."""
+
+
+def over_image(effects: OverPositions, inputs: Inputs, *, row: int = 0, image: int = 0) -> Tensor:
     """[site, patch row, patch column] of one example; nan where no token stands. Positions must be an axis."""
     if effects.positions is None:
         raise InputsError("these effects have no position axis: patch with positions='each'.")
@@ -28,7 +39,7 @@ def over_image(effects: Effects, inputs: Inputs, *, row: int = 0, image: int = 0
     return grid
 
 
-def plot_over_image(effects: Effects, inputs: Inputs, picture: Any = None, *, site: int = 0, **which: int) -> Any:
+def plot_over_image(effects: OverPositions, inputs: Inputs, picture: Any = None, *, site: int = 0, **which: int) -> Any:
     """A heat map of one site's effects by patch (plotly), over the picture (PIL or [row, column, 3]) if it is given."""
     import plotly.graph_objects as go
 

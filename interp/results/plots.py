@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from interp.results.effects import Effects
+from typing import Any
 
 WRITTEN = 200
 """Maps of at most this many cells show their numbers."""
 
 
-def figure_of(effects: Effects) -> Any:
-    """A map where the cells have two axes or more, the last one across; bars with intervals where they have one."""
-    array = effects.to_array()
-    return _bars(effects) if array.ndim == 1 else _map(array)
+def error_bars(frame: Any, column: str = "estimate") -> dict[str, Any]:
+    """The intervals of a table as plotly draws them; none where a row has none."""
+    above, below = frame["high"] - frame[column], frame[column] - frame["low"]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
-def _bars(effects: Effects) -> Any:
+def bars(frame: Any, names: Any) -> Any:
+    """The estimates of a table as bars with intervals."""
     import plotly.graph_objects as go
 
-    frame = effects.to_frame()
-    above, below = frame["high"] - frame["estimate"], frame["estimate"] - frame["low"]
-    error = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
-    names = frame["site"] if effects.positions is None else frame["position"]
-    return go.Figure(go.Bar(x=names, y=frame["estimate"], error_y=error)).update_layout(yaxis_title="effect")
+    bar = go.Bar(x=names, y=frame["estimate"], error_y=error_bars(frame))
+    return go.Figure(bar).update_layout(yaxis_title="effect")
 
 
-def _map(array: Any) -> Any:
+def map_of_effects(array: Any) -> Any:
+    """A labelled array of two axes or more as a map, the last axis across."""
     import plotly.graph_objects as go
 
     *down, across = array.dims

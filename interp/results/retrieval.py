@@ -11,20 +11,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.hooks.sites import parse
+from interp.hooks.head_names import head_place
 from interp.kernels.errors import InterpError
-from interp.saving import read, renamed, write
+from interp.results.heads_table import HeadResult, HeadTable
+from interp.results.intervals import mean_interval
+from interp.saving import renamed
 
-FORMAT = 1
-FILES = ("retrieval.safetensors", "retrieval.json")
 Mode = Literal["event", "set", "r2", "query"]
 CONVENTION = 0.1
 """What Wu et al. call a retrieval head: a convention, not a finding; `curve()` shows what other thresholds give."""
 
 
 @dataclass(frozen=True, eq=False)
-class RetrievalHeads:
+class RetrievalHeads(HeadResult):
     """`scores` [head, needle]: how much of each needle's answer a head copied, or what else `mode` says of it."""
+
+    STEM, TITLE = "retrieval", "retrieval score"
 
     sites: tuple[str, ...]
     scores: Tensor
@@ -55,37 +57,13 @@ class RetrievalHeads:
 
     def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Bootstrap interval of each head's score over needles."""
-        random, n = torch.Generator().manual_seed(seed), self.counted.shape[1]
-        picks = torch.randint(n, (draws, n), generator=random)
-        weights = torch.zeros(draws, n, dtype=torch.double)
-        weights.scatter_add_(1, picks, torch.full(picks.shape, 1 / n, dtype=torch.double))
-        bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
-        low, high = torch.quantile(self.counted @ weights.T, bounds, dim=1)
-        return low, high
+        return mean_interval(self.counted, level, draws=draws, seed=seed)
 
-    def to_frame(self) -> Any:
-        """One row a head: site, tower, layer, head, method, estimate (the score), low, high, frequency, needles
-        counted."""
-        import pandas
-
-        places = [parse(site) for site in self.sites]
-        low, high = self.interval()
-        return pandas.DataFrame(
-            {"site": self.sites, "tower": [p.tower or "text" for p in places],
-             "layer": [int(str(p.layers)) for p in places], "head": [int(str(p.heads)) for p in places],
-             "method": f"retrieval:{self.mode}" if self.mode else "retrieval", "estimate": self.mean, "low": low,
-             "high": high, "frequency": self.frequency, "n": self.counted.shape[1]}
-        )  # fmt: skip
-
-    def top(self, n: int = 10) -> Any:
-        """The n heads that copy most."""
-        return self.to_frame().sort_values("estimate", ascending=False, kind="stable").head(n)
-
-    def plot(self) -> Any:
-        """The scores as a map of layers x heads (plotly)."""
-        from interp.results.plots import map_of_heads
-
-        return map_of_heads(self.to_frame(), "retrieval score")
+    def tables(self) -> tuple[HeadTable, ...]:
+        """The scores over the needles that count, and how often a head copied anything."""
+        method = f"retrieval:{self.mode}" if self.mode else "retrieval"
+        towers = tuple(head_place(site).tower or "text" for site in self.sites)
+        return (HeadTable(self.sites, self.counted, method, towers, more={"frequency": self.frequency}),)
 
     def curve(self, thresholds: Sequence[float] | None = None) -> Any:
         """How many heads, and what share of them, score at least each threshold (0.05 to 1 unless given)."""
@@ -112,25 +90,11 @@ class RetrievalHeads:
         Retrieval_Head does, and `[["layer-head", score], ...]`, highest first, where the mode is "query" (QRHead)."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        places = [parse(site) for site in self.sites]
-        found = {f"{p.layers}-{p.heads}": row for p, row in zip(places, self.counted.tolist(), strict=True)}
+        places = [head_place(site) for site in self.sites]
+        found = {f"{p.layer}-{p.head}": row for p, row in zip(places, self.counted.tolist(), strict=True)}
         ranked = sorted(zip(found, self.mean.tolist(), strict=True), key=lambda pair: -pair[1])
         renamed(file, (json.dumps(ranked if self.mode == "query" else found) + "\n").encode())
         return file
-
-    def save(self, directory: str | Path) -> Path:
-        """Write `retrieval.safetensors`, its table, and `retrieval.json`; read back with `load` or `interp.open`."""
-        tensors = {"scores": self.scores, "kept": self.kept, "recall": self.recall}
-        about = {"format": FORMAT, "sites": self.sites, "mode": self.mode, "cells": [dict(c) for c in self.cells],
-                 "meta": dict(self.meta)}  # fmt: skip
-        return write(directory, tensors, about, names=FILES, table=self.to_frame())
-
-    @classmethod
-    def load(cls, directory: str | Path) -> RetrievalHeads:
-        """Read what `save` wrote."""
-        about, held = read(directory, FILES, FORMAT)
-        values = (held["scores"], held["kept"], held["recall"])
-        return cls(tuple(about["sites"]), *values, about["mode"], tuple(about["cells"]), about["meta"])
 
     def __repr__(self) -> str:
         best, above = int(self.mean.argmax()), int((self.mean >= CONVENTION).sum())

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
-from interp.hooks.sites import nearest, parse
+from interp.hooks.sites import nearest
 from interp.kernels.errors import InterpError
+from interp.results.heads_table import HeadResult, HeadTable, largest
 from interp.results.intervals import mean_interval
-from interp.saving import read, write
+from interp.results.plots import WRITTEN
 
-FORMAT = 1
 SURE = 0.5
 """Heads whose best value is at least this are named in the one-line summary: a convention of ours."""
 
 
 @dataclass(frozen=True, eq=False)
-class HeadRoles:
+class HeadRoles(HeadResult):
     """`values[kind]` [head, example]; kinds measured on random repeated tokens end in " @ repeated"."""
+
+    STEM = "roles"
 
     sites: tuple[str, ...]
     values: Mapping[str, Tensor]
@@ -52,22 +53,16 @@ class HeadRoles:
         return mean_interval(self._values(kind), level, draws=draws, seed=seed)
 
     def to_frame(self, kind: str | None = None) -> Any:
-        """One row per head and kind: site, tower, layer, head, method, estimate, low, high, n, note."""
-        import pandas
+        """One row per head and kind (or those of one kind), and the word on each head."""
+        return super().to_frame() if kind is None else self._table(kind).frame()
 
-        frames = [self._frame(one) for one in (self.kinds if kind is None else (kind,))]
-        return pandas.concat(frames, ignore_index=True)
+    def tables(self) -> list[HeadTable]:
+        """One a kind."""
+        return [self._table(kind) for kind in self.kinds]
 
-    def _frame(self, kind: str) -> Any:
-        import pandas
-
-        values, (low, high) = self._values(kind), self.interval(kind)
-        places = [parse(site) for site in self.sites]
-        return pandas.DataFrame(
-            {"site": self.sites, "tower": [p.tower for p in places], "layer": [int(str(p.layers)) for p in places],
-             "head": [int(str(p.heads)) for p in places], "method": kind, "estimate": values.mean(1), "low": low,
-             "high": high, "n": values.shape[1], "note": self.notes.get(kind, ("",) * len(self.sites))}
-        )  # fmt: skip
+    def _table(self, kind: str) -> HeadTable:
+        note = self.notes.get(kind, ("",) * len(self.sites))
+        return HeadTable(self.sites, self._values(kind), kind, more={"note": note})
 
     def table(self) -> Any:
         """Heads by kinds: the means."""
@@ -75,10 +70,9 @@ class HeadRoles:
 
         return pandas.DataFrame({kind: self.of(kind).numpy() for kind in self.kinds}, index=list(self.sites))
 
-    def top(self, n: int = 10, *, kind: str | None = None) -> Any:
-        """The n heads with most of one kind; without a kind, the n largest values of all."""
-        frame = self.to_frame(kind)
-        return frame.sort_values("estimate", ascending=False, kind="stable").head(n)
+    def top(self, n: int = 10, *, kind: str | None = None, method: str | None = None) -> Any:
+        """The n heads with most of one kind (which is its method); without one, the n largest values of all."""
+        return largest(self.to_frame(kind or method), n, by="high")
 
     def describe(self, site: str) -> dict[str, float]:
         """Everything that was measured of one head."""
@@ -92,25 +86,25 @@ class HeadRoles:
         import plotly.graph_objects as go
 
         table = self.table()
-        shown = {"texttemplate": "%{z:.2f}"} if table.size <= 200 else {}
+        shown = {"texttemplate": "%{z:.2f}"} if table.size <= WRITTEN else {}
         heat = go.Heatmap(z=table.values, x=list(table.columns), y=list(table.index), zmin=-1 if table.values.min() < 0
                           else 0, zmax=1, colorscale="Cividis", **shown)  # fmt: skip
         return go.Figure(heat).update_layout(yaxis_autorange="reversed", xaxis_title="kind", yaxis_title="head")
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `roles.safetensors`, `roles.parquet` and `roles.json`; read back with `interp.open`."""
-        about = {"format": FORMAT, "sites": self.sites, "kinds": self.kinds, "notes": dict(self.notes),
-                 "left_out": dict(self.left_out), "meta": dict(self.meta)}  # fmt: skip
-        names = ("roles.safetensors", "roles.json")
-        return write(directory, dict(self.values), about, names=names, table=self.to_frame())
+    def tensors(self) -> dict[str, Tensor]:
+        """The values by kind."""
+        return dict(self.values)
+
+    def facts(self) -> dict[str, Any]:
+        """With the kinds in order."""
+        return {**super().facts(), "kinds": self.kinds}
 
     @classmethod
-    def load(cls, directory: str | Path) -> HeadRoles:
-        """Read what `save` wrote."""
-        about, tensors = read(directory, ("roles.safetensors", "roles.json"), FORMAT)
-        notes = {kind: tuple(said) for kind, said in about["notes"].items()}
-        values = {kind: tensors[kind] for kind in about["kinds"]}
-        return cls(tuple(about["sites"]), values, notes, about["left_out"], about["meta"])
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """Values by kind again."""
+        values = {kind: tensors[kind] for kind in facts["kinds"]}
+        notes = {kind: tuple(said) for kind, said in facts["notes"].items()}
+        return super().restored({**facts, "values": values, "notes": notes}, {})
 
     def __repr__(self) -> str:
         best = {kind: (self.sites[int(self.of(kind).argmax())], float(self.of(kind).max())) for kind in self.kinds}

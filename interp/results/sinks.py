@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
-from interp.hooks.sites import parse
-from interp.results.intervals import interval, weights
-from interp.saving import read, write
+from interp.hooks.head_names import head_place, layer_number
+from interp.results.heads_table import HeadResult, HeadTable, largest, of_method
+from interp.results.intervals import mean_interval
 
-FORMAT = 1
 EPSILON = 0.3
 """What Gu et al. call a sink: a convention for 64 tokens, not a finding."""
+RANKED = ("estimate", "share", "first_mass", "learned", "later")
 
 
 @dataclass(frozen=True, eq=False)
-class Sinks:
+class Sinks(HeadResult):
     """Sink strength per head and example, token norms and the largest activations per layer."""
+
+    STEM, TITLE = "sinks", "weight on the first token"
 
     sites: tuple[str, ...]
     first: Tensor
@@ -51,8 +52,7 @@ class Sinks:
 
     def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Bootstrap interval of each head's alpha_1 over examples."""
-        shares = weights(tuple(map(str, range(self.first.shape[1]))), draws=draws, seed=seed)
-        return interval(shares @ self.first.double().T, level)
+        return mean_interval(self.first, level, draws=draws, seed=seed)
 
     def mask(self, epsilon: float = EPSILON) -> Tensor:
         """Bool [head, example, key]: the tokens each head rests on, alpha_k > epsilon, the first one and later ones."""
@@ -99,7 +99,7 @@ class Sinks:
         rows = []
         for site, norms in self.norms.items():
             bound, median = self._bound(norms, fence, times)
-            drawn = self._drawn(int(str(parse(site).layers)) + 1)
+            drawn = self._drawn(layer_number(site) + 1)
             for b, s in ((norms > bound) & (self.kind >= 0)).nonzero().tolist():
                 value, got = float(norms[b, s]), math.nan if drawn is None else float(drawn[b, s])
                 rows.append((site, b, s, self.kinds[int(self.kind[b, s])], value, value / median, got))
@@ -116,7 +116,7 @@ class Sinks:
         return max(math.exp(high + fence * (high - low)), times * median), median
 
     def _drawn(self, layer: int) -> Tensor | None:
-        at = [n for n, site in enumerate(self.sites) if int(str(parse(site).layers)) == layer]
+        at = [n for n, site in enumerate(self.sites) if head_place(site).layer == layer]
         if not at:
             return None
         return self.received[at].mean(0) * (self.kind >= 0).sum(1, keepdim=True)
@@ -140,55 +140,43 @@ class Sinks:
     def to_frame(self, epsilon: float = EPSILON) -> Any:
         """One row per head: alpha_1 averaged over examples (`estimate`) with its interval, the share of examples above
         epsilon, mass over all rows, the learned sink, and the strongest later key."""
-        import pandas
+        return self._table(epsilon).frame()
 
-        places, (low, high) = [parse(site) for site in self.sites], self.interval()
-        return pandas.DataFrame(
-            {"site": self.sites, "tower": [p.tower for p in places], "layer": [int(str(p.layers)) for p in places],
-             "head": [int(str(p.heads)) for p in places], "method": "sink", "estimate": self.first.mean(1),
-             "low": low, "high": high, "n": self.first.shape[1], "share": (self.first > epsilon).double().mean(1),
-             "first_mass": self.first_mass.mean(1), "learned": self.learned.mean(1),
-             "later": self._others().amax(2).mean(1)}
-        )  # fmt: skip
+    def tables(self) -> tuple[HeadTable, ...]:
+        """The one of alpha_1."""
+        return (self._table(EPSILON),)
 
-    def top(self, n: int = 10, *, by: str = "estimate") -> Any:
+    def _table(self, epsilon: float) -> HeadTable:
+        more = {
+            "share": (self.first > epsilon).double().mean(1), "first_mass": self.first_mass.mean(1),
+            "learned": self.learned.mean(1), "later": self._others().amax(2).mean(1),
+        }  # fmt: skip
+        return HeadTable(self.sites, self.first, "sink", more=more)
+
+    def top(self, n: int = 10, *, by: str = "estimate", method: str | None = None) -> Any:
         """The n heads with the most of one column of the table."""
-        frame = self.to_frame()
-        numbers = ["estimate", "share", "first_mass", "learned", "later"]
-        if by not in numbers:
-            raise InputsError(f"heads are ranked by {', '.join(numbers)}; got by={by!r}.")
-        return frame.sort_values(by, ascending=False, kind="stable").head(n)
+        if by not in RANKED:
+            raise InputsError(f"heads are ranked by {', '.join(RANKED)}; got by={by!r}.")
+        return largest(of_method(self.to_frame(), method), n, column=by, by="high")
 
-    def plot(self) -> Any:
-        """A map of alpha_1, layers x heads (plotly)."""
-        from interp.results.plots import map_of_heads
-
-        return map_of_heads(self.to_frame(), "weight on the first token")
-
-    def save(self, directory: str | Path) -> Path:
-        """Write `sinks.safetensors`, `sinks.parquet` and `sinks.json`; read back with `interp.open`."""
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        tensors |= {f"norms {site}": value for site, value in self.norms.items()}
+    def tensors(self) -> dict[str, Tensor]:
+        """Norms and activations by their site."""
+        found = super().tensors() | {f"norms {site}": value for site, value in self.norms.items()}
         for site, parts in self.activations.items():
-            tensors |= {f"activations {n} {site}": part for n, part in enumerate(parts)}
-        about = {"format": FORMAT, "sites": self.sites, "kinds": self.kinds, "layers": list(self.norms),
-                 "meta": dict(self.meta)}  # fmt: skip
-        return write(directory, tensors, about, names=("sinks.safetensors", "sinks.json"), table=self.to_frame())
+            found |= {f"activations {n} {site}": part for n, part in enumerate(parts)}
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """With the layers that have norms."""
+        return {**super().facts(), "layers": list(self.norms)}
 
     @classmethod
-    def load(cls, directory: str | Path) -> Sinks:
-        """Read what `save` wrote."""
-        about, found = read(directory, ("sinks.safetensors", "sinks.json"), FORMAT)
-        norms = {site: found[f"norms {site}"] for site in about["layers"]}
-        largest = {
-            site: (found[f"activations 0 {site}"], found[f"activations 1 {site}"], found[f"activations 2 {site}"])
-            for site in about["layers"]
-        }
-        held = {name: found[name] for name in TENSORS}
-        return cls(
-            sites=tuple(about["sites"]), kinds=tuple(about["kinds"]), norms=norms, activations=largest,
-            meta=about["meta"], **held,
-        )  # fmt: skip
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """Norms and activations by site again."""
+        own = {name: value for name, value in tensors.items() if " " not in name}
+        norms = {site: tensors[f"norms {site}"] for site in facts["layers"]}
+        largest_of = {site: tuple(tensors[f"activations {n} {site}"] for n in range(3)) for site in facts["layers"]}
+        return super().restored({**facts, "norms": norms, "activations": largest_of}, own)
 
     def __repr__(self) -> str:
         best = int(self.first.mean(1).argmax())
@@ -196,6 +184,3 @@ class Sinks:
             f"Sinks of {len(self.sites)} heads on {self.first.shape[1]} examples; {self.metric():.0%} above {EPSILON};"
             f" strongest {self.sites[best]} {float(self.first[best].mean()):.3f}"
         )
-
-
-TENSORS = ("first", "first_mass", "learned", "received", "start", "kind")

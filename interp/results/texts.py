@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.saving import read, renamed, write
-
-FORMAT = 1
-FILES = ("influence.safetensors", "influence.json")
+from interp.results.saved import Saved
+from interp.saving import renamed
 
 
 @dataclass(frozen=True, eq=False)
-class Influence:
+class Influence(Saved):
     """Losses per text [text]: bare, with the heads masked, and with sets of random heads masked [draw, text]."""
+
+    STEM = "influence"
 
     base: Tensor
     masked: Tensor
@@ -90,19 +90,6 @@ class Influence:
         said = f" ({', '.join(notes)})" if notes else ""
         mean = f"mean score {float(score.nanmean()):+.3g}{beside}"
         return f"Influence of {len(self.heads)} heads on {len(score)} texts{said}: {mean}"
-
-    def save(self, directory: str | Path) -> Path:
-        """Write `influence.safetensors`, its table, and `influence.json`; read back with `load` or `interp.open`."""
-        tensors = {name: getattr(self, name) for name in ("base", "masked", "random", "tokens", "cut")}
-        about = {"format": FORMAT, "heads": self.heads, "random_heads": self.random_heads, "meta": dict(self.meta)}
-        return write(directory, tensors, about, names=FILES, table=self.to_frame())
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Influence:
-        """Read what `save` wrote."""
-        about, held = read(directory, FILES, FORMAT)
-        return cls(**held, heads=tuple(about["heads"]), random_heads=tuple(map(tuple, about["random_heads"])),
-                   meta=about["meta"])  # fmt: skip
 
 
 def _relative(masked: Tensor, base: Tensor) -> Tensor:

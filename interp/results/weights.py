@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
-from interp.saving import read, write
+from interp.results.heads_table import HeadResult, HeadTable
 
-FORMAT = 1
 VOCABULARY, RESIDUAL = "copying eigenvalues (vocabulary)", "copying eigenvalues (residual)"
 ROOMS = ("scores", "eigenvalues", "pairs", "composition", "baseline")
 """The fields that hold tensors by name."""
 
 
 @dataclass(frozen=True, eq=False)
-class HeadCircuits:
+class HeadCircuits(HeadResult):
     """`scores[method]` [head]; `composition[side]` [sender, receiver], 0 where the sender is not earlier."""
+
+    STEM = "circuits"
 
     sites: tuple[str, ...]
     scores: Mapping[str, Tensor]
@@ -39,27 +38,14 @@ class HeadCircuits:
     left_out: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_frame(self) -> Any:
-        """One row per head and score: site, tower, layer, head, method, estimate, low, high, n. Weights have no
-        examples, so n is 0 and the interval is the value."""
-        import pandas
-
-        places = [parse(site) for site in self.sites]
+    def tables(self) -> list[HeadTable]:
+        """One a score. Weights have no examples, so n is 0 and there is no interval."""
         scores = dict(self.scores) | ({} if self.own is None else {"raises itself most": self.own})
-        rows = [
-            {"site": site, "tower": p.tower, "layer": int(str(p.layers)), "head": int(str(p.heads)), "method": method,
-             "estimate": float(values[n]), "low": float(values[n]), "high": float(values[n]), "n": 0}
-            for method, values in scores.items() for n, (site, p) in enumerate(zip(self.sites, places, strict=True))
-        ]  # fmt: skip
-        return pandas.DataFrame(rows)
-
-    def top(self, n: int = 10, *, method: str | None = None) -> Any:
-        """The n heads with the highest copying score."""
-        frame = self.to_frame()
-        name = method if method is not None else next(iter(self.scores))
-        if name not in set(frame["method"]):
-            raise InterpError(f"no score {name!r}; there are {', '.join(frame['method'].unique())}.")
-        return frame[frame["method"] == name].sort_values("estimate", ascending=False, kind="stable").head(n)
+        nothing = torch.full((len(self.sites),), torch.nan)
+        return [
+            HeadTable(self.sites, nothing[:, None][:, :0], name, estimate=value, ends=(nothing, nothing))
+            for name, value in scores.items()
+        ]
 
     def tokens(self, site: str | None = None) -> Any:
         """What a head promotes and suppresses most: source token, target token, logit less the mean over the
@@ -115,25 +101,22 @@ class HeadCircuits:
                           colorscale="RdBu")  # fmt: skip
         return go.Figure(heat).update_layout(xaxis_title="receiver", yaxis_title="sender", yaxis_autorange="reversed")
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `circuits.safetensors`, `circuits.parquet` and `circuits.json`; read back with `interp.open`."""
-        tensors = {f"{room}/{name}": _plain(value) for room in ROOMS for name, value in getattr(self, room).items()}
-        tensors |= {} if self.own is None else {"own": self.own}
-        order = {room: list(getattr(self, room)) for room in ROOMS}
-        about = {"format": FORMAT, "sites": self.sites, "order": order, "names": dict(self.names),
-                 "left_out": dict(self.left_out), "meta": dict(self.meta)}  # fmt: skip
-        names = ("circuits.safetensors", "circuits.json")
-        return write(directory, tensors, about, names=names, table=self.to_frame())
+    def tensors(self) -> dict[str, Tensor]:
+        """By room and name; complex numbers as pairs."""
+        found = {f"{room}/{name}": _plain(value) for room in ROOMS for name, value in getattr(self, room).items()}
+        return found | super().tensors()
+
+    def facts(self) -> dict[str, Any]:
+        """With the order of what is in each room."""
+        return {**super().facts(), "order": {room: list(getattr(self, room)) for room in ROOMS}}
 
     @classmethod
-    def load(cls, directory: str | Path) -> HeadCircuits:
-        """Read what `save` wrote."""
-        about, tensors = read(directory, ("circuits.safetensors", "circuits.json"), FORMAT)
-        held = {room: {name: tensors[f"{room}/{name}"] for name in about["order"][room]} for room in ROOMS}
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """Tensors by room again."""
+        held = {room: {name: tensors[f"{room}/{name}"] for name in facts["order"][room]} for room in ROOMS}
         held["eigenvalues"] = {name: torch.view_as_complex(value) for name, value in held["eigenvalues"].items()}
-        known = {int(i): name for i, name in about["names"].items()}
-        return cls(sites=tuple(about["sites"]), own=tensors.get("own"), names=known, left_out=about["left_out"],
-                   meta=about["meta"], **held)  # fmt: skip
+        known = {int(i): name for i, name in facts["names"].items()}
+        return super().restored({**facts, **held, "names": known, "own": tensors.get("own")}, {})
 
     def __repr__(self) -> str:
         name, values = next(iter(self.scores.items()))

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -26,23 +25,22 @@ from interp.hooks.errors import InputsError
 from interp.hooks.head_names import by_layer, heads_at, spelled_together
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
-from interp.hooks.sites import Site, parse
+from interp.hooks.sites import Site
 from interp.provenance import about
 from interp.results.edited import EditedScores
-from interp.results.intervals import interval, weights
-from interp.saving import read, write
+from interp.results.heads_table import HeadResult, HeadTable
+from interp.results.intervals import mean_interval
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model
 
-FORMAT = 1
-TENSORS = ("effects", "sinks", "kept", "before", "after", "random", "every")
-
 
 @dataclass(frozen=True, eq=False)
-class Act:
+class Act(HeadResult):
     """What calibrating each head does to the metric, which heads are kept, and what these do on other data."""
+
+    STEM, TITLE = "act", "gain"
 
     sites: tuple[str, ...]
     effects: Tensor
@@ -68,16 +66,9 @@ class Act:
         """Held out: what the kept heads add to the metric."""
         return float((self.after - self.before).mean())
 
-    def to_frame(self) -> Any:
-        """One row per head: its gain where heads were chosen, with interval, its sinks, and whether it is kept."""
-        import pandas
-
-        places, (low, high) = [parse(site) for site in self.sites], _intervals(self.effects)
-        return pandas.DataFrame(
-            {"site": self.sites, "tower": [p.tower for p in places], "layer": [int(str(p.layers)) for p in places],
-             "head": [int(str(p.heads)) for p in places], "method": "act", "estimate": self.effects.mean(1),
-             "low": low, "high": high, "n": self.effects.shape[1], "sinks": self.sinks, "kept": self.kept}
-        )  # fmt: skip
+    def tables(self) -> tuple[HeadTable, ...]:
+        """The gain of each head where heads were chosen, its sinks, and whether it is kept."""
+        return (HeadTable(self.sites, self.effects, "act", more={"sinks": self.sinks, "kept": self.kept}),)
 
     def judged(self) -> Any:
         """Held out, one row each: gains of the kept heads, of random ones and of all that have sinks, with interval."""
@@ -85,34 +76,20 @@ class Act:
 
         sides = {"kept": self.after, "random": self.random.mean(0), "every": self.every}
         gains = torch.stack([side - self.before for side in sides.values()])
-        low, high = _intervals(gains)
+        low, high = mean_interval(gains)
         return pandas.DataFrame(
             {"heads": list(sides), "estimate": gains.mean(1), "low": low, "high": high, "n": len(self.before)}
         )
 
-    def top(self, n: int = 10) -> Any:
-        """The n heads that gain most."""
-        return self.to_frame().sort_values("estimate", ascending=False, kind="stable").head(n)
-
-    def plot(self) -> Any:
-        """A map of gains, layers x heads (plotly)."""
-        from interp.results.plots import map_of_heads
-
-        return map_of_heads(self.to_frame(), "gain")
-
-    def save(self, directory: str | Path) -> Path:
-        """Write `act.safetensors`, `act.parquet` and `act.json`; read back with `interp.open`."""
-        about = {"format": FORMAT, "sites": self.sites, "meta": dict(self.meta)}
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        return write(directory, tensors, about, names=("act.safetensors", "act.json"), table=self.to_frame())
+    def facts(self) -> dict[str, Any]:
+        """Without the edits, which are said by what is kept and how."""
+        return {name: value for name, value in super().facts().items() if name != "edits"}
 
     @classmethod
-    def load(cls, directory: str | Path) -> Act:
-        """Read what `save` wrote."""
-        about, found = read(directory, ("act.safetensors", "act.json"), FORMAT)
-        sites, meta = tuple(about["sites"]), about["meta"]
-        some = [site for site, kept in zip(sites, found["kept"].tolist(), strict=True) if kept]
-        return cls(sites=sites, edits=_edits(some, **meta["calibrate"]), meta=meta, **found)
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """With the kept heads' edits."""
+        some = [site for site, kept in zip(facts["sites"], tensors["kept"].tolist(), strict=True) if kept]
+        return super().restored({**facts, "edits": _edits(some, **facts["meta"]["calibrate"])}, tensors)
 
     def __repr__(self) -> str:
         return (
@@ -155,7 +132,7 @@ def act(
             for site, count in zip(sites, counts.tolist(), strict=True)
         ]
     )
-    kept = (_intervals(effects)[0] if sure else effects.mean(1)) > 0
+    kept = (mean_interval(effects)[0] if sure else effects.mean(1)) > 0
     able = [site for site, count in zip(sites, counts.tolist(), strict=True) if count]
     chosen = [site for site, here in zip(sites, kept.tolist(), strict=True) if here]
     others = EditedScores(model, judged.clean, judged.metric)
@@ -198,8 +175,3 @@ def _random(able: list[str], count: int, draws: int, seed: int) -> list[list[str
     random = torch.Generator().manual_seed(seed)
     picks = [torch.randperm(len(able), generator=random)[:count].sort().values.tolist() for _ in range(draws)]
     return [[able[n] for n in some] for some in picks]
-
-
-def _intervals(values: Tensor) -> tuple[Tensor, Tensor]:
-    shares = weights(tuple(map(str, range(values.shape[1]))), draws=1000, seed=0)
-    return interval(shares @ values.double().T)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,19 +27,19 @@ from interp.hooks.sites import Site, parse
 from interp.metrics.judge import Metric
 from interp.provenance import about
 from interp.results.edited import EditedScores
-from interp.results.intervals import interval, weights
+from interp.results.intervals import mean_interval
+from interp.results.saved import Saved
 from interp.results.sinks import EPSILON, Sinks
-from interp.saving import read, write
 
 if TYPE_CHECKING:
     from interp.model import Model
 
-FORMAT = 1
-
 
 @dataclass(frozen=True, eq=False)
-class SinkKnockout:
+class SinkKnockout(Saved):
     """Effects of hiding sinks [example] and of hiding random tokens [draw, example]."""
+
+    STEM = "sink_knockout"
 
     heads: tuple[str, ...]
     """The heads that have sinks in some example."""
@@ -63,8 +62,7 @@ class SinkKnockout:
         import pandas
 
         values = torch.stack([self.sinks, self.random.mean(0), self.sinks - self.random.mean(0)])
-        shares = weights(tuple(map(str, range(len(self.base)))), draws=1000, seed=0)
-        low, high = interval(shares @ values.T)
+        low, high = mean_interval(values)
         return pandas.DataFrame(
             {"hidden": ["sinks", "random", "difference"], "estimate": values.mean(1), "low": low, "high": high,
              "n": len(self.base), "weight": [*self.weight, self.weight[0] - self.weight[1]]}
@@ -77,20 +75,6 @@ class SinkKnockout:
         figure = go.Figure(go.Histogram(x=self.random.mean(1).tolist(), name="random tokens"))
         figure.add_vline(x=float(self.sinks.mean()), annotation_text="sinks")
         return figure.update_layout(xaxis_title="effect", yaxis_title="draws")
-
-    def save(self, directory: str | Path) -> Path:
-        """Write `sink_knockout.safetensors`, `.parquet` and `.json`; read back with `interp.open`."""
-        about = {"format": FORMAT, "heads": self.heads, "tokens": self.tokens, "weight": self.weight,
-                 "meta": dict(self.meta)}  # fmt: skip
-        tensors = {"base": self.base, "sinks": self.sinks, "random": self.random}
-        names = ("sink_knockout.safetensors", "sink_knockout.json")
-        return write(directory, tensors, about, names=names, table=self.to_frame())
-
-    @classmethod
-    def load(cls, directory: str | Path) -> SinkKnockout:
-        """Read what `save` wrote."""
-        about, found = read(directory, ("sink_knockout.safetensors", "sink_knockout.json"), FORMAT)
-        return cls(tuple(about["heads"]), about["tokens"], weight=tuple(about["weight"]), meta=about["meta"], **found)
 
     def __repr__(self) -> str:
         return (

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from interp.results.plots import WRITTEN
 
-if TYPE_CHECKING:
-    from interp.heads.measures.table import Importance
 
-
-def figure_of(found: Importance) -> Any:
-    """A map, measures down and heads across; rows are scaled by their largest magnitude, numbers are as measured."""
+def figure_of(values: Tensor, methods: Sequence[str], sites: Sequence[str]) -> Any:
+    """A map of estimates [measure, head], measures down and heads across; rows are scaled by their largest magnitude,
+    numbers are as measured."""
     import plotly.graph_objects as go
 
-    values = torch.stack([found.estimate(name) for name in found.methods])
     scaled = values / values.abs().amax(1, keepdim=True).clamp(min=1e-30)
     shown = {"texttemplate": "%{customdata:.2g}"} if values.numel() <= WRITTEN else {}
     heat = go.Heatmap(
-        z=scaled.numpy(), customdata=values.numpy(), x=list(found.sites), y=list(found.methods), zmin=-1, zmax=1,
+        z=scaled.numpy(), customdata=values.numpy(), x=list(sites), y=list(methods), zmin=-1, zmax=1,
         colorscale="RdBu", hovertemplate="%{x} by %{y}: %{customdata:.4g}<extra></extra>",
         colorbar_title="of the largest", **shown,
     )  # fmt: skip

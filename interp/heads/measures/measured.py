@@ -41,6 +41,11 @@ class Measured:
                 head = int((~torch.isfinite(values)).any(1).nonzero()[0])
                 raise ModelError(f"by={self.method!r} is not finite at head number {head}: nothing can be ranked.")
 
+    @property
+    def count(self) -> int:
+        """How many examples (or seeds) an estimate is made of, on the side that has fewer."""
+        return min(one.shape[1] for one in (self.values, self.other) if one is not None)
+
     def estimates(self, shares: Tensor, layers: Tensor, others: Tensor | None = None) -> Tensor:
         """[draw, head] from each draw's shares of the examples [draw, example]; `layers` [head] numbers the layers."""
         mean = shares @ self.values.T

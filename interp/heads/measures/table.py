@@ -6,27 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from interp.heads.measures.drawing import figure_of
 from interp.heads.measures.measured import Measured
-from interp.hooks.sites import parse
+from interp.hooks.head_names import layer_name
 from interp.kernels.errors import InterpError
 from interp.results import intervals as bootstrap
-from interp.saving import read, write
+from interp.results.heads_table import HeadResult, HeadTable, largest, places
 
-FORMAT = 1
 DRAWS = 1000
-NAMES = ("importance.safetensors", "importance.json")
 TOP = 10
+HELD = ("values", "other", "seeds")
+"""Tensors of a measure."""
+SAID = ("method", "order", "reduce", "unit", "other_groups", "passes", "notes")
+"""What else is kept of it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Importance:
+class Importance(HeadResult):
     """One `Measured` a method over the same heads and examples."""
+
+    STEM = "importance"
 
     sites: tuple[str, ...]
     towers: tuple[str, ...]
@@ -53,7 +57,7 @@ class Importance:
 
     @cached_property
     def _layers(self) -> Tensor:
-        names = [site.rpartition(".H")[0] for site in self.sites]
+        names = [layer_name(site) for site in self.sites]
         numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
         return torch.tensor([numbers[name] for name in names])
 
@@ -66,7 +70,7 @@ class Importance:
 
     def _drawn(self, one: Measured) -> Tensor:
         """[draw, head]; measures on the same examples are drawn together."""
-        own = self.groups if one.unit == "example" else tuple(map(str, range(one.values.shape[1])))
+        own = self.groups if one.unit == "example" else bootstrap.apart(one.values.shape[1])
         shares = bootstrap.weights(own, draws=DRAWS, seed=self.seed)
         others = None
         if one.other is not None:
@@ -84,33 +88,23 @@ class Importance:
         ranked = estimate if signed and one.order == "abs" else one.oriented(estimate)
         return dict(zip(self.sites, ranked.tolist(), strict=True))
 
-    def to_frame(self) -> Any:
-        """One row per measure and head: site, tower, layer, head, method, estimate, low, high, n, rank (1 is first)."""
-        import pandas
+    def tables(self) -> list[HeadTable]:
+        """One a measure, with its ranks: 1 is first."""
+        return [self._table(one) for one in self.measures]
 
-        parts = []
-        for one in self.measures:
-            estimate = self._whole(one)
-            low, high = bootstrap.interval(self._drawn(one))
-            rank = bootstrap.ranks(one.oriented(estimate))
-            numbers = {"estimate": estimate, "low": low, "high": high, "n": one.values.shape[1], "rank": rank}
-            parts.append(pandas.DataFrame({**self._places(), "method": one.method, **numbers}))
-        return pandas.concat(parts, ignore_index=True)
-
-    def _places(self) -> dict[str, list[Any]]:
-        found = [parse(site) for site in self.sites]
-        return {
-            "site": list(self.sites),
-            "tower": list(self.towers),
-            "layer": [int(str(place.layers)) for place in found],
-            "head": [int(str(place.heads)) for place in found],
-        }
+    def _table(self, one: Measured) -> HeadTable:
+        estimate = self._whole(one)
+        more = {"rank": bootstrap.ranks(one.oriented(estimate))}
+        ends = bootstrap.interval(self._drawn(one), n=one.count)
+        return HeadTable(self.sites, one.values, one.method, self.towers, estimate=estimate, ends=ends, more=more)
 
     def wide(self) -> Any:
         """One row per head, one column of estimates per measure."""
         import pandas
 
-        return pandas.DataFrame({**self._places(), **{one.method: self._whole(one) for one in self.measures}})
+        return pandas.DataFrame(
+            {**places(self.sites, self.towers), **{one.method: self._whole(one) for one in self.measures}}
+        )
 
     def ranks(self, *, k: int | None = None) -> Any:
         """One row per measure and head, in order: its rank, the rank's interval over bootstrap draws, the share of
@@ -120,7 +114,7 @@ class Importance:
         k, parts = self._count(k), []
         for one in self.measures:
             drawn = one.oriented(self._drawn(one))
-            low, high = bootstrap.interval(bootstrap.ranks(drawn))
+            low, high = bootstrap.interval(bootstrap.ranks(drawn), n=one.count)
             first = bootstrap.membership(drawn, k).mean(0)
             seeds: dict[str, Any] = {"seed_low": torch.nan, "seed_high": torch.nan}
             if one.seeds is not None:
@@ -149,8 +143,9 @@ class Importance:
         rows = []
         for a, b in combinations(self.measures, 2):
             (x, xs), (y, ys) = kept[a.method], kept[b.method]
-            low, high = (float(v) for v in bootstrap.interval(bootstrap.spearman(xs, ys)))
-            least, most = (float(v) for v in bootstrap.interval(bootstrap.overlap(xs, ys, k)))
+            n = min(a.count, b.count)
+            low, high = map(float, bootstrap.interval(bootstrap.spearman(xs, ys), n=n))
+            least, most = map(float, bootstrap.interval(bootstrap.overlap(xs, ys, k), n=n))
             rows.append(
                 {"a": a.method, "b": b.method, "spearman": float(bootstrap.spearman(x, y)), "low": low, "high": high,
                  "k": k, "overlap": float(bootstrap.overlap(x, y, k)), "overlap_low": least, "overlap_high": most,
@@ -178,52 +173,45 @@ class Importance:
             for name in dict.fromkeys(self.classes):
                 rows = [n for n, mine in enumerate(self.classes) if mine == name]
                 values = one.values[:, rows]
-                shares = bootstrap.weights(tuple(self.groups[n] for n in rows), draws=DRAWS, seed=self.seed)
-                low, high = bootstrap.interval(shares @ values.T)
-                numbers = {"estimate": values.mean(1), "low": low, "high": high, "n": len(rows)}
-                parts.append(pandas.DataFrame({**self._places(), "method": one.method, "class": name, **numbers}))
+                own = tuple(self.groups[n] for n in rows)
+                ends = bootstrap.mean_interval(values, draws=DRAWS, seed=self.seed, groups=own)
+                parts.append(
+                    HeadTable(self.sites, values, one.method, self.towers, ends=ends, more={"class": name}).frame()
+                )
         return pandas.concat(parts, ignore_index=True)
 
     def top(self, n: int = 10, *, method: str | None = None) -> Any:
         """The n heads that a measure (the first unless named) ranks first."""
-        name = self.measure(self.methods[0] if method is None else method).method
-        frame = self.to_frame()
-        return frame[frame["method"] == name].sort_values("rank", kind="stable").head(n)
+        one = self.measure(self.methods[0] if method is None else method)
+        return largest(self._table(one).frame(), n, column="rank", by="low")
 
     def plot(self) -> Any:
         """Heads across, measures down, each row on its own scale with its largest magnitude 1 (plotly)."""
-        from interp.heads.measures.drawing import figure_of
-
-        return figure_of(self)
+        return figure_of(torch.stack([self._whole(one) for one in self.measures]), self.methods, self.sites)
 
     def __repr__(self) -> str:
         best = self.top(1).iloc[0]
         return (
             f"Importance of {len(self.sites)} heads by {', '.join(self.methods)} on {len(self.groups)} examples; first"
-            f" by {best['method']}: {best['site']} {best['estimate']:+.4g} [{best['low']:.4g}, {best['high']:.4g}]"
+            f" by {best['method']}: {best['site']} {best['estimate']:+.4g}"
+            f"{bootstrap.spanned(best['low'], best['high'], '.4g')}"
         )
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `importance.safetensors`, `.parquet` and `.json`; read back with `Importance.load`."""
-        tensors, said = {}, []
-        for n, one in enumerate(self.measures):
-            for name in ("values", "other", "seeds"):
-                if (value := getattr(one, name)) is not None:
-                    tensors[f"{n}.{name}"] = value
-            plain = ("method", "order", "reduce", "unit", "other_groups", "passes", "notes")
-            said.append({name: getattr(one, name) for name in plain})
-        about = {"format": FORMAT, "sites": self.sites, "towers": self.towers, "measures": said, "groups": self.groups,
-                 "classes": self.classes, "seed": self.seed, "meta": dict(self.meta)}  # fmt: skip
-        return write(directory, tensors, about, names=NAMES, table=self.to_frame())
+    def tensors(self) -> dict[str, Tensor]:
+        """By the number of the measure."""
+        named = {f"{n}.{name}": getattr(one, name) for n, one in enumerate(self.measures) for name in HELD}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """What is said of each measure."""
+        said = [{name: getattr(one, name) for name in SAID} for one in self.measures]
+        return {**super().facts(), "measures": said}
 
     @classmethod
-    def load(cls, directory: str | Path) -> Importance:
-        """Read what `save` wrote."""
-        about, held = read(directory, NAMES, FORMAT)
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """Measures with their tensors again."""
         measures = []
-        for n, said in enumerate(about["measures"]):
-            said["other_groups"] = tuple(said["other_groups"])
-            other, seeds = (held.get(f"{n}.{name}") for name in ("other", "seeds"))
-            measures.append(Measured(values=held[f"{n}.values"], other=other, seeds=seeds, **said))
-        lists = {name: tuple(about[name]) for name in ("sites", "towers", "groups", "classes")}
-        return cls(measures=tuple(measures), meta=about["meta"], seed=about["seed"], **lists)
+        for n, said in enumerate(facts["measures"]):
+            held = {name: tensors.get(f"{n}.{name}") for name in HELD}
+            measures.append(Measured(**{**said, **held, "other_groups": tuple(said["other_groups"])}))
+        return super().restored({**facts, "measures": tuple(measures)}, {})

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from interp.heads.patterns.embed import plane
-from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
-from interp.results.intervals import mean_interval
-from interp.saving import read, write
-
-FORMAT = 1
-TENSORS = ("codes", "labels", "settled", "maps", "profile")
+from interp.results.heads_table import HeadResult, HeadTable, places
 
 
 @dataclass(frozen=True, eq=False)
-class Atlas:
+class Atlas(HeadResult):
     """Heads as points [head, example, dims], their clusters, and what was measured of their patterns."""
+
+    STEM = "atlas"
 
     sites: tuple[str, ...]
     codes: Tensor
@@ -67,31 +63,22 @@ class Atlas:
         """One row per head: site, tower, layer, head, cluster, settled, place in the plane, means of all measures."""
         import pandas
 
-        places, flat = [parse(site) for site in self.sites], plane(self.points)
-        return pandas.DataFrame(
-            {"site": self.sites, "tower": [p.tower for p in places], "layer": [int(str(p.layers)) for p in places],
-             "head": [int(str(p.heads)) for p in places], "cluster": self.labels, "settled": self.settled,
-             "x": flat[:, 0], "y": flat[:, 1], **{name: value.mean(1) for name, value in self.values.items()}}
-        )  # fmt: skip
+        flat = plane(self.points)
+        means = {name: value.mean(1) for name, value in self.values.items()}
+        numbers = {"cluster": self.labels, "settled": self.settled, "x": flat[:, 0], "y": flat[:, 1]}
+        return pandas.DataFrame({**places(self.sites), **numbers, **means})
 
-    def to_frame(self) -> Any:
-        """One row per head and measure: site, tower, layer, head, method, estimate, low, high, n, cluster."""
-        import pandas
+    def tables(self) -> list[HeadTable]:
+        """One a measure, with each head's cluster."""
+        more = {"cluster": self.labels}
+        return [HeadTable(self.sites, values, name, more=more) for name, values in self.values.items()]
 
-        heads, n = self.heads()[["site", "tower", "layer", "head", "cluster"]], self.codes.shape[1]
-        frames = []
-        for name, values in self.values.items():
-            low, high = mean_interval(values)
-            told = {"estimate": values.mean(1).numpy(), "low": low.numpy(), "high": high.numpy()}
-            frames.append(heads.assign(method=name, **told, n=n))
-        return pandas.concat(frames, ignore_index=True)
-
-    def top(self, n: int = 10, *, by: str = "distance") -> Any:
+    def top(self, n: int = 10, *, by: str = "distance", method: str | None = None) -> Any:
         """The n heads with most of one measure."""
-        if by not in self.values:
-            raise InterpError(f"no measure {by!r}{self._why(by)}; there are {', '.join(self.values)}.")
-        frame = self.to_frame()
-        return frame[frame["method"] == by].sort_values("estimate", ascending=False, kind="stable").head(n)
+        name = method or by
+        if name not in self.values:
+            raise InterpError(f"no measure {name!r}{self._why(name)}; there are {', '.join(self.values)}.")
+        return super().top(n, method=name)
 
     def _why(self, name: str) -> str:
         return f" ({self.left_out[name]})" if name in self.left_out else ""
@@ -130,24 +117,21 @@ class Atlas:
         return go.Figure(heat).update_layout(xaxis_title="key, in bins", yaxis_title="row, in bins",
                                              yaxis_autorange="reversed", title=site)  # fmt: skip
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `atlas.safetensors`, `atlas.parquet` and `atlas.json`; read back with `interp.open`."""
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        tensors |= {f"values/{name}": value for name, value in self.values.items()}
-        about = {"format": FORMAT, "sites": self.sites, "bands": self.bands, "measures": list(self.values),
-                 "explained": self.explained, "left_out": dict(self.left_out), "meta": dict(self.meta)}  # fmt: skip
-        return write(directory, tensors, about, names=("atlas.safetensors", "atlas.json"), table=self.to_frame())
+    def tensors(self) -> dict[str, Tensor]:
+        """Measures by their name."""
+        return super().tensors() | {f"values/{name}": value for name, value in self.values.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """With the measures in order."""
+        return {**super().facts(), "measures": list(self.values)}
 
     @classmethod
-    def load(cls, directory: str | Path) -> Atlas:
-        """Read what `save` wrote."""
-        about, tensors = read(directory, ("atlas.safetensors", "atlas.json"), FORMAT)
-        bands = tuple((int(low), int(high)) for low, high in about["bands"])
-        values = {name: tensors[f"values/{name}"] for name in about["measures"]}
-        explained = (float(about["explained"][0]), float(about["explained"][1]))
-        held = {name: tensors[name] for name in TENSORS}
-        return cls(sites=tuple(about["sites"]), **held, bands=bands, values=values, explained=explained,
-                   left_out=about["left_out"], meta=about["meta"])  # fmt: skip
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """Measures by name again."""
+        own = {name: value for name, value in tensors.items() if "/" not in name}
+        return super().restored(
+            {**facts, "values": {name: tensors[f"values/{name}"] for name in facts["measures"]}}, own
+        )
 
     def __repr__(self) -> str:
         sizes = torch.bincount(self.labels).tolist()
