@@ -94,7 +94,7 @@ def agree(
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
+class _Compared:
     model: Model
     x: Inputs
     metric: Metric
@@ -191,7 +191,7 @@ class _Asked:
         return [str(Site(self.sites[0].tower, layer, "attention")) for layer in layers]
 
 
-def _asked(model: Model, inputs: Any, metric: Metric, heads: str, rows: Positions | None, keys: Positions) -> _Asked:
+def _asked(model: Model, inputs: Any, metric: Metric, heads: str, rows: Positions | None, keys: Positions) -> _Compared:
     anatomy, x = model.ready(), model.inputs(inputs)
     chosen = expanded(model, [heads if heads.endswith(".z") else f"{heads}.z"])
     sites = list(dict.fromkeys(site.whole for site in chosen))
@@ -207,7 +207,7 @@ def _asked(model: Model, inputs: Any, metric: Metric, heads: str, rows: Position
     row_mask = tower_inputs(x, sites[0]).mask(default if rows is None else rows).cpu()
     key_site = Site(sites[0].tower, sites[0].layer, "k")
     key_mask = tower_inputs(x, key_site, cross=cross).mask(keys).cpu()
-    return _Asked(model, x, metric, sites, chosen, cross, row_mask, key_mask)
+    return _Compared(model, x, metric, sites, chosen, cross, row_mask, key_mask)
 
 
 def _keys(call: Call, dz: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

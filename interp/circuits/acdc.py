@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.circuits.circuit import Circuit
-from interp.circuits.graph.changes import Pair
+from interp.circuits.graph.changes import GraphPair
 from interp.circuits.graph.running import Ablation, Runner
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
@@ -40,7 +40,7 @@ def acdc(
     D when it was visited, NaN where nobody listened."""
     if not threshold > 0:
         raise InputsError(f"a threshold is positive: edges that change D by less go; got {threshold!r}.")
-    pair = Pair(model, base, source, metric, tower)
+    pair = GraphPair(model, base, source, metric, tower)
     runner, graph = Runner(pair, ablation), pair.graph
     sign = -1.0 if float(runner.base.mean()) >= float(runner.source.double().mean()) else 1.0
     kept, scores = graph.exists.clone(), torch.full(graph.exists.shape, torch.nan, dtype=torch.float64)

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from interp.circuits.drawing import svg
+from interp.circuits.files import read_edges, write_edges
 from interp.circuits.graph.nodes import Graph
 from interp.hooks.errors import SiteError
 from interp.hooks.sites import nearest
@@ -108,8 +110,6 @@ class Circuit:
 
     def draw(self, path: str | Path | None = None, *, title: str = "Circuit") -> str:
         """An SVG of its nodes and edges; also written to `path`, if given."""
-        from interp.circuits.drawing import svg
-
         made = svg(self, title)
         if path is not None:
             Path(path).write_text(made, encoding="utf-8")
@@ -117,16 +117,13 @@ class Circuit:
 
     def save(self, path: str | Path) -> Path:
         """Write a `.json` or `.pt` file as EAP-IG does."""
-        from interp.circuits.files import write
-
-        return write(self, Path(path))
+        return write_edges(Path(path), self.graph, self.mask, self.scores)
 
     @classmethod
     def load(cls, path: str | Path, *, graph: Graph | None = None) -> Circuit:
         """Read a `.json` or `.pt` file of EAP-IG or MIB; `graph` is the model's, needed where kv heads are shared."""
-        from interp.circuits.files import circuit
-
-        return circuit(path, graph=graph)
+        own, mask, scores = read_edges(path, graph=graph)
+        return cls(own, mask, "edge", {"file": Path(path).name}, scores)
 
     def __repr__(self) -> str:
         return f"Circuit of {len(self)} edges ({self.fraction:.1%}) and {len(self.nodes)} nodes, by {self.level}s"

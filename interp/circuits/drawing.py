@@ -8,12 +8,12 @@ the same to a screen reader.
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from torch import Tensor
+
+from interp.circuits.graph.nodes import Graph
 from interp.hooks.sites import Site
-
-if TYPE_CHECKING:
-    from interp.circuits.circuit import Circuit
 
 WIDTH, HEIGHT, GAP, BOX = 78, 76, 14, 26
 DASHES = {"q_in": "", "k_in": "7 3", "v_in": "2 3"}
@@ -21,7 +21,27 @@ SHOWN = 40
 """Edges that the description lists."""
 
 
-def svg(circuit: Circuit, title: str) -> str:
+class Drawable(Protocol):
+    """What a picture shows: some edges of a graph, with scores where they are known."""
+
+    @property
+    def graph(self) -> Graph:
+        """All that could be drawn."""
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool [sender, receiver], the edges to draw."""
+
+    @property
+    def scores(self) -> Tensor | None:
+        """[sender, receiver]."""
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Those of the mask by name."""
+
+
+def svg(circuit: Drawable, title: str) -> str:
     """The whole picture."""
     places = _places(circuit)
     right = max(x for x, _ in places.values()) + WIDTH + GAP
@@ -35,7 +55,7 @@ def svg(circuit: Circuit, title: str) -> str:
     )
 
 
-def _said(circuit: Circuit) -> str:
+def _said(circuit: Drawable) -> str:
     edges = circuit.edges
     rest = f", and {len(edges) - SHOWN} more" if len(edges) > SHOWN else ""
     return f"{circuit!r}. Edges: {', '.join(edges[:SHOWN]) or 'none'}{rest}."
@@ -48,7 +68,7 @@ def _node(site: Site) -> tuple[int | None, str]:
     return site.layer, "MLP" if site.heads is None else f"H{site.heads[0]}"
 
 
-def _fed(circuit: Circuit, receiver: int) -> list[tuple[int | None, str]]:
+def _fed(circuit: Drawable, receiver: int) -> list[tuple[int | None, str]]:
     """The boxes that a receiver belongs to: one, or the heads of a group that the circuit listens to."""
     graph = circuit.graph
     if receiver == len(graph.receivers) - 1:
@@ -58,7 +78,7 @@ def _fed(circuit: Circuit, receiver: int) -> list[tuple[int | None, str]]:
     return [_node(graph.senders[u]) for u in fed if bool(heard[u])] or [_node(graph.senders[fed[0]])]
 
 
-def _places(circuit: Circuit) -> dict[tuple[int | None, str], tuple[int, int]]:
+def _places(circuit: Drawable) -> dict[tuple[int | None, str], tuple[int, int]]:
     graph = circuit.graph
     boxes: set[tuple[int | None, str]] = {(None, "embed"), (None, "logits")}
     for u, v in graph.edges:
@@ -88,7 +108,7 @@ def _box(node: tuple[int | None, str], x: int, y: int) -> str:
     )
 
 
-def _lines(circuit: Circuit, places: dict[tuple[int | None, str], tuple[int, int]]) -> list[str]:
+def _lines(circuit: Drawable, places: dict[tuple[int | None, str], tuple[int, int]]) -> list[str]:
     graph, made = circuit.graph, []
     scores = None if circuit.scores is None else circuit.scores.nan_to_num(0.0)
     most = 0.0 if scores is None else float((scores.abs() * circuit.mask).max())

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from interp.circuits.edge_scores import Edges
 from interp.circuits.graph import estimates
-from interp.circuits.graph.changes import Filled, Pair
+from interp.circuits.graph.changes import Filled, GraphPair
 from interp.circuits.graph.exact import exact
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
@@ -62,7 +62,7 @@ def edges(
         raise InputsError(f"no edge method {method!r}; there are {', '.join(METHODS)}.")
     if source is None and method != "flow":
         raise InputsError(f"method={method!r} compares two runs: give source=, a run, 'zero' or 'mean'.")
-    pair = Pair(model, base, base if source is None else source, metric, tower)
+    pair = GraphPair(model, base, base if source is None else source, metric, tower)
     found, score, other, said = _scored(pair, method, steps)
     meta = {
         **about(model.module, pair.base), "method": method, "metric": repr(metric), "passes": pair.passes, **said,
@@ -71,7 +71,7 @@ def edges(
     return Edges(pair.graph, found.cpu(), score.double().cpu(), None if other is None else other.double().cpu(), meta)
 
 
-def _scored(pair: Pair, method: str, steps: int) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]:
+def _scored(pair: GraphPair, method: str, steps: int) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]:
     """Scores, the metric of base and source, and what a method has to say."""
     if method == "flow":
         return estimates.flow(pair), pair.judge([pair.walk.run(pair.kwargs(), columns=pair.columns)]), None, {}

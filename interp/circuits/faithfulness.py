@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp.circuits.circuit import Circuit, Level
 from interp.circuits.edge_scores import Edges
-from interp.circuits.graph.changes import Pair, Written
+from interp.circuits.graph.changes import GraphPair, Written
 from interp.circuits.graph.running import Ablation, Runner
 from interp.circuits.judged import GRID, Faithfulness
 from interp.circuits.random import largest, like, sizes
@@ -66,22 +66,22 @@ def faithfulness(
     return _Trial(pair, circuit, task, ablation, level, seed).judged(scores, random, parts)
 
 
-def _pair(model: Model, task: Task | None, base: Any, source: Any, metric: Metric | None) -> Pair:
+def _pair(model: Model, task: Task | None, base: Any, source: Any, metric: Metric | None) -> GraphPair:
     if task is not None:
         if base is not None or source is not None:
             raise InputsError("a task brings its own clean and corrupt prompts: give task, or base= and source=.")
         on = task if task.model is not None else task.on(model)
-        return Pair(model, on.clean, on.corrupt, on.metric if metric is None else metric)
+        return GraphPair(model, on.clean, on.corrupt, on.metric if metric is None else metric)
     if base is None or source is None or metric is None:
         raise InputsError("say what the circuit is judged on: a task, or base=, source= and metric=.")
-    return Pair(model, base, source, metric)
+    return GraphPair(model, base, source, metric)
 
 
 class _Trial:
     """One circuit, one ablation."""
 
     def __init__(
-        self, pair: Pair, circuit: Circuit, task: Task | None, ablation: Ablation, level: Level, seed: int
+        self, pair: GraphPair, circuit: Circuit, task: Task | None, ablation: Ablation, level: Level, seed: int
     ) -> None:
         if circuit.graph != pair.graph:
             raise InputsError(

@@ -18,35 +18,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.circuits.circuit import Circuit
-from interp.circuits.graph.nodes import Graph, Shape
+from interp.circuits.graph.nodes import Graph, LayerShape
 from interp.hooks.sites import Site
 from interp.reading import FormatError
 
 
-def circuit(path: str | Path, *, graph: Graph | None = None) -> Circuit:
-    """The circuit in a file, with its scores."""
+def read_edges(path: str | Path, *, graph: Graph | None = None) -> tuple[Graph, Tensor, Tensor]:
+    """The graph of a file, which edges are in the circuit and their scores [sender, receiver]; of `graph` if given."""
     file = Path(path)
     said = _read(file)
     own = _graph(file, said["cfg"])
     mask, scores = _from_json(file, said, own) if file.suffix == ".json" else _from_pt(file, said, own)
-    if graph is None or graph == own:
-        return Circuit(own, mask & own.exists, "edge", {"file": file.name}, scores)
-    return _regrouped(file, Circuit(own, mask & own.exists, "edge", {"file": file.name}, scores), graph)
+    mask &= own.exists
+    return (own, mask, scores) if graph is None or graph == own else _regrouped(file, own, mask, scores, graph)
 
 
-def write(found: Circuit, file: Path) -> Path:
-    """Write it, `.json` or `.pt` by the file's name; the file appears whole or not at all."""
-    scores = torch.zeros(found.mask.shape, dtype=torch.float64) if found.scores is None else found.scores
-    apart = _apart(found.graph)
-    own, into, share = _ungrouped(found.graph)
-    mask, values = found.mask[:, into], scores.nan_to_num(0.0)[:, into] * share
+def write_edges(file: Path, graph: Graph, mask: Tensor, scores: Tensor | None) -> Path:
+    """Write a circuit, `.json` or `.pt` by the file's name; the file appears whole or not at all."""
+    known = torch.zeros(mask.shape, dtype=torch.float64) if scores is None else scores
+    apart = _apart(graph)
+    own, into, share = _ungrouped(graph)
+    held, values = mask[:, into], known.nan_to_num(0.0)[:, into] * share
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(file.name + ".part")
     if file.suffix == ".json":
-        scratch.write_text(json.dumps(_as_json(own, apart, mask, values)))
+        scratch.write_text(json.dumps(_as_json(own, apart, held, values)))
     elif file.suffix == ".pt":
-        torch.save(_as_pt(own, apart, mask, values), scratch)
+        torch.save(_as_pt(own, apart, held, values), scratch)
     else:
         raise FormatError(f"{file}: circuits are written as .json or .pt")
     scratch.rename(file)
@@ -81,7 +79,7 @@ def _graph(file: Path, cfg: Mapping[str, Any]) -> Graph:
     if missing:
         raise FormatError(f"{file}: expected a whole number {missing[0]!r} in 'cfg'")
     heads, parallel = cfg["n_heads"], bool(cfg.get("parallel_attn_mlp"))
-    return Graph(None, tuple(Shape(n, heads, heads, True, parallel) for n in range(cfg["n_layers"])))
+    return Graph(None, tuple(LayerShape(n, heads, heads, True, parallel) for n in range(cfg["n_layers"])))
 
 
 def _from_json(file: Path, said: Mapping[str, Any], graph: Graph) -> tuple[Tensor, Tensor]:
@@ -109,7 +107,7 @@ def _apart(graph: Graph) -> list[str]:
 
 def _ungrouped(graph: Graph) -> tuple[Graph, list[int], Tensor]:
     """The graph with a k and a v input per query head, which receiver of ours each of its own is, and its share."""
-    own = Graph(None, tuple(Shape(s.index, s.heads, s.heads, s.mlp, s.parallel) for s in graph.layers))
+    own = Graph(None, tuple(LayerShape(s.index, s.heads, s.heads, s.mlp, s.parallel) for s in graph.layers))
     into = [graph.receiver_at[site] for site in _ours(own, graph)]
     share = torch.tensor([1 / into.count(v) for v in into], dtype=torch.float64)
     return own, into, share
@@ -124,16 +122,15 @@ def _ours(own: Graph, graph: Graph) -> Iterator[Site]:
         yield Site(graph.tower, site.layer, site.component, (site.heads[0] * shape.kv_heads // shape.heads,))
 
 
-def _regrouped(file: Path, found: Circuit, graph: Graph) -> Circuit:
-    own, into, _ = _ungrouped(graph)
-    if own.layers != found.graph.layers:
+def _regrouped(file: Path, own: Graph, held: Tensor, values: Tensor, graph: Graph) -> tuple[Graph, Tensor, Tensor]:
+    apart, into, _ = _ungrouped(graph)
+    if apart.layers != own.layers:
         raise FormatError(f"{file}: its graph has other layers or heads than the one given")
     mask, scores = torch.zeros_like(graph.exists), torch.zeros(graph.exists.shape, dtype=torch.float64)
-    assert found.scores is not None
     for theirs, ours in enumerate(into):
-        mask[:, ours] |= found.mask[:, theirs]
-        scores[:, ours] += found.scores[:, theirs]
-    return Circuit(graph, mask & graph.exists, "edge", found.meta, scores)
+        mask[:, ours] |= held[:, theirs]
+        scores[:, ours] += values[:, theirs]
+    return graph, mask & graph.exists, scores
 
 
 def _cfg(graph: Graph) -> dict[str, Any]:

@@ -139,8 +139,8 @@ class Faithfulness(Saved):
     def __repr__(self) -> str:
         return (
             f"Faithfulness {self.f:.3f}{spanned(*self.interval(), '.3f')} on {len(self.values)} prompts,"
-            f" {self.meta.get('edges')} edges ({self.meta.get('fraction', 0):.1%}), {self.meta.get('ablation')} ablation by"
-            f" {self.meta.get('level')}s;"
+            f" {self.meta.get('edges')} edges ({self.meta.get('fraction', 0):.1%}), {self.meta.get('ablation')} "
+            f"ablation by {self.meta.get('level')}s;"
             f" random circuits {float(self.random.mean()) if len(self.random) else float('nan'):.3f}, largest changes"
             f" {self.magnitude:.3f}"
         )

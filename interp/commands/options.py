@@ -130,4 +130,4 @@ def records(frame: Any) -> list[dict[str, Any]]:
 def shown(frame: Any) -> str:
     """A table in a terminal, without columns that are empty."""
     kept = frame.dropna(axis=1, how="all")
-    return str(kept.to_string(index=False, float_format="{:.4g}".format))
+    return str(kept.to_string(index=False, float_format="{:.4g}".format, na_rep="-"))

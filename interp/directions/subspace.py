@@ -22,6 +22,7 @@ from interp.hooks.edits.edits import Project
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.results.intervals import interval
 
 if TYPE_CHECKING:
     from interp.hooks.sites import Site
@@ -49,7 +50,7 @@ class Subspaces:
         import pandas
 
         drawn = self.random.mean(-1)
-        low, high = torch.quantile(drawn, torch.tensor([0.05, 0.95], dtype=drawn.dtype), dim=1)
+        low, high = interval(drawn.T, 0.9, n=drawn.shape[1])
         return pandas.DataFrame(
             {"rank": self.ranks, "metric": self.values.mean(1), "random": drawn.mean(1), "random_low": low,
              "random_high": high, "base": float(self.base.mean())}

@@ -11,6 +11,7 @@ from interp.explorer.looks import pattern_of
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
+from interp.results.heads_table import HeadTable
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -22,12 +23,11 @@ STATS = {
     "self": ("weight", "Weight on the token itself, averaged over rows."),
     "distance": ("tokens", "Mean distance between a token and what it attends to."),
 }
-DRAWS = 1000
 
 
 def measured(model: Model, x: Inputs, tower: Tower, own: Inputs) -> list[dict[str, Any]] | None:
-    """Long rows of every statistic: the mean over examples of the mean over real rows; a bootstrap interval where there
-    are several examples. None where attention has no one row a token, as in the windows of Swin."""
+    """Long rows of every statistic: the mean over examples of the mean over real rows, with its interval over examples.
+    None where attention has no one row a token, as in the windows of Swin."""
     names = [name for name in STATS if name != "distance" or not _several_grids(own)]
     found, real, rows = model.attention(x, stats=names, heads=pattern_of(model, tower)), own.valid.cpu(), []
     for site, stats in found.values.items():
@@ -49,18 +49,9 @@ def _several_grids(own: Inputs) -> bool:
 
 def _rows(sites: list[str], name: str, values: Tensor) -> list[dict[str, Any]]:
     """One row a head of values [example, head]."""
-    count, mean = len(values), values.mean(0).tolist()
-    rows: list[dict[str, Any]] = [
-        {"site": site, "method": name, "n": count, "estimate": one} for site, one in zip(sites, mean, strict=True)
-    ]
-    if count == 1:
-        return rows
-    picks = torch.randint(count, (DRAWS, count), generator=torch.Generator().manual_seed(0))
-    weights = torch.zeros(DRAWS, count, dtype=torch.float64)
-    weights.scatter_add_(1, picks, torch.full(picks.shape, 1 / count, dtype=torch.float64))
-    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(weights @ values, bounds, dim=0).tolist()
-    return [{**row, "low": a, "high": b} for row, a, b in zip(rows, low, high, strict=True)]
+    frame = HeadTable(tuple(sites), values.T, name).frame()
+    rows: list[dict[str, Any]] = frame[["site", "method", "n", "estimate", "low", "high"]].to_dict("records")
+    return rows
 
 
 def described() -> dict[str, dict[str, Any]]:

@@ -89,7 +89,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Question:
+class ShapeQuestion:
     """A scene, a question about it in words, and the true answer."""
 
     scene: Scene
@@ -213,7 +213,7 @@ def ask(shape: str) -> str:
     return f"is there a {shape} in the image ?"
 
 
-def question(rng: np.random.Generator, picture: Scene, *, answer: str, kind: Kind = "random") -> Question:
+def question(rng: np.random.Generator, picture: Scene, *, answer: str, kind: Kind = "random") -> ShapeQuestion:
     """One yes/no question about the scene, with the answer wanted; raises where no such shape can be asked for."""
     present, absent = list(picture.shapes), [s for s in SHAPES if s not in picture.shapes]
     if answer == "yes":
@@ -225,12 +225,12 @@ def question(rng: np.random.Generator, picture: Scene, *, answer: str, kind: Kin
     if not pool:
         raise SceneError(f"expected a scene that allows a {kind} question answered {answer!r}, got {picture.shapes}")
     shape = pool[int(rng.integers(len(pool)))]
-    return Question(picture, ask(shape), answer, shape, kind)
+    return ShapeQuestion(picture, ask(shape), answer, shape, kind)
 
 
 def balanced_questions(
     n: int, seed: int, *, bias: Bias = BIAS, kind: Kind = "random", size: int = 48
-) -> list[Question]:
+) -> list[ShapeQuestion]:
     """`n` questions, one a scene, half of them answered yes; scenes that do not allow the question are redrawn."""
     rng = np.random.default_rng(seed)
     out: list[Any] = []
@@ -243,11 +243,11 @@ def balanced_questions(
     return out
 
 
-def conflict_questions(n: int, seed: int, *, size: int = 48) -> list[Question]:
+def conflict_questions(n: int, seed: int, *, size: int = 48) -> list[ShapeQuestion]:
     """`n` probes about a companion that is not there while its partner is; the truth is always no."""
     rng = np.random.default_rng(seed)
     probes = (conflict_scene(rng, size=size) for _ in range(n))
-    return [Question(picture, ask(missing), "no", missing, "adversarial") for picture, missing in probes]
+    return [ShapeQuestion(picture, ask(missing), "no", missing, "adversarial") for picture, missing in probes]
 
 
 def main_scene(rng: np.random.Generator, *, size: int = 48) -> tuple[Scene, int]:

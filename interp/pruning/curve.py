@@ -23,8 +23,9 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.metrics.judge import Judge, Metric, picked, reads_of
 from interp.metrics.shipped import Accuracy, Ids
 from interp.pruning.choose import best, labels
-from interp.pruning.cut import cut, masks, remains
+from interp.pruning.cut import cut, masks
 from interp.pruning.owners import output_axis
+from interp.pruning.remains import remains
 from interp.results.intervals import mean_interval
 from interp.results.plots import error_bars
 from interp.results.saved import Saved

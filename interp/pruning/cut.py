@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,47 +24,13 @@ from interp.model import attach
 from interp.pruning.choose import labels
 from interp.pruning.fits import refit
 from interp.pruning.owners import Split, output_axis, owners
+from interp.pruning.remains import Rest
 
 if TYPE_CHECKING:
     from interp.model import Model
 
 TOLERANCE = 1e-5
 """How far the cut model may be from the masked one, at numbers of size 1, in float32."""
-
-
-@dataclass(frozen=True)
-class Rest:
-    """What stays of one layer."""
-
-    layer: Layer
-    heads: tuple[int, ...]
-    """Query heads whose weights stay."""
-    silent: tuple[int, ...]
-    """Those of them that write nothing."""
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """kv heads that stay."""
-        return tuple(dict.fromkeys(head // self.layer.group for head in self.heads))
-
-
-def rest(layer: Layer, gone: Collection[int]) -> Rest:
-    """What stays when these heads shall go."""
-    groups = {h // layer.group for h in range(layer.heads) if h not in gone} or {0}
-    heads = tuple(h for h in range(layer.heads) if h // layer.group in groups)
-    return Rest(layer, heads, tuple(h for h in heads if h in gone))
-
-
-def remains(model: Model, gone: Collection[str]) -> dict[str, list[Rest]]:
-    """What stays of every layer, by tower."""
-    heads: dict[tuple[str, int], set[int]] = {}
-    for name, (tower, layer, head) in labels(model.anatomy).items():
-        if name in gone:
-            heads.setdefault((tower, layer), set()).add(head)
-    return {
-        name: [rest(layer, heads.get((name, layer.index), ())) for layer in tower.layers]
-        for name, tower in model.anatomy.towers.items()
-    }
 
 
 def masks(model: Model, gone: Collection[str]) -> tuple[Edit, ...]:

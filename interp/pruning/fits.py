@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from interp.pruning.remains import Rest
+
 if TYPE_CHECKING:
     from interp.model import Model
-    from interp.pruning.cut import Rest
 
 
 def fits(module: nn.Module, config: Any) -> bool:

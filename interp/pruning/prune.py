@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from interp.hooks.errors import InputsError
 from interp.provenance import about
 from interp.pruning.choose import Rescore, Scores, best, even, scored, shares, wanted
-from interp.pruning.cut import cut, masks, remains, silenced
+from interp.pruning.cut import cut, masks, silenced
 from interp.pruning.pruned import How, Pruned
+from interp.pruning.remains import remains
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError
 from interp.pruning.choose import labels, scored
-from interp.pruning.cut import Rest, masks, remains
+from interp.pruning.cut import masks
+from interp.pruning.remains import Rest, remains
+from interp.results.heads_table import largest
+from interp.results.plots import map_of_heads
 from interp.saving import renamed
 
 if TYPE_CHECKING:
@@ -78,20 +82,19 @@ class Pruned:
                for n, h in enumerate(one.heads)}  # fmt: skip
         rows = [
             {"site": name, "tower": place[0], "layer": place[1], "head": place[2], "method": "prune",
-             "estimate": self.scores.get(name), "low": None, "high": None, "n": None, "kept": name not in self.gone,
-             "silent": name in self.silent, "number": place[2] if self.how == "mask" else new.get(place)}
+             "estimate": self.scores.get(name), "low": math.nan, "high": math.nan, "n": None,
+             "kept": name not in self.gone, "silent": name in self.silent,
+             "number": place[2] if self.how == "mask" else new.get(place)}
             for name, place in labels(self.original.anatomy).items()
         ]  # fmt: skip
         return pandas.DataFrame(rows).astype({"number": "Int64", "estimate": float})
 
     def top(self, n: int = 10) -> Any:
         """The n heads with the highest scores."""
-        return self.to_frame().sort_values("estimate", ascending=False, kind="stable").head(n)
+        return largest(self.to_frame(), n, by="high")
 
     def plot(self) -> Any:
         """Which heads stay (1), as a map of layers x heads (plotly)."""
-        from interp.results.plots import map_of_heads
-
         frame = self.to_frame()
         return map_of_heads(frame.assign(estimate=frame["kept"].astype(float)), "kept")
 

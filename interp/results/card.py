@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.kernels.errors import InterpError
+from interp.results.intervals import spanned
 from interp.saving import renamed
 
 FORMAT = 1
@@ -31,7 +32,7 @@ class Number:
     note: str = ""
 
     def __str__(self) -> str:
-        span = "" if self.low == self.high else f" [{self.low:+.3g}, {self.high:+.3g}]"
+        span = "" if self.low == self.high else spanned(self.low, self.high)
         place = "" if self.rank is None else f", {self.rank} of {self.of}"
         return f"{self.name} {self.value:+.3g}{span}{place}" + (f" ({self.note})" if self.note else "")
 

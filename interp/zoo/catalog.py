@@ -46,7 +46,7 @@ class CatalogError(InterpError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooEntry:
     """One model of the zoo; figures are those of its card, each with the range that was wanted."""
 
     name: str
@@ -72,21 +72,21 @@ def _star(figure: Mapping[str, Any]) -> str:
     return "*" if (least is not None and value < least) or (most is not None and value > most) else ""
 
 
-def entries() -> tuple[Entry, ...]:
+def entries() -> tuple[ZooEntry, ...]:
     """Every model there is, the trained ones first."""
     folders = sorted(ROOT.iterdir()) if ROOT.is_dir() else []
     trained = [_trained(folder) for folder in folders if (folder / "card.json").exists()]
-    planted = [Entry(name, "planted", *shape, 0.0, 0.0, {}) for name, shape in PLANTED.items()]
+    planted = [ZooEntry(name, "planted", *shape, 0.0, 0.0, {}) for name, shape in PLANTED.items()]
     return (*trained, *planted)
 
 
-def _trained(folder: Path) -> Entry:
+def _trained(folder: Path) -> ZooEntry:
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     towers = tuple(
         (tower["width"], tower["layers"], tower["heads"])
         for tower in ([card[part] for part in ("text", "vision") if part in card] or [card])
     )
-    return Entry(
+    return ZooEntry(
         folder.name,
         "trained",
         card["class"],
@@ -98,7 +98,7 @@ def _trained(folder: Path) -> Entry:
     )
 
 
-def entry(name: str) -> Entry:
+def entry(name: str) -> ZooEntry:
     """One model by name, with or without `zoo:`."""
     short = name.removeprefix("zoo:")
     found = {one.name: one for one in entries()}
@@ -128,7 +128,7 @@ def _wanted(figure: Mapping[str, Any]) -> str:
     return f"n={figure['n']}, wanted {' and '.join(parts) or 'nothing'}{'  MISSED' if _star(figure) else ''}"
 
 
-def _planted_card(one: Entry) -> str:
+def _planted_card(one: ZooEntry) -> str:
     from interp.planted import GATES, WHOLE, key
 
     module = import_module(f"interp.planted.{'gates' if one.name in GATES else WHOLE[one.name]}")
@@ -205,7 +205,7 @@ def export(name: str, directory: str | Path) -> Path:
     return to
 
 
-def _write(one: Entry, folder: Path) -> None:
+def _write(one: ZooEntry, folder: Path) -> None:
     if one.architecture == "AttentionOnly":
         for file in (ROOT / one.name).iterdir():
             if not file.name.startswith("card"):
@@ -217,7 +217,7 @@ def _write(one: Entry, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def _readme(one: Entry) -> str:
+def _readme(one: ZooEntry) -> str:
     how = (
         "A plain module, which transformers has no class for; open it with `interp.load`."
         if one.architecture == "AttentionOnly"
@@ -245,7 +245,7 @@ def listing() -> str:
     return "\n".join(line.rstrip() for line in lines) + note
 
 
-def _line(one: Entry) -> tuple[str, ...]:
+def _line(one: ZooEntry) -> tuple[str, ...]:
     width, layers, heads = ("+".join(map(str, numbers)) for numbers in zip(*one.towers, strict=True))
     trained = one.kind == "trained"
     cost = (f"{one.megabytes:.2f}", f"{one.core_hours:.2f}") if trained else ("code", "-")

@@ -38,7 +38,7 @@ class Cell:
 
 
 @dataclass
-class Row:
+class FamilyRow:
     """What a family's checks said in all of its cells."""
 
     family: str
@@ -75,9 +75,9 @@ CELLS = tuple(
 )
 
 
-def examine(family: str, cells: Iterable[Cell] = CELLS) -> Row:
+def examine(family: str, cells: Iterable[Cell] = CELLS) -> FamilyRow:
     """The checks of one family."""
-    row = Row(family)
+    row = FamilyRow(family)
     for cell in cells:
         reason = _not_applicable(family, cell)
         if reason is not None:
@@ -96,7 +96,7 @@ def _not_applicable(family: str, cell: Cell) -> str | None:
     return None
 
 
-def _run(row: Row, cell: Cell) -> None:
+def _run(row: FamilyRow, cell: Cell) -> None:
     try:
         module = tiny(row.family, attn=cell.attention, dtype=cell.dtype)
         report = attach(module, example=example(module, batch=cell.batch, padding=cell.padding)).check()
@@ -121,12 +121,12 @@ def _worse(old: str | None, new: str) -> str:
     return new if old is None or order[new] > order[old] else old
 
 
-def _note(row: Row, note: str) -> None:
+def _note(row: FamilyRow, note: str) -> None:
     if note not in row.notes:
         row.notes.append(note)
 
 
-def doctor(families: Sequence[str] = (), cells: Iterable[Cell] = CELLS) -> Iterator[Row]:
+def doctor(families: Sequence[str] = (), cells: Iterable[Cell] = CELLS) -> Iterator[FamilyRow]:
     """One row per family, as each is done."""
     chosen = list(cells)
     for family in families or FAMILIES:

@@ -20,7 +20,7 @@ import torch
 from interp.kernels.errors import InterpError
 from interp.prompts.names import IoiRow, Split, ioi_rows
 from interp.prompts.needles import Haystack, haystack
-from interp.prompts.scenes import Question, balanced_questions, conflict_questions, main_scene
+from interp.prompts.scenes import ShapeQuestion, balanced_questions, conflict_questions, main_scene
 
 ROOT = Path(__file__).parent
 SEED = 20_261
@@ -209,7 +209,7 @@ def _lvlm(path: Path) -> dict[str, Figure]:
     }
 
 
-def answers(model: Any, processor: Any, questions: Sequence[Question], *, batch: int = 50) -> list[str]:
+def answers(model: Any, processor: Any, questions: Sequence[ShapeQuestion], *, batch: int = 50) -> list[str]:
     """The likeliest next word after each question."""
     words = []
     for at in range(0, len(questions), batch):

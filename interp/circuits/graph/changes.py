@@ -51,7 +51,7 @@ class Written:
     mlp: dict[int, Tensor] = field(default_factory=dict)
 
 
-class Pair:
+class GraphPair:
     """A base, what replaces it, and how runs are judged."""
 
     def __init__(self, model: Model, base: Any, source: Any, metric: Metric, tower: str | None = None) -> None:
@@ -218,7 +218,7 @@ def filled(how: Filled, value: Tensor, valid: Tensor) -> Tensor:
     return value[here].mean(0).expand(value.shape).clone()
 
 
-def refuse_filled(pair: Pair, why: str) -> None:
+def refuse_filled(pair: GraphPair, why: str) -> None:
     """Raise for a source that is no run."""
     if isinstance(pair.source, str):
         raise InputsError(

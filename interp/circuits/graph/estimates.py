@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from interp.circuits.graph.changes import Pair, Written, refuse_filled
+from interp.circuits.graph.changes import GraphPair, Written, refuse_filled
 from interp.circuits.graph.nodes import Graph
 from interp.circuits.graph.slopes import Edits, Slopes
 from interp.hooks.edits.edits import Set
@@ -19,14 +19,14 @@ from interp.hooks.slopes.rules import Rules, applicable
 RELP = ("ln", "identity", "half")
 
 
-def eap(pair: Pair, more: Written) -> Tensor:
+def eap(pair: GraphPair, more: Written) -> Tensor:
     """The gradient at the base."""
     slopes = Slopes(pair, more)
     slopes.add(first_order=True)
     return slopes.scores
 
 
-def relp(pair: Pair, more: Written) -> tuple[Tensor, Sequence[str]]:
+def relp(pair: GraphPair, more: Written) -> tuple[Tensor, Sequence[str]]:
     """The same with the rules of relevance propagation on."""
     module, anatomy = pair.model.module, pair.model.anatomy
     names = applicable(module, anatomy, RELP)
@@ -47,7 +47,7 @@ def grid(steps: int) -> list[float]:
     return [(k + 0.5) / steps for k in range(steps)]
 
 
-def eap_ig(pair: Pair, more: Written, steps: int) -> Tensor:
+def eap_ig(pair: GraphPair, more: Written, steps: int) -> Tensor:
     """The mean gradient between the embeddings of base and source."""
     refuse_filled(pair, "method='eap-ig'")
     site = str(Site(pair.walk.name, None, "embed"))
@@ -58,7 +58,7 @@ def eap_ig(pair: Pair, more: Written, steps: int) -> Tensor:
     return slopes.scores
 
 
-def eap_ig_activations(pair: Pair, more: Written, steps: int) -> Tensor:
+def eap_ig_activations(pair: GraphPair, more: Written, steps: int) -> Tensor:
     """The mean gradient while what a group of senders writes goes from base to source: the embedding, the heads of a
     layer, an MLP; each group scores its own edges."""
     refuse_filled(pair, "method='eap-ig-activations'")
@@ -76,7 +76,7 @@ def _moved(site: str, start: Tensor, change: Tensor, alpha: float) -> Edits:
     return lambda rows: [Set(site, start[rows] + alpha * change[rows].to(start.dtype))]
 
 
-def _groups(pair: Pair, more: Written) -> Iterator[tuple[int, str, Tensor, set[int]]]:
+def _groups(pair: GraphPair, more: Written) -> Iterator[tuple[int, str, Tensor, set[int]]]:
     yield pair.walk.layers[0], "embed", more.embed, {0}
     for layer in pair.walk.layers:
         heads = pair.graph.heads_of(layer)
@@ -85,7 +85,7 @@ def _groups(pair: Pair, more: Written) -> Iterator[tuple[int, str, Tensor, set[i
             yield layer, "mlp_write", more.mlp[layer], {pair.graph.mlp_of(layer)}
 
 
-def flow(pair: Pair) -> Tensor:
+def flow(pair: GraphPair) -> Tensor:
     """`max(0, |in|_1 - |in - write|_1)`, over its sum over senders, averaged over real positions."""
     sites = Writes.sites(pair.model.anatomy, pair.walk.tower)
     tape = pair.model.run(pair.base, record=list(dict.fromkeys([*sites, *_residuals(pair)])))
@@ -113,14 +113,14 @@ def by_edge(graph: Graph, scores: Tensor) -> Tensor:
     return scores[:, list(senders), list(receivers)].T.contiguous()
 
 
-def _residuals(pair: Pair) -> list[Site]:
+def _residuals(pair: GraphPair) -> list[Site]:
     """Everything that is read."""
     found = [pair.walk.site(layer, "resid_pre") for layer in pair.walk.layers]
     found += [pair.walk.site(s.index, "resid_mid") for s in pair.graph.layers if s.mlp and not s.parallel]
     return [*found, pair.walk.site(pair.walk.layers[-1], "resid_post")]
 
 
-def _readers(pair: Pair, site: Site) -> list[int]:
+def _readers(pair: GraphPair, site: Site) -> list[int]:
     """The receivers that read a residual."""
     if site.component == "resid_post":
         return [len(pair.graph.receivers) - 1]

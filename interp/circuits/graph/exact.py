@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from interp.circuits.graph.changes import Pair, Written
+from interp.circuits.graph.changes import GraphPair, Written
 from interp.hooks.drive.questions import Cell, Reads
 from interp.hooks.drive.sweep import Sweep
 from interp.hooks.drive.tail import Tail
@@ -22,13 +22,13 @@ from interp.hooks.edits.edits import Set
 from interp.hooks.sites import Site
 
 
-def exact(pair: Pair, more: Written) -> Tensor:
+def exact(pair: GraphPair, more: Written) -> Tensor:
     """[row, sender, receiver]."""
     return _Exact(pair, more).scores()
 
 
 class _Exact:
-    def __init__(self, pair: Pair, more: Written) -> None:
+    def __init__(self, pair: GraphPair, more: Written) -> None:
         self.pair, self.graph, self.walk, self.more = pair, pair.graph, pair.walk, more
         model = pair.model
         self.passed = pair.walk.run(pair.kwargs(), take=pair.carries.take, wanted=pair.carries.wanted)

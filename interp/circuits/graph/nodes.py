@@ -22,7 +22,7 @@ from interp.hooks.sites import Site, nearest
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerShape:
     """One layer as the graph sees it."""
 
     index: int
@@ -38,7 +38,7 @@ class Graph:
     """Nodes and edges of a tower with these layers."""
 
     tower: str | None
-    layers: tuple[Shape, ...]
+    layers: tuple[LayerShape, ...]
 
     @classmethod
     def of(cls, anatomy: Anatomy, tower: Tower) -> Graph:
@@ -51,7 +51,7 @@ class Graph:
                     why = layer.missing.get(part, "it was not found in its block")
                     raise ModelError(f"{tower.name} layer {layer.index} has no {part}: {why}; it has no edges.")
             parallel = mlp and "resid_mid" not in layer.ports
-            found.append(Shape(layer.index, layer.heads, layer.kv_heads, mlp, parallel))
+            found.append(LayerShape(layer.index, layer.heads, layer.kv_heads, mlp, parallel))
         return cls(spelled(anatomy, tower), tuple(found))
 
     @cached_property
@@ -84,7 +84,7 @@ class Graph:
         return {site: n for n, site in enumerate(self.receivers)}
 
     @cached_property
-    def by_index(self) -> Mapping[int, Shape]:
+    def by_index(self) -> Mapping[int, LayerShape]:
         """A layer by its number."""
         return {layer.index: layer for layer in self.layers}
 
@@ -171,4 +171,4 @@ class Graph:
     def read(cls, said: Mapping[str, Any]) -> Graph:
         """What `described` said."""
         layers: Sequence[Mapping[str, Any]] = said["layers"]
-        return cls(said["tower"], tuple(Shape(**layer) for layer in layers))
+        return cls(said["tower"], tuple(LayerShape(**layer) for layer in layers))

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interp.circuits.graph.changes import Pair, Written, filled
+from interp.circuits.graph.changes import GraphPair, Written, filled
 from interp.hooks.drive.tail import Tail
 from interp.hooks.drive.walk import Passed
 from interp.hooks.edits.edits import Set
@@ -42,7 +42,7 @@ class State:
 class Runner:
     """Circuits of one pair: the base is what the circuit computes on, the source what is put in its place elsewhere."""
 
-    def __init__(self, pair: Pair, ablation: Ablation = "resample") -> None:
+    def __init__(self, pair: GraphPair, ablation: Ablation = "resample") -> None:
         self.pair, self.graph, self.walk, self.carries = pair, pair.graph, pair.walk, pair.carries
         self.there, self.source = pair.written()
         own = Written(torch.empty(0))

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from interp.circuits.graph.changes import Pair, Written
+from interp.circuits.graph.changes import GraphPair, Written
 from interp.hooks.drive.walk import Passed
 from interp.hooks.edits.edits import Edit
 from interp.hooks.edits.placing import places
@@ -35,7 +35,7 @@ Edits = Callable[[slice], Sequence[Edit]]
 class Slopes:
     """Adds up the scores [edge, row] of a pair, over one or more passes on its base."""
 
-    def __init__(self, pair: Pair, more: Written, *, rules: Rules | None = None) -> None:
+    def __init__(self, pair: GraphPair, more: Written, *, rules: Rules | None = None) -> None:
         refuse_rounding(pair.model.module)
         self.pair, self.walk, self.graph, self.carries = pair, pair.walk, pair.graph, pair.carries
         self.more, self.rules, self.parts = more, rules, pair.parts()

@@ -71,7 +71,7 @@ def bars(rows: Sequence[Row], title: str, *, unit: str = "effect") -> Canvas:
         canvas.text(left - 8, y + 7, str(row["site"]), anchor="end", size=10)
         a, b = sorted((at(0.0), at(row["estimate"])))
         canvas.rect(a, y, max(1.0, b - a), 14, fill="#d9a066" if row["estimate"] > 0 else "#7aa6d6")
-        if row["low"] == row["low"]:
+        if _known(row["low"]):
             canvas.line([(at(row["low"]), y + 7), (at(row["high"]), y + 7)], width=1.2)
     bottom = 40 + step * len(rows)
     canvas.line([(at(0.0), 34), (at(0.0), bottom)], colour="#444444", width=1)
@@ -87,7 +87,8 @@ def curves(
     """Lines over one axis, told apart by dashes and named at the side; bands are drawn as thin outlines."""
     left, top, width, height = 56, 44, 360, 220
     xs = [x for line in lines for x in line["x"]]
-    ys = [y for line in lines for key in ("y", "low", "high") for y in (line.get(key) or ())] + [v for _, v in levels]
+    ys = [y for line in lines for key in ("y", "low", "high") for y in (line.get(key) or ()) if _known(y)]
+    ys += [v for _, v in levels]
     canvas = Canvas(left + width + 190, top + height + 56, title, f"{y_title} over {x_title}: "
                     + ", ".join(str(line["name"]) for line in lines) + ".")  # fmt: skip
     canvas.text(12, 16, title, size=12)
@@ -108,14 +109,20 @@ def curves(
     return canvas
 
 
+def _known(value: Number | None) -> bool:
+    """Whether there is a number: of one example there is no interval."""
+    return value is not None and value == value
+
+
 def _one(canvas: Canvas, line: Row, n: int, x_at: Any, y_at: Any, legend: Point) -> None:
     colour, dash = LINES[n % len(LINES)], DASHES[n % len(DASHES)]
     points = [(x_at(x), y_at(y)) for x, y in zip(line["x"], line["y"], strict=True)]
     alone = line.get("kind") == "points"
     for key in ("low", "high"):
         if line.get(key):
-            ends = [(x_at(x), y_at(y)) for x, y in zip(line["x"], line[key], strict=True)]
-            canvas.line(ends, colour=colour, width=0.6, dash="1 2")
+            ends = [(x_at(x), y_at(y)) for x, y in zip(line["x"], line[key], strict=True) if _known(y)]
+            if ends:
+                canvas.line(ends, colour=colour, width=0.6, dash="1 2")
     if len(points) > 1 and not alone:
         canvas.line(points, colour=colour, width=1.8, dash=dash)
     for x, y in points:

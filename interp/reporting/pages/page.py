@@ -85,8 +85,9 @@ def cards(made: Gathered) -> dict[str, dict[str, Any]]:
         one |= {name: [tuple(pair) for pair in pairs] for name, pairs in made.weights.get(site, {}).items()}
         if ranked is not None and site in ranked.index:
             row = ranked.loc[site]
-            one["facts"] = [("rank", str(int(row["rank"]))), ("effect", f"{row['estimate']:+.4g}"),
-                            ("interval", f"{row['low']:+.3g} to {row['high']:+.3g}")]  # fmt: skip
+            one["facts"] = [("rank", str(int(row["rank"]))), ("effect", f"{row['estimate']:+.4g}")]
+            if row["low"] == row["low"]:
+                one["facts"].append(("interval", f"{row['low']:+.3g} to {row['high']:+.3g}"))
             if abs(row["estimate"]) <= row["noise_floor"]:
                 one["notes"] = ["Within the noise floor: no effect."]
         found[site] = one

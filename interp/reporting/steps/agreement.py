@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.attribution.verify import pearson, ranks
 from interp.heads.rows import direction
 from interp.hooks.head_names import head_of, is_head
 from interp.results.effects import Effects
+from interp.results.intervals import apart, interval, overlap, spearman, weights
 
 DRAWS = 200
 
@@ -60,25 +60,24 @@ def _pair(methods: Mapping[str, Mapping[str, Tensor]], a: str, b: str, seed: int
         return None
     k = min(10, max(1, len(heads) // 3))
     prompts = first.shape[1]
-    draw = torch.Generator().manual_seed(seed)
-    drawn = []
-    for _ in range(DRAWS if prompts > 1 else 0):
-        picks = torch.randint(prompts, (prompts,), generator=draw)
-        drawn.append(_agree(first[:, picks].mean(1), second[:, picks].mean(1), k))
+    drawn = weights(apart(prompts), draws=DRAWS, seed=seed)
+    one, other = ((drawn @ side.T) for side in (first, second))
     rho, shared = _agree(first.mean(1), second.mean(1), k)
-    rhos = [one for one, _ in drawn if one is not None]
-    return {"first": a, "second": b, "heads": len(heads), "spearman": rho, **_ends("spearman", rhos), "k": k,
-            "overlap": shared, **_ends("overlap", [one for _, one in drawn])}  # fmt: skip
+    rhos, overlaps = _agree(one, other, k)
+    return {"first": a, "second": b, "heads": len(heads), "spearman": known(rho), **_ends("spearman", rhos, prompts),
+            "k": k, "overlap": known(shared), **_ends("overlap", overlaps, prompts)}  # fmt: skip
 
 
-def _ends(name: str, values: list[float]) -> dict[str, float | None]:
-    if not values:
-        return {f"{name} low": None, f"{name} high": None}
-    low, high = torch.quantile(torch.tensor(values).double(), torch.tensor([0.025, 0.975]).double()).tolist()
-    return {f"{name} low": low, f"{name} high": high}
+def _agree(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Over the last axis, of heads."""
+    return spearman(a, b), overlap(a.abs(), b.abs(), k)
 
 
-def _agree(a: Tensor, b: Tensor, k: int) -> tuple[float | None, float]:
-    same = torch.ones(len(a), dtype=torch.float64)
-    large = [set(one.abs().topk(k).indices.tolist()) for one in (a, b)]
-    return pearson(ranks(a, same), ranks(b, same), same), len(large[0] & large[1]) / k
+def _ends(name: str, drawn: Tensor, prompts: int) -> dict[str, float | None]:
+    low, high = interval(drawn, n=prompts)
+    return {f"{name} low": known(low), f"{name} high": known(high)}
+
+
+def known(value: Tensor) -> float | None:
+    """A number as JSON has it: nothing where it is not defined."""
+    return None if bool(value.isnan()) else float(value)

@@ -22,6 +22,7 @@ from interp.reporting.steps.scores import BUDGET
 from interp.reporting.steps.steps import Answer
 from interp.reporting.steps.subject import Subject
 from interp.results.effects import Effects
+from interp.results.intervals import interval
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = 16
@@ -87,6 +88,6 @@ def _gathered(rows: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, An
     for k in sizes:
         drawn = torch.tensor([row["share"] for row in rows if row["name"] == "random" and row["k"] == k]).double()
         if len(drawn):
-            low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975]).double()).tolist()
+            low, high = map(float, interval(drawn, n=len(drawn)))
             kept.append({"name": "random", "k": k, "share": float(drawn.mean()), "low": low, "high": high})
     return kept
