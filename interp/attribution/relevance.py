@@ -38,7 +38,7 @@ from interp.hooks.slopes.gradients import frozen, refuse_rounding
 from interp.hooks.slopes.rules import Rules, applicable
 from interp.hooks.stand.output import logits_of
 from interp.metrics.judge import Judge, Metric, picked, reads_of
-from interp.results.maps import overlay, salient
+from interp.results.figures.maps import overlay, salient
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -26,8 +26,8 @@ from interp.pruning.choose import best, labels
 from interp.pruning.cut import cut, masks
 from interp.pruning.owners import output_axis
 from interp.pruning.remains import remains
+from interp.results.figures.plots import error_bars
 from interp.results.intervals import mean_interval
-from interp.results.plots import error_bars
 from interp.results.saved import Saved
 from interp.tasks.task import Task
 

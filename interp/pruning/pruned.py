@@ -15,8 +15,8 @@ from interp.hooks.errors import InputsError
 from interp.pruning.choose import labels, scored
 from interp.pruning.cut import masks
 from interp.pruning.remains import Rest, remains
+from interp.results.figures.plots import map_of_heads
 from interp.results.heads_table import largest
-from interp.results.plots import map_of_heads
 from interp.saving import renamed
 
 if TYPE_CHECKING:

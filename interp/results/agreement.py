@@ -11,9 +11,9 @@ from torch import Tensor
 
 from interp.hooks.head_names import layer_name, layer_number
 from interp.kernels.errors import InterpError
+from interp.results.figures.plots import error_bars, map_of_heads
 from interp.results.heads_table import HeadResult, HeadTable, of_method
 from interp.results.intervals import apart, correlation, interval, mean_interval, ranks, weights
-from interp.results.plots import error_bars, map_of_heads
 
 LEVELS = ("head", "layer", "all")
 DRAWS = 1000

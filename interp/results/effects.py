@@ -12,10 +12,10 @@ from torch import Tensor
 
 from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
+from interp.results.figures.over_image import plot_over_image
+from interp.results.figures.plots import bars, map_of_effects
 from interp.results.heads_table import By, labelled, largest
 from interp.results.intervals import mean_interval
-from interp.results.over_image import plot_over_image
-from interp.results.plots import bars, map_of_effects
 from interp.results.saved import Saved
 
 PLACELESS = ("bias", "remainder")

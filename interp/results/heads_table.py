@@ -16,8 +16,8 @@ from torch import Tensor
 
 from interp.hooks.head_names import head_place
 from interp.kernels.errors import InterpError
+from interp.results.figures.plots import map_of_heads
 from interp.results.intervals import mean_interval
-from interp.results.plots import map_of_heads
 from interp.results.saved import Saved
 
 By = Literal["abs", "high", "low"]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from interp.hooks.sites import nearest
 from interp.kernels.errors import InterpError
+from interp.results.figures.plots import WRITTEN
 from interp.results.heads_table import HeadResult, HeadTable, largest
 from interp.results.intervals import mean_interval
-from interp.results.plots import WRITTEN
 
 SURE = 0.5
 """Heads whose best value is at least this are named in the one-line summary: a convention of ours."""

@@ -26,8 +26,8 @@ from interp.hooks.head_names import by_layer, heads_at, spelled_together
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
+from interp.metrics.edited import EditedScores
 from interp.provenance import about
-from interp.results.edited import EditedScores
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.results.intervals import mean_interval
 from interp.tasks.task import Task

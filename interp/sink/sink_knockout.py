@@ -24,9 +24,9 @@ from interp.hooks.edits.edits import MaskKeys
 from interp.hooks.errors import InputsError
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site, parse
+from interp.metrics.edited import EditedScores
 from interp.metrics.judge import Metric
 from interp.provenance import about
-from interp.results.edited import EditedScores
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 from interp.results.sinks import EPSILON, Sinks

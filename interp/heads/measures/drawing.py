@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.results.plots import WRITTEN
+from interp.results.figures.plots import WRITTEN
 
 
 def figure_of(values: Tensor, methods: Sequence[str], sites: Sequence[str]) -> Any:

@@ -16,7 +16,7 @@ from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.slopes.gradients import graph
 from interp.planted import build, key
 from interp.planted.pictures import draw
-from interp.results.maps import overlay, salient
+from interp.results.figures.maps import overlay, salient
 from interp.zoo.families import tiny
 
 pytest.importorskip("captum")

@@ -85,7 +85,7 @@ def test_other_numbers_of_images_are_refused() -> None:
 
 
 def test_effects_lie_over_the_picture() -> None:
-    from interp.results.over_image import over_image
+    from interp.results.figures.over_image import over_image
 
     m, x = lvlm()
     y = {**x, "pixel_values": torch.randn_like(x["pixel_values"])}
