@@ -40,7 +40,7 @@ from interp.hooks.slopes.gradients import Graph, graph
 from interp.hooks.stand.attention import part_of
 from interp.hooks.stand.interface import Call
 from interp.hooks.stand.tempered import NUMBERS, scores_of, softmax
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import Metric, judged
 from interp.patching.cells import expanded
 from interp.provenance import about
 from interp.results.agreement import Agreement
@@ -125,9 +125,7 @@ class _Compared:
         return Site("encoder", None, "embed")
 
     def score(self, logits: Tensor) -> Tensor:
-        return Judge(self.metric, self.x, classes=logits.ndim == 2)(
-            picked(logits, reads_of(self.metric, self.x, logits))
-        )
+        return judged(self.metric, self.x, logits)
 
     def run(self, *, with_input: bool) -> Graph:
         model = self.model

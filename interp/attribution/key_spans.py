@@ -33,7 +33,7 @@ from interp.hooks.stand.interface import Call
 from interp.hooks.stand.tempered import row_chunks, scores_of, softmax
 from interp.kernels.cpu import merge
 from interp.kernels.masks.symbols import Causal
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import Metric, judged
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -90,7 +90,7 @@ def key_spans(
         raise ModelError(f"{outside}: its attention is outside transformers' interface, so its keys cannot be weighed.")
 
     def score(logits: Tensor) -> Tensor:
-        return Judge(metric, x, classes=logits.ndim == 2)(picked(logits, reads_of(metric, x, logits)))
+        return judged(metric, x, logits)
 
     kwargs = model.called_with(x.kwargs)
     run = graph(model.module, anatomy, x, kwargs, sites=sites, score=score, calls=sites, family=model.family)

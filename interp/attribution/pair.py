@@ -20,7 +20,7 @@ from interp.hooks.run.tape import Tape, tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Dropped, Graph, graph
 from interp.hooks.slopes.rules import Rules
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import ALIGN, Judge, Metric, judged, must_line_up, reads_of
 from interp.metrics.shipped import Reading
 from interp.patching.alignment import Alignment, How, Reduce
 from interp.patching.cells import expanded
@@ -81,7 +81,7 @@ class Pair:
 
     def judged(self, logits: Tensor) -> Tensor:
         """The metric of full logits, per row."""
-        return self.judge(logits)(picked(logits, self.reads(logits)))
+        return judged(self.metric, self.base, logits)
 
     def reads(self, logits: Tensor) -> Reads:
         return reads_of(self.metric, self.base, logits)
@@ -203,12 +203,7 @@ def paired(
             align=align, reduce=reduce, aligned=given.aligned, other=_score(metric, given),
         )  # fmt: skip
     y = model.inputs(source)
-    if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
-        raise InputsError(
-            f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
-            " differs: patching needs pairs that line up token by token; say align='index', 'suffix' or"
-            " interp.patching.align(...) for those that do not."
-        )
+    must_line_up(x, y, instead=ALIGN)
     tape = model.run(y, record=whole)
     pair = Pair(model, x, y, metric, tuple(chosen), positions, tape, passes=1)
     pair.other = pair.judged(tape["logits"])
@@ -219,8 +214,7 @@ def _score(metric: Metric, given: Given) -> Tensor | None:
     """The metric of an aligned source on its own inputs."""
     if given.inputs is None or given.logits is None or not given.aligned:
         return None
-    logits = given.logits
-    return Judge(metric, given.inputs, classes=logits.ndim == 2)(picked(logits, reads_of(metric, given.inputs, logits)))
+    return judged(metric, given.inputs, given.logits)
 
 
 def chosen_sites(model: Model, spelled: Sequence[str | Site]) -> list[Site]:

@@ -37,7 +37,7 @@ from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import frozen, refuse_rounding
 from interp.hooks.slopes.rules import Rules, applicable
 from interp.hooks.stand.output import logits_of
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import Metric, judged
 from interp.results.figures.maps import overlay, salient
 
 if TYPE_CHECKING:
@@ -143,9 +143,7 @@ class _Asked:
     embed: Site
 
     def score(self, logits: Tensor) -> Tensor:
-        value = Judge(self.metric, self.x, classes=logits.ndim == 2)(
-            picked(logits, reads_of(self.metric, self.x, logits))
-        )
+        value = judged(self.metric, self.x, logits)
         if logits.requires_grad and not value.requires_grad:
             raise InputsError(
                 "the metric carries no gradient: it counts or compares (accuracy, argmax). Use a logit, a logit"

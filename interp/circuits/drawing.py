@@ -8,7 +8,7 @@ the same to a screen reader.
 from __future__ import annotations
 
 from html import escape
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ SHOWN = 40
 """Edges that the description lists."""
 
 
+@runtime_checkable
 class Drawable(Protocol):
     """What a picture shows: some edges of a graph, with scores where they are known."""
 

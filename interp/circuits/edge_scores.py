@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -129,6 +129,6 @@ class Edges(Saved):
         return {**super().facts(), "graph": self.graph.described()}
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edges:
         """There need not be a source."""
         return super().restored({"source": None, **facts, "graph": Graph.read(facts["graph"])}, tensors)

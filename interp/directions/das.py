@@ -25,7 +25,7 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.session import Session
 from interp.hooks.stand.output import logits_of
-from interp.metrics.judge import Judge, Metric, answer_ids, lined_up, picked, reads_of
+from interp.metrics.judge import Judge, Metric, answer_ids, lined_up, reads_of
 from interp.metrics.shipped import LogProb
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class _Wanted:
         with Session(model.module, model.anatomy, edits=edits, inputs=self.x, family=model.family):
             logits = logits_of(model.module(**model.called_with(self.x.kwargs)))
         assert logits is not None
-        return picked(logits, self.reads)
+        return self.reads.of(logits)
 
     def right(self, edits: Sequence[ValueEdit]) -> Tensor:
         """[row], whether the answer is the one wanted."""

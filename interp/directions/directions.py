@@ -21,7 +21,7 @@ from torch import Tensor
 from interp.directions.vectors import as_columns, random_bases, rows, single
 from interp.hooks.edits.edits import Project, Set, ValueEdit
 from interp.hooks.inputs.inputs import Positions
-from interp.metrics.judge import Judge, Metric, lined_up, picked, reads_of
+from interp.metrics.judge import Judge, Metric, lined_up, reads_of
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -101,10 +101,10 @@ def exchange(
     columns = as_columns(basis, value.shape[-1], site)
     reads = reads_of(metric, x, old["logits"])
     judge = Judge(metric, x, classes=old["logits"].ndim == 2)
-    plain = judge(picked(old["logits"], reads)).double()
+    plain = judge(reads.of(old["logits"])).double()
 
     def effect(edits: Sequence[ValueEdit]) -> Tensor:
-        return (judge(picked(model.run(x, edits=edits)["logits"], reads)).double() - plain).cpu()
+        return (judge(reads.of(model.run(x, edits=edits)["logits"])).double() - plain).cpu()
 
     where: dict[str, Any] = {"positions": positions}
     put = Set(str(one), value, **where)
@@ -116,7 +116,7 @@ def exchange(
         outside=effect([put, Project(str(one), columns, old[one], **where)]),
         whole=effect([put]),
         random=torch.stack(drawn) if drawn else torch.empty(0, len(plain), dtype=torch.float64),
-        base=plain.cpu(), source=judge(picked(new["logits"], reads)).double().cpu(),
+        base=plain.cpu(), source=judge(reads.of(new["logits"])).double().cpu(),
         noise_floor=float(effect([Set(str(one), old[one], **where)]).abs().max()),
         meta={**old.meta, "method": "subspace exchange", "metric": repr(metric), "seed": seed},
     )  # fmt: skip

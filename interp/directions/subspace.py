@@ -21,7 +21,7 @@ from interp.directions.vectors import as_columns, random_bases, rows, single
 from interp.hooks.edits.edits import Project
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Positions
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import Judge, Metric, reads_of
 from interp.results.intervals import interval
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def subspace(
             for site, at in zip(chosen, where, strict=True)
             if bases[site].shape[1] < bases[site].shape[0]
         ]
-        return judge(picked(model.run(x, edits=edits)["logits"], reads)).double().cpu()
+        return judge(reads.of(model.run(x, edits=edits)["logits"])).double().cpu()
 
     values = [kept({site: parts[1][:, :rank] for site, parts in found.items()}) for rank in ranks]
     drawn = [
@@ -107,7 +107,7 @@ def subspace(
     ]
     return Subspaces(
         tuple(map(str, chosen)), tuple(ranks), torch.stack(values), torch.stack(drawn),
-        judge(picked(plain["logits"], reads)).double().cpu(), {str(s): p[1] for s, p in found.items()},
+        judge(reads.of(plain["logits"])).double().cpu(), {str(s): p[1] for s, p in found.items()},
         {str(s): p[2] for s, p in found.items()},
         {**plain.meta, "method": "singular vectors", "metric": repr(metric), "seed": seed},
     )  # fmt: skip

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from interp.heads.sets import known, mask_edits
+from interp.hooks.anatomy.lengths import longest
 from interp.hooks.edits.edits import Edit, Scale
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 Weights = Literal["visible", "full"]
-LIMITS = ("n_positions", "max_position_embeddings", "max_sequence_length", "context")
 
 
 def influence(
@@ -97,9 +97,7 @@ def _others(heads: Sequence[str], names: Sequence[str], count: int, seed: int) -
 
 def _room(model: Model, max_tokens: int | None) -> int | None:
     """How many tokens of a text are read: no more than there are positions."""
-    config = model.config
-    known_limits = (getattr(config, name, None) for name in LIMITS)
-    limit = next((value for value in known_limits if isinstance(value, int)), None)
+    limit = longest(model.config)
     if max_tokens is not None and (max_tokens < 2 or (limit is not None and max_tokens > limit)):
         raise InputsError(f"max_tokens is from 2 to the model's {limit} positions, got {max_tokens}.")
     return max_tokens if max_tokens is not None else limit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interp.hooks.edits.edits import Edit
 from interp.hooks.inputs.inputs import Inputs
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import Judge, Metric, reads_of
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -28,4 +28,4 @@ class EditedScores:
         return self._of(self.model.run(self.x, edits=edits)["logits"])
 
     def _of(self, logits: Tensor) -> Tensor:
-        return self._judge(picked(logits, self._reads)).double().cpu()
+        return self._judge(self._reads.of(logits)).double().cpu()

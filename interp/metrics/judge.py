@@ -49,19 +49,26 @@ def answer_ids(model: Model, answers: Any) -> Ids:
 def lined_up(model: Model, base: Any, source: Any) -> tuple[Inputs, Inputs]:
     """Both as inputs, checked to agree in shape and padding."""
     x, y = model.inputs(base), model.inputs(source)
-    if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
-        raise InputsError(
-            f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
-            " differs: patching needs pairs that line up token by token."
-        )
+    must_line_up(x, y)
     return x, y
 
 
-def picked(logits: Tensor, reads: Reads) -> Tensor:
-    """Those cells of full logits [row, read, column]."""
-    rows = torch.arange(len(reads.positions))[:, None]
-    found = logits[:, None] if logits.ndim == 2 else logits[rows, reads.positions]
-    return found if reads.columns is None else found[..., list(reads.columns)]
+def must_line_up(x: Inputs, y: Inputs, *, instead: str = "") -> None:
+    """Refuse a base and a source that differ in shape or padding; `instead` says what helps, where something does."""
+    if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
+        raise InputsError(
+            f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
+            f" differs: patching needs pairs that line up token by token{instead}."
+        )
+
+
+ALIGN = "; say align='index', 'suffix' or interp.patching.align(...) for those that do not"
+"""What helps where pairs may be aligned."""
+
+
+def judged(metric: Metric, x: Inputs, logits: Tensor) -> Tensor:
+    """The metric of full logits, per row."""
+    return Judge(metric, x, classes=logits.ndim == 2)(reads_of(metric, x, logits).of(logits))
 
 
 class Judge:

@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.hooks.drive.tail import Tail, last_tower
 from interp.hooks.errors import InputsError
 from interp.hooks.run.writes import Writes
-from interp.metrics.judge import Judge, Metric, answer_ids, picked, reads_of
+from interp.metrics.judge import Judge, Metric, answer_ids, reads_of
 from interp.metrics.shipped import Logit
 from interp.results.effects import Effects
 
@@ -50,7 +50,7 @@ def direct_effect(
     toward = _Toward(tail, reads, judge)
     values = [toward(tail.frozen.linear(write)) for _, write in writes.walk()]
     bias = toward(tail.frozen.linear(writes.biases) + tail.frozen.shift) + toward.zero
-    value = judge(picked(tape["logits"], reads)).double()
+    value = judge(reads.of(tape["logits"])).double()
     rest = value - torch.stack([*values, bias]).sum(0)
     return Effects(
         sites=(*map(str, writes.parts), "bias", "remainder"), positions=None,

@@ -26,7 +26,7 @@ from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import Judge, Metric, reads_of
 from interp.provenance import about
 from interp.results.effects import Effects
 
@@ -58,12 +58,12 @@ def knockout(
     logits = _run(model, x, [])
     reads = reads_of(metric, x, logits)
     judge = Judge(metric, x, classes=logits.ndim == 2)
-    base = judge(picked(logits, reads)).double()
+    base = judge(reads.of(logits)).double()
     places = [site for sites in cells.values() for site in sites]
     unmoved = [BiasKeys(str(site), keys=a, positions=b) for site in dict.fromkeys(places) for a, b in edges]
-    floor = float((judge(picked(_run(model, x, unmoved), reads)) - base).abs().max())
+    floor = float((judge(reads.of(_run(model, x, unmoved))) - base).abs().max())
     blocked = [
-        judge(picked(_run(model, x, [MaskKeys(str(s), keys=a, positions=b) for s in sites for a, b in edges]), reads))
+        judge(reads.of(_run(model, x, [MaskKeys(str(s), keys=a, positions=b) for s in sites for a, b in edges])))
         for sites in cells.values()
     ]
     return Effects(

@@ -31,7 +31,7 @@ from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.writes import Writes
 from interp.hooks.sites import Site
-from interp.metrics.judge import Judge, Metric, lined_up, picked, reads_of
+from interp.metrics.judge import Judge, Metric, lined_up, reads_of
 from interp.patching.paths import READS, Freeze, Norms, Paths, before
 from interp.results.effects import Effects
 
@@ -72,7 +72,7 @@ def path_patch(
     where = None if positions is None else tower_inputs(x, Site(stack.name, None, "embed")).mask(positions).cpu()
     reads = reads_of(metric, x, old["logits"])
     judge = Judge(metric, x, classes=old["logits"].ndim == 2)
-    plain = judge(picked(old["logits"], reads))
+    plain = judge(reads.of(old["logits"]))
     chain = Chain(model.module, anatomy, stack, model.called_with(x.kwargs), family=model.family)
     paths = Paths(chain, old, new, where, freeze, ln)
     if freeze == "all":
@@ -83,7 +83,7 @@ def path_patch(
         values, floor = _into_receivers(model, x, paths, out, _together(into), reads, judge)
     return Effects(
         sites=tuple(map(str, out)), positions=None, values=values.cpu(), base=plain.cpu(),
-        source=judge(picked(new["logits"], reads)).cpu(), noise_floor=floor,
+        source=judge(reads.of(new["logits"])).cpu(), noise_floor=floor,
         meta={**old.meta, "method": "path patching", "direction": "source into base", "freeze": freeze, "ln": ln,
               "receivers": [str(site) for site in into], "metric": repr(metric)},
     )  # fmt: skip
@@ -108,7 +108,7 @@ def _into_logits(
         for group in groups
         for left in group
     ]
-    plain = judge(picked(paths.old["logits"], reads)).double()
+    plain = judge(reads.of(paths.old["logits"])).double()
     return torch.stack(moved), max(float((one - plain).abs().max()) for one in (unchanged, answer(paths.unmoved())))
 
 
@@ -118,7 +118,7 @@ def _into_receivers(
     """The same with what the receivers read put into free base runs, some senders at a time."""
     sweep = Sweep(model.module, model.anatomy, x, model.called_with(x.kwargs), family=model.family)
     values, floor = torch.zeros(len(out), x.batch, dtype=torch.float64), 0.0
-    plain = judge(picked(paths.old["logits"], reads)).double()
+    plain = judge(reads.of(paths.old["logits"])).double()
     for low in range(0, len(out), TOGETHER):
         for answer in sweep.run(paths.cells(out[low : low + TOGETHER], into), reads):
             unchanged = judge(answer.unchanged).double()

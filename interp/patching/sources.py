@@ -14,6 +14,7 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import Tape, real_positions, site_inputs
 from interp.hooks.sites import Site
+from interp.metrics.judge import ALIGN, must_line_up
 from interp.patching.alignment import How, Reduce, taken, weights
 
 if TYPE_CHECKING:
@@ -163,12 +164,7 @@ class Sources:
 
     def _lined_up(self, y: Inputs) -> None:
         x = self.sweep.base
-        if y.valid.shape != x.valid.shape or not torch.equal(y.valid, x.valid):
-            raise InputsError(
-                f"base has {list(x.valid.shape)} [rows, positions] and source {list(y.valid.shape)}, or their padding"
-                " differs: patching needs pairs that line up token by token; say align='index', 'suffix' or"
-                " interp.patching.align(...) for those that do not."
-            )
+        must_line_up(x, y, instead=ALIGN)
         mine, theirs = (z.roles.image.amax(1) + 1 for z in (x, y))
         if not torch.equal(mine.clamp(min=0), theirs.clamp(min=0)):
             raise InputsError(

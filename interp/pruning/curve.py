@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import Metric, judged
 from interp.metrics.shipped import Accuracy, Ids
 from interp.pruning.choose import best, labels
 from interp.pruning.cut import cut, masks
@@ -150,15 +150,10 @@ def _point(model: Model, gone: list[str], parts: Parts, cutting: bool, rounds: i
     edits = masks(model, gone)
     own = cut(model, remains(model, gone), edits) if cutting and gone else model
     edits = () if cutting else edits
-    values = [_judged(metric, x, own.run(x, edits=edits)["logits"]) for x, metric in parts]
+    values = [judged(metric, x, own.run(x, edits=edits)["logits"]) for x, metric in parts]
     times = [(_seconds(model, parts, ()), _seconds(own, parts, edits)) for _ in range(rounds)]
     whole, ours = (min((one[n] for one in times), default=torch.nan) for n in (0, 1))
     return _Point(torch.cat(values).double().cpu(), ours, ours / whole)
-
-
-def _judged(metric: Metric, x: Inputs, logits: Tensor) -> Tensor:
-    classes = logits.ndim == 2
-    return Judge(metric, x, classes=classes)(picked(logits, reads_of(metric, x, logits)))
 
 
 def _seconds(own: Model, parts: Parts, edits: Sequence[Any]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,13 +148,13 @@ class Effects(Saved):
         return super().save(directory)
 
     @classmethod
-    def load(cls, directory: str | Path) -> Self:
+    def load(cls, directory: str | Path) -> Effects:
         """Read what `save` wrote."""
         found, back = super().load(directory), Path(directory) / "reverse"
         return replace(found, reverse=cls.load(back)) if (back / cls.ABOUT).exists() else found
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Effects:
         """There need not be a source."""
         return super().restored({"source": None, **facts}, tensors)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -100,7 +100,7 @@ class HeadRoles(HeadResult):
         return {**super().facts(), "kinds": self.kinds}
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> HeadRoles:
         """Values by kind again."""
         values = {kind: tensors[kind] for kind in facts["kinds"]}
         notes = {kind: tuple(said) for kind, said in facts["notes"].items()}

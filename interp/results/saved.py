@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
 from interp.saving import read, write
 
 FORMAT = 1
+S = TypeVar("S", bound="Saved")
 
 
 class Saved:
@@ -43,7 +44,7 @@ class Saved:
         return {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls: type[S], facts: dict[str, Any], tensors: dict[str, Tensor]) -> S:
         """The result from what `facts` and `tensors` gave, lists as they come from JSON."""
         names = {one.name for one in fields(cls)}  # type: ignore[arg-type]
         said = {name: value if name == "meta" else tupled(value) for name, value in facts.items() if name in names}
@@ -64,7 +65,7 @@ class Saved:
         return write(directory, self.tensors(), about, names=self._files(), table=table, kind=self.TABLE)
 
     @classmethod
-    def load(cls, directory: str | Path) -> Self:
+    def load(cls: type[S], directory: str | Path) -> S:
         """Read what `save` wrote."""
         return cls.restored(*read(directory, cls._files(), FORMAT, tensors=cls.TENSORS))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ class Sinks(HeadResult):
         return {**super().facts(), "layers": list(self.norms)}
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Sinks:
         """Norms and activations by site again."""
         own = {name: value for name, value in tensors.items() if " " not in name}
         norms = {site: tensors[f"norms {site}"] for site in facts["layers"]}

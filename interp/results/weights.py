@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ class HeadCircuits(HeadResult):
         return {**super().facts(), "order": {room: list(getattr(self, room)) for room in ROOMS}}
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> HeadCircuits:
         """Tensors by room again."""
         held = {room: {name: tensors[f"{room}/{name}"] for name in facts["order"][room]} for room in ROOMS}
         held["eigenvalues"] = {name: torch.view_as_complex(value) for name, value in held["eigenvalues"].items()}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class Act(HeadResult):
         return {name: value for name, value in super().facts().items() if name != "edits"}
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Act:
         """With the kept heads' edits."""
         some = [site for site, kept in zip(facts["sites"], tensors["kept"].tolist(), strict=True) if kept]
         return super().restored({**facts, "edits": _edits(some, **facts["meta"]["calibrate"])}, tensors)

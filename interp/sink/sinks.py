@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.hooks.anatomy.lengths import longest
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
@@ -113,10 +114,9 @@ def _long_enough(x: Inputs) -> None:
 
 def _room(model: Model, x: Inputs) -> None:
     """Learned positions end somewhere; rotary ones do not."""
-    room = getattr(model.config, "n_positions", None) or getattr(model.config, "context", None)
-    longest = int(x.valid.sum(1).max())
-    if isinstance(room, int) and longest > room:
-        raise InputsError(f"this model has positions for {room} tokens, and a text here has {longest}: cut it shorter.")
+    room, most = longest(model.config, learned=True), int(x.valid.sum(1).max())
+    if room is not None and most > room:
+        raise InputsError(f"this model has positions for {room} tokens, and a text here has {most}: cut it shorter.")
 
 
 def _of_layer(found: Mapping[str, Tensor], valid: Tensor, least: int) -> Sequence[Tensor]:

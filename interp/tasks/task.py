@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from interp.hooks.anatomy.lengths import longest
 from interp.hooks.inputs.positions import Span
 from interp.metrics.shipped import Accuracy, Ids, LogitDifference, LogProb, Probability, Reading, narrow, valid
 from interp.prompts.rows import Place, Prompt, Recipe, Row, Score
@@ -299,12 +300,10 @@ def _check_known(task: Task) -> None:
 def _check_room(task: Task) -> None:
     """Learned positions end somewhere; rotary ones do not."""
     assert task.model is not None
-    config = getattr(task.model.module, "config", None)
-    room = getattr(config, "n_positions", None) or getattr(config, "context", None)
-    longest = max(_lengths(task.clean))
-    if isinstance(room, int) and longest > room:
+    room, most = longest(getattr(task.model.module, "config", None), learned=True), max(_lengths(task.clean))
+    if room is not None and most > room:
         raise TaskError(
-            f"expected prompts of at most {room} tokens, which this model reads, got {longest} in {task.name!r}"
+            f"expected prompts of at most {room} tokens, which this model reads, got {most} in {task.name!r}"
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interp.hooks.anatomy.lengths import longest
 from interp.hooks.errors import InputsError
 from interp.prompts.draw import stream
 from interp.tasks.induction import bos, words
@@ -35,10 +36,8 @@ def random_tokens(model: Model, n: int, length: int, repeats: int, seed: int) ->
 
 
 def room(model: Model) -> int:
-    """How many positions the model has, where positions are learned; a large number where they are not."""
-    config = getattr(model.module, "config", None)
-    found = (getattr(config, name, None) for name in ("n_positions", "context", "max_position_embeddings"))
-    return min((one for one in found if isinstance(one, int) and one > 0), default=1 << 30)
+    """How many positions the model has; a large number where its config does not say."""
+    return longest(model.config) or 1 << 30
 
 
 def _inputs(model: Model, rows: list[list[int]]) -> Inputs:

@@ -21,7 +21,7 @@ from interp.heads.measures.asked import Asked
 from interp.heads.measures.measured import Measured
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import graph
-from interp.metrics.judge import Judge, Metric, picked, reads_of
+from interp.metrics.judge import Metric, judged
 
 METHODS = ("gradient", "gradient-l2", "gradient-token", "gradient-signed")
 PASSES = 2.0
@@ -32,7 +32,7 @@ def gates(asked: Asked, metric: Metric) -> dict[Site, Tensor]:
     model, x = asked.model, asked.x
 
     def score(logits: Tensor) -> Tensor:
-        return Judge(metric, x, classes=logits.ndim == 2)(picked(logits, reads_of(metric, x, logits)))
+        return judged(metric, x, logits)
 
     kwargs = model.called_with(x.kwargs)
     run = graph(model.module, model.anatomy, x, kwargs, sites=asked.whole, score=score, family=model.family)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -208,7 +208,7 @@ class Importance(HeadResult):
         return {**super().facts(), "measures": said}
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Importance:
         """Measures with their tensors again."""
         measures = []
         for n, said in enumerate(facts["measures"]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ class Atlas(HeadResult):
         return {**super().facts(), "measures": list(self.values)}
 
     @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Atlas:
         """Measures by name again."""
         own = {name: value for name, value in tensors.items() if "/" not in name}
         return super().restored(

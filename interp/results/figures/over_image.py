@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 
 
+@runtime_checkable
 class OverPositions(Protocol):
     """Numbers of cells that are sites times positions, `interp.patching.Effects` above all."""
 
