@@ -11,7 +11,7 @@ from edge_oracle import asked, difference
 from torch import Tensor
 
 import interp
-from interp.circuits.graph.changes import Pair
+from interp.circuits.graph.changes import GraphPair
 from interp.circuits.graph.running import Runner
 from interp.circuits.judged import Faithfulness
 from interp.hooks.errors import InputsError, SiteError
@@ -22,13 +22,13 @@ FAMILIES = ["gpt2", "llama", "gemma2", "vit"]
 
 def runner(name: str) -> Runner:
     m, base, source = asked(name)
-    return Runner(Pair(m, base, source, difference, None))
+    return Runner(GraphPair(m, base, source, difference, None))
 
 
 def circuit_of(name: str, *, every: int = 3) -> interp.Circuit:
     """Every third edge of a tiny model, with scores that tell edges apart."""
     m, base, source = asked(name)
-    graph = Pair(m, base, source, difference, None).graph
+    graph = GraphPair(m, base, source, difference, None).graph
     scores = torch.arange(graph.exists.numel(), dtype=torch.float64).view(graph.exists.shape) / 64 * graph.exists
     return interp.Circuit(graph, graph.mask(graph.edges[::every]), "edge", {}, scores)
 
