@@ -31,9 +31,9 @@ def heads_at(site: Site, heads: Iterable[int]) -> list[str]:
 def head_place(text: str | Site) -> HeadPlace:
     """Tower, layer and number of one head, in any spelling and with a component or without."""
     found = parse(text)
-    if found.layers is None or found.heads is None or not (found.layers.isdigit() and found.heads.isdigit()):
+    if found.kind != "H" or not (str(found.layers).isdigit() and str(found.heads).isdigit()):
         raise SiteError(f"{str(text)!r} is not one head: expected one such as 'L5.H3'.")
-    return HeadPlace(found.tower, int(found.layers), int(found.heads))
+    return HeadPlace(found.tower, int(str(found.layers)), int(str(found.heads)))
 
 
 def is_head(text: str | Site) -> bool:

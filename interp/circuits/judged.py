@@ -100,7 +100,7 @@ class Faithfulness(Saved):
                 "model": self.whole,
                 "nothing": self.nothing,
                 "part": part,
-                "group": list(self.groups),
+                "group": list(self.groups or apart(len(self.values))),
             }
         )
 

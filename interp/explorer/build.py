@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Any
 from interp.explorer.looks import ROOM, example, images, patterns, pixels, stacks
 from interp.explorer.measures import described, measured
 from interp.explorer.payload.plain import ExplorerError
-from interp.explorer.payload.scores import SITE
 from interp.explorer.says import says
 from interp.hooks.anatomy.towers import Tower
+from interp.hooks.head_names import head_of
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.sites import parse
 from interp.kernels.errors import InterpError
 from interp.provenance import about
+from interp.results.heads_table import method_of, read_heads
+from interp.results.intervals import spanned
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model
 
-SPELLED = ("estimate", "score", "first")
-"""Columns of a result's table that hold its number, in the order they are looked for."""
 KEPT = ("low", "high", "noise_floor", "n", "exact", "verified")
 
 
@@ -122,8 +121,7 @@ def named(results: Mapping[str, Any] | Sequence[Any]) -> list[tuple[str, Any]]:
         return [(str(name), result) for name, result in results.items()]
     found: dict[str, Any] = {}
     for result in results:
-        meta = getattr(result, "meta", None) or {}
-        name = str(meta.get("method") or type(result).__name__.lower())
+        name = method_of(result)
         while name in found:
             name += "'"
         found[name] = result
@@ -132,35 +130,14 @@ def named(results: Mapping[str, Any] | Sequence[Any]) -> list[tuple[str, Any]]:
 
 def rows_of(name: str, result: Any) -> list[dict[str, Any]]:
     """The heads of a result's table as rows of the scores."""
-    if not hasattr(result, "to_frame"):
-        raise ExplorerError(f"results[{name!r}] is a {type(result).__name__}, which has no to_frame().")
-    frame = result.to_frame()
-    number = next((column for column in SPELLED if column in frame), None)
-    if "site" not in frame or number is None:
-        raise ExplorerError(f"results[{name!r}] has a table of {', '.join(map(str, frame))}: expected site, estimate.")
-    if "position" in frame and frame["position"].notna().any():
-        raise ExplorerError(f"results[{name!r}] has a position axis: patch with positions='joint' to see heads.")
+    try:
+        frame = read_heads(result)
+    except InterpError as why:
+        raise ExplorerError(f"results[{name!r}]: {why}") from why
     if "method" in frame and frame["method"].nunique() > 1:
         raise ExplorerError(f"results[{name!r}] holds several methods: give one a name, as a dict of results.")
-    kept = [column for column in KEPT if column in frame]
-    return [
-        {"site": str(row["site"]), "method": name, "estimate": row[number], **{column: row[column] for column in kept}}
-        for row in frame.to_dict("records")
-        if _is_head(str(row["site"]))
-    ]
-
-
-def _is_head(site: str) -> bool:
-    try:
-        return parse(site).heads is not None
-    except InterpError:
-        return False
-
-
-def _head(site: str) -> str:
-    """Its name without a component."""
-    found = SITE.match(site)
-    return site if found is None else site[: found.end("head")]
+    kept = ["site", "estimate", *(column for column in KEPT if column in frame)]
+    return [{**row, "site": str(row["site"]), "method": name} for row in frame[kept].to_dict("records")]
 
 
 def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -169,9 +146,9 @@ def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
     if not mine:
         return ""
     best = max(mine, key=lambda row: abs(row["estimate"]))
-    span = f" [{best['low']:+.3g}, {best['high']:+.3g}]" if "low" in best else ""
+    span = spanned(best["low"], best["high"]) if "low" in best else ""
     value = f"{best['estimate']:+.3g}{span}"
-    return f"{best['method']}: of {len(mine)} heads {_head(best['site'])} has the largest value, {value}."
+    return f"{best['method']}: of {len(mine)} heads {head_of(best['site'])} has the largest value, {value}."
 
 
 def _described(result: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

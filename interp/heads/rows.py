@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.hooks.sites import parse
+from interp.hooks.head_names import head_name, head_place
 from interp.kernels.errors import InterpError
 from interp.results.effects import Effects
+from interp.results.heads_table import method_of, read_heads
 from interp.saving import renamed
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ COLUMNS: dict[str, str] = {
 """Name and type. `direction` is denoise, noise or none; `exact` the exactly patched value where the row is an estimate,
 `verified` whether there is one; `rank` within method, direction and tower, 1 first: the result's own where it has one,
 else by magnitude."""
-ESTIMATES = ("estimate", "score", "first")
-"""What results call their number."""
 
 
 def head_rows(result: Any, anatomy: Anatomy, **given: Any) -> Any:
@@ -59,24 +58,11 @@ def head_rows(result: Any, anatomy: Anatomy, **given: Any) -> Any:
     such as model=, task= and split=, and replaces those it does."""
     if isinstance(result, Effects):
         return _joined([_of_effects(one, anatomy, given) for one in (result, result.reverse) if one is not None])
-    frame = result.to_frame() if hasattr(result, "to_frame") else result
-    number = next((name for name in ESTIMATES if name in getattr(frame, "columns", ())), None)
-    if number is None or "site" not in frame.columns:
-        raise InterpError(
-            f"a {type(result).__name__} has no rows of heads: expected a table with the columns site and estimate, as"
-            " interp.patch, attribute, importance, sinks, retrieval_heads and head_roles return it."
-        )
-    known = {"method": type(result).__name__.lower(), **dict(getattr(result, "meta", None) or {}), **given}
-    return _filled(frame.assign(estimate=frame[number]), anatomy, known)
+    known = {"method": method_of(result), **dict(getattr(result, "meta", None) or {}), **given}
+    return _filled(read_heads(result), anatomy, known)
 
 
 def _of_effects(effects: Effects, anatomy: Anatomy, given: Mapping[str, Any]) -> Any:
-    if effects.positions is not None:
-        raise InterpError("these effects have a position axis; a row is a head: patch with positions='joint'.")
-    frame = effects.to_frame()
-    heads = frame[frame["head"].notna() & frame["layer"].notna()]
-    if heads.empty:
-        raise InterpError(f"no heads among {', '.join(effects.sites[:3])}: patch sites such as 'L*.H*.z'.")
     corruption = str(effects.meta.get("corruption", "none"))
     known = {
         "method": effects.meta.get("method", "patch"),
@@ -84,7 +70,7 @@ def _of_effects(effects: Effects, anatomy: Anatomy, given: Mapping[str, Any]) ->
         "ablation": "resample" if corruption == "run" else corruption,
         "metric": str(effects.meta.get("metric", "")).partition("(")[0],
     }
-    return _filled(heads, anatomy, {**known, **given})
+    return _filled(read_heads(effects), anatomy, {**known, **given})
 
 
 def direction(effects: Effects) -> str:
@@ -98,11 +84,9 @@ def _filled(frame: Any, anatomy: Anatomy, known: Mapping[str, Any]) -> Any:
     """The frame with every column of the schema, in its order."""
     import pandas
 
-    places = [parse(str(site)) for site in frame["site"]]
-    towers = [anatomy.tower(place.tower, text=str(site)) for place, site in zip(places, frame["site"], strict=True)]
-    if wrong := [str(s) for s, p in zip(frame["site"], places, strict=True) if not _one(p.layers) or not _one(p.heads)]:
-        raise InterpError(f"{wrong[0]!r} is not one head; rows are heads, such as 'L5.H3'.")
-    layers, heads = [int(str(p.layers)) for p in places], [int(str(p.heads)) for p in places]
+    places = [head_place(str(site)) for site in frame["site"]]
+    towers = [anatomy.tower(place.tower, text=head_name(*place)) for place in places]
+    layers, heads = [place.layer for place in places], [place.head for place in places]
     groups = [
         head // tower.layer(layer).group if layer in tower.by_index else head
         for tower, layer, head in zip(towers, layers, heads, strict=True)
@@ -111,17 +95,12 @@ def _filled(frame: Any, anatomy: Anatomy, known: Mapping[str, Any]) -> Any:
     columns = {name: [known[name]] * len(frame) if name in known else columns.get(name) for name in COLUMNS}
     if "method" in frame.columns and frame["method"].notna().all():
         columns["method"] = frame["method"].tolist()
-    prefix = [f"{p.tower}." if p.tower else "" for p in places]
     columns |= {"schema": [SCHEMA] * len(frame), "tower": [tower.name for tower in towers], "layer": layers,
                 "head": heads, "kv_group": groups, "estimate": frame["estimate"].tolist(),
-                "site": [f"{a}L{b}.H{c}" for a, b, c in zip(prefix, layers, heads, strict=True)]}  # fmt: skip
+                "site": [head_name(*place) for place in places]}  # fmt: skip
     made = pandas.DataFrame({name: _typed(values, len(frame), COLUMNS[name]) for name, values in columns.items()})
     own = "rank" in frame.columns and bool(frame["rank"].notna().all())  # measures for which a low value is a large one
     return made if own else ranked(made)
-
-
-def _one(part: Any) -> bool:
-    return part is not None and str(part).isdigit()
 
 
 def _typed(values: list[Any] | None, count: int, kind: str) -> Any:

@@ -14,13 +14,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.hooks.head_names import head_place
+from interp.hooks.head_names import head_place, is_head
 from interp.kernels.errors import InterpError
 from interp.results.figures.plots import map_of_heads
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 
 By = Literal["abs", "high", "low"]
+SPELLED = ("estimate", "score", "first")
+"""What results call their number, in the order they are looked for."""
+EXPECTED = (
+    "expected a table with the columns site and estimate, as interp.patch, attribute, importance, sinks,"
+    " retrieval_heads and head_roles return it."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +100,31 @@ class HeadResult(Saved):
     def plot(self) -> Any:
         """The estimates as a map of layers x heads (plotly)."""
         return map_of_heads(of_method(self.to_frame(), None), self.TITLE)
+
+
+def read_heads(result: Any) -> Any:
+    """The rows of heads of any result, or of a table (pandas) of anyone: its number as `estimate`, other columns as
+    they are. Cells that are no heads are left out where the table says what they are (`component`), else refused."""
+    kind = type(result).__name__
+    if not hasattr(result, "to_frame") and not hasattr(result, "columns"):
+        raise InterpError(f"a {kind} has no to_frame(): {EXPECTED}")
+    frame = result.to_frame() if hasattr(result, "to_frame") else result
+    number = next((name for name in SPELLED if name in frame), None)
+    if number is None or "site" not in frame:
+        raise InterpError(f"a {kind} has no rows of heads but {', '.join(map(str, frame))}: {EXPECTED}")
+    if "position" in frame and frame["position"].notna().any():
+        raise InterpError(f"this {kind} has a position axis; a row is a head: patch with positions='joint'.")
+    heads = [is_head(str(site)) for site in frame["site"]]
+    if not all(heads) and "component" not in frame:
+        raise InterpError(f"{str(frame['site'].iloc[heads.index(False)])!r} is not one head; rows are heads: 'L5.H3'.")
+    if not any(heads):
+        raise InterpError(f"no heads among {', '.join(map(str, frame['site'][:3]))}: patch sites such as 'L*.H*.z'.")
+    return frame[heads].assign(estimate=frame[number][heads])
+
+
+def method_of(result: Any) -> str:
+    """What a result calls its method, else what it is."""
+    return str((getattr(result, "meta", None) or {}).get("method") or type(result).__name__.lower())
 
 
 def of_method(frame: Any, method: str | None) -> Any:

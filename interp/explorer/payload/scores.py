@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from interp.explorer.payload.plain import ExplorerError, columns_of, plain
+from interp.hooks.head_names import head_name, head_place, is_head
+from interp.hooks.sites import Site, parse
 
-SITE = re.compile(r"^(?:(?P<tower>\w+)\.)?L(?P<layer>\d+)\.H(?P<head>\d+)(?:\.\w+)?$")
 KINDS = ("signed", "sequential")
 ABOUT = {"kind", "unit", "about", "bound", "low", "floor"}
 REPEATED = 0.5
@@ -28,38 +28,33 @@ class Places:
         self.known = {head["site"] for head in self.heads}
 
     def _heads(self, n: int, tower: Mapping[str, Any]) -> list[dict[str, Any]]:
-        prefix = f"{tower['name']}." if len(self.towers) > 1 else ""
-        found = []
+        name, found = tower["name"] if len(self.towers) > 1 else None, []
         for layer, heads, kv in zip(tower["layers"], tower["heads"], tower["kv_heads"], strict=True):
             for head in range(heads):
-                group = f"{prefix}L{layer}.K{head // (heads // kv)}" if kv < heads else None
-                found.append(
-                    {"site": f"{prefix}L{layer}.H{head}", "tower": n, "layer": layer, "head": head, "kv": group}
-                )
+                group = str(Site(name, layer, "k", (head // (heads // kv),))).removesuffix(".k") if kv < heads else None
+                site = head_name(name, layer, head)
+                found.append({"site": site, "tower": n, "layer": layer, "head": head, "kv": group})
         return found
 
     def label(self, site: str) -> str | None:
         """A head's name in the page, however it was spelled; None for what is no head of these towers."""
-        found = SITE.match(site)
-        if found is None:
+        if not is_head(site):
             return None
-        tower = found["tower"] or self.main
-        prefix = f"{tower}." if len(self.towers) > 1 else ""
-        only = {one["name"] for one in self.towers}
-        label = f"{prefix}L{found['layer']}.H{found['head']}"
-        return label if label in self.known and tower in only else None
+        place = head_place(site)
+        tower = place.tower or self.main
+        label = head_name(tower if len(self.towers) > 1 else None, place.layer, place.head)
+        return label if label in self.known and tower in {one["name"] for one in self.towers} else None
 
     def group(self, kv: str) -> list[str]:
         """The heads that read a kv head, as sites spell them: with a tower where the kv head has one."""
-        stem, _, number = kv.rpartition(".K")
-        found = SITE.match(f"{stem}.H0")
-        wanted = (found["tower"] or self.main, int(found["layer"])) if found else None
-        tower = next((one for one in self.towers if wanted and one["name"] == wanted[0]), None)
-        if tower is None or wanted is None or wanted[1] not in tower["layers"]:
+        found = parse(f"{kv}.k")
+        name, layer, number = found.tower, int(str(found.layers)), int(str(found.heads))
+        tower = next((one for one in self.towers if one["name"] == (name or self.main)), None)
+        if tower is None or layer not in tower["layers"]:
             return []
-        at = tower["layers"].index(wanted[1])
+        at = tower["layers"].index(layer)
         size = tower["heads"][at] // tower["kv_heads"][at]
-        return [f"{stem}.H{head}" for head in range(int(number) * size, (int(number) + 1) * size)]
+        return [head_name(name, layer, head) for head in range(number * size, (number + 1) * size)]
 
     def need(self, site: Any, where: str) -> str:
         """The same for a site that has to be a head."""
@@ -92,10 +87,10 @@ def _read_off(sites: Sequence[str], main: str | None) -> list[dict[str, Any]]:
     """Towers that just hold the heads which are named."""
     most: dict[str, dict[int, int]] = {}
     for site in sites:
-        if found := SITE.match(site):
-            layers = most.setdefault(found["tower"] or main or "text", {})
-            layer, head = int(found["layer"]), int(found["head"])
-            layers[layer] = max(layers.get(layer, 0), head + 1)
+        if is_head(site):
+            place = head_place(site)
+            layers = most.setdefault(place.tower or main or "text", {})
+            layers[place.layer] = max(layers.get(place.layer, 0), place.head + 1)
     return [
         _tower({"name": name, "layers": sorted(layers), "heads": [layers[n] for n in sorted(layers)]})
         for name, layers in most.items()
