@@ -50,6 +50,7 @@ def frozen(norm: Norm, x: Tensor, *, name: str = "this norm") -> Frozen:
     """The norm as the linear map that it is at x [..., d]."""
     with torch.no_grad():
         y, shift = norm(x).double(), norm(torch.zeros_like(x)).double()
+        x = x.to(y.device)
         size = x.double().square().mean().sqrt().clamp(min=1e-12).to(x.dtype)
         moved = norm(x + size)
         centred = bool((moved.double() - y).abs().max() < 1e-3 * (y - shift).abs().max())

@@ -54,7 +54,7 @@ class Readout:
         with torch.no_grad():
             plain = self.head(self._normed(self.base.left[:, last : last + 1]))
         for finish in _finishes(getattr(self.module, "config", None)):
-            if torch.allclose(finish(plain), self.logits[:, -1:].to(plain.dtype), atol=1e-4, rtol=1e-4):
+            if torch.allclose(finish(plain), self.logits[:, -1:].to(plain), atol=1e-4, rtol=1e-4):
                 return finish
         return None
 
@@ -62,7 +62,10 @@ class Readout:
         return x if self.norm is None else self.norm(x)
 
     def read(self, hidden: Tensor, columns: Sequence[int] | None) -> Tensor:
-        """Logits for hidden states of read positions; needs `by_position`."""
+        """Logits for hidden states of read positions, on the device of the run's own; needs `by_position`."""
+        return self._read(hidden, columns).to(self.logits.device)
+
+    def _read(self, hidden: Tensor, columns: Sequence[int] | None) -> Tensor:
         assert self.finish is not None
         x = self._normed(hidden)
         if columns is None or type(self.head) is not nn.Linear:

@@ -89,14 +89,15 @@ class Writes:
             return head_results(self.module.get_submodule(layer.out), z, heads).double()
 
     def walk(self) -> Iterator[tuple[Site, Tensor]]:
-        """Each part with its write [b, position, d], one layer's heads at a time."""
+        """Each part with its write [b, position, d] where the last residual is, one layer's heads at a time."""
         last: tuple[Site, Tensor] | None = None
+        home = self.final.device
         for part in self.parts:
             if part.heads is None:
-                yield part, self.tape[part].double()
+                yield part, self.tape[part].double().to(home)
                 continue
             if last is None or last[0] != part.whole:
-                last = part.whole, self.heads(part)
+                last = part.whole, self.heads(part).to(home)
             yield part, last[1][:, :, part.heads[0]]
 
     def carry(self, site: Site) -> Carry:
@@ -135,7 +136,7 @@ class Writes:
     def biases(self) -> Tensor:
         """What all attentions wrote beside their heads [b, position, d]."""
         wholes = dict.fromkeys(part.whole for part in self.parts if part.heads is not None)
-        return torch.stack([self.bias(site) for site in wholes]).sum(0)
+        return torch.stack([self.bias(site).to(self.final.device) for site in wholes]).sum(0)
 
     @property
     def final(self) -> Tensor:
