@@ -186,7 +186,7 @@ class HeadMatrices:
             found: Tensor = self.model.run(self._kwargs, record=after, edits=edits)[after]
             if found.shape != x.shape:
                 raise ModelError(f"{after} is {list(found.shape)}, the residual {list(x.shape)}: windows are not read.")
-            return found
+            return found.to(x.device)
 
         return _at_unit_size(frozen(norm, value, name=f"what stands between {before} and {after}"), value)
 

@@ -80,7 +80,7 @@ class _Toward:
             self.zero = judge(tail.logits(torch.zeros_like(tail.left), reads)).double()
 
     def __call__(self, part: Tensor) -> Tensor:
-        return (part.double() * self.gradient.double()).flatten(1).sum(1)
+        return (part.double() * self.gradient.double()).flatten(1).sum(1).to(self.zero.device)
 
 
 def _rounding(logits: Tensor, values: list[Tensor]) -> float:

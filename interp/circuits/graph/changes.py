@@ -177,14 +177,14 @@ class GraphPair:
             if part in ("attn_out", "attn_write"):
                 self.carries.look(layer, part, value)
             if part in ("attn_write", "mlp_write"):
-                total[:] = [value.double() if not total else total[0] + value]
+                total[:] = [value.double() if not total else total[0] + value.to(total[0].device)]
             if part in ("z", "mlp_write"):
                 self._less(more.z if part == "z" else more.mlp, layer, rows, value)
 
         passed = self._run(rows, self.base, take=take, wanted=PARTS)
         first = self.walk.layers[0]
         embed = passed.entered[first]
-        self.check(total[0] + embed, passed.left)
+        self.check(total[0] + embed.to(total[0].device), passed.left)
         whole = {first: more.embed} if more.embed.numel() else {}
         self._less(whole, first, rows, embed)
         more.embed = whole[first]
@@ -202,7 +202,7 @@ class GraphPair:
     def check(self, total: Tensor, left: Tensor) -> None:
         """Raise where writes do not add up to the last residual."""
         bound = 64 * len(self.walk.layers) * torch.finfo(left.dtype).eps * float(left.abs().max()) + 1e-9
-        gap = float((total - left).abs().max())
+        gap = float((total.to(left.device) - left).abs().max())
         if not gap <= bound:
             raise ModelError(
                 f"the writes of the tower {self.walk.tower.name!r} do not add up to its last residual (off by"

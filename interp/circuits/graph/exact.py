@@ -67,7 +67,7 @@ class _Exact:
         entered, found = self.passed.entered[layer], []
         heads = [v for v in readers if self.graph.receivers[v].heads is not None]
         at = (
-            self.walk.block(self.passed, layer, entered + change, record=["q", "k", "v"], until="qkv").at
+            self.walk.block(self.passed, layer, entered + change.to(entered.device), record=["q", "k", "v"], until="qkv").at
             if heads
             else {}
         )
@@ -83,9 +83,10 @@ class _Exact:
         """What the MLP writes when it reads this much more."""
         entered = self.passed.entered[layer]
         if self.graph.by_index[layer].parallel:
-            return self.walk.block(self.passed, layer, entered + change, record=["mlp_write"]).at["mlp_write"]
+            moved = entered + change.to(entered.device)
+            return self.walk.block(self.passed, layer, moved, record=["mlp_write"]).at["mlp_write"]
         mid = self.walk.block(self.passed, layer, entered, record=["resid_mid"]).at["resid_mid"]
-        put = Set(str(self.walk.site(layer, "resid_mid")), mid + change)
+        put = Set(str(self.walk.site(layer, "resid_mid")), mid + change.to(mid.device))
         return self.walk.block(self.passed, layer, entered, edits=[put], record=["mlp_write"]).at["mlp_write"]
 
     def _change(self, u: int) -> Tensor:
@@ -114,5 +115,5 @@ class _Exact:
                 yield u, self._judged(tail, passed, self._change(u)) - plain
 
     def _judged(self, tail: Tail, passed: Passed, change: Tensor | None = None) -> Tensor:
-        left = passed.left if change is None else passed.left + change
+        left = passed.left if change is None else passed.left + change.to(passed.left.device)
         return self.judges(tail.logits(tail.normed(left, "final"), self.reads))[""].double().cpu()

@@ -69,11 +69,11 @@ class Runner:
             else:
                 (own.z if part == "z" else own.mlp)[layer] = value.clone()
             if part in ("attn_write", "mlp_write"):
-                total[:] = [value.double() if not total else total[0] + value]
+                total[:] = [value.double() if not total else total[0] + value.to(total[0].device)]
 
         passed = self.walk.run(self.pair.kwargs(), take=take, wanted=("z", "attn_out", "attn_write", "mlp_write"))
         own.embed = passed.entered[self.walk.layers[0]]
-        self.pair.check(total[0] + own.embed, passed.left)
+        self.pair.check(total[0] + own.embed.to(total[0].device), passed.left)
         return passed
 
     def _filled(self, ablation: Literal["mean", "zero"]) -> Written:
@@ -90,10 +90,11 @@ class Runner:
             for layer in self.walk.layers:
                 self.before[layer] = now
                 self.out[layer] = self.carries.output(layer, self.there.z[layer]).reshape(now.shape)
-                now = now + self.carries.write(layer, self.out[layer])
+                write = self.carries.write(layer, self.out[layer])
+                now = now.to(write.device) + write
                 self.middle[layer] = now
                 if layer in self.there.mlp:
-                    now = now + self.there.mlp[layer]
+                    now = now + self.there.mlp[layer].to(now.device)
         return now
 
     @cached_property
@@ -136,14 +137,14 @@ class Runner:
         """The residual that a receiver with these incoming edges reads."""
         made = ablated
         if bool(column[0]):
-            made = made + state.embed
+            made = made + state.embed.to(made.device)
         for layer, change in state.z.items():
             kept = column[self.graph.heads_of(layer)]
             if bool(kept.any()):
-                made = made + self._write(layer, change * kept[:, None].to(change))
+                made = made + self._write(layer, change * kept[:, None].to(change)).to(made.device)
         for layer, change in state.mlp.items():
             if bool(column[self.graph.mlp_of(layer)]):
-                made = made + change
+                made = made + change.to(made.device)
         return made
 
     def _write(self, layer: int, change: Tensor) -> Tensor:

@@ -117,12 +117,14 @@ class Slopes:
         called = self.walk.block(passed, layer, hidden, record=["q", "k", "v", *mlp], edits=inside, grad=True)
         if shape.mlp and self._read(Site(self.graph.tower, layer, "mlp_in")):
             start = hidden if shape.parallel else called.at["resid_mid"]
-            (found,) = torch.autograd.grad(called.at["mlp_write"], start, slope, retain_graph=True)
+            write = called.at["mlp_write"]
+            (found,) = torch.autograd.grad(write, start, slope.to(write.device), retain_graph=True)
             self._contract(Site(self.graph.tower, layer, "mlp_in"), found)
         if not self._read(Site(self.graph.tower, layer, "q_in", (0,))):
             return slope
         heads = [called.at[part] for part in "qkv"]
         assert called.out is not None
+        slope = slope.to(called.out.device)
         *by_head, below = torch.autograd.grad(called.out, [*heads, hidden], slope, retain_graph=True)
         for part, value, by in zip("qkv", heads, by_head, strict=True):
             for head in range(value.shape[2]):
@@ -152,7 +154,7 @@ class Slopes:
             heads = self.graph.heads_of(layer)
             if bool(self.graph.exists[heads.start, v]) and self._counts(heads.start):
                 change = self.more.z[layer][rows]
-                by_z = self.carries.back(layer, slope).to(change.dtype)
+                by_z = self.carries.back(layer, slope.to(change.device)).to(change.dtype)
                 self._add(v, heads, (change * by_z).sum((1, 3), dtype=torch.float64).T)
             if layer in self.more.mlp:
                 u = self.graph.mlp_of(layer)
@@ -162,11 +164,11 @@ class Slopes:
     def _add(self, v: int, senders: slice, found: Tensor) -> None:
         """Senders before a receiver are the first ones there are, so a run of them is a run of edges."""
         first = self.first[v]
-        self.scores[first + senders.start : first + senders.stop, self.rows] += self.weight * found
+        self.scores[first + senders.start : first + senders.stop, self.rows] += self.weight * found.to(self.scores.device)
 
     def _counts(self, sender: int) -> bool:
         return self.some is None or sender in self.some
 
 
 def _dot(change: Tensor, slope: Tensor) -> Tensor:
-    return (change * slope.to(change.dtype)).sum((1, 2), dtype=torch.float64)
+    return (change * slope.to(change)).sum((1, 2), dtype=torch.float64)
