@@ -7,13 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from importlib import import_module
+from typing import Any, get_args
 
 from interp.configs import ConfigError, read_config
 
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -44,6 +45,21 @@ def about_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="a task such as ioi, a .jsonl file of rows, or a probe of a planted model")
     parser.add_argument("-n", type=count, dest="n", help="how many prompts")
     parser.add_argument("--corruption", help="how the corrupt prompts differ, where the task has a choice")
+
+
+class Words:
+    """The words that a call takes, read where it has them ("interp.pruning.pruned:How") when they are needed."""
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+
+    def __iter__(self) -> Iterator[str]:
+        module, _, name = self.home.partition(":")
+        found = getattr(import_module(module), name)
+        return iter(found if isinstance(found, tuple) else get_args(found))
+
+    def __contains__(self, word: object) -> bool:
+        return word in tuple(self)
 
 
 def count(text: str) -> int:

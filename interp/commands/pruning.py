@@ -21,7 +21,8 @@ def add(commands: common.Commands) -> None:
     common.about_task(parser)
     parser.add_argument("--scores", metavar="DIR", help="rank heads by the report in DIR instead of patching now")
     parser.add_argument("--keep-fraction", type=float, default=0.7, help="share of heads that stay")
-    parser.add_argument("--how", choices=("mask", "cut"), default="cut", help="switch heads off, or cut their weights")
+    parser.add_argument("--how", choices=common.Words("interp.pruning.pruned:How"), default="cut", metavar="HOW",
+                        help="switch heads off, or cut their weights, one of: %(choices)s")  # fmt: skip
     parser.add_argument("--uniform", action="store_true", help="as many in each layer, so that AutoModel can load it")
     parser.add_argument("--out", metavar="DIR", help="save the smaller model here")
 

@@ -15,7 +15,7 @@ see `.curve(...)`, which puts random and magnitude baselines beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from interp.hooks.errors import InputsError
 from interp.provenance import about
@@ -45,8 +45,8 @@ def prune(
     the way) the function is called before each step, on a copy in which the heads gone so far write nothing.
     `uniform=True` keeps equally many kv groups in each layer, so that the cut model is one that transformers can load.
     """
-    if how not in ("mask", "cut"):
-        raise InputsError(f"how is 'mask' or 'cut', got {how!r}.")
+    if how not in get_args(How):
+        raise InputsError(f"how is one of {', '.join(map(repr, get_args(How)))}, got {how!r}.")
     if schedule is not None and not callable(scores):
         raise InputsError("a schedule scores heads again at each step: give a function of a model as scores.")
     anatomy = model.ready()
