@@ -21,7 +21,7 @@ from torch import Tensor
 from interp.heads.head_circuits import head_circuits
 from interp.heads.head_roles import head_roles
 from interp.heads.kinds.reading import head_sites, page_of, read_heads
-from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.errors import CheckFailed, InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.weights import Rows
@@ -84,6 +84,8 @@ class _Making:
         """Some fields; what the part refuses is said on the card."""
         try:
             found = part()
+        except CheckFailed:
+            raise
         except InterpError as why:
             found = {"left_out": {name: str(why)}}
         left_out = {**self.card.left_out, **found.pop("left_out", {})}

@@ -2,6 +2,8 @@
 
 `steps/plan.json` says which report this is and comes first; `steps/NAME.json` is a step's answer, written under another
 name and renamed. Answers are read back as they were written, so a report that was resumed ends with the same bytes.
+That a method does not fit a model is an answer. Want of memory is one for now: going on tries it again, and where it
+comes out otherwise, what came after it as well. A self-check that failed is none: it stops the report.
 Limits: the same bytes need the same machine, versions and number of threads.
 """
 
@@ -16,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from interp.hooks.errors import BudgetError, CheckFailed
 from interp.kernels.errors import InterpError
 from interp.saving import renamed
 
@@ -35,6 +38,7 @@ class Steps:
         self.seconds: dict[str, float] = {}
         mine = json.loads(json.dumps({"format": FORMAT, **plan}))
         self.notes: list[str] = []
+        self.reached: list[str] = []
         cleared = overwrite and _clear(self.folder)
         _writable(self.folder)
         self._begin(mine, resume=resume, cleared=cleared)
@@ -67,16 +71,27 @@ class Steps:
     def do(self, name: str, work: Callable[[], Mapping[str, Any]]) -> Answer:
         """A step's answer: the one that is there, or that of doing it now."""
         file = self.inside / f"{name}.json"
-        if file.exists():
+        self.reached.append(name)
+        known = _read(file) if file.exists() else None
+        if known is not None and AGAIN not in known:
             self.say(f"{name}: done before")
         else:
             start = time.perf_counter()
-            renamed(file, _written(_noted(work)))
+            made = _noted(work)
+            if known is not None and AGAIN not in made:
+                self._forget_what_came_after()
+            renamed(file, _written(made))
             self.seconds[name] = round(time.perf_counter() - start, 3)
             self.say(f"{name}: {self.seconds[name]:.1f} s")
-        answer: Answer = json.loads(file.read_text(encoding="utf-8"))
+        answer = _read(file)
         self.notes += [note for note in answer.pop("notes", ()) if note not in self.notes]
         return answer
+
+    def _forget_what_came_after(self) -> None:
+        """Later steps were answered without what this one has now."""
+        for file in self.inside.glob("*.json"):
+            if file.stem not in ("plan", *self.reached):
+                file.unlink()
 
     def attempt(self, name: str, work: Callable[[], Mapping[str, Any]]) -> Answer:
         """The same where a refusal is an answer, {"refused": why}: a method that does not fit a model says so."""
@@ -84,6 +99,10 @@ class Steps:
         def tried() -> Mapping[str, Any]:
             try:
                 return work()
+            except CheckFailed as why:
+                raise CheckFailed(f"{name}: {why}") from why
+            except BudgetError as why:
+                return {"refused": f"{name}: {why} It is tried again with resume=True, --resume.", AGAIN: True}
             except InterpError as why:
                 return {"refused": f"{name}: {why}"}
 
@@ -97,6 +116,8 @@ class Steps:
         return file
 
 
+AGAIN = "again"
+"""Marks an answer that holds for the moment only."""
 OWN = ("steps", "results", "figures")
 FILES = (
     "report.html", "heads.csv", "heads.parquet", "run.json", "circuit.json", "heads.tex", "references.bib", "README.md",
@@ -144,6 +165,11 @@ def _writable(folder: Path) -> None:
         probe.unlink()
     except OSError as why:
         raise InterpError(f"{folder} cannot be written to ({why.strerror}): give another directory.") from why
+
+
+def _read(file: Path) -> Answer:
+    answer: Answer = json.loads(file.read_text(encoding="utf-8"))
+    return answer
 
 
 def _written(answer: Mapping[str, Any]) -> bytes:

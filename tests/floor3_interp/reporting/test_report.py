@@ -20,6 +20,7 @@ import torch
 import interp
 from interp.cli import main
 from interp.heads.rows import read_rows
+from interp.hooks.errors import BudgetError, CheckFailed
 from interp.planted.probes import probe_task
 from interp.reporting.experiment import experiment
 from interp.reporting.pages.canvas import SCALE, Canvas
@@ -215,6 +216,91 @@ def test_a_step_is_done_once_and_a_failed_one_leaves_nothing(tmp_path: Path) -> 
 
     assert steps.attempt("three", refused) == {"refused": "three: not here"}
     assert sorted(file.name for file in (tmp_path / "steps").iterdir()) == ["one.json", "plan.json", "three.json"]
+
+
+def refusing(error: Exception) -> Any:
+    def work() -> dict[str, Any]:
+        raise error
+
+    return work
+
+
+def test_want_of_memory_is_tried_again_and_what_came_after_it_with_it(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def report(second: Any, *, resume: bool) -> list[dict[str, Any]]:
+        steps = Steps(tmp_path, {"model": "a"}, resume=resume, overwrite=False)
+
+        def work(name: str) -> Any:
+            return lambda: done.append(name) or {"x": len(done)}
+
+        return [
+            steps.do("one", work("one")),
+            steps.attempt("two", second or work("two")),
+            steps.do("three", work("three")),
+        ]
+
+    first = report(refusing(BudgetError("no room")), resume=False)
+    assert first[1]["refused"].startswith("two: no room")
+    assert "resume" in first[1]["refused"]
+    again = report(refusing(BudgetError("still no room")), resume=True)
+    assert again[1]["refused"].startswith("two: still no room")
+    assert done == ["one", "three"]
+    assert [again[0], again[2]] == [first[0], first[2]]
+    third = report(None, resume=True)
+    assert done == ["one", "three", "two", "three"]
+    assert third == [first[0], {"x": 3}, {"x": 4}]
+    assert report(refusing(ZeroDivisionError()), resume=True) == third
+    assert len(done) == 4
+
+
+def test_a_self_check_that_fails_stops_the_report_and_is_no_answer(tmp_path: Path) -> None:
+    for resume in (False, True):
+        steps = Steps(tmp_path, {"model": "a"}, resume=resume, overwrite=False)
+        with pytest.raises(CheckFailed, match=r"two: off by 3\."):
+            steps.attempt("two", refusing(CheckFailed("off by 3.")))
+        assert [file.name for file in (tmp_path / "steps").iterdir()] == ["plan.json"]
+
+
+def test_a_report_short_of_memory_says_so_and_is_whole_once_there_is_some(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "whole"
+    asked: dict[str, Any] = {"task": gate(), "out": folder, "name": GATE, **SMALL}
+    with monkeypatch.context() as short:
+        short.setattr("interp.hooks.drive.sweep.free_memory", lambda: 1000)
+        made = interp.report(model("planted-backup"), **asked)
+    assert any("score-patch-text: recording passed the budget" in line for line in made.warnings)
+    assert "patch" not in set(made.rows["method"])
+    again = interp.report(model("planted-backup"), **asked, resume=True)
+    assert not any("budget" in line for line in again.warnings)
+    assert contents(folder) == contents(whole.folder)
+    assert record(folder) == record(whole.folder)
+
+
+def test_a_model_that_stops_being_deterministic_stops_its_report(whole: Any, tmp_path: Path) -> None:
+    m, folder = interp.load("zoo:planted-backup"), tmp_path / "whole"
+    noisy: list[Any] = []
+
+    def say(line: str) -> None:
+        if line.startswith("checks:"):
+            block: Any = m.module.get_submodule(m.anatomy.tower(None, text="").layers[0].block)
+            noisy.append(block.register_forward_hook(lambda _, args, out: _louder(out)))
+
+    asked: dict[str, Any] = {"task": probe_task("planted-backup", model=m), "out": folder, "name": GATE, **SMALL}
+    with pytest.raises(CheckFailed, match="score-patch-text"):
+        interp.report(m, **asked, say=say)
+    assert sorted(file.name for file in (folder / "steps").glob("*.json")) == ["checks.json", "plan.json"]
+    noisy[0].remove()
+    interp.report(m, **asked, resume=True)
+    assert contents(folder) == contents(whole.folder)
+
+
+def _louder(out: Any) -> Any:
+    """A block's output, shaken."""
+    if isinstance(out, tuple):
+        return (_louder(out[0]), *out[1:])
+    return out + 0.1 * torch.randn_like(out)
 
 
 def test_ablation_is_what_patching_those_heads_together_does() -> None:
