@@ -38,7 +38,7 @@ OLD: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = {
                  {"scores/v": ROW[:2], "eigenvalues/v": VALUES.view(2, 3, 1).expand(2, 3, 2).contiguous()}),
     "agreement": ("agreement.json", {"sites": SITES, "towers": ["text"] * 2, "meta": META},
                   {"attention": VALUES.view(2, 3, 1), "own": VALUES.view(2, 3, 1), "relevance": ROW[:, None],
-                   "counted": torch.ones(3, 1, dtype=torch.bool), "shares": ROW, "curves": VALUES[:, None].expand(2, 3, 3),
+                   "counted": torch.ones(3, 1).bool(), "shares": ROW, "curves": VALUES[:, None].expand(2, 3, 3),
                    "random": VALUES[:, None].expand(2, 3, 3)}),
     "importance": ("importance.json", {"sites": SITES, "towers": ["text"] * 2, "groups": ["a", "b", "b"], "classes": [],
                                        "seed": 3, "meta": META, "measures": [
