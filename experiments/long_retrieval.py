@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import interp
+from interp.hooks.head_names import by_layer, head_place, layer_name, spelled_together
 from interp.tasks.task import Task
 
 CHUNK = 64
@@ -80,10 +81,9 @@ def infini(m: interp.Model, one: Task, heads: list[str], options: argparse.Names
 
 def infini_heads(m: interp.Model, one: Task, heads: list[str], options: argparse.Namespace) -> float:
     """The same by retrieval heads of the layer that has most of them."""
-    layers = [head.partition(".")[0] for head in heads]
-    layer = max(sorted(set(layers)), key=layers.count)
-    own = ",".join(head.rpartition("H")[2] for head in heads if head.startswith(f"{layer}."))
-    return infini(m, one, heads, options, by=f"{layer}.H{own}")
+    layers = by_layer(heads)
+    layer = max(sorted(layers), key=lambda name: len(layers[name]))
+    return infini(m, one, heads, options, by=spelled_together(layer, layers[layer]))
 
 
 def long_heads(m: interp.Model, one: Task, heads: list[str], options: argparse.Namespace) -> dict[str, float]:
@@ -95,7 +95,7 @@ def long_heads(m: interp.Model, one: Task, heads: list[str], options: argparse.N
         said = right(m, ids_of(one)[:, :-2], one)
     if not found.chosen:
         return {"long_heads": said, "needle_chunk": 1.0}
-    seen = [found.share(h.partition(".")[0], place[0], slice(-2, None))[int(h.rpartition("H")[2])] for h in heads]
+    seen = [found.share(layer_name(h), place[0], slice(-2, None))[head_place(h).head] for h in heads]
     return {"long_heads": said, "needle_chunk": float(torch.stack(seen).mean())}
 
 

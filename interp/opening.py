@@ -31,6 +31,7 @@ SAVED = {
     "roles.json": "interp.results.roles:HeadRoles.load",
     "atlas.json": "interp.heads.patterns.result:Atlas.load",
     "circuits.json": "interp.results.weights:HeadCircuits.load",
+    "lens.safetensors": "interp.patching.lens:Lens.load",
     "run.json": "interp.results.effects:Effects.load",
 }
 """The file that says what a directory holds, and who reads it."""

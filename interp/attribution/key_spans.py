@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.head_names import layer_name
 from interp.hooks.inputs.inputs import Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
@@ -103,7 +104,7 @@ def key_spans(
         found, how = _layer(run.calls[site], slopes[site], sets)
         rows.append(found[FORMS.index(form)])
         impl.append(how)
-    names = tuple(str(site).removesuffix(".z") for site in sites)
+    names = tuple(map(layer_name, sites))
     if len({r.shape[1] for r in rows}) > 1:
         raise InputsError("these layers have different numbers of heads: ask for layers of one kind with heads=.")
     values = torch.stack([r.permute(2, 0, 1) for r in rows]).double().cpu()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,21 +26,21 @@ from interp.hooks.run.tape import Tape, tower_inputs
 from interp.hooks.sites import Site, parse
 from interp.hooks.stand.ports import head_results
 from interp.metrics.judge import answer_ids
-from interp.saving import read, write
+from interp.results.saved import Saved
 
 if TYPE_CHECKING:
     from interp.hooks.anatomy.towers import Tower
     from interp.model import Model
 
-FORMAT = 1
-TENSORS = ("positions", "top", "top_logprobs", "logprob", "rank")
 PARTS = ("result", "attn_out", "mlp_out", "attn_write", "mlp_write")
 WIDE = ("embed", "resid_pre", "resid_mid", "resid_mid2", "resid_post", "attn_out", "attn_write", "mlp_out", "mlp_write")
 
 
 @dataclass(frozen=True, eq=False)
-class Lens:
+class Lens(Saved):
     """What each place says [place, example, read], and what of it the answer is."""
+
+    STEM, ABOUT, TABLE = "lens", "run.json", None
 
     sites: tuple[str, ...]
     positions: Tensor
@@ -86,19 +85,11 @@ class Lens:
         figure = go.Figure(go.Heatmap(z=self.logprob.mean(1).numpy(), y=list(self.sites), colorbar_title="log p"))
         return figure.update_layout(xaxis_title="position read", yaxis_title="place")
 
-    def save(self, directory: str | Path) -> Path:
-        """Write `lens.safetensors` and `run.json`; read back with `Lens.load`."""
-        tensors = {name: getattr(self, name) for name in TENSORS if getattr(self, name) is not None}
-        about = {"format": FORMAT, "sites": self.sites, "names": dict(self.names), "meta": dict(self.meta)}
-        return write(directory, tensors, about, names=("lens.safetensors", "run.json"))
-
     @classmethod
-    def load(cls, directory: str | Path) -> Lens:
-        """Read what `save` wrote."""
-        about, tensors = read(directory, ("lens.safetensors", "run.json"), FORMAT)
-        names = {int(i): name for i, name in about["names"].items()}
-        held: dict[str, Any] = {name: tensors.get(name) for name in TENSORS}
-        return cls(tuple(about["sites"]), **held, names=names, meta=about["meta"])
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Lens:
+        """There need not be an answer; tokens are numbers again."""
+        names = {int(i): name for i, name in facts["names"].items()}
+        return super().restored({"logprob": None, "rank": None, **facts, "names": names}, tensors)
 
     def __repr__(self) -> str:
         says = ", ".join(self.names.get(int(i), str(int(i))) for i in self.top[-1, 0, -1])

@@ -102,10 +102,6 @@ def _layers(model: Model, heads: str) -> tuple[str | None, list[Layer]]:
     return name, layers
 
 
-def _place(site: Site) -> str:
-    return str(site.whole).removesuffix(".attention")
-
-
 def _long_enough(x: Inputs) -> None:
     short = [n for n, length in enumerate(x.valid.sum(1).tolist()) if length < 2]
     if short:

@@ -65,6 +65,9 @@ OLD: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = {
                                            "minimality": [], "grid": [0.1, 1.0], "signed": None, "unsigned": [0.1, 1.0],
                                            "groups": []},
                      {"values": ROW, "whole": ROW + 1, "nothing": ROW - 1, "random": ROW}),
+    "lens": ("run.json", {"sites": SITES, "names": {"0": "a"}, "meta": META},
+             {"positions": ROW[:, None].long(), "top": torch.zeros(2, 3, 1, 2).long(),
+              "top_logprobs": -torch.ones(2, 3, 1, 2)}),
     "curve": ("curve.json", {"rows": [{"order": "scores", "kept": 2, "share": 1.0, "metric": 0.5, "low": 0.4,
                                        "high": 0.6, "seconds": 0.1, "ratio": 1.0}], "meta": META}, {}),
 }  # fmt: skip
