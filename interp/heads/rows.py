@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from interp.hooks.head_names import head_name, head_place
 from interp.kernels.errors import InterpError
 from interp.results.effects import Effects
-from interp.results.heads_table import method_of, read_heads
+from interp.results.heads_table import POSITIONS, method_of, read_heads
 from interp.saving import renamed
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def head_rows(result: Any, anatomy: Anatomy, **given: Any) -> Any:
 
 
 def _of_effects(effects: Effects, anatomy: Anatomy, given: Mapping[str, Any]) -> Any:
+    if effects.positions is not None:
+        raise InterpError(POSITIONS)
     corruption = str(effects.meta.get("corruption", "none"))
     known = {
         "method": effects.meta.get("method", "patch"),

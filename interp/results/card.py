@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,11 @@ class Number:
     rank: int | None = None
     of: int | None = None
     note: str = ""
+
+    @property
+    def ends(self) -> dict[str, float | None]:
+        """The interval as JSON has it: of one example there is none."""
+        return {name: None if math.isnan(end) else end for name, end in (("low", self.low), ("high", self.high))}
 
     def __str__(self) -> str:
         span = "" if self.low == self.high else spanned(self.low, self.high)
@@ -128,8 +134,8 @@ class HeadCard:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain and JSON-able, in the shape that the explorer's page takes."""
-        scores = [{"site": self.site, "method": one.name, "estimate": one.value, "low": one.low, "high": one.high,
-                   "n": one.n, "note": one.note} for one in self.numbers]  # fmt: skip
+        scores = [{"site": self.site, "method": one.name, "estimate": one.value, **one.ends, "n": one.n,
+                   "note": one.note} for one in self.numbers]  # fmt: skip
         card = {
             "roles": [(one.name, one.value) for one in self.roles],
             "promotes": [(f"{source} -> {target}", value) for source, target, value in self.promotes],

@@ -31,7 +31,7 @@ EXPECTED = (
 
 @dataclass(frozen=True, eq=False)
 class HeadTable:
-    """`values` [head, example] by one method; without examples [head, 0], and `estimate` is given."""
+    """`values` [head, example] by one method."""
 
     sites: tuple[str, ...]
     values: Tensor
@@ -102,6 +102,9 @@ class HeadResult(Saved):
         return map_of_heads(of_method(self.to_frame(), None), self.TITLE)
 
 
+POSITIONS = "there is a position axis; a row is a head: patch with positions='joint'."
+
+
 def read_heads(result: Any) -> Any:
     """The rows of heads of any result, or of a table (pandas) of anyone: its number as `estimate`, other columns as
     they are. Cells that are no heads are left out where the table says what they are (`component`), else refused."""
@@ -113,7 +116,7 @@ def read_heads(result: Any) -> Any:
     if number is None or "site" not in frame:
         raise InterpError(f"a {kind} has no rows of heads but {', '.join(map(str, frame))}: {EXPECTED}")
     if "position" in frame and frame["position"].notna().any():
-        raise InterpError(f"this {kind} has a position axis; a row is a head: patch with positions='joint'.")
+        raise InterpError(POSITIONS)
     heads = [is_head(str(site)) for site in frame["site"]]
     if not all(heads) and "component" not in frame:
         raise InterpError(f"{str(frame['site'].iloc[heads.index(False)])!r} is not one head; rows are heads: 'L5.H3'.")

@@ -39,11 +39,10 @@ class HeadCircuits(HeadResult):
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def tables(self) -> list[HeadTable]:
-        """One a score. Weights have no examples, so n is 0 and there is no interval."""
+        """One a score. Weights have no examples, so n is 0 and the interval is the value."""
         scores = dict(self.scores) | ({} if self.own is None else {"raises itself most": self.own})
-        nothing = torch.full((len(self.sites),), torch.nan)
         return [
-            HeadTable(self.sites, nothing[:, None][:, :0], name, estimate=value, ends=(nothing, nothing))
+            HeadTable(self.sites, value[:, None], name, estimate=value, ends=(value, value), n=0)
             for name, value in scores.items()
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from interp.heads.measures.table import Importance
 from interp.heads.patterns.result import Atlas
 from interp.long.masking import Masking
 from interp.results.agreement import Agreement
+from interp.results.card import HeadCard, Number
 from interp.results.effects import Effects
 from interp.results.gates import Gates
 from interp.results.heads_table import HeadTable, read_heads
@@ -130,12 +132,18 @@ def test_an_interval_knows_how_much_it_was_drawn_from() -> None:
     assert float(high[1]) == pytest.approx(float(draws[:, 1].quantile(0.975)))
 
 
-def test_weights_have_no_examples_and_no_interval() -> None:
+def test_weights_have_no_examples_and_are_exact() -> None:
     scores = {"copying": drawn(4)}
     frame = HeadCircuits(SITES, scores, {"copying": torch.complex(drawn(4, 2), drawn(4, 2))}).to_frame()
     assert frame["estimate"].tolist() == scores["copying"].tolist()
     assert set(frame["n"]) == {0}
-    assert frame[["low", "high"]].isna().all(axis=None)
+    assert frame["low"].tolist() == frame["high"].tolist() == frame["estimate"].tolist()
+
+
+def test_a_card_of_one_example_has_no_intervals_and_is_json() -> None:
+    card = HeadCard("L0.H0", "tiny", attention=(Number("entropy", 1.5, math.nan, math.nan, 1),))
+    assert "[" not in str(card["entropy"])
+    assert json.loads(json.dumps(card.to_dict(), allow_nan=False))["scores"][0]["low"] is None
 
 
 @pytest.mark.parametrize("name", HEADS)
