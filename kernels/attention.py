@@ -4,8 +4,8 @@
     out.z, out.lse, out.stats["entropy"], out.impl
 
 Grouped heads are given ungrouped (q has the query heads, k and v the kv heads). Rows are queries; with fewer queries
-than keys the last query is the last key. Names of statistics are in `stats.py`, edits in `edits.py`, masks in
-`masks.py`.
+than keys the last query is the last key. Names of statistics are in `stats.py`, edits in `edits.py`, masks in `masks/`.
+What each implementation can do stands in its own `Abilities`, and nothing else is asked of it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interp.kernels.cpu import merge, reference, sweep
-from interp.kernels.cpu import rows as tiles
+from interp.kernels.abilities import Abilities
+from interp.kernels.cpu import merge, reference, sweep, tiles
 from interp.kernels.edits import Edit
 from interp.kernels.errors import AttentionError
-from interp.kernels.gpu import attend as fused
+from interp.kernels.gpu import fused
 from interp.kernels.masks.symbols import Mask
-from interp.kernels.native import attend as native
-from interp.kernels.request import Request, Rows, request
+from interp.kernels.native import compiled
+from interp.kernels.request import Computed, Request, Rows, request
 from interp.kernels.stats import Reduction
 from interp.kernels.stats import reduce_groups as grouped
-
-Found = tuple[Tensor | None, Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,44 +45,46 @@ class Attended:
     counts: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _reference(made: Request) -> Found:
+def _reference(made: Request) -> Computed:
     z, lse, found, counts = reference.attend(made, dtype=torch.float64)
     wanted = {n: x.to(made.accumulate) if x.is_floating_point() else x for n, x in found.items()}
     return (None if z is None else z.to(made.q.dtype)), lse.to(made.accumulate), wanted, counts
 
 
-def _always(made: Request) -> str | None:
+def _nothing(made: Request) -> str | None:
     return None
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """Who can compute a request: `refuses` gives the reason why not, or None; `declines` the same when choosing."""
+    """Who can compute a request. `able` says what it declares; `limits` why it cannot compute something of that all the
+    same, and `declines` why it should not be chosen for it, each None where there is no reason.
+    """
 
     name: str
-    refuses: Callable[[Request], str | None]
-    run: Callable[[Request], Found]
-    declines: Callable[[Request], str | None] | None = None
-    uses_lse: bool = False
+    able: Callable[[], Abilities]
+    run: Callable[[Request], Computed]
+    limits: Callable[[Request], str | None] = _nothing
+    declines: Callable[[Request], str | None] = _nothing
 
     def cannot(self, made: Request) -> str | None:
         """Why it raises when asked for by name."""
-        if made.lse is not None and not self.uses_lse:
-            return "computes the log-sum-exp itself and would ignore the one given"
-        return self.refuses(made)
+        return self.able().refusal(made) or self.limits(made)
 
     def passed_over(self, made: Request) -> str | None:
         """Why `auto` does not take it."""
-        return self.cannot(made) or (self.declines and self.declines(made)) or None
+        return self.cannot(made) or self.declines(made)
 
 
 IMPLEMENTATIONS = [
-    Implementation("triton", fused.refuses, fused.attend, fused.worthwhile, uses_lse=True),
-    Implementation("native", native.refuses, native.attend),
-    Implementation("merge", merge.refuses, merge.attend),
-    Implementation("sweep", sweep.refuses, sweep.attend, sweep.worthwhile, uses_lse=True),
-    Implementation("rows", _always, tiles.attend),
-    Implementation("reference", _always, _reference, lambda made: "dense; only when asked for by name"),
+    Implementation("triton", fused.able, fused.attend, fused.limits, fused.declines),
+    Implementation("native", lambda: compiled.ABLE, compiled.attend, compiled.limits),
+    Implementation("merge", lambda: merge.ABLE, merge.attend, merge.limits),
+    Implementation("sweep", lambda: sweep.ABLE, sweep.attend, declines=sweep.declines),
+    Implementation("rows", lambda: tiles.ABLE, tiles.attend),
+    Implementation(
+        "reference", lambda: reference.ABLE, _reference, declines=lambda made: "dense; only when asked for by name"
+    ),
 ]
 
 
@@ -149,11 +149,20 @@ def _choose(made: Request, impl: str) -> Implementation:
 
 def _fastest(made: Request) -> Implementation:
     """The first that is worth while, else the first that can."""
-    able = [i for i in IMPLEMENTATIONS if i.cannot(made) is None]
+    reasons, able = {}, []
+    for i in IMPLEMENTATIONS:
+        reason = i.cannot(made)
+        if reason is not None:
+            reasons[i.name] = reason
+        elif i.declines(made) is None:
+            return i
+        else:
+            able.append(i)
     if not able:
-        reasons = "; ".join(f"{i.name}: {i.cannot(made)}" for i in IMPLEMENTATIONS)
-        raise AttentionError(f"no implementation can compute this: {reasons}")
-    return next((i for i in able if i.passed_over(made) is None), able[0])
+        raise AttentionError(
+            "no implementation can compute this: " + "; ".join(f"{n}: {x}" for n, x in reasons.items())
+        )
+    return able[0]
 
 
 def explain(q: Tensor, k: Tensor, v: Tensor | None, **arguments: object) -> dict[str, str]:

@@ -14,6 +14,8 @@ in the order given within a stage:
 
 Rows where a redistribution finds no key of T (seen, and not emptied by another one), and rows that cannot see their own
 key under a blend to identity, stay as they are and are counted (`Attended.counts`).
+A new edit is a class with a stage and its definition in `reference.EDITS`; a fast implementation that can do it as well
+says so in its own `EDITS`, and until then refuses it by name.
 The redistribution is that of VAR (Kang et al., arXiv 2503.03321), the blend that of SoftPAG (arXiv 2506.10978).
 """
 
@@ -22,13 +24,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from interp.kernels.errors import AttentionError
+from interp.kernels.errors import AttentionError, said
 from interp.kernels.masks.symbols import ByContent
+
+Form = type["Edit"] | tuple[type["Edit"], str]
 
 
 def key_set(name: str, keys: Tensor) -> Tensor:
@@ -50,6 +54,14 @@ class Edit(ByContent):
     stage: ClassVar[int]
     heads: tuple[int, ...] | None
     rows: Tensor | None
+
+    @property
+    def form(self) -> Form:
+        """What an implementation must know to apply it: its class, and where a class is several edits, which of them.
+
+        A subclass is another edit: whoever knows a class does not know what others made of it.
+        """
+        return type(self)
 
     def sets(self) -> tuple[Tensor, ...]:
         return ()
@@ -99,11 +111,20 @@ class Temperature(Edit):
 
 
 @dataclass(frozen=True, eq=False)
-class BiasKeys(Edit):
+class _OfKeys(Edit):
+    """An edit of the scores of one key set."""
+
+    keys: Tensor
+
+    def sets(self) -> tuple[Tensor, ...]:
+        return (self.keys,)
+
+
+@dataclass(frozen=True, eq=False)
+class BiasKeys(_OfKeys):
     """`amount` added to the scores of a key set: each weight times exp(amount), then renormalised."""
 
     stage: ClassVar[int] = 2
-    keys: Tensor
     amount: float
     heads: tuple[int, ...] | None = None
     rows: Tensor | None = None
@@ -111,16 +132,12 @@ class BiasKeys(Edit):
     def __post_init__(self) -> None:
         _number("a key bias", self.amount, -1e4, 1e4)
 
-    def sets(self) -> tuple[Tensor, ...]:
-        return (self.keys,)
-
 
 @dataclass(frozen=True, eq=False)
-class Emphasize(Edit):
+class Emphasize(_OfKeys):
     """Scores s of a key set become s + amount |s|."""
 
     stage: ClassVar[int] = 3
-    keys: Tensor
     amount: float
     heads: tuple[int, ...] | None = None
     rows: Tensor | None = None
@@ -128,21 +145,14 @@ class Emphasize(Edit):
     def __post_init__(self) -> None:
         _number("an emphasis", self.amount, -1e4, 1e4)
 
-    def sets(self) -> tuple[Tensor, ...]:
-        return (self.keys,)
-
 
 @dataclass(frozen=True, eq=False)
-class MaskKeys(Edit):
+class MaskKeys(_OfKeys):
     """A key set becomes invisible; a row left with no key gives 0."""
 
     stage: ClassVar[int] = 4
-    keys: Tensor
     heads: tuple[int, ...] | None = None
     rows: Tensor | None = None
-
-    def sets(self) -> tuple[Tensor, ...]:
-        return (self.keys,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +195,10 @@ class Blend(Edit):
         if self.to not in ("identity", "uniform"):
             raise AttentionError(f"a blend goes to 'identity' or to 'uniform'; got {self.to!r}")
 
+    @property
+    def form(self) -> Form:
+        return type(self), self.to
+
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         super().check(batch, heads, queries, keys)
         if self.to == "identity" and queries > keys:
@@ -213,7 +227,22 @@ def in_stages(edits: Iterable[Edit] | Edit | None) -> tuple[Edit, ...]:
     for edit in given:
         if not isinstance(edit, Edit):
             raise AttentionError(f"edits are interp.kernels.edits objects (Temperature, MaskKeys, ...); got {edit!r}")
+        if not isinstance(getattr(edit, "stage", None), int):
+            raise AttentionError(f"{type(edit).__name__} needs a stage, a whole number: when it acts among other edits")
     return tuple(sorted(given, key=lambda e: e.stage))
+
+
+T = TypeVar("T", bound=Edit)
+
+
+def only(edits: Iterable[Edit], kind: type[T]) -> tuple[T, ...]:
+    """These edits, which are all of this class; an error that names the one that is not."""
+    found = []
+    for edit in edits:
+        if not isinstance(edit, kind) or type(edit) is not kind:
+            raise AttentionError(f"edit {said(edit.form)} is not a {kind.__name__}, the only one known here")
+        found.append(edit)
+    return tuple(found)
 
 
 def per_head(value: float | Tensor, heads: Tensor, like: Tensor) -> float | Tensor:

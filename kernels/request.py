@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from interp.kernels.edits import Edit, in_stages, key_set
+from interp.kernels.edits import Edit, Gate, MaskKeys, Redistribute, in_stages, key_set
 from interp.kernels.errors import AttentionError
+from interp.kernels.masks.base import tensors
 from interp.kernels.masks.symbols import Causal, Dense, Full, Mask, Padding, Prefix, Window, as_mask
 from interp.kernels.stats import Stat, parse_all
 
+PLAIN = ("q", "k", "v", "mask", "scale", "edits", "stats", "key_sets", "first")
+"""Fields of a plain call; any other is an option, which an implementation takes by declaring it."""
+
 Rows = Tensor | slice | range | Sequence[int] | None
+Found = dict[str, Tensor]
+Computed = tuple[Tensor | None, Tensor, Found, Found]
+"""z (None where no v was given), log-sum-exp, statistics by name, counts by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +30,7 @@ class Request:
     """q [batch, head, query, d], k [batch, kv head, key, d], v [batch, kv head, key, dv] or None where z is not wanted.
 
     The additive bias is part of the mask (`masks.Dense`), where T5 puts the mask into its position bias in the first
-    place;
-    `bias` keeps the tensor only to know whether a gradient is wanted.
+    place. What statistics alone read (`key_sets`, `places`, `first`) is kept where one that reads it is asked for.
     """
 
     q: Tensor
@@ -32,7 +39,6 @@ class Request:
     mask: Mask
     scale: float
     softcap: float | None
-    bias: Tensor | None
     sinks: Tensor | None
     edits: tuple[Edit, ...]
     stats: tuple[Stat, ...]
@@ -77,13 +83,55 @@ class Request:
         """The queries of the rows asked for."""
         return self.q if self.whole else self.q.index_select(2, self.rows)
 
+    @property
+    def score_edits(self) -> tuple[Edit, ...]:
+        """Stages 1 to 4, which act on scores and on what is visible."""
+        return tuple(e for e in self.edits if e.stage <= MaskKeys.stage)
+
+    @property
+    def moving_edits(self) -> tuple[Edit, ...]:
+        """Stage 5, which moves weight between keys: in logarithms, or a target of next to no weight divides by it."""
+        return tuple(e for e in self.edits if MaskKeys.stage < e.stage <= Redistribute.stage)
+
+    @property
+    def weight_edits(self) -> tuple[Edit, ...]:
+        """Stage 6, which acts on the weights themselves."""
+        return tuple(e for e in self.edits if Redistribute.stage < e.stage < Gate.stage)
+
+    @property
+    def output_edits(self) -> tuple[Edit, ...]:
+        """Stage 7, which acts on z."""
+        return tuple(e for e in self.edits if e.stage >= Gate.stage)
+
     def wants(self, *kinds: str) -> bool:
         return any(s.kind in kinds for s in self.stats)
 
+    @functools.cached_property
+    def adds(self) -> bool:
+        """Whether the mask adds to the scores."""
+        one = self.positions[:1]
+        return self.mask.additive(one, one.clamp(0, self.keys - 1)) is not None
+
+    @functools.cached_property
+    def options(self) -> tuple[str, ...]:
+        """What is asked beyond a plain call, where the mask, edits and statistics are named by themselves."""
+        given = {f.name: getattr(self, f.name) is not None for f in fields(self) if f.name not in PLAIN}
+        given |= {"rows": not self.whole, "bias": self.adds, "no v": self.v is None}
+        return tuple(name for name, is_so in given.items() if is_so)
+
+    def gradients(self) -> list[str]:
+        """Whose gradient somebody will ask for: `q`, `sinks`, ..., `bias` for what the mask adds, `Gate.value`."""
+        if not torch.is_grad_enabled():
+            return []
+        own = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        masks = [("bias", t) for t in tensors(self.mask)]
+        edits = [(f"{type(e).__name__}.{n}", x) for e in self.edits for n, x in vars(e).items()]
+        wanted = [n for n, x in own + masks + edits if isinstance(x, Tensor) and x.requires_grad]
+        return list(dict.fromkeys(wanted))
+
     def gradient(self) -> bool:
         """Whether somebody will ask for a gradient."""
-        tensors = [self.q, self.k, self.v, self.bias, self.sinks, *(getattr(e, "value", None) for e in self.edits)]
-        return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+        return bool(self.gradients())
 
 
 def request(
@@ -112,7 +160,7 @@ def request(
         symbols = symbols & Dense(_bias(bias, q, k))
     symbols.check(queries, keys)
     _check_broadcast(symbols, q, k)
-    staged = in_stages(edits)
+    staged, on_grid = in_stages(edits), _places(places, keys)
     for edit in staged:
         edit.check(batch, heads, queries, keys)
     wanted = parse_all(stats)
@@ -124,18 +172,17 @@ def request(
         mask=symbols,
         scale=_scale(scale, q.shape[-1]),
         softcap=_softcap(softcap),
-        bias=bias if bias is not None else mask if isinstance(mask, Tensor) else None,
         sinks=_sinks(sinks, heads),
         edits=staged,
         stats=wanted,
         rows=_rows(rows, queries, q.device),
         key_sets=sets,
-        places=_places(places, keys),
+        places=on_grid if any(s.reads("places") for s in wanted) else None,
         first=None,
         lse=lse,
     )
     _check_lse(made)
-    return _with_first(made, first) if made.wants("first") else made
+    return _with_first(made, first) if any(s.reads("first") for s in wanted) else made
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor | None) -> None:
@@ -227,7 +274,7 @@ def _rows(rows: Rows, queries: int, device: torch.device) -> Tensor:
 
 
 def _check_sets(stats: Sequence[Stat], sets: Mapping[str, Tensor], batch: int, keys: int) -> dict[str, Tensor]:
-    needed = [s.argument for s in stats if s.kind == "mass"]
+    needed = [s.argument for s in stats if s.reads("key_sets")]
     missing = [n for n in needed if n not in sets]
     if missing:
         raise AttentionError(
@@ -255,15 +302,13 @@ def _with_first(made: Request, first: Tensor | None) -> Request:
     found = first_keys(made) if first is None else first.to(made.q.device).reshape(-1).expand(made.batch)
     if int(found.min()) < 0 or int(found.max()) >= made.keys:
         raise AttentionError(f"first keys must be in 0..{made.keys - 1}; got {found.tolist()}")
-    return Request(**{**vars(made), "first": found})
+    return replace(made, first=found)
 
 
 def first_keys(made: Request) -> Tensor:
     """The first key that some row of some head can see, per example; the first non-pad one under any padding mask."""
     found = torch.zeros(made.batch, dtype=torch.long, device=made.q.device)
-    if isinstance(made.mask, Full | Causal | Window | Prefix) or (
-        isinstance(made.mask, Padding) and made.mask.side == "right"
-    ):
+    if type(made.mask) in (Full, Causal, Window, Prefix) or _padded_behind(made.mask):
         return found
     pending = torch.ones(made.batch, dtype=torch.bool, device=made.q.device)
     i = torch.arange(made.q.shape[2], device=made.q.device) + made.keys - made.q.shape[2]
@@ -276,6 +321,10 @@ def first_keys(made: Request) -> Tensor:
         if not bool(pending.any()):
             break
     return found
+
+
+def _padded_behind(mask: Mask) -> bool:
+    return type(mask) is Padding and mask.side == "right"
 
 
 def _any_row(mask: Mask, i: Tensor, j: Tensor) -> Tensor:

@@ -20,24 +20,46 @@ seen           number of rows that see j
 received_mean  their ratio, 0 where no row sees j
 
 All are reduced in fp32 (fp64 for fp64 input). Rows that see nothing give 0, and `Attended.counts["blind"]` counts them.
+
+A new one is a `Kind` in `KINDS` and its definition in `reference.STATS`; a fast implementation that has it as well says
+so in its own `STATS`, and until then refuses it by name.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from interp.kernels.errors import AttentionError
+from interp.kernels.errors import AttentionError, known
 
-ROW = ("lse", "entropy", "max", "argmax", "topk", "distance", "first", "previous", "self", "sink", "mass")
-KEY = ("received", "seen", "received_mean")
-ARGUMENT = ("topk", "mass")
 Reduction = Literal["sum", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A statistic there is: its name, what each number is of, what follows the colon, what it reads of a request beside
+    the weights, and of one per key whether the numbers of chunks of queries add up.
+    """
+
+    name: str
+    per: Literal["row", "key"] = "row"
+    argument: str = ""
+    reads: tuple[str, ...] = ()
+    adds: bool = False
+
+
+_ALL = (
+    Kind("lse"), Kind("entropy"), Kind("max"), Kind("argmax"), Kind("topk", argument="K"),
+    Kind("distance", reads=("places",)), Kind("first", reads=("first",)), Kind("previous"), Kind("self"), Kind("sink"),
+    Kind("mass", argument="NAME", reads=("key_sets",)), Kind("received", "key", adds=True),
+    Kind("seen", "key", adds=True), Kind("received_mean", "key"),
+)  # fmt: skip
+KINDS: dict[str, Kind] = {k.name: k for k in _ALL}
 
 
 @dataclass(frozen=True)
@@ -53,11 +75,15 @@ class Stat:
 
     @property
     def per_key(self) -> bool:
-        return self.kind in KEY
+        return known(KINDS, self.kind, "statistic").per == "key"
 
     @property
     def k(self) -> int:
         return int(self.argument)
+
+    def reads(self, part: str) -> bool:
+        """Whether it is computed from this part of a request: `places`, `first` or `key_sets`."""
+        return part in known(KINDS, self.kind, "statistic").reads
 
 
 def parse(name: str | Stat) -> Stat:
@@ -65,15 +91,16 @@ def parse(name: str | Stat) -> Stat:
     if isinstance(name, Stat):
         return name
     kind, _, argument = name.partition(":")
-    if kind not in ROW + KEY:
-        near = difflib.get_close_matches(kind, ROW + KEY, n=1)
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
         raise AttentionError(
-            f"no statistic {name!r}; there are {', '.join(ROW + KEY)}" + (f". Meant {near[0]}?" if near else "")
+            f"no statistic {name!r}; there are {', '.join(KINDS)}" + (f". Meant {near[0]}?" if near else "")
         )
-    if (kind in ARGUMENT) != bool(argument):
+    wanted = KINDS[kind].argument
+    if bool(wanted) != bool(argument):
         raise AttentionError(
             f"statistic {name!r}: "
-            + ("`topk` and `mass` need `:argument`" if kind in ARGUMENT else "takes no argument")
+            + (f"such names need `:argument`: {kind}:{wanted}" if wanted else "takes no argument")
         )
     if kind == "topk" and not (argument.isdecimal() and int(argument) >= 1):
         raise AttentionError(f"statistic {name!r}: `topk:K` needs a whole number of at least 1")
@@ -88,18 +115,18 @@ def parse_all(names: Iterable[str | Stat] | str | None) -> tuple[Stat, ...]:
 
 def reduce_groups(stats: Mapping[str, Tensor], kv_heads: int, how: Reduction) -> dict[str, Tensor]:
     """The query heads of each kv head taken together: [batch, kv head, ...]."""
-    if how not in ("sum", "mean", "max"):
-        raise AttentionError(f"reduce_groups is 'sum', 'mean' or 'max'; got {how!r}")
+    reduce = known(_REDUCTIONS, how, "reduce_groups")
     indices = [n for n in stats if not stats[n].is_floating_point() and n != "seen"]
     if indices:
         raise AttentionError(f"{', '.join(indices)}: indices of keys cannot be reduced over heads; leave them out")
-    return {n: _grouped(x.unflatten(1, (kv_heads, -1)), how) for n, x in stats.items()}
+    return {n: reduce(x.unflatten(1, (kv_heads, -1))) for n, x in stats.items()}
 
 
-def _grouped(x: Tensor, how: Reduction) -> Tensor:
-    if how == "max":
-        return x.amax(2)
-    return x.sum(2) if how == "sum" or not x.is_floating_point() else x.mean(2)
+_REDUCTIONS: dict[Reduction, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: x.sum(2),
+    "mean": lambda x: x.mean(2) if x.is_floating_point() else x.sum(2),
+    "max": lambda x: x.amax(2),
+}
 
 
 def concat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -112,15 +139,18 @@ def concat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         raise AttentionError(f"chunks carry different statistics: {[sorted(p) for p in parts]}")
     if "received_mean" in names and not {"received", "seen"} <= names:
         raise AttentionError("`received_mean` is merged over chunks from `received` and `seen`; ask for these as well")
-    merged = {n: _merged(n, [p[n] for p in parts]) for n in parts[0]}
+    merged = {n: _merged(n, [p[n] for p in parts]) for n in parts[0] if n != "received_mean"}
     if "received_mean" in names:
         merged["received_mean"] = ratio(merged["received"], merged["seen"])
     return merged
 
 
 def _merged(name: str, parts: Sequence[Tensor]) -> Tensor:
-    if not parse(name.removesuffix(".keys")).per_key:
+    kind = KINDS[parse(name.removesuffix(".keys")).kind]
+    if kind.per == "row":
         return torch.cat(list(parts), dim=2)
+    if not kind.adds:
+        raise AttentionError(f"`{name}` of chunks of queries does not add up to that of the whole; ask for one run")
     keys = max(p.shape[-1] for p in parts)
     return torch.stack([torch.nn.functional.pad(p, (0, keys - p.shape[-1])) for p in parts]).sum(0)
 

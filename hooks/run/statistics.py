@@ -24,7 +24,7 @@ from interp.hooks.stand.attention import edited_part
 from interp.hooks.stand.interface import Call, Switch, Tap
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Dense, as_mask
-from interp.kernels.stats import Stat, concat, parse_all
+from interp.kernels.stats import Stat, concat, parse, parse_all
 
 FIRST = "mass:first"
 """The mass on the first real token is the mass on a key set: a sliding window may have dropped that key."""
@@ -199,7 +199,7 @@ def _placed(name: str, value: Tensor, first_key: int) -> Tensor:
         return value
     if name == "argmax" or name.endswith(".keys"):
         return torch.where(value >= 0, value + first_key, value)
-    return torch.nn.functional.pad(value, (first_key, 0)) if Stat(name).per_key else value
+    return torch.nn.functional.pad(value, (first_key, 0)) if parse(name.removesuffix(".keys")).per_key else value
 
 
 def stream(

@@ -18,7 +18,7 @@ from interp.hooks.stand.interface import Call
 from interp.hooks.stand.narrow import Example, Narrow, attended, narrowed, together
 from interp.kernels import edits as kernel
 from interp.kernels.attention import attend
-from interp.kernels.cpu.rows import pattern, scores
+from interp.kernels.cpu.tiles import pattern, scores
 from interp.kernels.masks.symbols import Causal, Mask, Window
 from interp.kernels.masks.symbols import Dense as DenseMask
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interp.hooks.stand.attention import Part, part_of
 from interp.hooks.stand.interface import Call
-from interp.kernels.cpu.rows import scores
+from interp.kernels.cpu.tiles import scores
 
 TEMPERATURE = 2.0
 NUMBERS = 2**22

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,16 @@ import torch
 from torch import Tensor
 
 from interp.kernels import edits as E
-from interp.kernels.errors import AttentionError
-from interp.kernels.masks.symbols import Causal, Full
-from interp.kernels.request import Request
+from interp.kernels.abilities import FLOATS, Abilities
+from interp.kernels.errors import AttentionError, known
+from interp.kernels.masks.symbols import Causal, Full, Mask
+from interp.kernels.request import Computed, Request
+from interp.kernels.stats import Stat
 
 RUNS, HIDDEN = 32, -1e30
 
-Found = dict[str, Tensor]
+MASKS: dict[type[Mask], bool] = {Full: False, Causal: True}
+"""Those known, and whether a query sees keys up to its own only."""
 
 
 class _Flash(torch.autograd.Function):
@@ -159,33 +162,22 @@ def attribution(found: Spans, dz: Tensor) -> tuple[Tensor, Tensor]:
     return (w * (by - (w * by).sum(0))).sum(-1), knockout.sum(-1)
 
 
-def refuses(made: Request) -> str | None:
-    """Why this file cannot compute the request."""
-    if made.q.device.type != "cpu":
-        return f"tensors are on {made.q.device.type}; only torch's CPU flash kernel is wired up"
-    if not isinstance(made.mask, Full | Causal):
-        return f"mask {type(made.mask).__name__}, neither full nor causal"
-    width = 0 if made.v is None else made.v.shape[-1]
-    if width != made.q.shape[-1]:
-        return f"v must be given and be as wide as q: {width} against {made.q.shape[-1]}"
-    if made.softcap is not None or not made.whole:
-        return "a soft cap" if made.softcap is not None else "some rows only"
-    if isinstance(made.mask, Causal) and made.q.shape[2] > made.keys:
+def limits(made: Request) -> str | None:
+    """Why this file cannot compute a request of what it knows."""
+    if made.v is not None and made.v.shape[-1] != made.q.shape[-1]:
+        return f"v must be as wide as q: {made.v.shape[-1]} against {made.q.shape[-1]}"
+    if _causal(made) and made.q.shape[2] > made.keys:
         return "more queries than keys under a causal mask"
-    return _refuses_parts(made)
-
-
-def _refuses_parts(made: Request) -> str | None:
-    if any(s.kind not in ("lse", "sink", "mass") for s in made.stats):
-        return "statistics other than lse, sink and mass"
-    if any(isinstance(e, E.Emphasize) for e in made.edits):
-        return "an emphasis is not the same for all keys of a span"
-    if any(isinstance(e, E.Blend) for e in made.edits) and made.wants("mass"):
+    if made.weight_edits and made.wants("mass"):
         return "masses of a blended pattern"
     sets = _sets(made)
     if any(len(x) > 1 and not bool((x == x[:1]).all()) for x in sets):
         return "key sets that differ between examples"
     return None if len(_bounds(made)) <= RUNS else f"key sets of more than {RUNS} runs"
+
+
+def _causal(made: Request) -> bool:
+    return known(MASKS, type(made.mask), "mask")
 
 
 def _sets(made: Request) -> list[Tensor]:
@@ -207,14 +199,14 @@ def _members(keys: Tensor, bounds: Sequence[tuple[int, int]], like: Tensor) -> T
     return torch.tensor([bool(first[a]) for a, _ in bounds], device=like.device).reshape(-1, 1, 1, 1)
 
 
-def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
+def attend(made: Request) -> Computed:
     """z in the dtype of q, log-sum-exp, statistics and counts."""
     found = spans(
         _tempered(made),
         made.k,
         made.k if made.v is None else made.v,
         bounds=_bounds(made),
-        causal=isinstance(made.mask, Causal),
+        causal=_causal(made),
         scale=made.scale,
     )
     lse = _edited_lse(made, found)
@@ -222,11 +214,32 @@ def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
     sees = total > -torch.inf
     sink, share = _sink(made, total, sees)
     weights, unmoved = _redistributed(made, found, _share(lse, total) + share, sees)
-    stats = {s.name: total if s.kind == "lse" else sink if s.kind == "sink" else _mass(made, s.argument, found, weights)
-             for s in made.stats}  # fmt: skip
+    merged = Merged(made, found, total, sink, weights)
+    stats = {s.name: known(STATS, s.kind, "statistic")(s, merged) for s in made.stats}
     z, stayed = _blended(made, found, (weights.unsqueeze(-1) * found.z).sum(0), lse, share.exp(), sees)
     counts = {"blind": (~sees).sum(), "unmoved": unmoved + stayed}
     return _gated(made, z).to(made.q.dtype), total, stats, counts
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """What statistics are read from: log-sum-exp and sink [batch, head, row], weights [span, batch, head, row]."""
+
+    made: Request
+    found: Spans
+    lse: Tensor
+    sink: Tensor
+    weights: Tensor
+
+    def mass(self, name: str) -> Tensor:
+        return (self.weights * _members(self.made.key_sets[name], self.found.bounds, self.weights)).sum(0)
+
+
+STATS: dict[str, Callable[[Stat, Merged], Tensor]] = {
+    "lse": lambda s, of: of.lse,
+    "sink": lambda s, of: of.sink,
+    "mass": lambda s, of: of.mass(s.argument),
+}
 
 
 def _touched(made: Request, edit: E.Edit) -> Tensor:
@@ -236,9 +249,10 @@ def _touched(made: Request, edit: E.Edit) -> Tensor:
 
 
 def _tempered(made: Request) -> Tensor:
+    """q with temperatures in it, which divide whole scores."""
     q = made.q.to(made.accumulate)
     heads = torch.arange(made.heads, device=q.device)
-    for edit in made.edits:
+    for edit in made.score_edits:
         if isinstance(edit, E.Temperature):
             q = torch.where(_touched(made, edit).unsqueeze(-1), q / E.per_head(edit.value, heads, q), q)
     return q
@@ -246,11 +260,21 @@ def _tempered(made: Request) -> Tensor:
 
 def _edited_lse(made: Request, found: Spans) -> Tensor:
     lse = found.lse
-    for edit in made.edits:
-        if isinstance(edit, E.BiasKeys | E.MaskKeys):
-            amount = -torch.inf if isinstance(edit, E.MaskKeys) else edit.amount
-            lse = torch.where(_members(edit.keys, found.bounds, lse) & _touched(made, edit), lse + amount, lse)
+    for edit in made.score_edits:
+        lse = known(OF_SCORES, edit.form, "edit")(edit, made, found, lse)
     return lse
+
+
+def _added(edit: E.BiasKeys | E.MaskKeys, amount: float, made: Request, found: Spans, lse: Tensor) -> Tensor:
+    return torch.where(_members(edit.keys, found.bounds, lse) & _touched(made, edit), lse + amount, lse)
+
+
+OF_SCORES: dict[E.Form, Callable[..., Tensor]] = {
+    E.Temperature: lambda edit, made, found, lse: lse,
+    E.BiasKeys: lambda edit, made, found, lse: _added(edit, edit.amount, made, found, lse),
+    E.MaskKeys: lambda edit, made, found, lse: _added(edit, -torch.inf, made, found, lse),
+}
+"""What they do to the log-sum-exp of spans; a temperature is in q already."""
 
 
 def _sink(made: Request, total: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,9 +288,7 @@ def _sink(made: Request, total: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
 def _redistributed(made: Request, found: Spans, logs: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
     """The weights of spans from their logarithms, in which no target is too small to divide by."""
     unmoved = torch.zeros((), dtype=torch.long, device=logs.device)
-    for edit in made.edits:
-        if not isinstance(edit, E.Redistribute):
-            continue
+    for edit in E.only(made.moving_edits, E.Redistribute):
         source, target = (_members(x, found.bounds, logs) for x in edit.sets())
         l_source, l_target = (torch.where(x, logs, HIDDEN).logsumexp(0) for x in (source, target))
         able, asked = l_target > HIDDEN / 2, _touched(made, edit) & sees
@@ -282,16 +304,10 @@ def _log(x: float) -> float:
     return math.log(x) if x > 0 else HIDDEN
 
 
-def _mass(made: Request, name: str, found: Spans, weights: Tensor) -> Tensor:
-    return (weights * _members(made.key_sets[name], found.bounds, weights)).sum(0)
-
-
 def _blended(made: Request, found: Spans, z: Tensor, lse: Tensor, total: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
     stayed = torch.zeros((), dtype=torch.long, device=z.device)
-    for edit in made.edits:
-        if not isinstance(edit, E.Blend):
-            continue
-        ideal, able = _own(made, found, lse) if edit.to == "identity" else _uniform(made, found, lse)
+    for edit in E.only(made.weight_edits, E.Blend):
+        ideal, able = known(TOWARD, edit.form, "edit")(made, found, lse)
         asked = _touched(made, edit) & sees
         new = z + edit.amount * (total.unsqueeze(-1) * ideal - z)
         z = torch.where((asked & able).unsqueeze(-1), new, z)
@@ -314,7 +330,7 @@ def _own(made: Request, found: Spans, lse: Tensor) -> tuple[Tensor, Tensor]:
 def _uniform(made: Request, found: Spans, lse: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of v over the keys each row still sees, from running sums of v."""
     running = torch.nn.functional.pad(_values(made, lse).cumsum(2), (0, 0, 1, 0))
-    ends = made.positions + 1 if isinstance(made.mask, Causal) else torch.full_like(made.positions, made.keys)
+    ends = made.positions + 1 if _causal(made) else torch.full_like(made.positions, made.keys)
     total, count = torch.zeros_like(found.z[0]), torch.zeros_like(lse[0])
     for c, (a, b) in enumerate(found.bounds):
         upto = ends.clamp(a, b)
@@ -326,7 +342,23 @@ def _uniform(made: Request, found: Spans, lse: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gated(made: Request, z: Tensor) -> Tensor:
     heads = torch.arange(made.heads, device=z.device)
-    for edit in made.edits:
-        if isinstance(edit, E.Gate):
-            z = torch.where(_touched(made, edit).unsqueeze(-1), z * E.per_head(edit.value, heads, z), z)
+    for edit in E.only(made.output_edits, E.Gate):
+        z = torch.where(_touched(made, edit).unsqueeze(-1), z * E.per_head(edit.value, heads, z), z)
     return z
+
+
+TOWARD: dict[E.Form, Callable[[Request, Spans, Tensor], tuple[Tensor, Tensor]]] = {
+    (E.Blend, "identity"): _own,
+    (E.Blend, "uniform"): _uniform,
+}
+"""What z a blend goes to, and in which rows it can."""
+
+ABLE = Abilities(
+    masks=MASKS.keys(),
+    edits={*OF_SCORES, E.Redistribute, *TOWARD, E.Gate},
+    stats=STATS.keys(),
+    options={"sinks"},
+    gradients={"q", "k", "v", "sinks", "Temperature.value", "Gate.value"},
+    dtypes=FLOATS,
+    devices={"cpu"},
+)

@@ -5,46 +5,47 @@ it: the softmax in two passes over the block, entropy as `ln l - sum e t / l` (t
 nothing large cancels), the largest key by first finding the run of 64 keys that holds it, received attention as a
 vector times the block. Where the log-sum-exp is known from another forward pass (`attend(..., lse=...)`), the weights
 are `exp(s - lse)` at once. Cost: about twice the time of torch's fused attention with no statistics, three times with
-five of them; memory linear in the number of tokens. Edits act on the block in place (`sweep_edits.py`). For calls
-without gradient; `rows` takes the rest.
+five of them; memory linear in the number of tokens. Edits act on the block in place (`sweep_edits.py`); what is read
+from it is in `sweep_stats.py`. For calls without gradient; `rows` takes the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from threading import Lock
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from interp.kernels import edits as E
+from interp.kernels.abilities import ANY, FLOATS, Abilities
 from interp.kernels.cpu.products import each_alone, quicker
-from interp.kernels.cpu.sweep_edits import Block, edit_scores, edit_weights, moves
+from interp.kernels.cpu.sweep_edits import EDITS, HIDDEN, ScoreBlock, edit_scores, edit_weights, moves
+from interp.kernels.cpu.sweep_stats import STATS, Outputs, Place, ReadBlock, Softmax, put_rows, summed
 from interp.kernels.masks.symbols import Mask
-from interp.kernels.request import Request
-from interp.kernels.stats import ratio
+from interp.kernels.request import Computed, Request
 
 BLOCK = 2**19
 SMALL = 2**15
 RUN = 64
 ROWS, LEAST = 256, 32
-HIDDEN = -1e30
-
-Found = dict[str, Tensor]
 
 
-def refuses(made: Request) -> str | None:
-    """Why this file cannot compute the request."""
-    if made.gradient():
-        return "a gradient is wanted, and blocks are overwritten"
-    return None
+ABLE = Abilities(
+    masks=ANY,
+    edits=EDITS,
+    stats=STATS,
+    options={"softcap", "bias", "sinks", "rows", "no v", "places", "lse"},
+    gradients=set(),
+    dtypes=FLOATS,
+    devices=ANY,
+)
 
 
-def worthwhile(made: Request) -> str | None:
-    """The same, and for choosing: calls so small that going head by head costs more than it saves."""
+def declines(made: Request) -> str | None:
+    """Calls so small that going head by head costs more than it saves."""
     small = len(made.rows) * made.keys * made.group < SMALL and made.batch * made.heads > 1
-    return refuses(made) or ("too small to go head by head" if small else None)
+    return "too small to go head by head" if small else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,39 +58,7 @@ class Hidden:
     bias: Tensor | None
 
 
-@dataclass(eq=False)
-class Outputs:
-    """Where results are written."""
-
-    made: Request
-    z: Tensor | None
-    lse: Tensor
-    stats: Found = field(default_factory=dict)
-    blind: int = 0
-    unmoved: int = 0
-    lock: Lock = field(default_factory=Lock)
-
-    def count(self, blind: int, unmoved: int) -> None:
-        with self.lock:
-            self.blind += blind
-            self.unmoved += unmoved
-
-    def _room(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        with self.lock:
-            if name not in self.stats:
-                self.stats[name] = torch.zeros(shape, dtype=like.dtype, device=like.device)
-            return self.stats[name]
-
-    def put(self, name: str, b: int, heads: slice, at: slice, value: Tensor) -> None:
-        shape = (self.made.batch, self.made.heads, len(self.made.rows), *value.shape[2:])
-        self._room(name, shape, value)[b, heads, at] = value
-
-    def add(self, name: str, b: int, heads: slice, low: int, value: Tensor) -> None:
-        shape = (self.made.batch, self.made.heads, self.made.keys)
-        self._room(name, shape, value)[b, heads, low : low + value.shape[-1]] += value
-
-
-def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
+def attend(made: Request) -> Computed:
     """z in the dtype of q, log-sum-exp, statistics and counts."""
     with torch.no_grad(), quicker(made.q.to(made.accumulate)[:1, :1, :1]):
         out = _outputs(made)
@@ -97,7 +66,7 @@ def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
         v = None if made.v is None else made.v.to(made.accumulate)
         pairs = [(b, kv) for b in range(made.batch) for kv in range(k.shape[1])]
         each_alone(lambda mine: _heads(made, out, mine, q, k, v), pairs)
-        return _gated(made, out.z), out.lse, _finished(made, out), _counts(made, out)
+        return _gated(made, out.z), out.lse, out.finished(), out.counts()
 
 
 def _heads(
@@ -111,7 +80,7 @@ def _heads(
         if scratch.shape[1] < needed:
             scratch = scratch.new_zeros(2, needed)
         for b, kv in pairs:
-            _block(made, out, _Place(b, kv, at), hidden, q, k[b, kv], None if v is None else v[b, kv], scratch)
+            _block(made, out, Place(b, kv, at), hidden, q, k[b, kv], None if v is None else v[b, kv], scratch)
 
 
 def _outputs(made: Request) -> Outputs:
@@ -155,33 +124,23 @@ def _rounded(low: int, high: int, keys: int) -> tuple[int, int]:
     return low // grain * grain, min(keys, -(-high // grain) * grain)
 
 
-@dataclass(frozen=True)
-class _Place:
-    b: int
-    kv: int
-    at: slice
-
-    def heads(self, group: int) -> slice:
-        return slice(self.kv * group, (self.kv + 1) * group)
-
-
 def _mine(x: Tensor, b: int, heads: slice) -> Tensor:
     """[1 or group, rows, keys] of a tensor [1 or batch, 1 or head, rows, keys]."""
     return x[b if x.shape[0] > 1 else 0][heads if x.shape[1] > 1 else slice(0, 1)]
 
 
 def _block(
-    made: Request, out: Outputs, place: _Place, hidden: Hidden, q: Tensor, k: Tensor, v: Tensor | None, scratch: Tensor
+    made: Request, out: Outputs, place: Place, hidden: Hidden, q: Tensor, k: Tensor, v: Tensor | None, scratch: Tensor
 ) -> None:
     heads, n = place.heads(made.group), hidden.high - hidden.low
     rows, width = place.at.stop - place.at.start, -(-n // RUN) * RUN
     s, e = (x[: made.group * rows * width].view(made.group * rows, width) for x in scratch)
     mine = q[place.b, heads, place.at].reshape(-1, q.shape[-1])
     _scores(made, place, hidden, mine, k, s, rows)
-    block, moved = Block(made, place.b, heads, place.at, hidden.low), moves(made)
-    edit_scores(block, _keys_of(s, rows, n), HIDDEN)
-    visible = s > HIDDEN / 2 if moved or made.wants("seen", "received_mean") else None
-    if visible is not None and made.wants("seen", "received_mean"):
+    block, moved, sums = ScoreBlock(made, place.b, heads, place.at, hidden.low), moves(made), summed(made)
+    edit_scores(block, _keys_of(s, rows, n))
+    visible = s > HIDDEN / 2 if moved or "seen" in sums else None
+    if visible is not None and "seen" in sums:
         out.add("seen", place.b, heads, hidden.low, _keys_of(visible, rows, n).sum(1))
     unmoved, (e, row) = 0, _softmax(made, place, s, e, hidden.low, moved)
     if moved and visible is not None:
@@ -193,8 +152,10 @@ def _block(
     if v is not None and out.z is not None:
         z = torch.mm(e[:, :n], v[hidden.low : hidden.high]).mul_(row.factor.unsqueeze(-1))
         out.z[place.b, heads, place.at] = z.view(-1, rows, z.shape[-1]).to(out.z.dtype)
-    if made.stats:
-        _statistics(made, out, place, hidden, s[:, :n], e[:, :n], row, rows)
+    if "received" in sums:
+        received = row.factor.view(-1, 1, rows) @ e[:, :n].unflatten(0, (-1, rows))
+        out.add("received", place.b, heads, hidden.low, received.squeeze(1))
+    put_rows(out, ReadBlock(made, place, hidden.low, s[:, :n], e[:, :n], row))
     out.count(int(row.blind.sum()), unmoved)
 
 
@@ -203,7 +164,7 @@ def _keys_of(x: Tensor, rows: int, n: int) -> Tensor:
     return x.view(-1, rows, x.shape[1])[:, :, :n]
 
 
-def _softmax(made: Request, place: _Place, s: Tensor, e: Tensor, low: int, moved: bool) -> tuple[Tensor, _Rows]:
+def _softmax(made: Request, place: Place, s: Tensor, e: Tensor, low: int, moved: bool) -> tuple[Tensor, Softmax]:
     """s less a number per row, the exponentials of that, and what normalises them: the maximum, or the lse if known."""
     heads, rows, argmax = place.heads(made.group), place.at.stop - place.at.start, None
     apart = moved or made.wants("entropy", "topk")
@@ -225,10 +186,10 @@ def _softmax(made: Request, place: _Place, s: Tensor, e: Tensor, low: int, moved
     sink, share = _sink(made, heads, lse, rows)
     factor = (share.exp() / total).masked_fill(blind, 0.0)
     largest = factor if top is None or made.lse is None else (top - shift).exp() * factor
-    return e, _Rows(lse, sink, share, factor, total, argmax, largest, blind, moved)
+    return e, Softmax(lse, sink, share, factor, total, argmax, largest, blind, moved)
 
 
-def _ranked_anew(made: Request, row: _Rows, s: Tensor, e: Tensor, visible: Tensor, low: int) -> _Rows:
+def _ranked_anew(made: Request, row: Softmax, s: Tensor, e: Tensor, visible: Tensor, low: int) -> Softmax:
     """After weights moved, s holds them in its turn, for what ranks keys."""
     if not made.wants("max", "argmax", "topk"):
         return row
@@ -236,7 +197,7 @@ def _ranked_anew(made: Request, row: _Rows, s: Tensor, e: Tensor, visible: Tenso
     return replace(row, argmax=argmax, largest=(top * row.factor).masked_fill(row.blind, 0.0))
 
 
-def _scores(made: Request, place: _Place, hidden: Hidden, q: Tensor, k: Tensor, s: Tensor, rows: int) -> None:
+def _scores(made: Request, place: Place, hidden: Hidden, q: Tensor, k: Tensor, s: Tensor, rows: int) -> None:
     heads, n = place.heads(made.group), hidden.high - hidden.low
     if s.shape[1] > n:
         s[:, n:] = HIDDEN
@@ -268,110 +229,11 @@ def _sink(made: Request, heads: slice, lse: Tensor, rows: int) -> tuple[Tensor, 
     return above.sigmoid(), torch.nn.functional.logsigmoid(-above).clamp(min=HIDDEN)
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    lse: Tensor
-    sink: Tensor
-    share: Tensor
-    factor: Tensor
-    total: Tensor
-    argmax: Tensor | None
-    largest: Tensor
-    blind: Tensor
-    moved: bool
-
-
-def _statistics(
-    made: Request, out: Outputs, place: _Place, hidden: Hidden, t: Tensor, e: Tensor, row: _Rows, rows: int
-) -> None:
-    heads = place.heads(made.group)
-    simple = {"lse": row.lse, "sink": row.sink, "max": row.largest}
-    if row.argmax is not None:
-        simple["argmax"] = row.argmax.masked_fill(row.blind, -1)
-    for s in made.stats:
-        if s.per_key:
-            continue
-        if s.kind == "topk":
-            values, at = _topk(s.k, t, e)
-            out.put(s.name, place.b, heads, place.at, (values * row.factor[:, None]).unflatten(0, (-1, rows)))
-            at = torch.where(at >= 0, at + hidden.low, at)
-            out.put(s.name + ".keys", place.b, heads, place.at, at.unflatten(0, (-1, rows)))
-            continue
-        if s.kind in simple:
-            value = simple[s.kind]
-        elif s.kind == "entropy":
-            continue
-        else:
-            value = _weighed(made, s.kind, s.argument, place, hidden, e, rows) * row.factor
-        out.put(s.name, place.b, heads, place.at, value.view(-1, rows))
-    if made.wants("received", "received_mean"):
-        received = row.factor.view(-1, 1, rows) @ e.unflatten(0, (-1, rows))
-        out.add("received", place.b, heads, hidden.low, received.squeeze(1))
-    if made.wants("entropy"):
-        out.put("entropy", place.b, heads, place.at, _entropy(t, e, row).view(-1, rows))
-
-
-def _entropy(t: Tensor, e: Tensor, row: _Rows) -> Tensor:
-    """Overwrites t."""
-    if row.moved:
-        return torch.special.entr(torch.mul(e, row.factor.unsqueeze(-1), out=t), out=t).sum(-1)
-    log = row.total.log() - row.share
-    return (row.share.exp() * log - row.factor * t.mul_(e).sum(-1)).masked_fill(row.blind, 0.0)
-
-
-def _weighed(made: Request, kind: str, argument: str, place: _Place, hidden: Hidden, e: Tensor, rows: int) -> Tensor:
-    if kind == "mass":
-        keys = made.key_sets[argument].to(e.device)
-        return e @ keys[place.b if len(keys) > 1 else 0, hidden.low : hidden.high].to(e.dtype)
-    i = made.positions[place.at]
-    if kind == "distance":
-        far = _distances(made, i, torch.arange(hidden.low, hidden.high, device=e.device)).to(e.dtype)
-        return (e.unflatten(0, (-1, rows)) * far).sum(-1).flatten()
-    at = (
-        i - (1 if kind == "previous" else 0)
-        if made.first is None or kind != "first"
-        else made.first[place.b].expand(rows)
-    )
-    inside = (at >= hidden.low) & (at < hidden.high)
-    column = (at - hidden.low).clamp(0, e.shape[1] - 1).repeat(len(e) // rows)
-    return e.gather(1, column[:, None]).squeeze(1) * inside.repeat(len(e) // rows)
-
-
-def _distances(made: Request, i: Tensor, j: Tensor) -> Tensor:
-    if made.places is None:
-        return (i[:, None] - j[None, :]).abs()
-    places = made.places.to(j.device)
-    return torch.cdist(places[i], places[j], compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _topk(k: int, t: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-    """By score; a row that sees nothing has t = 0 everywhere and is wiped by its factor, its keys by `_finished`."""
-    values, at = t.topk(min(k, t.shape[-1]), dim=-1)
-    found = torch.where(values > HIDDEN / 2, e.gather(-1, at), 0.0)
-    at = at.masked_fill(values <= HIDDEN / 2, -1)
-    pad = (0, k - at.shape[-1])
-    return torch.nn.functional.pad(found, pad), torch.nn.functional.pad(at, pad, value=-1)
-
-
 def _gated(made: Request, z: Tensor | None) -> Tensor | None:
     heads = torch.arange(made.heads, device=made.q.device)
-    for edit in made.edits:
-        if isinstance(edit, E.Gate) and z is not None:
+    for edit in E.only(made.output_edits, E.Gate):
+        if z is not None:
             new = z * E.per_head(edit.value, heads, z)
             touched = edit.where(heads, made.rows)
             z = new if touched is None else torch.where(touched, new, z)
     return z
-
-
-def _finished(made: Request, out: Outputs) -> Found:
-    blind, found = out.lse == -torch.inf, {}
-    for s in made.stats:
-        received = s.kind == "received_mean"
-        found[s.name] = ratio(out.stats["received"], out.stats["seen"]) if received else out.stats[s.name]
-        if s.kind == "topk":
-            found[s.name + ".keys"] = out.stats[s.name + ".keys"].masked_fill(blind.unsqueeze(-1), -1)
-    return found
-
-
-def _counts(made: Request, out: Outputs) -> Found:
-    return {"blind": torch.tensor(out.blind), "unmoved": torch.tensor(out.unmoved)}

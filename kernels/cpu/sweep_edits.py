@@ -8,6 +8,7 @@ that normalises is total / l.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from interp.kernels import edits as E
 from interp.kernels.edits import Edit
+from interp.kernels.errors import known
 from interp.kernels.request import Request
 
 HIDDEN = -1e30
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class ScoreBlock:
     """Example b, query heads [h], places `at` of the rows, keys from `low` on: what [h, rows, keys] of scores stand
     for.
     """
@@ -43,63 +45,67 @@ class Block:
         found = E.key_set("a key set", keys).to(like.device)
         return found[self.b if len(found) > 1 else 0, self.low : self.low + like.shape[-1]]
 
+    def where(self, keys: Tensor, touched: Tensor | None, like: Tensor) -> Tensor:
+        """Bool, broadcasting to the block: these keys, in what is touched."""
+        found = self.keys(keys, like)
+        return found if touched is None else found & touched
+
 
 def moves(made: Request) -> bool:
     """Whether any edit moves weights after the softmax."""
-    return any(isinstance(e, E.Redistribute | E.Blend) for e in made.edits)
+    return bool(made.moving_edits + made.weight_edits)
 
 
-def edit_scores(block: Block, s: Tensor, hidden: float) -> None:
+def edit_scores(block: ScoreBlock, s: Tensor) -> None:
     """Temperature, key bias, emphasis and key masks of visible scores s [h, rows, keys]; hidden ones stay hidden."""
-    for edit in block.made.edits:
-        if edit.stage >= E.Redistribute.stage:
-            continue
-        touched = block.touched(edit)
-        if touched is not None and not bool(touched.any()):
-            continue
-        if isinstance(edit, E.Temperature):
-            _divide(block, edit, touched, s, hidden)
-            continue
-        keys = block.keys(edit.sets()[0], s)
-        where = keys if touched is None else keys & touched
-        if isinstance(edit, E.MaskKeys):
-            s.masked_fill_(where, hidden)
-        elif isinstance(edit, E.BiasKeys):
-            s.add_(where, alpha=edit.amount)
-        elif isinstance(edit, E.Emphasize):
-            unseen = s <= hidden / 2
-            s.addcmul_(s.abs(), where.to(s.dtype), value=edit.amount).masked_fill_(unseen, hidden)
+    for edit in block.made.score_edits:
+        change, touched = known(OF_SCORES, edit.form, "edit"), block.touched(edit)
+        if touched is None or bool(touched.any()):
+            change(block, edit, touched, s)
 
 
-def _divide(block: Block, edit: E.Temperature, touched: Tensor | None, s: Tensor, hidden: float) -> None:
+def _divide(block: ScoreBlock, edit: E.Temperature, touched: Tensor | None, s: Tensor) -> None:
     heads = torch.arange(block.made.heads, device=s.device)[block.heads]
     value = E.per_head(edit.value, heads, s)
     by = torch.as_tensor(value, dtype=s.dtype, device=s.device).reshape(-1, 1, 1)
-    unseen = s <= hidden / 2
-    s.div_(by if touched is None else torch.where(touched, by, 1.0)).masked_fill_(unseen, hidden)
+    unseen = s <= HIDDEN / 2
+    s.div_(by if touched is None else torch.where(touched, by, 1.0)).masked_fill_(unseen, HIDDEN)
 
 
-def edit_weights(block: Block, t: Tensor, e: Tensor, visible: Tensor, total: Tensor) -> int:
+def _bias(block: ScoreBlock, edit: E.BiasKeys, touched: Tensor | None, s: Tensor) -> None:
+    s.add_(block.where(edit.keys, touched, s), alpha=edit.amount)
+
+
+def _emphasize(block: ScoreBlock, edit: E.Emphasize, touched: Tensor | None, s: Tensor) -> None:
+    unseen, where = s <= HIDDEN / 2, block.where(edit.keys, touched, s)
+    s.addcmul_(s.abs(), where.to(s.dtype), value=edit.amount).masked_fill_(unseen, HIDDEN)
+
+
+def _hide(block: ScoreBlock, edit: E.MaskKeys, touched: Tensor | None, s: Tensor) -> None:
+    s.masked_fill_(block.where(edit.keys, touched, s), HIDDEN)
+
+
+OF_SCORES: dict[E.Form, Callable[..., None]] = {
+    E.Temperature: _divide, E.BiasKeys: _bias, E.Emphasize: _emphasize, E.MaskKeys: _hide,
+}  # fmt: skip
+
+
+def edit_weights(block: ScoreBlock, t: Tensor, e: Tensor, visible: Tensor, total: Tensor) -> int:
     """Redistributions and blends of e = exp(t) [h, rows, keys], whose rows sum to `total` [h, rows, 1]; returns how
     many rows of heads that see something could not be moved. Redistributions change t as well.
     """
     unmoved, sees = 0, visible.any(-1, keepdim=True)
-    for edit in block.made.edits:
-        if not isinstance(edit, E.Redistribute | E.Blend):
-            continue
-        touched = block.touched(edit)
+    for edit in block.made.moving_edits + block.made.weight_edits:
+        change, touched = known(OF_WEIGHTS, edit.form, "edit"), block.touched(edit)
         asked = sees if touched is None else sees & touched
-        if isinstance(edit, E.Redistribute):
-            able = _redistribute(block, edit, t, e, asked)
-        elif edit.to == "identity":
-            able = _to_own(block, edit, e, visible, total, asked)
-        else:
-            able = _to_all(edit, e, visible, total, asked)
+        able = change(block, edit, t, e, visible, total, asked)
         unmoved += int((asked & ~able).sum())
     return unmoved
 
 
-def _redistribute(block: Block, edit: E.Redistribute, t: Tensor, e: Tensor, asked: Tensor) -> Tensor:
+def _redistribute(
+    block: ScoreBlock, edit: E.Redistribute, t: Tensor, e: Tensor, visible: Tensor, total: Tensor, asked: Tensor
+) -> Tensor:
     """In logarithms: whatever little weight the target has, its keys keep their proportions."""
     source, target = (block.keys(x, e) for x in edit.sets())
     from_, to = (t.masked_fill(~x, HIDDEN).logsumexp(-1, keepdim=True) for x in (source, target))
@@ -116,7 +122,9 @@ def _log(x: float) -> float:
     return math.log(x) if x > 0 else HIDDEN
 
 
-def _to_own(block: Block, edit: E.Blend, e: Tensor, visible: Tensor, total: Tensor, asked: Tensor) -> Tensor:
+def _to_own(
+    block: ScoreBlock, edit: E.Blend, t: Tensor, e: Tensor, visible: Tensor, total: Tensor, asked: Tensor
+) -> Tensor:
     at = block.made.positions[block.at] - block.low
     inside = (at >= 0) & (at < e.shape[-1])
     column = at.clamp(0, e.shape[-1] - 1).reshape(1, -1, 1).expand(len(e), -1, 1)
@@ -126,7 +134,15 @@ def _to_own(block: Block, edit: E.Blend, e: Tensor, visible: Tensor, total: Tens
     return able
 
 
-def _to_all(edit: E.Blend, e: Tensor, visible: Tensor, total: Tensor, asked: Tensor) -> Tensor:
+def _to_all(
+    block: ScoreBlock, edit: E.Blend, t: Tensor, e: Tensor, visible: Tensor, total: Tensor, asked: Tensor
+) -> Tensor:
     by = edit.amount * asked.to(e.dtype)
     e.mul_(1 - by).addcmul_(visible.to(e.dtype), by * total / visible.sum(-1, keepdim=True).clamp(min=1))
     return asked
+
+
+OF_WEIGHTS: dict[E.Form, Callable[..., Tensor]] = {
+    E.Redistribute: _redistribute, (E.Blend, "identity"): _to_own, (E.Blend, "uniform"): _to_all,
+}  # fmt: skip
+EDITS = frozenset({*OF_SCORES, *OF_WEIGHTS, E.Gate})

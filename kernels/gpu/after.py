@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from interp.kernels import edits as E
-from interp.kernels.gpu.call import Call
-from interp.kernels.request import Request
+from interp.kernels.errors import known
+from interp.kernels.gpu.operands import TritonCall
+from interp.kernels.request import Found, Request
 
-Found = dict[str, Tensor]
 NOWHERE = -1.0e30
 
 
@@ -32,17 +32,17 @@ class Cell:
     roles: tuple[int, ...]
 
 
-def redistributions(made: Request) -> list[E.Redistribute]:
-    return [e for e in made.edits if isinstance(e, E.Redistribute)]
+def redistributions(made: Request) -> tuple[E.Redistribute, ...]:
+    return E.only(made.moving_edits, E.Redistribute)
 
 
-def blends(made: Request) -> list[E.Blend]:
-    return [e for e in made.edits if isinstance(e, E.Blend)]
+def blends(made: Request) -> tuple[E.Blend, ...]:
+    return E.only(made.weight_edits, E.Blend)
 
 
 def untouched(made: Request) -> bool:
     """Whether the weights are those of the kernel, and z its z."""
-    return made.sinks is None and not any(e.stage >= E.Redistribute.stage for e in made.edits)
+    return made.sinks is None and not (made.moving_edits + made.weight_edits + made.output_edits)
 
 
 def cells(made: Request) -> list[Cell]:
@@ -142,6 +142,10 @@ def _log(x: float) -> float:
     return math.log(x) if x > 0 else NOWHERE
 
 
+BLENDS: dict[E.Form, tuple[float, float]] = {(E.Blend, "uniform"): (1.0, 0.0), (E.Blend, "identity"): (0.0, 1.0)}
+"""How much of what is taken is spread over the visible keys, and put on the own key."""
+
+
 @dataclass(frozen=True, eq=False)
 class Blended:
     """Shares [batch, head, row]: kept of every weight, spread over visible keys, put on the own key."""
@@ -157,25 +161,24 @@ def blended(made: Request, share: Tensor, sees: Tensor, sees_own: Tensor) -> Ble
     keep, even, own = torch.ones_like(share), torch.zeros_like(share), torch.zeros_like(share)
     unmoved = torch.zeros((), dtype=torch.long, device=share.device)
     for edit in blends(made):
-        able = sees if edit.to == "uniform" else sees & sees_own
+        spread, put = known(BLENDS, edit.form, "edit")
+        able = sees & sees_own if put else sees
         asked = touched(edit, made, share) & sees
         unmoved = unmoved + (asked & ~able).sum()
         u = torch.where(asked & able, edit.amount, 0.0)
-        keep, even, own = keep * (1 - u), even * (1 - u), own * (1 - u)
-        even, own = (even + u * share, own) if edit.to == "uniform" else (even, own + u * share)
+        keep, even, own = keep * (1 - u), even * (1 - u) + spread * u * share, own * (1 - u) + put * u * share
     return Blended(keep, even, own, unmoved)
 
 
 def gated(made: Request, z: Tensor) -> Tensor:
     heads = torch.arange(made.heads, device=z.device)
-    for edit in made.edits:
-        if isinstance(edit, E.Gate):
-            where, new = edit.where(heads, made.rows), z * E.per_head(edit.value, heads, z)
-            z = new if where is None else torch.where(where, new, z)
+    for edit in E.only(made.output_edits, E.Gate):
+        where, new = edit.where(heads, made.rows), z * E.per_head(edit.value, heads, z)
+        z = new if where is None else torch.where(where, new, z)
     return z
 
 
-def cell_of_key(call: Call, parts: Sequence[Cell]) -> Tensor:
+def cell_of_key(call: TritonCall, parts: Sequence[Cell]) -> Tensor:
     """Which cell each key is in, [batch, key]."""
     found = torch.zeros(call.made.batch, call.made.keys, dtype=torch.uint8, device=call.q.device)
     for n, cell in enumerate(parts):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from interp.kernels.gpu import launch as fused_launch
+from interp.kernels.gpu import launch
 from interp.kernels.gpu.configurations import CONFIGURATIONS, configuration
 
 POINTERS = {
@@ -48,7 +48,10 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "received, edited": ("received", True, {**EDITED, "CELLS": True, "BLEND": True}),
     "ranked": ("ranked", True, {**EDITED, "CELLS": True, "BLEND": True, "TOPK": 8}),
 }
-FAMILIES = {"forward": "forward", "rows_gradient": "backward", "keys_gradient": "backward"}
+FAMILIES = {
+    "forward": "forward", "rows_gradient": "backward", "keys_gradient": "backward", "received": "sweep",
+    "ranked": "sweep",
+}  # fmt: skip
 
 
 def compiled(case: str, width: int, architecture: int, *, dtype: str = "bf16") -> dict[str, Any]:
@@ -58,9 +61,9 @@ def compiled(case: str, width: int, architecture: int, *, dtype: str = "bf16") -
     from triton.compiler import ASTSource
 
     name, heavy, flags = CASES[case]
-    kernel = getattr(fused_launch.kernels(), name)
+    kernel = getattr(launch.kernels(), name)
     rows, exact = flags.get("rows", 4096), dtype == "fp32"
-    c = configuration(FAMILIES.get(name, "sweep"), width, rows, heavy=heavy, exact=exact)
+    c = configuration(FAMILIES[name], width, rows, heavy=heavy, exact=exact)
     given = dict.fromkeys(FLAGS, False) | {"VALUES": True, "N_SETS": 0, "TOPK": 0} | flags
     given |= {"D": width, "DP": width, "DV": width, "DVP": width, "BM": c.rows, "BN": c.keys}
     given["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
@@ -105,7 +108,7 @@ def table(architecture: int) -> Iterator[tuple[str, int, str]]:
 
 
 def main() -> None:
-    if fused_launch.interpreted():
+    if launch.interpreted():
         sys.exit("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     for architecture in [int(a) for a in sys.argv[1:]] or [80, 90, 100]:

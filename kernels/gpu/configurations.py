@@ -2,12 +2,14 @@
 
 Chosen by head width, by whether a row needs more than its softmax (masses, distances, a top-k, edits of keys), and by
 how many rows there are. None has been measured on a GPU; what is known is that each compiles without spilling
-(`ahead`, which names the exceptions in fp32).
+(`ahead.py`, which names the exceptions in fp32).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from interp.kernels.errors import AttentionError
 
 
 @dataclass(frozen=True)
@@ -64,4 +66,7 @@ def configuration(family: str, width: int, rows: int, *, heavy: bool, exact: boo
     wanted = "decode" if family == "forward" and rows <= 16 else family
     if exact:
         wanted, heavy = "backward in fp32" if family == "backward" else wanted, True
-    return next(c for c in CONFIGURATIONS if (c.family, c.heavy) == (wanted, heavy) and width <= c.width)
+    fits = [c for c in CONFIGURATIONS if (c.family, c.heavy) == (wanted, heavy) and width <= c.width]
+    if not fits:
+        raise AttentionError(f"no configuration of {wanted!r} for heads {width} wide; the widest is {WIDEST}")
+    return fits[0]

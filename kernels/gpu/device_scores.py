@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """What all Triton kernels share: which keys a row sees, scores through every stage of edits, and the order of a top-k.
 
-Import the kernels only through `fused_launch`, which decides about the interpreter first. Names in capitals are
+Import the kernels only through `launch.kernels`, which decides about the interpreter first. Names in capitals are
 pointers or constants of compilation, as everywhere in Triton. A mask is either one run of keys per row, [low, high), or
 a list of the blocks to visit with a tile of bits for those seen in part. Edits of scores are rows of a table (bias, and
 the slopes of positive and negative scores); each query names its row of the table. Hidden scores are finite and large

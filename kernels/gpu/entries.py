@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp.kernels.gpu.call import HIDDEN, Call
+from interp.kernels.gpu.operands import HIDDEN_BIAS, TritonCall
 
 STEP = 64
 NUMBERS = 2**26
 
 
-def sees(call: Call, at: Tensor) -> Tensor:
+def sees(call: TritonCall, at: Tensor) -> Tensor:
     """Whether each row sees the key at [1 or batch, row] under the mask: Bool [1 or batch, 1 or head, row]."""
     made = call.made
     inside = ((at >= 0) & (at < made.keys))[:, None]
@@ -29,14 +29,14 @@ def sees(call: Call, at: Tensor) -> Tensor:
     return inside & torch.cat(found, -1)
 
 
-def hidden(call: Call, at: Tensor) -> Tensor:
+def hidden(call: TritonCall, at: Tensor) -> Tensor:
     """Whether an edit hides the key at [batch, 1, row, n]."""
     if call.table is None:
         return torch.zeros_like(at, dtype=torch.bool)
-    return call.table.bias[call.table.which.long().unsqueeze(-1), at] < HIDDEN / 2
+    return call.table.bias[call.table.which.long().unsqueeze(-1), at] < HIDDEN_BIAS / 2
 
 
-def scores(call: Call, at: Tensor) -> Tensor:
+def scores(call: TritonCall, at: Tensor) -> Tensor:
     """The edited scores [batch, head, row, n] of keys [batch, head or 1, row, n]."""
     made = call.made
     s = _products(call, at) * made.scale
@@ -46,12 +46,12 @@ def scores(call: Call, at: Tensor) -> Tensor:
         s = s * call.temper.unsqueeze(-1)
     if call.table is not None:
         row = call.table.which.long().unsqueeze(-1)
-        s = s + call.table.bias[row, at].clamp(min=HIDDEN / 2)
+        s = s + call.table.bias[row, at].clamp(min=HIDDEN_BIAS / 2)
         s = s * torch.where(s > 0, call.table.up[row, at], call.table.down[row, at])
     return s
 
 
-def _products(call: Call, at: Tensor) -> Tensor:
+def _products(call: TritonCall, at: Tensor) -> Tensor:
     """q k in fp32, so many rows at a time that no copy of keys grows large."""
     made, (batch, kv, _, d) = call.made, call.k.shape
     found, step = [], max(1, NUMBERS // (batch * made.heads * at.shape[-1] * d))
@@ -64,6 +64,6 @@ def _products(call: Call, at: Tensor) -> Tensor:
     return torch.cat(found, 2)
 
 
-def weights(call: Call, at: Tensor, exponent: Tensor, seen: Tensor) -> Tensor:
+def weights(call: TritonCall, at: Tensor, exponent: Tensor, seen: Tensor) -> Tensor:
     """exp(s + exponent) where seen, else 0, of keys [batch, head or 1, row, n]."""
     return torch.where(seen, scores(call, at) + exponent, -torch.inf).exp()

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from interp.kernels.errors import AttentionError
 from interp.kernels.gpu.after import untouched
-from interp.kernels.gpu.call import SETS, Call, Part
+from interp.kernels.gpu.operands import SETS, Part, TritonCall
+from interp.kernels.request import Found
 
-Found = dict[str, Tensor]
 OUTPUTS = ("z", "lse", "entropy", "distance", "mass", "max", "argmax", "topk", "topk.keys")
 GRADIENTS = OUTPUTS[:5]
 
@@ -27,16 +27,14 @@ def interpreted() -> bool:
 @functools.cache
 def kernels() -> SimpleNamespace:
     """The kernels; interpreted or compiled is settled by the environment when this is first called."""
-    from interp.kernels.gpu import device_backward as triton_backward
-    from interp.kernels.gpu import device_forward as triton_forward
-    from interp.kernels.gpu import device_sweep as triton_sweep
+    from interp.kernels.gpu import device_backward, device_forward, device_sweep
 
     return SimpleNamespace(
-        forward=triton_forward.forward,
-        rows_gradient=triton_backward.rows_gradient,
-        keys_gradient=triton_backward.keys_gradient,
-        received=triton_sweep.received,
-        ranked=triton_sweep.ranked,
+        forward=device_forward.forward,
+        rows_gradient=device_backward.rows_gradient,
+        keys_gradient=device_backward.keys_gradient,
+        received=device_sweep.received,
+        ranked=device_sweep.ranked,
     )
 
 
@@ -47,7 +45,7 @@ def _launch(name: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> None
     kernel[grid](**{n: x for n, x in arguments.items() if n in kernel.arg_names or n in options})
 
 
-def forward(call: Call, part: Part) -> Found:
+def forward(call: TritonCall, part: Part) -> Found:
     """z, log-sum-exp and row statistics of these keys, differentiable where a gradient is wanted."""
     if call.gradient:
         found = _Forward.apply(call.q, call.k, call.v, call.temper, call, part)
@@ -55,7 +53,7 @@ def forward(call: Call, part: Part) -> Found:
     return _forward(call, part)
 
 
-def _splits(call: Call, tiles: int, block: int) -> int:
+def _splits(call: TritonCall, tiles: int, block: int) -> int:
     """Enough programs to fill a GPU when rows are few, and no split under 8 blocks of keys."""
     programs = tiles * call.made.batch * call.heads
     if programs >= 256 or call.rows > 16 or call.gradient or call.run_of_keys is None:
@@ -63,7 +61,7 @@ def _splits(call: Call, tiles: int, block: int) -> int:
     return max(1, min(64, 256 // programs, call.made.keys // (8 * block)))
 
 
-def _forward(call: Call, part: Part) -> Found:
+def _forward(call: TritonCall, part: Part) -> Found:
     """With leading axis [split] where the keys were split."""
     made, c = call.made, call.configuration("forward")
     tiles = -(-call.rows // c.rows)
@@ -86,7 +84,7 @@ def _forward(call: Call, part: Part) -> Found:
     return found | {n: found[n].long() for n in ("argmax", "topk.keys") if n in found}
 
 
-def _outputs(call: Call, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor | None]:
+def _outputs(call: TritonCall, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor | None]:
     made = call.made
 
     def new(wanted: bool, *more: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
@@ -106,7 +104,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, temper: Tensor | None, call: Call, part: Part
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, temper: Tensor | None, call: TritonCall, part: Part
     ) -> tuple[Tensor | None, ...]:
         found = _forward(call, part)
         ctx.call, ctx.part = call, part
@@ -127,7 +125,7 @@ class _Forward(torch.autograd.Function):
         return dq, dk, dv, dtemper, None, None
 
 
-def _backward(call: Call, part: Part, found: Found, grads: Found) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _backward(call: TritonCall, part: Part, found: Found, grads: Found) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     made, c = call.made, call.configuration("backward")
     given = _rows_given(call, found, grads) | {
         "STATS": "entropy" in grads, "FAR": "distance" in grads, "N_SETS": call.n_sets if "mass" in grads else 0
@@ -142,7 +140,7 @@ def _backward(call: Call, part: Part, found: Found, grads: Found) -> tuple[Tenso
     return dq.to(call.q.dtype), dk.to(call.k.dtype), dv.to(call.v.dtype), dtemper
 
 
-def _rows_given(call: Call, found: Found, grads: Found) -> dict[str, Any]:
+def _rows_given(call: TritonCall, found: Found, grads: Found) -> dict[str, Any]:
     """Per row: log-sum-exp, the gradients of what was computed, and delta, what they have in common."""
     lse = found["lse"]
     sees = lse > -torch.inf
@@ -156,7 +154,7 @@ def _rows_given(call: Call, found: Found, grads: Found) -> dict[str, Any]:
     return {n: x.contiguous() for n, x in given.items()}
 
 
-def received(call: Call, given: dict[str, Any]) -> Found:
+def received(call: TritonCall, given: dict[str, Any]) -> Found:
     """What each key receives, and how many rows see it."""
     call = replace(call, pack=False)
     made, c = call.made, call.configuration("sweep")
@@ -167,7 +165,7 @@ def received(call: Call, given: dict[str, Any]) -> Found:
     return {"received": found, "seen": seen.long()}
 
 
-def ranked(call: Call, given: dict[str, Any]) -> Found:
+def ranked(call: TritonCall, given: dict[str, Any]) -> Found:
     """Entropy, maximum and top-k of final weights."""
     call = replace(call, pack=False)
     made, c = call.made, call.configuration("sweep")

@@ -23,7 +23,7 @@ def run_of_keys(made: Request) -> tuple[Tensor, Tensor] | None:
     return made.mask.interval(made.positions, made.keys)
 
 
-def refuses(made: Request) -> str | None:
+def limits(made: Request) -> str | None:
     """Why the mask cannot be told."""
     if run_of_keys(made) is not None:
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -38,8 +39,38 @@ class ByContent:
         return hash(self._content())
 
 
+SHORTCUTS = ("additive", "reach", "sure", "interval", "blocks")
+
+
+def _owner(cls: type, name: str) -> type:
+    """The class that a method comes from."""
+    return next(c for c in cls.__mro__ if name in vars(c))
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """All tensors that a mask or an edit holds, in masks within masks too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors(part)
+    elif isinstance(value, ByContent):
+        for part in vars(value).values():
+            yield from tensors(part)
+
+
 class Mask(ByContent):
     """What all masks can do; a new one needs `visible` only, the rest is speed."""
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a mask that says anew what is visible and keeps shortcuts of another, which speak of other keys."""
+        super().__init_subclass__()
+        kept = [n for n in SHORTCUTS if _owner(cls, n) not in (cls, Mask)]
+        if "visible" in vars(cls) and kept:
+            raise AttentionError(
+                f"mask {cls.__name__} has its own `visible` and `{kept[0]}` of {_owner(cls, kept[0]).__name__}: write "
+                f"{', '.join(kept)} as well, or derive it from Mask"
+            )
 
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         """Bool [1 or batch, 1 or head, len(i), len(j)]: whether the query at position i sees key j."""
@@ -131,8 +162,8 @@ def four(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class And(Mask):
-    """Visible where all are; biases add."""
+class OfMasks(Mask):
+    """What masks made of other masks share."""
 
     masks: tuple[Mask, ...]
 
@@ -140,11 +171,17 @@ class And(Mask):
         for mask in self.masks:
             mask.check(queries, keys)
 
+    def _classes(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
+        """Those of each block, [mask, ...]."""
+        return torch.stack(torch.broadcast_tensors(*(m.blocks(q_low, q_high, k_low, k_high) for m in self.masks)))
+
+
+@dataclass(frozen=True, eq=False)
+class And(OfMasks):
+    """Visible where all are; biases add."""
+
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
-        seen = self.masks[0].visible(i, j)
-        for mask in self.masks[1:]:
-            seen = seen & mask.visible(i, j)
-        return seen
+        return functools.reduce(torch.logical_and, (m.visible(i, j) for m in self.masks))
 
     def additive(self, i: Tensor, j: Tensor) -> Tensor | None:
         found = [a for m in self.masks if (a := m.additive(i, j)) is not None]
@@ -169,25 +206,15 @@ class And(Mask):
         return within(max(s[0] for s in spans), min(s[1] for s in spans), keys)
 
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
-        parts = torch.broadcast_tensors(*(m.blocks(q_low, q_high, k_low, k_high) for m in self.masks))
-        return torch.stack(parts).amin(0)
+        return self._classes(q_low, q_high, k_low, k_high).amin(0)
 
 
 @dataclass(frozen=True, eq=False)
-class Or(Mask):
+class Or(OfMasks):
     """Visible where any is; not for masks that carry a bias."""
 
-    masks: tuple[Mask, ...]
-
-    def check(self, queries: int, keys: int) -> None:
-        for mask in self.masks:
-            mask.check(queries, keys)
-
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
-        seen = self.masks[0].visible(i, j)
-        for mask in self.masks[1:]:
-            seen = seen | mask.visible(i, j)
-        return seen
+        return functools.reduce(torch.logical_or, (m.visible(i, j) for m in self.masks))
 
     def additive(self, i: Tensor, j: Tensor) -> Tensor | None:
         if any(m.additive(i[:1], j[:1]) is not None for m in self.masks):
@@ -210,8 +237,7 @@ class Or(Mask):
         return max((m.sure(low, high, keys) for m in self.masks), key=lambda s: s[1] - s[0])
 
     def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
-        parts = torch.broadcast_tensors(*(m.blocks(q_low, q_high, k_low, k_high) for m in self.masks))
-        return torch.stack(parts).amax(0)
+        return self._classes(q_low, q_high, k_low, k_high).amax(0)
 
 
 def hull(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ A mask is a small frozen object. Positions are those of the keys: query row r of
 how every implementation asks for one block at a time. `dense(Sq, Sk)` is the oracle, `classes(...)` says which blocks
 are empty, partial or full so that fast versions can skip, `reach(...)` bounds the keys that some rows can see. Masks
 combine with `&` and `|`, compare by content, and differ between heads where `PerHead` or a table with a head axis says
-so. What they share is in `mask_base.py`, sparse patterns are in `mask_patterns.py`; all names can be had from here.
+so. What they share is in `base.py`, sparse patterns are in `patterns.py`; all names can be had from here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp.kernels.errors import AttentionError
+from interp.kernels.errors import AttentionError, known
 from interp.kernels.masks.base import (
     EMPTY,
     FULL,
@@ -24,6 +24,7 @@ from interp.kernels.masks.base import (
     And,
     ByContent,
     Mask,
+    OfMasks,
     Or,
     around,
     block_class,
@@ -224,9 +225,8 @@ class Padding(Mask):
 
     def _span(self, device: torch.device) -> tuple[Tensor, Tensor]:
         n = self.lengths.to(device).reshape(-1, 1, 1, 1)
-        if self.side == "right":
-            return torch.zeros_like(n), n
-        return (self.keys or 0) - n, torch.full_like(n, self.keys or 0)
+        end = torch.full_like(n, self.keys or 0)
+        return known({"right": (torch.zeros_like(n), n), "left": (end - n, end)}, self.side, "the side of padding")
 
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         low, high = self._span(i.device)
@@ -251,14 +251,8 @@ class Padding(Mask):
 
 
 @dataclass(frozen=True, eq=False)
-class PerHead(Mask):
+class PerHead(OfMasks):
     """One mask per query head."""
-
-    masks: tuple[Mask, ...]
-
-    def check(self, queries: int, keys: int) -> None:
-        for mask in self.masks:
-            mask.check(queries, keys)
 
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         return _heads([m.visible(i, j) for m in self.masks])

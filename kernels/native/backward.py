@@ -13,9 +13,9 @@ from torch import Tensor
 
 from interp.kernels.errors import AttentionError
 from interp.kernels.native import library as C
-from interp.kernels.native.call import FIELDS, Found, Run, Shared, prepared, runs, segments
 from interp.kernels.native.forward import forward
-from interp.kernels.request import Request
+from interp.kernels.native.marshal import FIELDS, Run, Shared, done, prepared, runs, segments
+from interp.kernels.request import Found, Request
 
 WHOLE = ("argmax", "topk_keys", "seen", "blind", "unmoved")
 """Outputs that are whole numbers and have no gradient."""
@@ -77,7 +77,7 @@ class _Gradients:
 
 
 def _run(shared: Shared, run: Run, grads: Found, lse: Tensor, topk_keys: Tensor | None, found: _Gradients) -> None:
-    ready, back = prepared(shared, run), C.Back()
+    ready, back = prepared(shared, run), C.BackStruct()
     ready.give("lse", lse[:, :, run.at])
     ready.give("topk_keys", None if topk_keys is None else topk_keys[:, :, run.at])
     for name, x in grads.items():
@@ -89,5 +89,5 @@ def _run(shared: Shared, run: Run, grads: Found, lse: Tensor, topk_keys: Tensor 
     back.dsinks = None if found.sinks is None else found.sinks.data_ptr()
     function = C.library().gradient
     assert function is not None
-    function(ctypes.byref(ready.call), ctypes.byref(back))
+    done(shared.made, function(ctypes.byref(ready.call), ctypes.byref(back)))
     found.q[:, :, run.at] = dq

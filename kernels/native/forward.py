@@ -7,8 +7,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-from interp.kernels.native.call import Found, Run, Shared, outputs, prepared, runs
 from interp.kernels.native.library import library
+from interp.kernels.native.marshal import Run, Shared, done, outputs, prepared, runs
+from interp.kernels.request import Found
 
 SUMS = ("received", "seen", "blind", "unmoved")
 
@@ -24,7 +25,7 @@ def _run(shared: Shared, run: Run) -> Found:
     ready.fill(out)
     function = library().attend
     assert function is not None
-    function(ctypes.byref(ready.call))
+    done(shared.made, function(ctypes.byref(ready.call)))
     return {n: x.sum(0) if n in SUMS else x for n, x in out.items()}
 
 

@@ -22,7 +22,7 @@ HEADERS = tuple(Path(__file__).with_name(n) for n in ("native.h", "native_row.h"
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
 
 
-class Edit(Structure):
+class EditStruct(Structure):
     """`Edit` of native.h."""
 
     _fields_ = [
@@ -32,7 +32,7 @@ class Edit(Structure):
     ]  # fmt: skip
 
 
-class Call(Structure):
+class CallStruct(Structure):
     """`Call` of native.h."""
 
     _fields_ = [
@@ -42,7 +42,7 @@ class Call(Structure):
         ("low", c_void_p), ("high", c_void_p), ("interval_batch", c_int64), ("position", c_void_p),
         ("visible", c_void_p), ("visible_batch", c_int64), ("visible_head", c_int64),
         ("bias", c_void_p), ("bias_batch", c_int64), ("bias_head", c_int64),
-        ("sinks", c_void_p), ("edits", POINTER(Edit)), ("n_edits", c_int64), ("z", c_void_p), ("lse", c_void_p),
+        ("sinks", c_void_p), ("edits", POINTER(EditStruct)), ("n_edits", c_int64), ("z", c_void_p), ("lse", c_void_p),
         *((n, c_void_p) for n in ("entropy", "largest", "distance", "first", "previous", "self", "sink", "argmax")),
         ("topk", c_void_p), ("topk_keys", c_void_p), ("k_top", c_int64),
         ("sets", c_void_p), ("n_sets", c_int64), ("mass", c_void_p), ("first_key", c_void_p),
@@ -52,7 +52,7 @@ class Call(Structure):
     ]  # fmt: skip
 
 
-class Back(Structure):
+class BackStruct(Structure):
     """`Back` of native_backward.cpp."""
 
     _fields_ = [
@@ -86,11 +86,12 @@ def library() -> Library:
         if failed is not None:
             return _without(failed)
     loaded = ctypes.CDLL(str(path))
-    for name, structure in (("call_size", Call), ("edit_size", Edit), ("back_size", Back)):
+    for name, structure in (("call_size", CallStruct), ("edit_size", EditStruct), ("back_size", BackStruct)):
         size = getattr(loaded, name)
         size.restype = c_int64
         if size() != ctypes.sizeof(structure):
-            return _without(f"{path} and native_library.py disagree about {name}")
+            return _without(f"{path} and {Path(__file__).name} disagree about {name}")
+    loaded.attend.restype = loaded.gradient.restype = c_int64
     return Library(loaded.attend, loaded.gradient)
 
 

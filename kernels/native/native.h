@@ -57,8 +57,11 @@ static inline vec exp(vec x) {
 
 extern "C" {
 
+// Kinds of edits, in the order of their stages. Of scores up to MASK_KEYS, of weights up to TO_UNIFORM, of z.
+enum Kind : int64_t { TEMPERATURE = 1, BIAS_KEYS, EMPHASIZE, MASK_KEYS, REDISTRIBUTE, TO_IDENTITY, TO_UNIFORM, GATE };
+
 struct Edit {
-  int64_t kind;  // 1 temperature, 2 key bias, 3 emphasis, 4 key mask, 5 redistribute, 6 identity, 7 uniform, 8 gate
+  int64_t kind;  // a Kind
   const uint8_t* heads;    // [head] or null
   const uint8_t* rows;     // [1 or batch, row] or null
   const uint8_t* keys;     // [1 or batch, key] or null
@@ -101,6 +104,13 @@ struct Call {
 };
 }
 
+// One more than the place of the first edit of a kind that nobody here knows, or 0.
+static inline int64_t unknown_edit(const Call& call) {
+  for (int64_t x = 0; x < call.n_edits; ++x)
+    if (call.edits[x].kind < TEMPERATURE || call.edits[x].kind > GATE) return x + 1;
+  return 0;
+}
+
 // Keys in panels: [panel][feature][key of the panel], zeros past the end.
 static void pack(const float* k, int64_t keys, int64_t d, float* out) {
   for (int64_t p = 0; p * PANEL < keys; ++p)
@@ -137,48 +147,49 @@ static void scores(const float* __restrict q, const float* __restrict panel, int
   }
 }
 
-// R x (N vectors) of z += weights [R x keys] v.
-template <int R, int N>
-static void product(const float* __restrict e, int64_t ld, const float* __restrict v, int64_t dv, int64_t keys, float* z) {
+// R x (N vectors): out += a b over `steps` of b [step, width]; a is [R][step], or [step][R] where it is read ACROSS.
+template <int R, int N, bool ACROSS>
+static void product(const float* __restrict a, int64_t ld, const float* __restrict b, int64_t width, int64_t steps, float* out) {
   vec acc[R][N];
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) acc[r][c] = load(z + r * dv + c * VL);
-  for (int64_t j = 0; j < keys; ++j) {
-    vec b[N];
+    for (int c = 0; c < N; ++c) acc[r][c] = load(out + r * width + c * VL);
+  for (int64_t j = 0; j < steps; ++j) {
+    vec x[N];
 #pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) b[c] = load(v + j * dv + c * VL);
+    for (int c = 0; c < N; ++c) x[c] = load(b + j * width + c * VL);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      const float x = e[r * ld + j];
+      const float y = a[ACROSS ? j * ld + r : r * ld + j];
 #pragma GCC unroll 4
-      for (int c = 0; c < N; ++c) acc[r][c] += x * b[c];
+      for (int c = 0; c < N; ++c) acc[r][c] += y * x[c];
     }
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) store(z + r * dv + c * VL, acc[r][c]);
+    for (int c = 0; c < N; ++c) store(out + r * width + c * VL, acc[r][c]);
 }
 
-template <int R>
-static void product_columns(const float* e, int64_t ld, const float* v, int64_t dv, int64_t keys, float* z) {
+template <int R, bool ACROSS>
+static void product_columns(const float* a, int64_t ld, const float* b, int64_t width, int64_t steps, float* out) {
   int64_t c = 0;
-  for (; c + VCOLS <= dv; c += VCOLS) product<R, 4>(e, ld, v + c, dv, keys, z + c);
-  for (; c + VL <= dv; c += VL) product<R, 1>(e, ld, v + c, dv, keys, z + c);
-  for (int r = 0; r < R && c < dv; ++r)
-    for (int64_t j = 0; j < keys; ++j)
-      for (int64_t x = c; x < dv; ++x) z[r * dv + x] += e[r * ld + j] * v[j * dv + x];
+  for (; c + VCOLS <= width; c += VCOLS) product<R, 4, ACROSS>(a, ld, b + c, width, steps, out + c);
+  for (; c + VL <= width; c += VL) product<R, 1, ACROSS>(a, ld, b + c, width, steps, out + c);
+  for (int r = 0; r < R && c < width; ++r)
+    for (int64_t j = 0; j < steps; ++j)
+      for (int64_t x = c; x < width; ++x) out[r * width + x] += a[ACROSS ? j * ld + r : r * ld + j] * b[j * width + x];
 }
 
+// z [row, dv] += weights [row, key] v [key, dv].
 static void weighted(const float* e, int64_t ld, int64_t rows, const float* v, int64_t dv, int64_t keys, float* z) {
   constexpr int64_t STEP = 64;
   for (int64_t j = 0; j < keys; j += STEP) {
     const int64_t n = std::min(STEP, keys - j);
     int64_t r = 0;
-    for (; r + VROWS <= rows; r += VROWS) product_columns<VROWS>(e + r * ld + j, ld, v + j * dv, dv, n, z + r * dv);
-    for (; r < rows; ++r) product_columns<1>(e + r * ld + j, ld, v + j * dv, dv, n, z + r * dv);
+    for (; r + VROWS <= rows; r += VROWS) product_columns<VROWS, false>(e + r * ld + j, ld, v + j * dv, dv, n, z + r * dv);
+    for (; r < rows; ++r) product_columns<1, false>(e + r * ld + j, ld, v + j * dv, dv, n, z + r * dv);
   }
 }
 

@@ -22,45 +22,11 @@ int64_t back_size() { return sizeof(Back); }
 
 namespace {
 
-// R x (N vectors): out [key, d] += a [row, key]^T b [row, d].
-template <int R, int N>
-void outer(const float* __restrict a, int64_t ld, const float* __restrict b, int64_t d, int64_t rows, float* out) {
-  vec acc[R][N];
-#pragma GCC unroll 6
-  for (int j = 0; j < R; ++j)
-#pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) acc[j][c] = load(out + j * d + c * VL);
-  for (int64_t r = 0; r < rows; ++r) {
-    vec x[N];
-#pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) x[c] = load(b + r * d + c * VL);
-#pragma GCC unroll 6
-    for (int j = 0; j < R; ++j) {
-      const float y = a[r * ld + j];
-#pragma GCC unroll 4
-      for (int c = 0; c < N; ++c) acc[j][c] += y * x[c];
-    }
-  }
-#pragma GCC unroll 6
-  for (int j = 0; j < R; ++j)
-#pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) store(out + j * d + c * VL, acc[j][c]);
-}
-
-template <int R>
-void outer_columns(const float* a, int64_t ld, const float* b, int64_t d, int64_t rows, float* out) {
-  int64_t c = 0;
-  for (; c + VCOLS <= d; c += VCOLS) outer<R, 4>(a, ld, b + c, d, rows, out + c);
-  for (; c + VL <= d; c += VL) outer<R, 1>(a, ld, b + c, d, rows, out + c);
-  for (int64_t r = 0; r < rows && c < d; ++r)
-    for (int j = 0; j < R; ++j)
-      for (int64_t x = c; x < d; ++x) out[j * d + x] += a[r * ld + j] * b[r * d + x];
-}
-
+// out [key, d] += a [row, key]^T b [row, d].
 void add_outer(const float* a, int64_t ld, int64_t keys, const float* b, int64_t d, int64_t rows, float* out) {
   int64_t j = 0;
-  for (; j + VROWS <= keys; j += VROWS) outer_columns<VROWS>(a + j, ld, b, d, rows, out + j * d);
-  for (; j < keys; ++j) outer_columns<1>(a + j, ld, b, d, rows, out + j * d);
+  for (; j + VROWS <= keys; j += VROWS) product_columns<VROWS, true>(a + j, ld, b, d, rows, out + j * d);
+  for (; j < keys; ++j) product_columns<1, true>(a + j, ld, b, d, rows, out + j * d);
 }
 
 struct Scratch {
@@ -83,7 +49,7 @@ struct RowBack : Row {
   std::vector<const Edit*> moving() const {
     std::vector<const Edit*> found;
     for (int64_t x = 0; x < call.n_edits; ++x)
-      if (const Edit& e = call.edits[x]; e.kind >= 5 && e.kind <= 7 && touched(e)) found.push_back(&e);
+      if (const Edit& e = call.edits[x]; moves(e) && touched(e)) found.push_back(&e);
     return found;
   }
 
@@ -133,7 +99,7 @@ struct RowBack : Row {
     factor = 1;
     for (size_t x = 0; x < edits.size(); ++x) {
       std::copy(s, s + padded, scratch.kept.begin() + x * padded);
-      if (edits[x]->kind == 5) redistribute(*edits[x]);
+      if (edits[x]->kind == REDISTRIBUTE) redistribute(*edits[x]);
       else blend(*edits[x], kept, scratch.sees);
     }
   }
@@ -172,16 +138,16 @@ struct RowBack : Row {
   // G before one edit from G after it, w its weights before; returns what falls to the whole weight 1 - sink.
   float take_back(const Edit& e, const float* w) {
     const float by = e.value[h];
-    if (e.kind == 5) { redistribute_back(by, keys(e.keys, e.keys_batch), keys(e.target, e.target_batch), w); return 0; }
+    if (e.kind == REDISTRIBUTE) { redistribute_back(by, keys(e.keys, e.keys_batch), keys(e.target, e.target_batch), w); return 0; }
     const int64_t own = call.position[r] - base;
-    if (e.kind == 6 && (own < 0 || own >= n || !scratch.sees[own])) return 0;
+    if (e.kind == TO_IDENTITY && (own < 0 || own >= n || !scratch.sees[own])) return 0;
     double seen = 0, total = 0;
     for (int64_t j = 0; j < n; ++j) {
       seen += scratch.sees[j];
-      total += e.kind == 6 ? (j == own ? g[j] : 0.0f) : scratch.sees[j] ? g[j] : 0.0f;
+      total += e.kind == TO_IDENTITY ? (j == own ? g[j] : 0.0f) : scratch.sees[j] ? g[j] : 0.0f;
       g[j] *= 1 - by;
     }
-    return static_cast<float>(by * total / (e.kind == 6 ? 1.0 : seen));
+    return static_cast<float>(by * total / (e.kind == TO_IDENTITY ? 1.0 : seen));
   }
 
   void redistribute_back(float f, const uint8_t* source, const uint8_t* target, const float* w) {
@@ -223,7 +189,7 @@ struct RowBack : Row {
 
 bool sloped(const Call& call) {
   bool found = call.softcap > 0;
-  for (int64_t x = 0; x < call.n_edits; ++x) found |= call.edits[x].kind == 1 || call.edits[x].kind == 3;
+  for (int64_t x = 0; x < call.n_edits; ++x) found |= call.edits[x].kind == TEMPERATURE || call.edits[x].kind == EMPHASIZE;
   return found;
 }
 
@@ -261,8 +227,10 @@ void block(const Call& call, const Back& back, const Packed& packed, int64_t b, 
 }  // namespace
 
 // Heads of one group add to the same keys, so a group is one item of work; its segments have sums of their own.
-extern "C" void gradient(const Call* pointer, const Back* given) {
+// Returns what unknown_edit does, and then has done nothing.
+extern "C" int64_t gradient(const Call* pointer, const Back* given) {
   const Call& call = *pointer;
+  if (const int64_t unknown = unknown_edit(call)) return unknown;
   const Back& back = *given;
   Packed packed{packed_pairs(call, call.k, call.d), {}};
   if (back.dz) packed.v = packed_pairs(call, call.v, call.dv);
@@ -276,4 +244,5 @@ extern "C" void gradient(const Call* pointer, const Back* given) {
       for (int64_t x = segment * each; x < std::min((segment + 1) * each, blocks); ++x)
         block(call, back, packed, b, h, x * step, std::min(step, call.rows - x * step), segment, work);
   });
+  return 0;
 }

@@ -18,6 +18,7 @@ struct Row {
   bool touched(const Edit& e) const {
     return (!e.heads || e.heads[h]) && (!e.rows || e.rows[(e.rows_batch ? b * call.rows : 0) + r]);
   }
+  static bool moves(const Edit& e) { return e.kind >= REDISTRIBUTE && e.kind <= TO_UNIFORM; }
   const uint8_t* keys(const uint8_t* set, int64_t by_batch) const { return set + (by_batch ? b * call.keys : 0) + base; }
   bool hidden(int64_t j) const { return s[j] <= HIDDEN / 2; }
 
@@ -46,17 +47,17 @@ struct Row {
   void score_edits(float* slope = nullptr) {
     for (int64_t x = 0; x < call.n_edits; ++x) {
       const Edit& e = call.edits[x];
-      if (e.kind > 4 || !touched(e)) continue;
+      if (e.kind > MASK_KEYS || !touched(e)) continue;
       const float value = e.value ? e.value[h] : 0;
       const uint8_t* set = e.keys ? keys(e.keys, e.keys_batch) : nullptr;
       for (int64_t j = 0; j < n; ++j) {
         if (hidden(j) || (set && !set[j])) continue;
-        if (slope && e.kind == 1) slope[j] /= value;
-        if (slope && e.kind == 3) slope[j] *= 1 + (s[j] > 0 ? value : s[j] < 0 ? -value : 0.0f);
-        if (e.kind == 1) s[j] /= value;
-        else if (e.kind == 2) s[j] += value;
-        else if (e.kind == 3) s[j] += value * std::fabs(s[j]);
-        else s[j] = HIDDEN;
+        if (slope && e.kind == TEMPERATURE) slope[j] /= value;
+        if (slope && e.kind == EMPHASIZE) slope[j] *= 1 + (s[j] > 0 ? value : s[j] < 0 ? -value : 0.0f);
+        if (e.kind == TEMPERATURE) s[j] /= value;
+        else if (e.kind == BIAS_KEYS) s[j] += value;
+        else if (e.kind == EMPHASIZE) s[j] += value * std::fabs(s[j]);
+        else if (e.kind == MASK_KEYS) s[j] = HIDDEN;
       }
     }
   }
@@ -107,7 +108,7 @@ struct Row {
 
   void remember() {
     for (int64_t x = 0; x < call.n_edits; ++x)
-      if (call.edits[x].kind == 5 && touched(call.edits[x])) scores.assign(s, s + n);
+      if (call.edits[x].kind == REDISTRIBUTE && touched(call.edits[x])) scores.assign(s, s + n);
   }
 
   // How a target of next to no weight shares what it is given: by its scores among themselves. Empty: none is visible.
@@ -135,12 +136,12 @@ struct Row {
   void weight_edits(const std::vector<uint8_t>& sees) {
     for (int64_t x = 0; x < call.n_edits; ++x) {
       const Edit& e = call.edits[x];
-      if (e.kind < 5 || e.kind > 7 || !touched(e) || blind) continue;
+      if (!moves(e) || !touched(e) || blind) continue;
       if (!moved)
         for (int64_t j = 0; j < n; ++j) s[j] *= factor;
       moved = true;
       factor = 1;
-      if (e.kind == 5) redistribute(e);
+      if (e.kind == REDISTRIBUTE) redistribute(e);
       else blend(e, kept, sees);
     }
     if (moved && call.entropy) {
@@ -177,11 +178,11 @@ struct Row {
   void blend(const Edit& e, float total, const std::vector<uint8_t>& sees) {
     const float u = e.value[h];
     const int64_t own = call.position[r] - base;
-    if (e.kind == 6 && (own < 0 || own >= n || !sees[own])) { ++unmoved; return; }
+    if (e.kind == TO_IDENTITY && (own < 0 || own >= n || !sees[own])) { ++unmoved; return; }
     int64_t count = 0;
     for (int64_t j = 0; j < n; ++j) count += sees[j];
     for (int64_t j = 0; j < n; ++j) {
-      const float ideal = e.kind == 6 ? (j == own) : sees[j] / static_cast<float>(count);
+      const float ideal = e.kind == TO_IDENTITY ? (j == own) : sees[j] / static_cast<float>(count);
       s[j] += u * (total * ideal - s[j]);
     }
   }
@@ -259,7 +260,7 @@ struct Row {
   void gate(float* z) const {
     for (int64_t x = 0; x < call.n_edits; ++x) {
       const Edit& e = call.edits[x];
-      if (e.kind != 8 || !touched(e)) continue;
+      if (e.kind != GATE || !touched(e)) continue;
       for (int64_t c = 0; c < call.dv; ++c) z[c] *= e.value[h];
     }
   }

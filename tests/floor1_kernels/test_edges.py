@@ -11,10 +11,10 @@ from torch import Tensor
 
 from interp.kernels import attention, stats
 from interp.kernels import edits as E
-from interp.kernels.cpu import merge, products, rows
+from interp.kernels.cpu import merge, products, tiles
 from interp.kernels.errors import AttentionError
 from interp.kernels.masks import symbols as M
-from interp.kernels.native import library as native_library
+from interp.kernels.native import library
 from interp.kernels.request import request
 
 EVERY = ["rows", "sweep", "native"]
@@ -207,15 +207,15 @@ def test_fp16_scores_do_not_overflow(impl: str) -> None:
 def test_pattern_and_scores_of_chosen_heads_and_rows() -> None:
     q, k, _ = tensors(9)
     mask = torch.zeros(2, 1, 9, 9).masked_fill(~M.Causal().dense(9, 9), torch.finfo(torch.float32).min)
-    p = rows.pattern(q, k, mask=mask, sinks=torch.ones(4), heads=[3, 0], rows=[2, 8])
-    s = rows.scores(q, k, mask=M.Causal(), heads=[3, 0], rows=[2, 8])
+    p = tiles.pattern(q, k, mask=mask, sinks=torch.ones(4), heads=[3, 0], rows=[2, 8])
+    s = tiles.scores(q, k, mask=M.Causal(), heads=[3, 0], rows=[2, 8])
     sink = attention.attend(q, k, None, mask=M.Causal(), sinks=torch.ones(4), stats=["sink"], rows=[2, 8], impl="rows")
     assert p.shape == s.shape == (2, 2, 2, 9)
     torch.testing.assert_close(p.sum(-1), 1 - sink.stats["sink"][:, [3, 0]])
     assert torch.equal(s.isneginf(), p == 0)
     torch.testing.assert_close(s.softmax(-1) * p.sum(-1, keepdim=True), p)
-    every = rows.scores(q, k, mask=M.Causal())
-    assert torch.equal(rows.scores(q, k, mask=M.Causal(), heads=[0, 2, 1, 3]), every[:, [0, 2, 1, 3]])
+    every = tiles.scores(q, k, mask=M.Causal())
+    assert torch.equal(tiles.scores(q, k, mask=M.Causal(), heads=[0, 2, 1, 3]), every[:, [0, 2, 1, 3]])
 
 
 def test_grouped_statistics() -> None:
@@ -231,7 +231,7 @@ def test_places_on_a_grid_measure_distance() -> None:
     q, k, v = tensors(6)
     places = torch.tensor([[r, c] for r in range(2) for c in range(3)])
     found = [attention.attend(q, k, v, stats="distance", places=places, impl=i).stats["distance"] for i in EVERY]
-    p = rows.pattern(q, k).double()
+    p = tiles.pattern(q, k).double()
     far = torch.cdist(places.double(), places.double())
     for x in found:
         torch.testing.assert_close(x.double(), (p * far).sum(-1), rtol=1e-5, atol=1e-5)
@@ -240,7 +240,7 @@ def test_places_on_a_grid_measure_distance() -> None:
 def test_explain_says_why() -> None:
     q, k, v = tensors()
     said = attention.explain(q, k, v, mask=M.Power(), edits=E.Blend("uniform", 0.5))
-    assert said["merge"] == "mask Power, neither full nor causal"
+    assert said["merge"] == "mask Power is not one of Causal, Full"
     assert said["sweep"] == "too small to go head by head"
     assert [n for n, reason in said.items() if reason == "taken"] == [attention.attend(q, k, v, mask=M.Power()).impl]
     with pytest.raises(AttentionError, match="no implementation 'fast'"):
@@ -254,7 +254,7 @@ def test_native_says_when_there_is_no_compiler(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    found = native_library.library.__wrapped__()
+    found = library.library.__wrapped__()
     assert found.attend is None
     assert "no C++ compiler" in str(found.reason)
     assert "native attention is off" in capsys.readouterr().err
@@ -263,9 +263,9 @@ def test_native_says_when_there_is_no_compiler(
 def test_native_says_when_compiling_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     broken = tmp_path / "native.cpp"
     broken.write_text("this is not C++")
-    monkeypatch.setattr(native_library, "SOURCES", (broken,))
+    monkeypatch.setattr(library, "SOURCES", (broken,))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert "failed" in str(native_library.library.__wrapped__().reason)
+    assert "failed" in str(library.library.__wrapped__().reason)
     assert not list((tmp_path / "interp").glob("*.so"))
 
 
@@ -389,7 +389,7 @@ def test_any_head_size_is_computed(impl: str, d: int, dv: int) -> None:
 
 def test_head_sizes_that_flash_does_not_take_are_refused() -> None:
     q, k, v = torch.randn(1, 2, 9, 8), torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 5)
-    with pytest.raises(AttentionError, match="v must be given and be as wide as q: 5 against 8"):
+    with pytest.raises(AttentionError, match="v must be as wide as q: 5 against 8"):
         attention.attend(q, k, v, impl="merge")
 
 
@@ -438,11 +438,11 @@ def test_sweep_takes_the_log_sum_exp_of_another_forward(sinks: Tensor | None) ->
 def test_a_log_sum_exp_that_nobody_would_use_is_refused() -> None:
     q, k, v = tensors()
     lse = torch.zeros(2, 4, 12)
-    with pytest.raises(AttentionError, match="would ignore the one given"):
+    with pytest.raises(AttentionError, match="the log-sum-exp of another forward pass is not among what it can do"):
         attention.attend(q, k, v, lse=lse, impl="native")
     with pytest.raises(AttentionError, match=r"lse must be \[batch, head, row\] = \[2, 4, 3\]"):
         attention.attend(q, k, v, lse=lse, rows=[1, 2, 3])
-    with pytest.raises(AttentionError, match=r"no implementation can compute this: .*sweep: a gradient is wanted"):
+    with pytest.raises(AttentionError, match=r"no implementation can compute this: .*sweep: a gradient of q is not"):
         attention.attend(q.requires_grad_(), k, v, lse=lse)
 
 
@@ -544,7 +544,7 @@ def test_rows_in_many_tiles_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     q, k, v = tensors(30)
     mask = M.PerHead((M.Causal(), M.Full(), M.Strided(3), M.Causal() & M.Window(4)))
     whole = attention.attend(q, k, v, mask=mask, stats=["received", "seen", "entropy"], impl="rows")
-    monkeypatch.setattr(rows, "TILE", 200)
+    monkeypatch.setattr(tiles, "TILE", 200)
     tiled = attention.attend(q, k, v, mask=mask, stats=["received", "seen", "entropy"], impl="rows")
     for name, x in {"z": whole.z, **whole.stats}.items():
         got = tiled.z if name == "z" else tiled.stats[name]

@@ -19,9 +19,8 @@ from interp.kernels import attention
 from interp.kernels import edits as E
 from interp.kernels.cpu import reference
 from interp.kernels.errors import AttentionError
-from interp.kernels.gpu import launch as fused_launch
-from interp.kernels.gpu import visits as fused_masks
-from interp.kernels.gpu.call import Part, prepared
+from interp.kernels.gpu import launch, visits
+from interp.kernels.gpu.operands import Part, prepared
 from interp.kernels.masks import symbols as M
 from interp.kernels.request import request
 
@@ -97,7 +96,7 @@ def test_decoding_reads_each_key_once_and_is_split_over_keys(name: str) -> None:
     more = long(keys, M.Causal(), edits=edits(keys).get(name), sinks=None)
     call = prepared(request(q, k, v, **more))
     assert (call.heads, call.rows) == (1, 4)
-    assert fused_launch._forward(call, Part())["lse"].shape == (2, 1, 4, 1)
+    assert launch._forward(call, Part())["lse"].shape == (2, 1, 4, 1)
     check(q, k, v, more, "triton")
 
 
@@ -113,8 +112,8 @@ def test_blocks_that_no_row_sees_are_never_read() -> None:
     q, k, v = inputs(256, 256, heads=1)
     rows, unseen = range(128, 192), torch.arange(256) // 64 % 2 == 1
     whole = request(q, k, v, mask=M.Blocks(table), rows=rows)
-    assert fused_masks.run_of_keys(whole) is None
-    assert fused_masks.lists(whole, 64, 64).visited.tolist() == [[[[True, False, True, False]]]]
+    assert visits.run_of_keys(whole) is None
+    assert visits.lists(whole, 64, 64).visited.tolist() == [[[[True, False, True, False]]]]
     arguments: dict[str, Any] = {"mask": M.Blocks(table), "rows": rows, "stats": ["entropy", "topk:2", "received"]}
     clean = [x.requires_grad_() for x in (q, k, v)]
     dirty = [q, *(x.detach().masked_fill(unseen[:, None], torch.nan).requires_grad_() for x in (k, v))]
@@ -151,8 +150,8 @@ def test_keys_outside_a_window_are_never_read() -> None:
 def test_a_cell_of_a_redistribution_reads_its_own_keys_only() -> None:
     made = request(*inputs(4, 200), edits=E.Redistribute(torch.arange(200) < 40, torch.arange(200) >= 150, 0.5))
     call, keep = prepared(made), torch.arange(200)[None] >= 150
-    visits: dict[str, Any] = call.arguments(Part(keep), call.configuration("forward"))
-    assert (visits["KEPT"], visits["LOW"].min(), visits["HIGH"].max()) == (False, 150, 200)
+    given: dict[str, Any] = call.arguments(Part(keep), call.configuration("forward"))
+    assert (given["KEPT"], given["LOW"].min(), given["HIGH"].max()) == (False, 150, 200)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -204,10 +203,10 @@ def test_what_it_cannot_do_is_refused(arguments: dict[str, Any], said: str) -> N
 
 def test_a_mask_with_no_blocks_to_skip_is_refused_when_its_bits_would_be_too_many() -> None:
     q, k = torch.zeros(1, 1, 1, 8).expand(1, 1, 40000, 8), torch.zeros(1, 1, 1, 8).expand(1, 1, 40000, 8)
-    said = fused_masks.refuses(request(q, k, k, mask=M.Power()))
+    said = visits.limits(request(q, k, k, mask=M.Power()))
     assert said is not None
     assert said.startswith("mask Power is not one run of keys per row, and its blocks may need")
-    assert fused_masks.refuses(request(q, k, k, mask=M.Neighborhood((200, 200), (13, 13)))) is None
+    assert visits.limits(request(q, k, k, mask=M.Neighborhood((200, 200), (13, 13)))) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's limits")

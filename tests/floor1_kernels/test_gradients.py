@@ -19,7 +19,7 @@ from interp.kernels import attention
 from interp.kernels import edits as E
 from interp.kernels.errors import AttentionError
 from interp.kernels.masks import symbols as M
-from interp.kernels.native import call as native_call
+from interp.kernels.native import marshal
 from interp.kernels.request import request
 
 
@@ -59,10 +59,10 @@ def test_native_gradients_over_many_blocks(dtype: torch.dtype, edited: bool, sof
 
 
 def test_native_gradients_under_a_mask_that_goes_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_call, "MASK_BYTES", 2**13)
+    monkeypatch.setattr(marshal, "MASK_BYTES", 2**13)
     g = torch.Generator().manual_seed(5)
     q, k, v, more = long(torch.float32, mask=torch.rand(2, 4, 110, 131, generator=g) > 0.4)
-    assert len(list(native_call.runs(request(q, k, v, mask=more["mask"])))) > 10
+    assert len(list(marshal.runs(request(q, k, v, mask=more["mask"])))) > 10
     check(q, k, v, more, "native")
 
 
@@ -90,9 +90,9 @@ def test_native_gradients_are_the_same_bits_again_and_on_more_threads() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"bias": torch.zeros(1, 4, 1, 131)}, "a gradient of the additive bias is wanted"),
-        ({"mask": torch.zeros(110, 131)}, "a gradient of the additive bias is wanted"),
-        ({"edits": E.Temperature(torch.ones(4))}, "a gradient of a temperature is wanted"),
+        ({"bias": torch.zeros(1, 4, 1, 131)}, "a gradient of bias is not one of Gate.value, k, q, sinks, v"),
+        ({"mask": torch.zeros(110, 131)}, "a gradient of bias is not one of Gate.value, k, q, sinks, v"),
+        ({"edits": E.Temperature(torch.ones(4))}, "a gradient of Temperature.value is not one of Gate.value, k, q, sinks, v"),
     ],
 )
 def test_gradients_that_native_cannot_give_are_refused(arguments: dict[str, Any], said: str) -> None:

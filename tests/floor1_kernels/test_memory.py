@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from interp.kernels import attention
 from interp.kernels import edits as E
 from interp.kernels.masks import symbols as M
-from interp.kernels.native import call as native_call
+from interp.kernels.native import marshal
 
 N, INTERPRETED = 1200, 600
 """Tokens; fewer where Triton's interpreter computes."""
@@ -79,7 +79,7 @@ def test_nothing_of_n_by_n_is_allocated(impl: str, edit: str) -> None:
 
 @pytest.mark.parametrize("impl", ["rows", "sweep", "native"])
 def test_nor_for_statistics_and_masks_that_are_no_run_of_keys(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_call, "MASK_BYTES", 2**18)
+    monkeypatch.setattr(marshal, "MASK_BYTES", 2**18)
     stats = ["entropy", "received", "received_mean", "topk:4", "distance", "max", "argmax"]
     for mask in (M.Causal(), M.Strided(30)):
         assert largest(impl, mask=mask, edits=EDITS["together"](N), stats=stats) < N * N // 2

@@ -57,14 +57,14 @@ REFUSED: dict[str, tuple[int, int, dict[str, object]]] = {
     ),
     "more queries than keys under a causal mask": (5, 3, {"mask": M.Causal()}),
     "key sets of more than 32 runs": (40, 40, {"edits": E.MaskKeys(sets(40, 2))}),
-    "statistics other than lse, sink and mass": (6, 6, {"stats": "entropy"}),
-    "an emphasis is not the same for all keys of a span": (6, 6, {"edits": E.Emphasize(sets(6, 2), 0.5)}),
+    "statistic entropy is not one of lse, mass, sink": (6, 6, {"stats": "entropy"}),
+    "edit Emphasize is not among what it can do": (6, 6, {"edits": E.Emphasize(sets(6, 2), 0.5)}),
     "masses of a blended pattern": (
         6, 6, {"edits": E.Blend("uniform", 0.5), "stats": "mass:even", "key_sets": {"even": sets(6, 2)}},
     ),
-    "a soft cap": (6, 6, {"softcap": 2.0}),
-    "some rows only": (6, 6, {"rows": [1]}),
-    "mask Power, neither full nor causal": (6, 6, {"mask": M.Power()}),
+    "a soft cap is not among what it can do": (6, 6, {"softcap": 2.0}),
+    "a choice of rows is not among what it can do": (6, 6, {"rows": [1]}),
+    "mask Power is not one of Causal, Full": (6, 6, {"mask": M.Power()}),
 }  # fmt: skip
 
 

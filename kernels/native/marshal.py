@@ -10,18 +10,34 @@ import torch
 from torch import Tensor
 
 from interp.kernels import edits as E
+from interp.kernels.errors import AttentionError, known, said
 from interp.kernels.native import library as C
-from interp.kernels.request import Request
+from interp.kernels.request import Found, Request
 
 MASK_BYTES = 2**22
 BLOCK_ROWS = 48
-KINDS = {
-    E.Temperature: 1, E.BiasKeys: 2, E.Emphasize: 3, E.MaskKeys: 4, E.Redistribute: 5, E.Gate: 8,
+
+KINDS: dict[E.Form, tuple[int, str | None]] = {
+    E.Temperature: (1, "value"),
+    E.BiasKeys: (2, "amount"),
+    E.Emphasize: (3, "amount"),
+    E.MaskKeys: (4, None),
+    E.Redistribute: (5, "fraction"),
+    (E.Blend, "identity"): (6, "amount"),
+    (E.Blend, "uniform"): (7, "amount"),
+    E.Gate: (8, "value"),
+}
+"""Numbers of `Kind` in native.h, and which field of the edit is its one number."""
+
+OUTPUTS = {
+    **{n: (n,) for n in ("entropy", "max", "distance", "first", "previous", "self", "sink", "argmax")},
+    **{n: (n,) for n in ("mass", "received", "seen")},
+    "lse": (), "topk": ("topk", "topk_keys"), "received_mean": ("received", "seen"),
 }  # fmt: skip
+"""What the library writes for each statistic, beside the log-sum-exp, which it always does."""
+
 FIELDS = {"max": "largest", "_lse": "lse"}
 """Names of the library where they differ from ours."""
-
-Found = dict[str, Tensor]
 
 
 class Shared:
@@ -40,8 +56,8 @@ class Shared:
 
 
 def _described(made: Request, edit: E.Edit) -> dict[str, Tensor | int | None]:
-    kind = KINDS.get(type(edit)) or (6 if isinstance(edit, E.Blend) and edit.to == "identity" else 7)
-    amount = next((getattr(edit, n) for n in ("value", "amount", "fraction") if hasattr(edit, n)), 0.0)
+    kind, field_ = known(KINDS, edit.form, "edit")
+    number = torch.as_tensor(0.0 if field_ is None else getattr(edit, field_)).float().detach()
     heads = None
     if edit.heads is not None:
         heads = torch.zeros(made.heads, dtype=torch.uint8)
@@ -53,7 +69,7 @@ def _described(made: Request, edit: E.Edit) -> dict[str, Tensor | int | None]:
         "rows": None if edit.rows is None else edit.rows[:, made.rows].byte(),
         "keys": sets[0] if sets else None,
         "target": sets[1] if len(sets) > 1 else None,
-        "value": torch.as_tensor(amount, dtype=torch.float32).detach().expand(made.heads).contiguous(),
+        "value": number.expand(made.heads).contiguous(),
     }
 
 
@@ -75,8 +91,7 @@ class Run:
 def runs(made: Request) -> Iterator[Run]:
     """One run where the mask is one run of keys per row, else as many as keep its part of the mask small."""
     every, one = made.positions, made.positions[:1]
-    plain = made.mask.additive(one, one.clamp(0, made.keys - 1)) is None
-    found = made.mask.interval(every, made.keys) if plain else None
+    found = None if made.adds else made.mask.interval(every, made.keys)
     if found is not None:
         yield Run(slice(0, len(every)), *found)
         return
@@ -101,24 +116,31 @@ def _reaches(made: Request, i: Tensor) -> tuple[Tensor, Tensor]:
 class Prepared:
     """A call with all it reads, and the tensors behind its pointers."""
 
-    call: C.Call
+    call: C.CallStruct
     alive: list[Tensor] = field(default_factory=list)
 
     def give(self, name: str, x: Tensor | None, *, to: ctypes.Structure | None = None) -> None:
         if x is not None:
             whole = x.contiguous()
             self.alive.append(whole)
-            setattr(self.call if to is None else to, name, whole.data_ptr())
+            point(self.call if to is None else to, name, whole)
 
     def fill(self, outputs: Mapping[str, Tensor]) -> None:
         """Where the results go; these are contiguous and stay with the caller."""
         for name, x in outputs.items():
-            setattr(self.call, FIELDS.get(name, name), x.data_ptr())
+            point(self.call, FIELDS.get(name, name), x)
+
+
+def point(struct: ctypes.Structure, name: str, x: Tensor) -> None:
+    """Set a pointer that the struct has: ctypes would take any name and the library never see it."""
+    if name not in {n for n, *_ in struct._fields_}:
+        raise AttentionError(f"the library knows no {name!r} in {type(struct).__name__}")
+    setattr(struct, name, x.data_ptr())
 
 
 def prepared(shared: Shared, run: Run) -> Prepared:
     """The inputs of one run of rows."""
-    made, found = shared.made, Prepared(C.Call())
+    made, found = shared.made, Prepared(C.CallStruct())
     call = found.call
     _sizes(made, call, run.rows)
     for name in ("k", "v", "sinks", "sets", "places", "first_key"):
@@ -139,7 +161,7 @@ def prepared(shared: Shared, run: Run) -> Prepared:
     return found
 
 
-def _sizes(made: Request, call: C.Call, rows: int) -> None:
+def _sizes(made: Request, call: C.CallStruct, rows: int) -> None:
     call.batch, call.heads, call.kv_heads, call.keys = made.batch, made.heads, made.k.shape[1], made.keys
     call.rows, call.d, call.dv = rows, made.q.shape[-1], 0 if made.v is None else made.v.shape[-1]
     call.scale, call.softcap, call.threads = made.scale, made.softcap or 0.0, torch.get_num_threads()
@@ -154,14 +176,14 @@ def segments(rows: int) -> int:
     return min(4, -(-rows // 48))
 
 
-def _edits(shared: Shared, at: slice, alive: list[Tensor]) -> ctypes.Array[C.Edit]:
-    found = (C.Edit * max(1, len(shared.edits)))()
+def _edits(shared: Shared, at: slice, alive: list[Tensor]) -> ctypes.Array[C.EditStruct]:
+    found = (C.EditStruct * max(1, len(shared.edits)))()
     for slot, edit in zip(found, shared.edits, strict=False):
         for name, x in edit.items():
             if isinstance(x, Tensor):
                 whole = (x[:, at] if name == "rows" else x).contiguous()
                 alive.append(whole)
-                setattr(slot, name, whole.data_ptr())
+                point(slot, name, whole)
                 if name in ("rows", "keys", "target"):
                     setattr(slot, name + "_batch", int(len(whole) > 1))
             elif x is not None:
@@ -176,18 +198,26 @@ def outputs(made: Request, rows: int) -> Found:
     out["unmoved"] = torch.zeros_like(out["blind"])
     if made.v is not None:
         out["z"] = torch.empty(*shape, made.v.shape[-1])
-    for s in made.stats:
-        if s.kind in ("entropy", "max", "distance", "first", "previous", "self", "sink"):
-            out[s.kind] = torch.empty(shape)
-        elif s.kind == "argmax":
-            out["argmax"] = torch.empty(shape, dtype=torch.long)
-        elif s.kind == "topk":
-            out["topk"], out["topk_keys"] = torch.empty(*shape, s.k), torch.empty((*shape, s.k), dtype=torch.long)
-    sets = sum(s.kind == "mass" for s in made.stats)
-    if sets:
-        out["mass"] = torch.empty(sets, *shape)
-    if made.wants("received", "received_mean"):
-        out["received"] = torch.zeros(parts, *shape[:2], made.keys)
-    if made.wants("seen", "received_mean"):
-        out["seen"] = torch.zeros((parts, *shape[:2], made.keys), dtype=torch.long)
+    for name in written(made):
+        if name in ("received", "seen"):
+            out[name] = torch.zeros(parts, *shape[:2], made.keys, dtype=torch.long if name == "seen" else None)
+        elif name == "mass":
+            out[name] = torch.empty(sum(s.kind == "mass" for s in made.stats), *shape)
+        elif name in ("topk", "topk_keys"):
+            k = next(s.k for s in made.stats if s.kind == "topk")
+            out[name] = torch.empty(*shape, k, dtype=torch.long if name == "topk_keys" else None)
+        else:
+            out[name] = torch.empty(shape, dtype=torch.long if name == "argmax" else None)
     return out
+
+
+def written(made: Request) -> list[str]:
+    """What the library must write for the statistics, once each."""
+    return list(dict.fromkeys(n for s in made.stats for n in known(OUTPUTS, s.kind, "statistic")))
+
+
+def done(made: Request, status: int) -> None:
+    """Raise where the library met an edit of a kind that it does not know, and did nothing."""
+    if status:
+        name = said(made.edits[status - 1].form)
+        raise AttentionError(f"the compiled library does not know what edit {name} is; native.h and KINDS differ")

@@ -9,68 +9,65 @@ q, k, v, the learned sinks and gates; those of a bias and of a tensor of tempera
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from interp.kernels import edits as E
+from interp.kernels.abilities import ANY, Abilities
 from interp.kernels.native.backward import differentiable
-from interp.kernels.native.call import Found, Shared
 from interp.kernels.native.forward import forward
 from interp.kernels.native.library import library
-from interp.kernels.request import Request
+from interp.kernels.native.marshal import KINDS, OUTPUTS, Shared
+from interp.kernels.request import Computed, Found, Request
 from interp.kernels.stats import ratio
 
+ABLE = Abilities(
+    masks=ANY,
+    edits=KINDS.keys(),
+    stats=OUTPUTS.keys(),
+    options={"softcap", "bias", "sinks", "rows", "no v", "places"},
+    gradients={"q", "k", "v", "sinks", "Gate.value"},
+    dtypes={torch.float32, torch.bfloat16, torch.float16},
+    devices={"cpu"},
+)
 
-def refuses(made: Request) -> str | None:
-    """Why this file cannot compute the request."""
-    if made.q.device.type != "cpu":
-        return f"tensors are on {made.q.device.type}, this is for CPUs"
-    if made.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{made.q.dtype} is not fp32, bf16 or fp16"
+
+def limits(made: Request) -> str | None:
+    """Why this file cannot compute a request of what it knows."""
     if made.keys >= 2**31:
         return f"{made.keys} keys, and they are counted in 32 bits"
     if len([s for s in made.stats if s.kind == "topk"]) > 1:
         return "more than one topk at a time"
-    return _refuses_gradient(made) or library().reason
+    return library().reason
 
 
-def _refuses_gradient(made: Request) -> str | None:
-    if not made.gradient():
-        return None
-    if made.bias is not None and made.bias.requires_grad:
-        return "a gradient of the additive bias is wanted"
-    values = [e.value for e in made.edits if isinstance(e, E.Temperature)]
-    if any(isinstance(x, Tensor) and x.requires_grad for x in values):
-        return "a gradient of a temperature is wanted"
-    return None
-
-
-def attend(made: Request) -> tuple[Tensor | None, Tensor, Found, Found]:
+def attend(made: Request) -> Computed:
     """z in the dtype of q, log-sum-exp, statistics and counts."""
     q, k, v = made.row_q().float(), made.k.float(), None if made.v is None else made.v.float()
     sinks = None if made.sinks is None else made.sinks.float()
+    gates = E.only(made.output_edits, E.Gate)
     if made.gradient():
-        found = differentiable(_without_gates(made), q, k, v, sinks)
+        # The library's gates have no gradient, so they are applied after it.
+        ungated = replace(made, edits=made.score_edits + made.moving_edits + made.weight_edits)
+        found = differentiable(ungated, q, k, v, sinks)
     else:
         with torch.no_grad():
             found = forward(Shared(made, q, k, v, sinks))
     counts = {n: found.pop(n).sum() for n in ("blind", "unmoved")}
     z, lse = found.pop("z", None), found.pop("_lse")
     if z is not None and made.gradient():
-        z = _gated(made, z)
+        z = _gated(made, gates, z)
     return (None if z is None else z.to(made.q.dtype)), lse, _finished(made, lse, found), counts
 
 
-def _without_gates(made: Request) -> Request:
-    return Request(**{**vars(made), "edits": tuple(e for e in made.edits if not isinstance(e, E.Gate))})
-
-
-def _gated(made: Request, z: Tensor) -> Tensor:
+def _gated(made: Request, gates: Iterable[E.Gate], z: Tensor) -> Tensor:
     heads = torch.arange(made.heads)
-    for edit in made.edits:
-        if isinstance(edit, E.Gate):
-            touched, new = edit.where(heads, made.rows), z * E.per_head(edit.value, heads, z)
-            z = new if touched is None else torch.where(touched, new, z)
+    for edit in gates:
+        touched, new = edit.where(heads, made.rows), z * E.per_head(edit.value, heads, z)
+        z = new if touched is None else torch.where(touched, new, z)
     return z
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from interp.kernels import edits as E
-from interp.kernels.gpu import visits as fused_masks
+from interp.kernels.errors import known
+from interp.kernels.gpu import visits
 from interp.kernels.gpu.configurations import Configuration, configuration
 from interp.kernels.request import Request
 
 SETS = 16
 KEY_EDITS = 16
-HIDDEN = -1.0e31
+HIDDEN_BIAS = -1.0e31
 Arguments = dict[str, object]
 
 
@@ -39,7 +41,7 @@ class Part:
 
 
 @dataclass(eq=False)
-class Call:
+class TritonCall:
     """One request on its way through the kernels. `pack`: the query heads of a kv head are rows of one tile."""
 
     made: Request
@@ -73,7 +75,7 @@ class Call:
 
     @functools.cached_property
     def run_of_keys(self) -> tuple[Tensor, Tensor] | None:
-        return fused_masks.run_of_keys(self.made)
+        return visits.run_of_keys(self.made)
 
     def arguments(self, part: Part, c: Configuration, *, by_keys: bool = False) -> Arguments:
         """What all kernels take, by name."""
@@ -96,7 +98,7 @@ class Call:
         made, table = self.made, self.table
         bias = None if table is None else table.bias
         if bias is not None and part.uniform:
-            bias = torch.where(bias > HIDDEN / 2, 0.0, bias)
+            bias = torch.where(bias > HIDDEN_BIAS / 2, 0.0, bias)
         return {
             "TEMPERS": self._or_q(self.temper), "TEMPER": self.temper is not None and not part.uniform,
             "BIASES": self._or_q(bias), "BIAS": table is not None,
@@ -131,16 +133,16 @@ class Call:
         found |= {"LOW": low, "HIGH": high, "low_batch": low.shape[1] if len(low) > 1 else 0, "TABLE": False}
         found |= {"COUNT": self.q, "INDEX": self.q, "PART": self.q, "BITS": self.q}
         if by_keys:
-            return found | fused_masks.first_and_last(low, high, c.rows, c.keys, self.made.keys)
+            return found | visits.first_and_last(low, high, c.rows, c.keys, self.made.keys)
         return found | {"most": 1, "table_batch": 0, "table_head": 0}
 
     @functools.cached_property
-    def _made_lists(self) -> dict[tuple[int, int], fused_masks.Lists]:
+    def _made_lists(self) -> dict[tuple[int, int], visits.Lists]:
         return {}
 
-    def _lists(self, rows: int, keys: int) -> fused_masks.Lists:
+    def _lists(self, rows: int, keys: int) -> visits.Lists:
         if (rows, keys) not in self._made_lists:
-            self._made_lists[rows, keys] = fused_masks.lists(self.made, rows, keys)
+            self._made_lists[rows, keys] = visits.lists(self.made, rows, keys)
         return self._made_lists[rows, keys]
 
 
@@ -155,13 +157,13 @@ def _hull(keep: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(some, first, 0), torch.where(some, last, 0)
 
 
-def prepared(made: Request) -> Call:
+def prepared(made: Request) -> TritonCall:
     """The call; queries of few rows are packed by kv head, so that each key is read once for all of them."""
     masses = [made.key_sets[s.argument].expand(made.batch, -1) for s in made.stats if s.kind == "mass"]
     k_best = max((s.k for s in made.stats if s.kind == "topk"), default=0)
     v = made.k if made.v is None else made.v
     pack = not made.gradient() and made.group > 1 and len(made.rows) * made.group <= 16
-    return Call(
+    return TritonCall(
         made=made,
         q=made.row_q().contiguous(),
         k=made.k.contiguous(),
@@ -171,14 +173,14 @@ def prepared(made: Request) -> Call:
         sets=torch.stack(masses).to(made.q.device).byte().contiguous() if masses else None,
         topk=1 << (k_best - 1).bit_length() if k_best else 0,
         gradient=made.gradient(),
-        pack=pack and fused_masks.run_of_keys(made) is not None,
+        pack=pack and visits.run_of_keys(made) is not None,
     )
 
 
 def _temper(made: Request) -> Tensor | None:
     """One over the temperature, [batch, head, row]."""
     found, heads = None, torch.arange(made.heads, device=made.q.device)
-    for edit in made.edits:
+    for edit in made.score_edits:
         if isinstance(edit, E.Temperature):
             one = torch.ones(made.batch, made.heads, len(made.rows), 1, device=heads.device)
             found = one if found is None else found
@@ -187,8 +189,9 @@ def _temper(made: Request) -> Tensor | None:
     return None if found is None else found.squeeze(-1).contiguous()
 
 
-def key_edits(made: Request) -> list[E.BiasKeys | E.Emphasize | E.MaskKeys]:
-    return [e for e in made.edits if isinstance(e, E.BiasKeys | E.Emphasize | E.MaskKeys)]
+def key_edits(made: Request) -> list[E.Edit]:
+    """Those of scores that are told as a table of keys; temperatures are not."""
+    return [e for e in made.score_edits if e.form is not E.Temperature]
 
 
 def _table(made: Request) -> Table | None:
@@ -202,28 +205,35 @@ def _table(made: Request) -> Table | None:
         touched = edit.where(heads, made.rows)
         code += (1 << n) * (1 if touched is None else touched.squeeze(-1).long())
     codes, which = code.unique(return_inverse=True)
-    examples = max(E.key_set("a key set", e.keys).shape[0] for e in edits)
+    examples = max(E.key_set("a key set", x).shape[0] for e in edits for x in e.sets())
     if examples > 1:
         which = which * examples + torch.arange(made.batch, device=device)[:, None, None]
     rows = [_edited(made, [e for n, e in enumerate(edits) if c >> n & 1], examples) for c in codes.tolist()]
     bias, up, down = (torch.cat(x).contiguous() for x in zip(*rows, strict=True))
-    return Table(bias, up, down, which.int().contiguous(), any(isinstance(e, E.Emphasize) for e in edits))
+    return Table(bias, up, down, which.int().contiguous(), any(e.form is E.Emphasize for e in edits))
 
 
-def _edited(
-    made: Request, edits: list[E.BiasKeys | E.Emphasize | E.MaskKeys], examples: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _edited(made: Request, edits: list[E.Edit], examples: int) -> tuple[Tensor, Tensor, Tensor]:
     """Bias, and the slopes of positive and negative scores, [example, key]; hidden keys have a bias of -1e31."""
     bias = torch.zeros(examples, made.keys, device=made.q.device)
     up, down = torch.ones_like(bias), torch.ones_like(bias)
     for edit in edits:
-        keys = E.key_set("a key set", edit.keys).to(bias.device)
-        if isinstance(edit, E.BiasKeys):
-            bias = torch.where(keys, bias + edit.amount, bias)
-        elif isinstance(edit, E.MaskKeys):
-            bias = torch.where(keys, HIDDEN, bias)
-        else:
-            more, less = 1 + edit.amount, 1 - edit.amount
-            up = torch.where(keys, up * torch.where(up > 0, more, less), up)
-            down = torch.where(keys, down * torch.where(down > 0, less, more), down)
+        told = known(OF_KEYS, edit.form, "edit")
+        keys = E.key_set("a key set", edit.sets()[0]).to(bias.device)
+        bias, up, down = (
+            torch.where(keys, x, y) for x, y in zip(told(edit, bias, up, down), (bias, up, down), strict=True)
+        )
     return bias, up, down
+
+
+def _emphasized(edit: E.Emphasize, bias: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    more, less = 1 + edit.amount, 1 - edit.amount
+    return bias, up * torch.where(up > 0, more, less), down * torch.where(down > 0, less, more)
+
+
+OF_KEYS: dict[E.Form, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
+    E.BiasKeys: lambda edit, bias, up, down: (bias + edit.amount, up, down),
+    E.Emphasize: _emphasized,
+    E.MaskKeys: lambda edit, bias, up, down: (torch.full_like(bias, HIDDEN_BIAS), up, down),
+}
+"""What an edit makes of the bias and the slopes of its keys."""
