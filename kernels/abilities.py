@@ -25,6 +25,7 @@ OPTIONS = {
     "sinks": "learned sinks",
     "rows": "a choice of rows",
     "no v": "a call without values",
+    "width": "values of another width than keys",
     "places": "distances between places",
     "lse": "the log-sum-exp of another forward pass",
 }

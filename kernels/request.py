@@ -116,7 +116,8 @@ class Request:
     def options(self) -> tuple[str, ...]:
         """What is asked beyond a plain call, where the mask, edits and statistics are named by themselves."""
         given = {f.name: getattr(self, f.name) is not None for f in fields(self) if f.name not in PLAIN}
-        given |= {"rows": not self.whole, "bias": self.adds, "no v": self.v is None}
+        width = self.q.shape[-1] if self.v is None else self.v.shape[-1]
+        given |= {"rows": not self.whole, "bias": self.adds, "no v": self.v is None, "width": width != self.q.shape[-1]}
         return tuple(name for name, is_so in given.items() if is_so)
 
     def gradients(self) -> list[str]:

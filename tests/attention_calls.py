@@ -1,5 +1,8 @@
 """Attention calls drawn by hypothesis, and how near two computations of one must come.
 
+A comparison that is refused is none: `compared` counts those that were made. What is drawn is what an implementation
+declares that it can do, or for one that is asked for by name everything there is.
+
 The tolerance is not a number somebody liked: it is the error that the dense reference itself makes when it is computed
 in the precision of the implementation, on the same inputs, times four, and no less than a score's rounding does to
 exp(s).
@@ -7,17 +10,21 @@ exp(s).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from interp.kernels import attention
 from interp.kernels import edits as E
+from interp.kernels.abilities import Abilities
 from interp.kernels.cpu import reference
 from interp.kernels.masks import symbols as M
 from interp.kernels.request import request
+from interp.kernels.stats import parse
 
 STATS = [
     "lse", "entropy", "max", "argmax", "topk:1", "topk:4", "distance", "first", "previous", "self", "sink",
@@ -26,8 +33,12 @@ STATS = [
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> dict[str, Any]:
-    """The shape of a call; tensors are made from its seed."""
+def calls(draw: st.DrawFn, able: Abilities = reference.ABLE) -> dict[str, Any]:
+    """The shape of a call of what is declared; tensors are made from its seed."""
+    takes, dtypes = able.options, ["float32", "float32", "float64", "bfloat16"]
+    masks = [n for n, kind in KINDS.items() if kind in able.masks]
+    edits = [n for n, form in FORMS.items() if form in able.edits]
+    stats = [n for n in STATS if parse(n).kind in able.stats]
     return {
         "seed": draw(st.integers(0, 2**16)),
         "batch": draw(st.integers(1, 2)),
@@ -36,17 +47,31 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
         "queries": draw(st.integers(1, 20)),
         "more": draw(st.integers(-3, 9)),
         "d": draw(st.sampled_from([1, 4, 8, 17])),
-        "dv": draw(st.sampled_from([None, 3, 16])),
-        "mask": draw(st.sampled_from(list(MASKS))),
-        "edits": draw(st.lists(st.sampled_from(list(EDITS)), max_size=4)),
-        "stats": draw(st.lists(st.sampled_from(STATS), max_size=8, unique=True)),
-        "softcap": draw(st.sampled_from([None, 2.0])),
-        "sinks": draw(st.booleans()),
-        "bias": draw(st.booleans()),
-        "rows": draw(st.booleans()),
+        "dv": draw(st.sampled_from([None, 3, 16] if "width" in takes else [None])),
+        "mask": draw(st.sampled_from(masks)),
+        "edits": draw(st.lists(st.sampled_from(edits), max_size=4)),
+        "stats": draw(st.lists(st.sampled_from(stats), max_size=8, unique=True)),
+        "softcap": draw(st.sampled_from([None, 2.0] if "softcap" in takes else [None])),
+        "sinks": draw(st.booleans() if "sinks" in takes else st.just(False)),
+        "bias": draw(st.booleans() if "bias" in takes else st.just(False)),
+        "rows": draw(st.booleans() if "rows" in takes else st.just(False)),
         "size": draw(st.sampled_from([0.3, 1.0, 4.0])),
-        "dtype": draw(st.sampled_from(["float32", "float32", "float64", "bfloat16"])),
+        "dtype": draw(st.sampled_from([x for x in dtypes if getattr(torch, x) in able.dtypes])),
     }
+
+
+def compared(calls: st.SearchStrategy[dict[str, Any]], compare: Callable[[dict[str, Any]], bool], *, most: int) -> int:
+    """How many of the calls were compared, of up to so many that are drawn; `compare` says whether it did."""
+    made = 0
+
+    @given(call=calls)
+    @settings(max_examples=most, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    def each(call: dict[str, Any]) -> None:
+        nonlocal made
+        made += compare(call)
+
+    each()
+    return made
 
 
 def _ids(g: torch.Generator, keys: int) -> Tensor:
@@ -92,6 +117,12 @@ EDITS = {
     "gate": lambda g, b, h, n, m: E.Gate(0.25, heads=(h - 1,)),
     "gates": lambda g, b, h, n, m: E.Gate(torch.rand(h, generator=g), rows=_some(g, b, n)),
 }  # fmt: skip
+
+
+_SMALL = (torch.Generator().manual_seed(0), 1, 2, 3, 3)
+KINDS = {n: type(M.as_mask(make(*_SMALL))) for n, make in MASKS.items()}
+FORMS = {n: make(*_SMALL).form for n, make in EDITS.items()}
+"""What an implementation must declare to be drawn each of them."""
 
 
 def build(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:

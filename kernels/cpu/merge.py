@@ -164,8 +164,6 @@ def attribution(found: Spans, dz: Tensor) -> tuple[Tensor, Tensor]:
 
 def limits(made: Request) -> str | None:
     """Why this file cannot compute a request of what it knows."""
-    if made.v is not None and made.v.shape[-1] != made.q.shape[-1]:
-        return f"v must be as wide as q: {made.v.shape[-1]} against {made.q.shape[-1]}"
     if _causal(made) and made.q.shape[2] > made.keys:
         return "more queries than keys under a causal mask"
     if made.weight_edits and made.wants("mass"):

@@ -191,7 +191,10 @@ def _temper(made: Request) -> Tensor | None:
 
 def key_edits(made: Request) -> list[E.Edit]:
     """Those of scores that are told as a table of keys; temperatures are not."""
-    return [e for e in made.score_edits if e.form is not E.Temperature]
+    found = [e for e in made.score_edits if e.form is not E.Temperature]
+    for edit in found:
+        known(OF_KEYS, edit.form, "edit")
+    return found
 
 
 def _table(made: Request) -> Table | None:
@@ -218,7 +221,7 @@ def _edited(made: Request, edits: list[E.Edit], examples: int) -> tuple[Tensor, 
     bias = torch.zeros(examples, made.keys, device=made.q.device)
     up, down = torch.ones_like(bias), torch.ones_like(bias)
     for edit in edits:
-        told = known(OF_KEYS, edit.form, "edit")
+        told = OF_KEYS[edit.form]
         keys = E.key_set("a key set", edit.sets()[0]).to(bias.device)
         bias, up, down = (
             torch.where(keys, x, y) for x, y in zip(told(edit, bias, up, down), (bias, up, down), strict=True)

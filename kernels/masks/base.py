@@ -74,7 +74,7 @@ class Mask(ByContent):
 
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         """Bool [1 or batch, 1 or head, len(i), len(j)]: whether the query at position i sees key j."""
-        raise NotImplementedError
+        raise AttentionError(f"mask {type(self).__name__} does not say what is visible")
 
     def additive(self, i: Tensor, j: Tensor) -> Tensor | None:
         """What is added to the scores, for masks that carry a bias as well."""

@@ -5,22 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from attention_calls import build, calls, check
-from hypothesis import HealthCheck, given, settings
+from attention_calls import build, calls, check, compared
 
 from interp.kernels import attention
+from interp.kernels.attention import IMPLEMENTATIONS
 from interp.kernels.errors import AttentionError
 
-PORTABLE = ["rows", "sweep", "native", "merge"]
+LEAST = {"rows": 150, "sweep": 150, "native": 120, "merge": 75}
+"""Calls of 150 that must be compared; the others are refused, for a reason that no set can say."""
 
 
-@pytest.mark.parametrize("impl", PORTABLE)
-@given(call=calls())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_equals_the_reference(impl: str, call: dict[str, Any]) -> None:
-    q, k, v, more = build(call)
-    if attention.explain(q, k, v, impl=impl, **more)[impl] != "taken":
-        with pytest.raises(AttentionError, match="cannot compute this"):
-            attention.attend(q, k, v, impl=impl, **more)
-        return
-    check(q, k, v, more, impl)
+@pytest.mark.parametrize("impl", LEAST)
+def test_equals_the_reference(impl: str) -> None:
+    able = next(i for i in IMPLEMENTATIONS if i.name == impl).able()
+
+    def compare(call: dict[str, Any]) -> bool:
+        q, k, v, more = build(call)
+        if attention.explain(q, k, v, impl=impl, **more)[impl] != "taken":
+            with pytest.raises(AttentionError, match="cannot compute this"):
+                attention.attend(q, k, v, impl=impl, **more)
+            return False
+        check(q, k, v, more, impl)
+        return True
+
+    made = compared(calls(able), compare, most=120) + compared(calls(), compare, most=30)
+    assert made >= LEAST[impl], f"only {made} of 150 calls were compared"

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from attention_calls import calls, tolerance
+from attention_calls import calls, compared, tolerance
 from attention_gradients import check, drawn, leaves, pulled
-from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from interp.kernels import attention
 from interp.kernels import edits as E
 from interp.kernels.errors import AttentionError
+from interp.kernels.gpu import fused
 from interp.kernels.masks import symbols as M
 
 pytestmark = [
@@ -36,15 +36,16 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
-@given(call=calls())
-@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_equals_the_reference(call: dict[str, Any]) -> None:
-    edits = [e for e in dict.fromkeys(call["edits"]) if e not in ("identity", "uniform")]
-    topk = [s for s in call["stats"] if s.startswith("topk")]
-    stats = [s for s in call["stats"] if s not in ("received", "received_mean", *topk[1:])]
-    mask = "bool" if call["mask"] in ("additive", "alibi") else call["mask"]
-    q, k, v, more = drawn({**call, "edits": edits, "stats": stats, "mask": mask, "bias": False, "dtype": "float32"})
-    check(q, k, v, more, "triton")
+def test_equals_the_reference() -> None:
+    def compare(call: dict[str, Any]) -> bool:
+        edits = [e for e in dict.fromkeys(call["edits"]) if e not in ("identity", "uniform")]
+        topk = [s for s in call["stats"] if s.startswith("topk")]
+        stats = [s for s in call["stats"] if s not in ("received", "received_mean", *topk[1:])]
+        mask = "bool" if call["mask"] in ("additive", "alibi") else call["mask"]
+        check(*drawn({**call, "edits": edits, "stats": stats, "mask": mask, "dtype": "float32"}), "triton")
+        return True
+
+    assert compared(calls(fused.COMPILED), compare, most=4) == 4
 
 
 def long(**more: Any) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
