@@ -110,11 +110,12 @@ def _changed(
     made: Request, tile: Tile, edits: Iterable[Edit], x: Tensor, visible: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor]:
     """ln p or p after these edits, and how many rows could not be changed; `share` as a logarithm [batch, h, r, 1]."""
-    unmoved, sees = torch.zeros((), dtype=torch.long, device=x.device), visible.any(-1, keepdim=True)
+    unmoved = torch.zeros((), dtype=torch.long, device=x.device)
     for edit in edits:
         change, where = known(EDITS, edit.form, "edit"), _touched(made, tile, edit)
         if where is not NOWHERE:
             new, able = change(edit, made, tile, x, visible, share)
+            sees = visible.any(-1, keepdim=True)
             asked = sees if where is None else sees & where
             x = torch.where(asked & able, new, x)
             unmoved = unmoved + (asked & ~able).sum()

@@ -18,14 +18,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from interp.kernels.errors import known
 from interp.kernels.gpu import launch
 from interp.kernels.gpu.configurations import CONFIGURATIONS, configuration
 
-POINTERS = {
-    **dict.fromkeys(("KEEP", "BITS", "SETS", "CELL"), "u8"),
-    **dict.fromkeys(("LOW", "HIGH", "COUNT", "INDEX", "PART", "WHICH", "AT", "BEST_AT", "SEEN"), "i32"),
-    "POSITION": "i64",
+FLOATS = (
+    "BIASES", "UP", "DOWN", "TEMPERS", "LSE", "Z", "ENTROPY", "TOP", "DISTANCE", "MASS", "BEST", "DELTA", "DZ",
+    "DENTROPY", "DDISTANCE", "DMASS", "DQ", "DK", "DV_", "DTEMPER", "FACTOR", "EVEN", "OWN", "RECEIVED",
+)  # fmt: skip
+COUNTS = ("heads", "group", "rows", "keys", "span", "low_batch", "table_batch", "table_head", "most")
+TYPES = {
+    **dict.fromkeys(FLOATS, "*fp32"),
+    **dict.fromkeys(("KEEP", "BITS", "SETS", "CELL"), "*u8"),
+    **dict.fromkeys(("LOW", "HIGH", "COUNT", "INDEX", "PART", "WHICH", "AT", "BEST_AT", "SEEN"), "*i32"),
+    "POSITION": "*i64", "scale": "fp32", "softcap": "fp32", **dict.fromkeys(COUNTS, "i32"),
 }  # fmt: skip
+"""Of every parameter of a kernel but q, k and v, which come in the dtype of the call."""
+
 FLAGS = ("STATS", "FAR", "TABLE", "KEPT", "CAP", "TEMPER", "BIAS", "SLOPE", "PER_ROW", "CELLS", "BLEND")
 EDITED = {"CAP": True, "TEMPER": True, "BIAS": True, "SLOPE": True, "PER_ROW": True}
 HEAVY = {"N_SETS": 4, "FAR": True}
@@ -79,11 +88,7 @@ def compiled(case: str, width: int, architecture: int, *, dtype: str = "bf16") -
 
 
 def _type(name: str, dtype: str) -> str:
-    if name in ("Q", "K", "V"):
-        return "*" + dtype
-    if name.isupper() or name == "DV_":
-        return "*" + POINTERS.get(name, "fp32")
-    return "fp32" if name in ("scale", "softcap") else "i32"
+    return "*" + dtype if name in ("Q", "K", "V") else known(TYPES, name, "parameter of a kernel")
 
 
 def _usage(tool: Path, cubin: bytes) -> dict[str, int]:

@@ -12,7 +12,19 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from interp.kernels.gpu.device_scores import HIDDEN, LN2, LOG2E, best_of, bounds, nothing_yet, scores, unpacked, visible
+from interp.kernels.gpu.device_scores import (
+    HIDDEN,
+    LN2,
+    LOG2E,
+    best_of,
+    block,
+    keys_of,
+    nothing_yet,
+    queries,
+    rows_of,
+    to_visit,
+    unpacked,
+)
 
 
 @triton.jit
@@ -33,12 +45,11 @@ def forward(
     r = tile * BM + tl.arange(0, BM)
     real = r < rows
     d, dv = tl.arange(0, DP), tl.arange(0, DVP)
-    q = tl.load(Q + (bh * rows + r[:, None]) * D + d[None, :], mask=real[:, None] & (d[None, :] < D), other=0.0)
-    low, high = bounds(LOW, HIGH, b, low_batch, r, real, keys, TABLE)
+    q, low, high, temper, which = queries(
+        Q, LOW, HIGH, TEMPERS, WHICH, bh, b, r, real, d, rows, keys, low_batch, D, TABLE, TEMPER, PER_ROW
+    )
     low, high = tl.maximum(low, split * span), tl.minimum(high, (split + 1) * span)
     place = tl.load(POSITION + r, mask=real, other=0) if FAR else r
-    temper = tl.load(TEMPERS + bh * rows + r, mask=real, other=1.0) if TEMPER else 1.0
-    which = tl.load(WHICH + bh * rows + r, mask=real, other=0) if PER_ROW else tl.load(WHICH + bh * rows)
     m = tl.full((BM,), HIDDEN, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     warmth = tl.zeros((BM,), tl.float32)
@@ -49,22 +60,16 @@ def forward(
     best = nothing_yet(BM, TOPK) if TOPK > 0 else 0
     sets = tl.arange(0, 16)
     entries = b * table_batch + h * table_head + tile
-    if TABLE:
-        begin, end = 0, tl.load(COUNT + entries)
-    else:
-        begin, end = tl.min(tl.where(high > low, low, keys)) // BN, tl.cdiv(tl.max(tl.where(high > low, high, 0)), BN)
+    begin, end = to_visit(COUNT, entries, low, high, keys, BN, TABLE)
     for n in range(begin, end):
         start = (tl.load(INDEX + entries * most + n) if TABLE else n) * BN
         j = start + tl.arange(0, BN)
         inside = j < keys
-        k = tl.load(K + (kv * keys + j[None, :]) * D + d[:, None], mask=inside[None, :] & (d[:, None] < D), other=0.0)
-        s, _slope, _capped, bias = scores(
-            q, k, temper, BIASES, UP, DOWN, which, j, inside, keys, scale, softcap, CAP, TEMPER, BIAS, SLOPE, PER_ROW,
-            PRECISION,
+        k = keys_of(K, kv * keys + j, inside, d, D)
+        s, _slope, _capped, seen = block(
+            q, k, temper, which, low, high, j, b, inside, keys, entries * most + n, scale, softcap, BIASES, UP, DOWN,
+            PART, BITS, KEEP, BM, BN, TABLE, KEPT, CAP, TEMPER, BIAS, SLOPE, PER_ROW, PRECISION,
         )  # fmt: skip
-        seen = visible(
-            low, high, bias, j, b, inside, keys, entries * most + n, PART, BITS, KEEP, BM, BN, TABLE, KEPT, BIAS
-        )
         s = tl.where(seen, s * LOG2E, HIDDEN)
         top = tl.max(s, 1)
         new = tl.maximum(m, top)
@@ -86,9 +91,7 @@ def forward(
             )  # fmt: skip
             mass = mass * alpha[:, None] + tl.dot(p, members.to(tl.float32), input_precision="tf32x3")
         if VALUES:
-            v = tl.load(
-                V + (kv * keys + j[:, None]) * DV + dv[None, :], mask=inside[:, None] & (dv[None, :] < DV), other=0.0
-            )
+            v = rows_of(V, kv * keys + j, inside, dv, DV)
             z = z * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         m = new
     sees = total > 0

@@ -38,6 +38,46 @@ def bounds(LOW, HIGH, b, low_batch, r, real, keys, TABLE: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def rows_of(X, at, real, d, width):
+    """Rows `at` of X [row, width], zeros where they are not real."""
+    return tl.load(X + at[:, None] * width + d[None, :], mask=real[:, None] & (d[None, :] < width), other=0.0)
+
+
+@triton.jit
+@no_type_check
+def keys_of(K, at, inside, d, width):
+    """Rows `at` of K as columns."""
+    return tl.load(K + at[None, :] * width + d[:, None], mask=inside[None, :] & (d[:, None] < width), other=0.0)
+
+
+@triton.jit
+@no_type_check
+def queries(
+    Q, LOW, HIGH, TEMPERS, WHICH, bh, b, r, real, d, rows, keys, low_batch,
+    D: tl.constexpr, TABLE: tl.constexpr, TEMPER: tl.constexpr, PER_ROW: tl.constexpr,
+):  # fmt: skip
+    """Rows r of one head: q, the keys they see, one over their temperature, their row of the table of key edits."""
+    row = bh * rows + r
+    q = rows_of(Q, row, real, d, D)
+    low, high = bounds(LOW, HIGH, b, low_batch, r, real, keys, TABLE)
+    temper = tl.load(TEMPERS + row, mask=real, other=1.0) if TEMPER else 1.0
+    which = tl.load(WHICH + row, mask=real, other=0) if PER_ROW else tl.load(WHICH + bh * rows)
+    return q, low, high, temper, which
+
+
+@triton.jit
+@no_type_check
+def to_visit(COUNT, entries, low, high, keys, BN: tl.constexpr, TABLE: tl.constexpr):
+    """The blocks of keys from the first to the one past the last that some row sees, or places in their list."""
+    if TABLE:
+        begin, end = 0, tl.load(COUNT + entries)
+    else:
+        begin, end = tl.min(tl.where(high > low, low, keys)) // BN, tl.cdiv(tl.max(tl.where(high > low, high, 0)), BN)
+    return begin, end
+
+
+@triton.jit
+@no_type_check
 def keyed(VALUES, which, j, inside, keys, PER_ROW: tl.constexpr):
     """Values of these keys from the row of a table that each query names; one row for all unless PER_ROW."""
     if PER_ROW:
@@ -93,6 +133,22 @@ def visible(
     if BIAS:
         seen = seen & (bias > HIDDEN / 2)
     return seen
+
+
+@triton.jit
+@no_type_check
+def block(
+    q, k, temper, which, low, high, j, b, inside, keys, entry, scale, softcap, BIASES, UP, DOWN, PART, BITS, KEEP,
+    BM: tl.constexpr, BN: tl.constexpr, TABLE: tl.constexpr, KEPT: tl.constexpr, CAP: tl.constexpr,
+    TEMPER: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr, PER_ROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores, their slope, capped scores, and which of them count."""
+    s, slope, capped, bias = scores(
+        q, k, temper, BIASES, UP, DOWN, which, j, inside, keys, scale, softcap, CAP, TEMPER, BIAS, SLOPE, PER_ROW,
+        PRECISION,
+    )  # fmt: skip
+    seen = visible(low, high, bias, j, b, inside, keys, entry, PART, BITS, KEEP, BM, BN, TABLE, KEPT, BIAS)
+    return s, slope, capped, seen
 
 
 @triton.jit

@@ -13,7 +13,18 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from interp.kernels.gpu.device_scores import HIDDEN, LN2, LOG2E, best_of, bounds, nothing_yet, scores, unpacked, visible
+from interp.kernels.gpu.device_scores import (
+    HIDDEN,
+    LN2,
+    LOG2E,
+    best_of,
+    block,
+    keys_of,
+    nothing_yet,
+    queries,
+    to_visit,
+    unpacked,
+)
 
 
 @triton.jit
@@ -56,7 +67,7 @@ def received(
     j = tile * BN + tl.arange(0, BN)
     inside = j < keys
     d = tl.arange(0, DP)
-    k = tl.load(K + (kv * keys + j[None, :]) * D + d[:, None], mask=inside[None, :] & (d[:, None] < D), other=0.0)
+    k = keys_of(K, kv * keys + j, inside, d, D)
     total = tl.zeros((BN,), tl.float32)
     count = tl.zeros((BN,), tl.int32)
     entries = b * table_batch + h * table_head + tile
@@ -65,19 +76,15 @@ def received(
         r = (tl.load(INDEX + entries * most + n) if TABLE else n) * BM + tl.arange(0, BM)
         real = r < rows
         row = bh * rows + r
-        q = tl.load(Q + row[:, None] * D + d[None, :], mask=real[:, None] & (d[None, :] < D), other=0.0)
-        low, high = bounds(LOW, HIGH, b, low_batch, r, real, keys, TABLE)
-        temper = tl.load(TEMPERS + row, mask=real, other=1.0) if TEMPER else 1.0
-        which = tl.load(WHICH + row, mask=real, other=0) if PER_ROW else tl.load(WHICH + bh * rows)
+        q, low, high, temper, which = queries(
+            Q, LOW, HIGH, TEMPERS, WHICH, bh, b, r, real, d, rows, keys, low_batch, D, TABLE, TEMPER, PER_ROW
+        )
         lse = tl.load(LSE + row, mask=real, other=0.0) * LOG2E
         place = tl.load(POSITION + r, mask=real, other=0) if BLEND else r
-        s, _slope, _capped, bias = scores(
-            q, k, temper, BIASES, UP, DOWN, which, j, inside, keys, scale, softcap, CAP, TEMPER, BIAS, SLOPE, PER_ROW,
-            PRECISION,
+        s, _slope, _capped, seen = block(
+            q, k, temper, which, low, high, j, b, inside, keys, entries * most + n, scale, softcap, BIASES, UP, DOWN,
+            PART, BITS, KEEP, BM, BN, TABLE, KEPT, CAP, TEMPER, BIAS, SLOPE, PER_ROW, PRECISION,
         )  # fmt: skip
-        seen = visible(
-            low, high, bias, j, b, inside, keys, entries * most + n, PART, BITS, KEEP, BM, BN, TABLE, KEPT, BIAS
-        )
         p = final(
             s, seen, lse, row, place, j, b, tl.num_programs(1) * rows, inside, keys, FACTOR, CELL, EVEN, OWN, CELLS,
             BLEND,
@@ -106,30 +113,23 @@ def ranked(
     real = r < rows
     row = bh * rows + r
     d = tl.arange(0, DP)
-    q = tl.load(Q + row[:, None] * D + d[None, :], mask=real[:, None] & (d[None, :] < D), other=0.0)
-    low, high = bounds(LOW, HIGH, b, low_batch, r, real, keys, TABLE)
-    temper = tl.load(TEMPERS + row, mask=real, other=1.0) if TEMPER else 1.0
-    which = tl.load(WHICH + row, mask=real, other=0) if PER_ROW else tl.load(WHICH + bh * rows)
+    q, low, high, temper, which = queries(
+        Q, LOW, HIGH, TEMPERS, WHICH, bh, b, r, real, d, rows, keys, low_batch, D, TABLE, TEMPER, PER_ROW
+    )
     lse = tl.load(LSE + row, mask=real, other=0.0) * LOG2E
     place = tl.load(POSITION + r, mask=real, other=0)
     warmth = tl.zeros((BM,), tl.float32)
     best = nothing_yet(BM, TOPK)
     entries = b * table_batch + h * table_head + tile
-    if TABLE:
-        begin, end = 0, tl.load(COUNT + entries)
-    else:
-        begin, end = tl.min(tl.where(high > low, low, keys)) // BN, tl.cdiv(tl.max(tl.where(high > low, high, 0)), BN)
+    begin, end = to_visit(COUNT, entries, low, high, keys, BN, TABLE)
     for n in range(begin, end):
         j = (tl.load(INDEX + entries * most + n) if TABLE else n) * BN + tl.arange(0, BN)
         inside = j < keys
-        k = tl.load(K + (kv * keys + j[None, :]) * D + d[:, None], mask=inside[None, :] & (d[:, None] < D), other=0.0)
-        s, _slope, _capped, bias = scores(
-            q, k, temper, BIASES, UP, DOWN, which, j, inside, keys, scale, softcap, CAP, TEMPER, BIAS, SLOPE, PER_ROW,
-            PRECISION,
+        k = keys_of(K, kv * keys + j, inside, d, D)
+        s, _slope, _capped, seen = block(
+            q, k, temper, which, low, high, j, b, inside, keys, entries * most + n, scale, softcap, BIASES, UP, DOWN,
+            PART, BITS, KEEP, BM, BN, TABLE, KEPT, CAP, TEMPER, BIAS, SLOPE, PER_ROW, PRECISION,
         )  # fmt: skip
-        seen = visible(
-            low, high, bias, j, b, inside, keys, entries * most + n, PART, BITS, KEEP, BM, BN, TABLE, KEPT, BIAS
-        )
         p = final(
             s, seen, lse, row, place, j, b, tl.num_programs(1) * rows, inside, keys, FACTOR, CELL, EVEN, OWN, CELLS,
             BLEND,

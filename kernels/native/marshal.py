@@ -133,7 +133,7 @@ class Prepared:
 
 def point(struct: ctypes.Structure, name: str, x: Tensor) -> None:
     """Set a pointer that the struct has: ctypes would take any name and the library never see it."""
-    if name not in {n for n, *_ in struct._fields_}:
+    if not hasattr(type(struct), name):
         raise AttentionError(f"the library knows no {name!r} in {type(struct).__name__}")
     setattr(struct, name, x.data_ptr())
 
