@@ -30,7 +30,7 @@ class Frozen:
 
     def linear(self, x: Tensor) -> Tensor:
         """What it does to a part of its input: everything but the shift."""
-        return self.scale * self.gain * _centred(x.double(), self.centred)
+        return self.scale * self.gain * _centred(x.double().to(self.scale.device), self.centred)
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self.linear(x) + self.shift).to(x.dtype)

@@ -46,7 +46,7 @@ def _check_linear(tail: Tail, found: Tensor, nothing: Tensor) -> None:
     """A head with more than a matrix in it (a masked language model's) is refused."""
     random = torch.randn(found.shape[0], generator=torch.Generator().manual_seed(0)).to(tail.left)
     made = _logits(tail, random.expand(tail.left.shape).clone()) - nothing
-    gap, size = float((made[0, 0] - random @ found).abs().max()), float(made[0, 0].abs().max())
+    gap, size = float((made[0, 0] - random.to(found.device) @ found).abs().max()), float(made[0, 0].abs().max())
     if not gap <= 1e-3 * max(size, 1e-12):
         raise ModelError(
             f"the head of {type(tail.module).__name__} is more than one matrix (off by {gap:.3g} of {size:.3g}), so"

@@ -113,7 +113,7 @@ class Rules:
 
     def _norm(self, name: str) -> Callable[..., Tensor | None]:
         def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            x = args[0]
+            x = args[0].to(output.device)
             if id(norm) not in self._norms:
                 self._norms[id(norm)] = linear_norm(name, norm, x, output)
             if not x.requires_grad:
