@@ -242,7 +242,7 @@ def _at_unit_size(norm: Frozen, x: Tensor) -> Frozen:
     scale = norm.scale.reshape(-1)
     centred = x.double() - x.double().mean(-1, keepdim=True) if norm.centred else x.double()
     size = centred.square().mean(-1).sqrt().reshape(-1)
-    factor = scale if bool((scale - scale[0]).abs().max() <= 1e-9 * scale[0].abs()) else scale * size
+    factor = scale if bool((scale - scale[0]).abs().max() <= 1e-9 * scale[0].abs()) else scale * size.to(scale.device)
     return replace(norm, gain=norm.gain * factor[0])
 
 
