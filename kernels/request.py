@@ -115,7 +115,7 @@ class Request:
     @functools.cached_property
     def options(self) -> tuple[str, ...]:
         """What is asked beyond a plain call, where the mask, edits and statistics are named by themselves."""
-        given = {n: getattr(self, n) is not None for n in _names(type(self)) if n not in PLAIN}
+        given = {n: getattr(self, n) is not None for n in _names() if n not in PLAIN}
         width = self.q.shape[-1] if self.v is None else self.v.shape[-1]
         given |= {"rows": not self.whole, "bias": self.adds, "no v": self.v is None, "width": width != self.q.shape[-1]}
         return tuple(name for name, is_so in given.items() if is_so)
@@ -126,7 +126,7 @@ class Request:
 
     @functools.cached_property
     def _leaves(self) -> tuple[str, ...]:
-        own = [(name, getattr(self, name)) for name in _names(type(self))]
+        own = [(name, getattr(self, name)) for name in _names()]
         masks = [("bias", t) for t in tensors(self.mask)]
         edits = [(f"{type(e).__name__}.{n}", x) for e in self.edits for n, x in vars(e).items()]
         wanted = [n for n, x in own + masks + edits if isinstance(x, Tensor) and x.requires_grad]
@@ -138,8 +138,8 @@ class Request:
 
 
 @functools.cache
-def _names(kind: type[Request]) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))
+def _names() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(Request))
 
 
 def request(

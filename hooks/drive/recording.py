@@ -132,8 +132,8 @@ def keeps(module: nn.Module, columns: Tensor | None) -> Tensor | None:
 
 
 def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) -> dict[str, Any]:
-    """The arguments of a pass without a cache that computes the logits of these columns. A model on several devices gets
-    them as a list: a tensor would be moved to the first device, and the head may lie on another."""
+    """The arguments of a pass without a cache that computes the logits of these columns. A model on several devices
+    gets them as a list: a tensor would be moved to the first device, and the head may lie on another."""
     several = len(set(getattr(module, "hf_device_map", {}).values())) > 1
     asked = {} if kept is None else {"logits_to_keep": kept.tolist() if several else kept}
     return {**kwargs, **_without_cache(module), **asked}

@@ -98,7 +98,9 @@ def flow(pair: GraphPair) -> Tensor:
         for site, readers in read.items():
             if bool(graph.exists[u, readers[0]]):
                 into = tape[site].double()
-                near[site][:, :, u] = (into.abs().sum(-1) - (into - write.to(into.device)).abs().sum(-1)).clamp(min=0).cpu()
+                near[site][:, :, u] = (
+                    (into.abs().sum(-1) - (into - write.to(into.device)).abs().sum(-1)).clamp(min=0).cpu()
+                )
     scores = torch.zeros(len(real), len(graph.senders), len(graph.receivers), dtype=torch.float64)
     for site, readers in read.items():
         share = near[site] / near[site].sum(-1, keepdim=True).clamp(min=1e-300)

@@ -67,7 +67,9 @@ class _Exact:
         entered, found = self.passed.entered[layer], []
         heads = [v for v in readers if self.graph.receivers[v].heads is not None]
         at = (
-            self.walk.block(self.passed, layer, entered + change.to(entered.device), record=["q", "k", "v"], until="qkv").at
+            self.walk.block(
+                self.passed, layer, entered + change.to(entered.device), record=["q", "k", "v"], until="qkv"
+            ).at
             if heads
             else {}
         )

@@ -164,7 +164,9 @@ class Slopes:
     def _add(self, v: int, senders: slice, found: Tensor) -> None:
         """Senders before a receiver are the first ones there are, so a run of them is a run of edges."""
         first = self.first[v]
-        self.scores[first + senders.start : first + senders.stop, self.rows] += self.weight * found.to(self.scores.device)
+        self.scores[first + senders.start : first + senders.stop, self.rows] += self.weight * found.to(
+            self.scores.device
+        )
 
     def _counts(self, sender: int) -> bool:
         return self.some is None or sender in self.some
