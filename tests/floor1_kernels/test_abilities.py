@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,12 +11,11 @@ import torch
 from attention_calls import EDITS, check
 from torch import Tensor
 
-import interp
 from interp.kernels import attention, stats
 from interp.kernels import edits as E
 from interp.kernels.abilities import OPTIONS
 from interp.kernels.attention import IMPLEMENTATIONS, Implementation
-from interp.kernels.cpu import merge, reference, tiles
+from interp.kernels.cpu import reference, tiles
 from interp.kernels.errors import AttentionError
 from interp.kernels.gpu import fused
 from interp.kernels.masks import symbols as M
@@ -323,13 +319,3 @@ def test_an_edit_needs_a_stage() -> None:
     late = type("Late", (E.Edit,), {"heads": None, "rows": None})()
     with pytest.raises(AttentionError, match="Late needs a stage"):
         attention.attend(*tensors(), edits=late)
-
-
-def test_one_word_has_one_meaning_on_this_floor() -> None:
-    room = Path(interp.__file__).parents[1] / "kernels"
-    files = [f for f in room.rglob("*.py") if f.name != "__init__.py"]
-    classes = [n.name for f in files for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.ClassDef)]
-    assert len(classes) > 50
-    for names in (classes, [f.stem for f in files]):
-        assert [n for n, times in Counter(names).items() if times > 1] == []
-    assert merge.MASKS.keys() == {M.Full, M.Causal}
