@@ -1,4 +1,4 @@
-"""Makes `docs/methods.md` and `docs/calls.md` from docstrings.
+"""Makes `docs/methods.md` from the records of methods and `docs/calls.md` from docstrings.
 
 python docs/build.py            # write both
 python docs/build.py --check    # say whether they are up to date
@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import interp
+from interp import records
 
 DOCS = Path(__file__).parent
 
@@ -28,29 +30,47 @@ def surface() -> dict[str, object]:
 
 
 def methods() -> str:
-    """A table of every method: what it asks, its papers, its cost and its limits."""
-    rows = [_row(name, thing) for name, thing in sorted(surface().items()) if "Cost" in _docstring(thing)]
-    head = "| call | what it asks | papers | cost | limits |\n|---|---|---|---|---|"
-    return "\n".join(["# Methods", "", "Made from docstrings by `docs/build.py`.", "", head, *rows, ""])
+    """A table of every method (what it asks, its papers, its cost and its limits), one of its numbers, and the choices
+    of those that have some."""
+    every = records.every()
+    return "\n".join(
+        [
+            "# Methods", "", "Made from the records of methods and their files' docstrings by `docs/build.py`.", "",
+            *_table(("call", "what it asks", "papers", "cost", "limits"), map(_asked, every)),
+            "## What the numbers are", "",
+            *_table(("call", "numbers", "shown as", "needs", "not for"), map(_numbered, every)),
+            *(line for method in every for line in _choices(method)),
+        ]
+    )  # fmt: skip
 
 
-def _docstring(thing: object) -> str:
-    """That of the file a call stands in; nothing for what is no call."""
-    return (sys.modules[thing.__module__].__doc__ or "") if inspect.isfunction(thing) else ""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", chr(92) + "|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    return [*(f"| {' | '.join(row)} |" for row in cells), ""]
 
 
-def _row(name: str, thing: object) -> str:
-    text = re.sub(r"\s+", " ", _docstring(thing))
-    papers = ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in re.findall(r"\b\d{4}\.\d{4,5}\b", text))
-    first = re.split(r"(?<=[.?]) ", text)[0]
-    cells = (f"`interp.{name}`", first, papers, _part(text, "Cost"), _part(text, "Limits"))
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def _papers(record: records.Record) -> str:
+    return ", ".join(f"[{one}](https://arxiv.org/abs/{one})" for one in records.numbers_of(record))
 
 
-def _part(text: str, title: str) -> str:
-    """What follows `Cost:` or `Limits:`, up to the next of them."""
-    found = re.search(rf"\b{title}\b[^:]{{0,80}}: (.*?)(?= (?:Cost|Limits|Notice)\b[^:]{{0,80}}: |$)", text)
-    return found[1] if found else ""
+def _asked(method: records.Method) -> Sequence[str]:
+    said = records.asks(method), _papers(method), records.part(method, "Cost"), records.part(method, "Limits")
+    return f"`{method.name}`", *said
+
+
+def _numbered(method: records.Method) -> Sequence[str]:
+    unfit = "; ".join(f"{kind}: {why}" for kind, why in method.unfit.items())
+    return f"`{method.name}`", method.number, method.shown, ", ".join(method.needs), unfit
+
+
+def _choices(method: records.Method) -> list[str]:
+    """What an argument of the call may be."""
+    found = list(records.variants(method.name).values())
+    if not found:
+        return []
+    rows = [(f"`{one.name}`", one.number, _papers(one) if one.papers else "") for one in found]
+    title = f"## `{method.name}({found[0].argument}=)`"
+    return [title, "", *_table((found[0].argument, "numbers", "papers"), rows)]
 
 
 def calls() -> str:

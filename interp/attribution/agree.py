@@ -43,6 +43,7 @@ from interp.hooks.stand.tempered import NUMBERS, scores_of, softmax
 from interp.metrics.judge import Metric, judged
 from interp.patching.cells import expanded
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.agreement import Agreement
 
 if TYPE_CHECKING:
@@ -231,3 +232,19 @@ def _enough(counted: Tensor) -> None:
     few = [n for n, count in enumerate(counted.sum(1).tolist()) if count < LEAST]
     if few:
         raise InputsError(f"a correlation needs at least {LEAST} keys that the rows see; examples {few} have fewer.")
+
+
+register(
+    Method(
+        "interp.attribution.agree",
+        number="weight on a key beside two attributions of it; correlations from -1 to 1",
+        shown="curve",
+        needs=("metric",),
+        passes=lambda t: 2 + 2 * (2 + 2),
+        values="attention",
+        examples=1,
+        example=lambda t: agree(
+            t.model, t.base, metric=t.metric, heads=f"{t.heads}", shares=(0.0, 0.5), random=2,
+        ),
+    )
+)  # fmt: skip

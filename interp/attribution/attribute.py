@@ -17,21 +17,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from interp.attribution import path, plain, ruled, star
-from interp.attribution.pair import Pair, paired
+from interp.attribution.pair import STEPS, Pair, Setting, paired
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Metric
 from interp.patching.alignment import How, Reduce
 from interp.patching.sources import Source
 from interp.provenance import about
+from interp.records import Method, Variant, register, variants
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.model import Model
 
-Method = Literal["atp", "atp-qk", "atp*", "relp", "attnlrp", "cp-lrp", "gim", "ig", "conductance"]
-METHODS: tuple[str, ...] = ("atp", "atp-qk", "atp*", *ruled.SETS, "ig", "conductance")
+
+def methods() -> dict[str, Variant]:
+    """Every way to take the gradient, by name; each is registered in a file of its own in this room."""
+    return variants("interp.attribute", room="attribution")
 
 
 def attribute(
@@ -46,7 +48,7 @@ def attribute(
     reduce: Reduce | None = None,
     method: str = "atp",
     rules: Sequence[str] | None = None,
-    steps: int = path.STEPS,
+    steps: int = STEPS,
     verify: Literal["auto", "all"] | int = "auto",
     seed: int = 0,
 ) -> Effects:
@@ -57,12 +59,14 @@ def attribute(
     Inputs that do not line up say how with `align=` and `reduce=`, as in `interp.patch`; a base token takes what its
     partner in the source has, tokens without one count for nothing, and the methods along a path refuse.
     """
-    _refuse(method, rules)
+    chosen = _chosen(method, rules)
+    setting = Setting(None if rules is None else tuple(rules), steps)
     wanted = [sites] if isinstance(sites, str) else list(sites)
     asked = paired(model, base, source, metric, wanted, positions, align=align, reduce=reduce)
 
     def estimate(other: Pair) -> Tensor:
-        return _estimated(other, method, rules, steps)
+        found: Tensor = chosen.run(other, setting)
+        return found
 
     values = estimate(asked)
     passes = asked.passes
@@ -70,25 +74,18 @@ def attribute(
     if verify != 0:
         from interp.attribution.verify import agreement
 
-        checked = {"verify": agreement(asked, values, estimate, how=verify, magnitudes=method == "atp*", seed=seed)}
+        checked = {"verify": agreement(asked, values, estimate, how=verify, magnitudes=not chosen.signed, seed=seed)}
     return _effects(asked, values, {"method": method, "passes": passes, **asked.notes, **checked})
 
 
-def _refuse(method: str, rules: Sequence[str] | None) -> None:
-    if method not in METHODS:
-        raise InputsError(f"no attribution method {method!r}; there are {', '.join(METHODS)}.")
-    if rules is not None and method not in ruled.SETS:
-        raise InputsError(f"rules= belongs to {', '.join(ruled.SETS)}; method={method!r} takes the plain gradient.")
-
-
-def _estimated(asked: Pair, method: str, rules: Sequence[str] | None, steps: int) -> Tensor:
-    if method in ruled.SETS:
-        return ruled.estimate(asked, ruled.SETS[method] if rules is None else rules, strict=rules is not None)
-    if method == "ig":
-        return path.estimate(asked, steps=steps)
-    if method == "conductance":
-        return path.conductance(asked, steps=steps)
-    return {"atp": plain.estimate, "atp-qk": star.signed, "atp*": star.estimate}[method](asked)
+def _chosen(method: str, rules: Sequence[str] | None) -> Variant:
+    known = methods()
+    if method not in known:
+        raise InputsError(f"no attribution method {method!r}; there are {', '.join(known)}.")
+    ruled = [name for name, one in known.items() if "rules" in one.how]
+    if rules is not None and method not in ruled:
+        raise InputsError(f"rules= belongs to {', '.join(ruled)}; method={method!r} takes the plain gradient.")
+    return known[method]
 
 
 def _effects(asked: Pair, values: Tensor, said: Mapping[str, Any]) -> Effects:
@@ -101,3 +98,17 @@ def _effects(asked: Pair, values: Tensor, said: Mapping[str, Any]) -> Effects:
         meta={**about(asked.model.module, asked.base), "direction": "source into base", "metric": repr(asked.metric),
               "corruption": corruption, "align": None if asked.align is None else str(asked.align), **said},
     )  # fmt: skip
+
+
+register(
+    Method(
+        "interp.attribute",
+        number="estimated effect on the metric, source into base, in the metric's unit: what `interp.patch` would find",
+        shown="map",
+        needs=("metric", "source"),
+        passes=lambda t: 3,
+        example=lambda t, **how: attribute(
+            t.model, base=t.base, source=t.source, metric=t.metric, sites=f"{t.heads}.z", verify=0, **how
+        ),
+    )
+)

@@ -35,6 +35,7 @@ from interp.hooks.stand.tempered import row_chunks, scores_of, softmax
 from interp.kernels.cpu import merge
 from interp.kernels.masks.symbols import Causal
 from interp.metrics.judge import Metric, judged
+from interp.records import Method, register
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -170,3 +171,17 @@ def _by_rows(call: Call, dz: Tensor, sets: Sequence[Tensor]) -> tuple[Tensor, Te
             total[0, n] += torch.where(rest > 0, own - w * other / torch.where(rest > 0, rest, 1.0), 0.0).sum(-1)
             total[1, n] += (own - w * (own + other)).sum(-1)
     return total[0], total[1]
+
+
+register(
+    Method(
+        "interp.attribution.key_spans",
+        number="what the metric owes to a span of keys through a head, to first order, in the metric's unit",
+        shown="map",
+        needs=("metric",),
+        passes=lambda t: 3,
+        example=lambda t: key_spans(
+            t.model, t.base, metric=t.metric, spans={"first": [0], "more": [1, 2]}, heads=f"{t.tower}L*"
+        ),
+    )
+)

@@ -30,11 +30,22 @@ if TYPE_CHECKING:
     from interp.hooks.edits.edits import Edit
     from interp.model import Model
 
+STEPS = 10
 Contributions = Mapping[Site, Tensor]
 """[row, position] or [row, position, head] by whole site."""
 FILLED = ("zero", "mean", "noise")
 FLAT = 1e-6
 """Slopes of the metric by the logits that are rounding, not slopes."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a caller may set of how the gradient is taken."""
+
+    rules: tuple[str, ...] | None = None
+    """Relevance rules in place of a method's own."""
+    steps: int = STEPS
+    """Of a path."""
 
 
 @dataclass(eq=False)

@@ -17,33 +17,32 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from interp.attribution.pair import Pair, contributions
+from interp.attribution.pair import Pair, Setting, contributions
 from interp.hooks.edits.edits import Set
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
+from interp.records import Variant, register
 
-STEPS = 10
 
-
-def estimate(pair: Pair, *, steps: int) -> Tensor:
+def estimate(pair: Pair, setting: Setting) -> Tensor:
     """[cell, row]: endpoints' difference times the mean gradient."""
-    line = _Line(pair, steps)
+    line = _Line(pair, setting.steps)
     total: dict[Site, Tensor] = {}
     for alpha in line.midpoints():
         found = pair.run(edits=line.at(alpha), first_order=False)
         for site, slope in found.gradients().items():
-            total[site] = total.get(site, 0.0) + slope.detach().float() / steps
+            total[site] = total.get(site, 0.0) + slope.detach().float() / line.steps
     change = {site: pair.given(site).float() - value.float() for site, value in line.base.items()}
     return pair.cells(contributions(change, total))
 
 
-def conductance(pair: Pair, *, steps: int) -> Tensor:
+def conductance(pair: Pair, setting: Setting) -> Tensor:
     """[cell, row]: the sum of each step's difference times the gradient in its middle."""
-    line = _Line(pair, steps)
+    line = _Line(pair, setting.steps)
     total: dict[Site, Tensor] = {}
     for n, (here, there) in enumerate(pairwise(line.edges())):
-        slopes = pair.run(edits=line.at((n + 0.5) / steps), first_order=False).gradients()
+        slopes = pair.run(edits=line.at((n + 0.5) / line.steps), first_order=False).gradients()
         step = {site: there[site].float() - here[site].float() for site in slopes}
         for site, part in contributions(step, slopes).items():
             total[site] = total.get(site, 0.0) + part
@@ -97,3 +96,29 @@ class _Line:
         tape = self.pair.model.run(self.pair.base, record=self.pair.whole, edits=self.at(alpha))
         self.pair.passes += 1
         return {site: tape[site] for site in self.pair.whole}
+
+
+register(
+    Variant(
+        "interp.attribute",
+        "ig",
+        number="estimate of patching from the mean gradient between the embeddings of base and source",
+        run=estimate,
+        order=7,
+        passes=lambda t: 2 + 2 * 3,
+        example={"steps": 3},
+        papers=("2403.17806",),
+    )
+)
+register(
+    Variant(
+        "interp.attribute",
+        "conductance",
+        number="the part of the metric's change along the path that runs through the cell; cells of a cut sum to it",
+        run=conductance,
+        order=8,
+        passes=lambda t: 1 + 3 * 3,
+        example={"steps": 3},
+        papers=("1805.12233",),
+    )
+)

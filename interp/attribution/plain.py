@@ -10,10 +10,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from interp.attribution.pair import Pair, contributions
+from interp.attribution.pair import Pair, Setting, contributions
+from interp.records import Variant, register
 
 
-def estimate(pair: Pair) -> Tensor:
+def estimate(pair: Pair, setting: Setting) -> Tensor:
     """[cell, row]."""
     found = pair.run()
     return pair.cells(contributions(pair.change(found.values), found.gradients()))
+
+
+register(
+    Variant(
+        "interp.attribute",
+        "atp",
+        number="estimate of patching from one plain backward pass",
+        run=estimate,
+        passes=lambda t: 3,
+        papers=("2310.10348", "2403.00745"),
+    )
+)

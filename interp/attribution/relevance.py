@@ -19,7 +19,7 @@ LXT's authors state that LRP is patented technology, free for personal and scien
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from interp.attribution.rollout import rolled_out
-from interp.attribution.ruled import SETS
+from interp.attribution.ruled import CITED, SETS
 from interp.hooks.edits.edits import Set
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
@@ -38,12 +38,12 @@ from interp.hooks.slopes.gradients import frozen, refuse_rounding
 from interp.hooks.slopes.rules import Rules, applicable
 from interp.hooks.stand.output import logits_of
 from interp.metrics.judge import Metric, judged
+from interp.records import Kind, Method, Passes, Variant, register, variants
 from interp.results.figures.maps import overlay, salient
 
 if TYPE_CHECKING:
     from interp.model import Model
 
-METHODS = ("gradient", "gradient_x_input", "ig", "smoothgrad", *SETS, "chefer", "chefer-generic")
 NOISE = 0.15
 
 
@@ -113,19 +113,15 @@ def relevance(
     seed: int = 0,
 ) -> Relevance:
     """The relevance of every position of a tower's input for the metric (`lambda logits, inputs: logits[:, label]`)."""
-    if method not in METHODS:
-        raise InputsError(f"no relevance method {method!r}; there are {', '.join(METHODS)}.")
+    known = variants("interp.relevance", room="attribution")
+    if method not in known:
+        raise InputsError(f"no relevance method {method!r}; there are {', '.join(known)}.")
     anatomy = model.ready()
     refuse_rounding(model.module)
     stack = anatomy.tower(tower, text="relevance")
-    asked = _Asked(
-        model, model.inputs(inputs), metric, Site(None if len(anatomy.towers) == 1 else stack.name, None, "embed")
-    )
-    if method.startswith("chefer"):
-        values = asked.rolled(propagated=method == "chefer")
-    else:
-        with frozen(model.module), torch.enable_grad():
-            values = asked.by_gradient(method, steps, samples, seed)
+    embed = Site(None if len(anatomy.towers) == 1 else stack.name, None, "embed")
+    asked = _Asked(model, model.inputs(inputs), metric, embed, steps, samples, seed)
+    values: Tensor = known[method].run(asked)
     positions = tower_inputs(asked.x, asked.embed)
     values = values.detach().cpu().float()
     if positions.valid.shape == values.shape:
@@ -141,6 +137,9 @@ class _Asked:
     x: Inputs
     metric: Metric
     embed: Site
+    steps: int
+    samples: int
+    seed: int
 
     def score(self, logits: Tensor) -> Tensor:
         value = judged(self.metric, self.x, logits)
@@ -162,36 +161,6 @@ class _Asked:
             raise ModelError(f"{type(m.module).__name__} has no logits to measure: load it with a head.")
         return self.score(logits)
 
-    def by_gradient(self, method: str, steps: int, samples: int, seed: int) -> Tensor:
-        captum = _captum()
-        e = self.model.run(self.x, record=[self.embed])[self.embed].detach().requires_grad_()
-        rows = len(e)
-        if method == "gradient":
-            return captum.Saliency(self.forward).attribute(e, abs=False).norm(dim=-1)
-        if method == "smoothgrad":
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Input Tensor 0 did not already require", module="captum")
-                torch.manual_seed(seed)
-                tunnel = captum.NoiseTunnel(captum.Saliency(self.forward))
-                noise = NOISE * float(e.detach().max() - e.detach().min())
-                return tunnel.attribute(
-                    e, nt_type="smoothgrad", nt_samples=samples, nt_samples_batch_size=1, stdevs=noise, abs=False
-                ).norm(dim=-1)
-        if method == "ig":
-            return (
-                captum.IntegratedGradients(self.forward)
-                .attribute(e, n_steps=steps, method="riemann_middle", internal_batch_size=rows)
-                .sum(-1)
-            )
-        with self._rules(method):
-            return captum.InputXGradient(self.forward).attribute(e).sum(-1)
-
-    def _rules(self, method: str) -> Any:
-        if method not in SETS:
-            return nullcontext()
-        module, anatomy = self.model.module, self.model.anatomy
-        return Rules(module, anatomy, applicable(module, anatomy, SETS[method])).on()
-
     def rolled(self, *, propagated: bool) -> Tensor:
         m = self.model
         stack = m.anatomy.tower(self.embed.tower, text=str(self.embed))
@@ -207,6 +176,63 @@ class _Asked:
         return found - own  # the 1 of the identity is the position itself, not what it read
 
 
+Explain = Callable[["_Asked", Any, Tensor], Tensor]
+"""From the question, captum and the embedded input to relevance."""
+
+
+def _by_gradient(explain: Explain) -> Callable[[_Asked], Tensor]:
+    """One of captum's, on the embedded input."""
+
+    def run(asked: _Asked) -> Tensor:
+        captum = _captum()
+        with frozen(asked.model.module), torch.enable_grad():
+            embedded = asked.model.run(asked.x, record=[asked.embed])[asked.embed].detach().requires_grad_()
+            return explain(asked, captum, embedded)
+
+    return run
+
+
+def _gradient(asked: _Asked, captum: Any, e: Tensor) -> Tensor:
+    found: Tensor = captum.Saliency(asked.forward).attribute(e, abs=False).norm(dim=-1)
+    return found
+
+
+def _smoothed(asked: _Asked, captum: Any, e: Tensor) -> Tensor:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input Tensor 0 did not already require", module="captum")
+        torch.manual_seed(asked.seed)
+        tunnel = captum.NoiseTunnel(captum.Saliency(asked.forward))
+        noise = NOISE * float(e.detach().max() - e.detach().min())
+        found: Tensor = tunnel.attribute(
+            e, nt_type="smoothgrad", nt_samples=asked.samples, nt_samples_batch_size=1, stdevs=noise, abs=False
+        ).norm(dim=-1)
+    return found
+
+
+def _along(asked: _Asked, captum: Any, e: Tensor) -> Tensor:
+    ways = captum.IntegratedGradients(asked.forward)
+    found: Tensor = ways.attribute(e, n_steps=asked.steps, method="riemann_middle", internal_batch_size=len(e)).sum(-1)
+    return found
+
+
+def _times_input(asked: _Asked, captum: Any, e: Tensor) -> Tensor:
+    found: Tensor = captum.InputXGradient(asked.forward).attribute(e).sum(-1)
+    return found
+
+
+def _ruled(names: tuple[str, ...]) -> Explain:
+    def explain(asked: _Asked, captum: Any, e: Tensor) -> Tensor:
+        module, anatomy = asked.model.module, asked.model.anatomy
+        with Rules(module, anatomy, applicable(module, anatomy, names)).on():
+            return _times_input(asked, captum, e)
+
+    return explain
+
+
+def _rolled(propagated: bool) -> Callable[[_Asked], Tensor]:
+    return lambda asked: asked.rolled(propagated=propagated)
+
+
 def _captum() -> Any:
     try:
         import captum.attr
@@ -215,3 +241,46 @@ def _captum() -> Any:
             "these maps are captum's: pip install 'interp[captum]', or use method='chefer-generic'."
         ) from None
     return captum.attr
+
+
+register(
+    Method(
+        "interp.relevance",
+        number="relevance of a position of the tower's input for the metric; signed unless the method is a length",
+        shown="tokens",
+        needs=("metric",),
+        passes=lambda t: 3,
+        examples=0,
+        example=lambda t, **how: relevance(t.model, t.base, metric=t.metric, tower=t.tower.rstrip(".") or None, **how),
+    )
+)
+_CHOICES: tuple[tuple[str, str, Callable[[_Asked], Tensor], tuple[str, ...]], ...] = (
+    ("gradient", "the length of the gradient", _by_gradient(_gradient), ("1312.6034",)),
+    ("gradient_x_input", "gradient times input", _by_gradient(_times_input), ("1312.6034",)),
+    ("ig", "gradient times input along the line from 0", _by_gradient(_along), ("1703.01365",)),
+    ("smoothgrad", "the length of the mean gradient over noisy inputs", _by_gradient(_smoothed), ("1706.03825",)),
+    *((name, "input times what the rules make of the gradient", _by_gradient(_ruled(SETS[name])), CITED[name])
+      for name in SETS),
+    ("chefer", "relevance rolled out through attention, patterns weighed by their relevance", _rolled(True),
+     ("2012.09838",)),
+    ("chefer-generic", "relevance rolled out through attention", _rolled(False), ("2103.15679",)),
+)  # fmt: skip
+_WHY = "relevance is propagated through the operators of ViTs only"
+_UNFIT: dict[Kind, str] = dict.fromkeys(("decoder", "lvlm", "encoder-decoder"), _WHY)
+_PASSES: dict[str, Passes] = {
+    "ig": lambda t: 1 + 2 * 3, "smoothgrad": lambda t: 1 + 2 * 3, "chefer": lambda t: 5, "chefer-generic": lambda t: 2,
+}  # fmt: skip
+for _order, (_name, _number, _run, _papers) in enumerate(_CHOICES):
+    register(
+        Variant(
+            "interp.relevance",
+            _name,
+            number=_number,
+            run=_run,
+            order=_order,
+            passes=_PASSES.get(_name),
+            example={"steps": 3, "samples": 3},
+            papers=_papers,
+            unfit=_UNFIT if _name == "chefer" else {},
+        )
+    )

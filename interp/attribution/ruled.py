@@ -20,15 +20,16 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from interp.attribution.pair import Pair, contributions
+from interp.attribution.pair import Pair, Setting, contributions
 from interp.hooks.errors import CheckFailed, ModelError
 from interp.hooks.sites import Site
 from interp.hooks.slopes.rules import Rules, applicable, gated_layers
+from interp.records import Variant, register
 
 SETS: dict[str, tuple[str, ...]] = {
     "relp": ("ln", "identity", "half"),
@@ -84,3 +85,32 @@ def _check(pair: Pair, rules: Rules, logits: Tensor, slopes: Mapping[Site, Tenso
         )
         return
     known.add(rules.names)
+
+
+def by(name: str) -> Callable[[Pair, Setting], Tensor]:
+    """The estimate of a set of rules, or of those that the caller puts in their place."""
+
+    def run(pair: Pair, setting: Setting) -> Tensor:
+        strict = setting.rules is not None
+        return estimate(pair, SETS[name] if setting.rules is None else setting.rules, strict=strict)
+
+    return run
+
+
+CITED = {
+    "relp": ("2508.21258", "2310.10348"), "attnlrp": ("2402.05602",), "cp-lrp": ("2202.07304",),
+    "gim": ("2505.17630",),
+}  # fmt: skip
+for _order, _name in enumerate(SETS):
+    register(
+        Variant(
+            "interp.attribute",
+            _name,
+            number="estimate of patching from one backward pass with relevance rules",
+            run=by(_name),
+            order=3 + _order,
+            passes=lambda t: 3,
+            how={"rules": True},
+            papers=CITED[_name],
+        )
+    )

@@ -16,15 +16,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from interp.attribution.pair import Pair, contributions
+from interp.attribution.pair import Pair, Setting, contributions
 from interp.hooks.errors import ModelError
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Dropped, Graph
 from interp.hooks.slopes.query_key import key_effect, query_effect
 from interp.hooks.stand.interface import Call
+from interp.records import Variant, register
 
 
-def estimate(pair: Pair) -> Tensor:
+def estimate(pair: Pair, setting: Setting) -> Tensor:
     """[cell, row], magnitudes."""
     dropped = Dropped()
     found = _run(pair, dropped)
@@ -38,7 +39,7 @@ def estimate(pair: Pair) -> Tensor:
     return torch.as_tensor(total) / max(len(layers) - 1, 1)
 
 
-def signed(pair: Pair) -> Tensor:
+def signed(pair: Pair, setting: Setting) -> Tensor:
     """[cell, row], with the query and key repair alone."""
     found = _run(pair, None)
     return pair.cells(_repaired(pair, found, found.gradients()))
@@ -68,3 +69,26 @@ def _repaired(pair: Pair, found: Graph, slopes: Mapping[Site, Tensor]) -> dict[S
 
 def _softmaxed(site: Site, call: Call, new: Tensor, dz: Tensor) -> Tensor:
     return query_effect(call, new, dz) if site.component == "q" else key_effect(call, new, dz)
+
+
+register(
+    Variant(
+        "interp.attribute",
+        "atp-qk",
+        number="estimate of patching from one backward pass, the softmax taken as it is at q and k",
+        run=signed,
+        order=1,
+        passes=lambda t: 3,
+    )
+)
+register(
+    Variant(
+        "interp.attribute",
+        "atp*",
+        number="estimate of patching from a backward pass a layer, direct and indirect effects kept apart; a magnitude",
+        run=estimate,
+        order=2,
+        passes=lambda t: 2 + t.layers,
+        signed=False,
+    )
+)

@@ -21,6 +21,7 @@ from interp.circuits.graph.running import Ablation, Runner
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
 from interp.provenance import about
+from interp.records import Method, register
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -62,3 +63,19 @@ def acdc(
         "ablation": ablation, "passes": runner.count, "found_on": pair.base.digest(), "unpruned": int(kept.sum()),
     }  # fmt: skip
     return Circuit(graph, graph.pruned(kept), "edge", meta, scores)
+
+
+register(
+    Method(
+        "interp.circuits.acdc",
+        number="which edges stay: those whose loss is at least the threshold, in the metric's unit",
+        shown="edges",
+        needs=("metric", "source"),
+        passes=lambda t: t.edges + 3,
+        unfit={"encoder-decoder": "the blocks of its decoder have several attentions"},
+        values=None,
+        example=lambda t: acdc(
+            t.model, base=t.base, source=t.source, metric=t.metric, threshold=0.01, tower=t.tower.rstrip(".") or None
+        ),
+    )
+)

@@ -29,22 +29,22 @@ first-order scores say 0 where the metric, a softmax or an activation is flat.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from interp.circuits.edge_scores import Edges
 from interp.circuits.graph import estimates
-from interp.circuits.graph.changes import Filled, GraphPair
+from interp.circuits.graph.changes import Filled, GraphPair, Written
 from interp.circuits.graph.exact import exact
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
 from interp.provenance import about
+from interp.records import Kind, Method, Passes, Variant, register, variants
 
 if TYPE_CHECKING:
     from interp.model import Model
-
-METHODS = ("eap", "eap-ig", "eap-ig-activations", "relp", "exact", "flow")
 
 
 def edges(
@@ -58,12 +58,13 @@ def edges(
     tower: str | None = None,
 ) -> Edges:
     """The score of every edge, per example. `source` is a run that lines up with the base, "zero" or "mean"."""
-    if method not in METHODS:
-        raise InputsError(f"no edge method {method!r}; there are {', '.join(METHODS)}.")
-    if source is None and method != "flow":
+    known = variants("interp.edges", room="circuits")
+    if method not in known:
+        raise InputsError(f"no edge method {method!r}; there are {', '.join(known)}.")
+    if source is None and not known[method].how["alone"]:
         raise InputsError(f"method={method!r} compares two runs: give source=, a run, 'zero' or 'mean'.")
     pair = GraphPair(model, base, base if source is None else source, metric, tower)
-    found, score, other, said = _scored(pair, method, steps)
+    found, score, other, said = known[method].run(pair, steps)
     meta = {
         **about(model.module, pair.base), "method": method, "metric": repr(metric), "passes": pair.passes, **said,
         "source": "none" if source is None else source if isinstance(source, str) else "run",
@@ -71,18 +72,72 @@ def edges(
     return Edges(pair.graph, found.cpu(), score.double().cpu(), None if other is None else other.double().cpu(), meta)
 
 
-def _scored(pair: GraphPair, method: str, steps: int) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]:
-    """Scores, the metric of base and source, and what a method has to say."""
-    if method == "flow":
-        return estimates.flow(pair), pair.judge([pair.walk.run(pair.kwargs(), columns=pair.columns)]), None, {}
+Scored = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
+"""Scores, the metric of base and source, and what a method has to say."""
+
+
+def _flow(pair: GraphPair, steps: int) -> Scored:
+    return estimates.flow(pair), pair.judge([pair.walk.run(pair.kwargs(), columns=pair.columns)]), None, {}
+
+
+def _eap(pair: GraphPair, steps: int) -> Scored:
     more, score, other = pair.changes()
-    if method == "eap":
-        return estimates.eap(pair, more), score, other, {}
-    if method == "relp":
-        found, rules = estimates.relp(pair, more)
-        return found, score, other, {"rules": tuple(rules)}
-    if method == "exact":
-        return estimates.by_edge(pair.graph, exact(pair, more)), score, other, {}
-    along = estimates.eap_ig if method == "eap-ig" else estimates.eap_ig_activations
-    said = {"steps": steps, "grid": [round(alpha, 6) for alpha in estimates.grid(steps)]}
-    return along(pair, more, steps), score, other, said
+    return estimates.eap(pair, more), score, other, {}
+
+
+def _relp(pair: GraphPair, steps: int) -> Scored:
+    more, score, other = pair.changes()
+    found, rules = estimates.relp(pair, more)
+    return found, score, other, {"rules": tuple(rules)}
+
+
+def _exact(pair: GraphPair, steps: int) -> Scored:
+    more, score, other = pair.changes()
+    return estimates.by_edge(pair.graph, exact(pair, more)), score, other, {}
+
+
+def _along(way: Callable[[GraphPair, Written, int], Tensor]) -> Callable[[GraphPair, int], Scored]:
+    def run(pair: GraphPair, steps: int) -> Scored:
+        more, score, other = pair.changes()
+        said = {"steps": steps, "grid": [round(alpha, 6) for alpha in estimates.grid(steps)]}
+        return way(pair, more, steps), score, other, said
+
+    return run
+
+
+_UNFIT: dict[Kind, str] = {"encoder-decoder": "the blocks of its decoder have several attentions"}
+register(
+    Method(
+        "interp.edges",
+        number="effect on the metric when a receiver alone reads the source's value of a sender, in the metric's unit",
+        shown="edges",
+        needs=("metric", "source"),
+        unfit=_UNFIT,
+        passes=lambda t: 3 + 12 * 2,
+        example=lambda t, **how: edges(
+            t.model, base=t.base, source=t.source, metric=t.metric, tower=t.tower.rstrip(".") or None,
+            **{"steps": 2, **how},
+        ),
+    )
+)  # fmt: skip
+_PASSES: dict[str, Passes] = {
+    "eap": lambda t: 3 + 12, "relp": lambda t: 3 + 12, "flow": lambda t: 3, "exact": lambda t: t.edges + 5,
+    "eap-ig-activations": lambda t: 3 + 12 * 2 * (1 + 2 * t.layers),
+}  # fmt: skip
+_CHOICES: tuple[tuple[str, str, Callable[[GraphPair, int], Scored], tuple[str, ...]], ...] = (
+    ("eap", "estimated effect, from the gradient at the base", _eap, ("2310.10348",)),
+    ("eap-ig", "estimated effect, from the mean gradient between base and source", _along(estimates.eap_ig),
+     ("2403.17806", "2504.13151")),
+    ("eap-ig-activations", "estimated effect, from the mean gradient while the sender itself moves",
+     _along(estimates.eap_ig_activations), ("2403.19647", "2504.13151")),
+    ("relp", "estimated effect, from a gradient with relevance rules", _relp, ("2508.21258",)),
+    ("exact", "exact effect of every edge by itself", _exact, ()),
+    ("flow", "share of what is read that the sender wrote, never negative", _flow, ("2403.00824",)),
+)  # fmt: skip
+for _order, (_name, _number, _run, _papers) in enumerate(_CHOICES):
+    register(
+        Variant(
+            "interp.edges", _name, number=_number, run=_run, order=_order, papers=_papers, signed=_name != "flow",
+            how={"alone": _name == "flow"}, passes=_PASSES.get(_name), unfit=_UNFIT,
+        )
+    )  # fmt: skip

@@ -13,8 +13,9 @@ MIB, 2504.13151). 0 is nothing and 1 the whole model; f is not clipped and may p
                   grid of sizes, by trapezoids from .001 to 1, pruned as MIB does
 
 What a circuit scores depends on ablation, level and data, so all three are in the result; `same_data` says whether it
-was judged on what it was found on. Cost: a recorded pass of each side, then about one forward pass per circuit, 100 for
-the random ones alone. Limits: ratios of means; with a gap near 0 there is nothing to be faithful to, an error.
+was judged on what it was found on. Cost: a recorded pass of each side, then one to two forward passes per circuit, of
+which the random ones alone are 100. Limits: ratios of means; with a gap near 0 there is nothing to be faithful to, an
+error.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from interp.circuits.random import largest, like, sizes
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
 from interp.provenance import about
+from interp.records import Method, register
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -165,3 +167,21 @@ class _Trial:
             one = scores.circuit(fraction=share, signed=signed)
             found.append(self.f(self.runner((one.as_nodes() if self.level == "node" else one).mask)))
         return tuple(found)
+
+
+register(
+    Method(
+        "interp.faithfulness",
+        number="f, the share of the gap between nothing and the whole model that the circuit makes up; 1 is all of it",
+        shown="curve",
+        needs=("metric", "source", "result"),
+        label="circuit",
+        papers=("2403.17806", "2504.13151"),
+        unfit={"encoder-decoder": "the blocks of its decoder have several attentions"},
+        passes=lambda t: 2 + 4 + 10,
+        example=lambda t: faithfulness(
+            t.model, t.of("interp.edges").circuit(fraction=0.1), base=t.base, source=t.source, metric=t.metric,
+            random=4, parts=2,
+        ),
+    )
+)  # fmt: skip

@@ -40,8 +40,7 @@ def add(commands: common.Commands) -> None:
     retrieval.add_argument("-n", type=common.count, default=None, help="needles")
     retrieval.add_argument("--lengths", type=common.count, nargs="+", help="lengths of the text, in tokens")
     retrieval.add_argument("--depths", type=float, nargs="+", help="where the needle stands, 0 to 1")
-    retrieval.add_argument("--mode", choices=common.Words("interp.long.retrieval_heads:MODES"), default="event",
-                           metavar="MODE", help="what counts, one of: %(choices)s")  # fmt: skip
+    common.choice(retrieval, "--mode", "interp.retrieval_heads", room="long", default="event")
     for parser in (heads, sinks, retrieval):
         parser.add_argument("--top", type=common.count, default=10, help="rows to print")
         parser.add_argument("--out", metavar="FILE", help="write all rows here: .csv, .parquet or .json")

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, get_args
 
 from interp.configs import ConfigError, read_config
+from interp.records import Choices
 
 Commands = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int]
@@ -60,6 +61,12 @@ class Words:
 
     def __contains__(self, word: object) -> bool:
         return word in tuple(self)
+
+
+def choice(parser: argparse.ArgumentParser, flag: str, call: str, *, room: str, **how: Any) -> None:
+    """One of the choices that a call's records name; they are read when the option is used or its help is shown."""
+    shown = flag.strip("-").upper()
+    parser.add_argument(flag, choices=Choices(call, room=room), metavar=shown, help="one of: %(choices)s", **how)
 
 
 def count(text: str) -> int:

@@ -16,7 +16,6 @@ PATCH = """examples:
 ATTRIBUTE = """examples:
   interp attribute zoo:ioi --method relp                  # estimates, held against exact patching
   interp attribute ./my-checkpoint --task ioi --method "atp*" --verify 64 --out runs/atp"""
-METHODS = ("atp", "atp-qk", "atp*", "relp", "attnlrp", "cp-lrp", "gim", "ig", "conductance")
 
 
 def add(commands: common.Commands) -> None:
@@ -33,7 +32,7 @@ def add(commands: common.Commands) -> None:
                             help="denoise puts clean values into corrupt prompts, noise the other way")  # fmt: skip
         parser.add_argument("--top", type=common.count, default=10, help="rows to print")
         parser.add_argument("--out", metavar="DIR", help="save the result here")
-    attribute.add_argument("--method", choices=METHODS, default="relp")
+    common.choice(attribute, "--method", "interp.attribute", room="attribution", default="relp")
     attribute.add_argument("--verify", default="auto", help="auto, all, or how many cells to patch exactly (0: none)")
 
 

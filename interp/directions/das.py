@@ -27,6 +27,7 @@ from interp.hooks.run.session import Session
 from interp.hooks.stand.output import logits_of
 from interp.metrics.judge import Judge, Metric, answer_ids, lined_up, reads_of
 from interp.metrics.shipped import LogProb
+from interp.records import Method, register
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -195,3 +196,19 @@ def _train(
         optimizer.step()
         losses.append(float(loss.detach()))
     return turn.weight.detach().T.contiguous(), torch.tensor(losses)
+
+
+register(
+    Method(
+        "interp.directions.das",
+        number="interchange accuracy: the share of pairs answered as the source's variable asks, on rows held out",
+        shown="bars",
+        needs=("metric", "source"),
+        passes=lambda t: 2 + 2 * 3 + 2 + 3,
+        values=None,
+        example=lambda t: das(
+            t.model, base=t.base, source=t.source, metric=t.metric, site=f"{t.tower}L1.H1.z", dim=2, steps=3,
+            positions=t.reads, seeds=(0,), controls=2,
+        ),
+    )
+)  # fmt: skip

@@ -22,6 +22,7 @@ from interp.directions.vectors import as_columns, random_bases, rows, single
 from interp.hooks.edits.edits import Project, Set, ValueEdit
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, lined_up, reads_of
+from interp.records import Method, register
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -124,3 +125,19 @@ def exchange(
 
 def _mean(model: Model, inputs: Any, site: str, positions: Positions) -> Tensor:
     return rows(model, model.inputs(inputs), single(model, site), positions).double().mean(0).float()
+
+
+register(
+    Method(
+        "interp.directions.exchange",
+        number="effect on the metric of a subspace taken from the source, inside and outside of it",
+        shown="bars",
+        needs=("metric", "source"),
+        passes=lambda t: 2 + 4 + 3,
+        values="inside",
+        example=lambda t: exchange(
+            t.model, base=t.base, source=t.source, metric=t.metric, site=f"{t.tower}L1.H1.z", positions=t.reads,
+            basis=torch.eye(t.width)[:, :1], controls=3,
+        ),
+    )
+)  # fmt: skip

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from interp.directions.vectors import as_columns, random_bases, rows, single
+from interp.finite import finite
 from interp.hooks.edits.edits import Project
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, reads_of
+from interp.records import Method, register
 from interp.results.intervals import interval
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def _decomposed(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Their mean, their right singular vectors as columns (all of them), and the variance along each as a share."""
     if len(vectors) < 2:
         raise InputsError(f"a decomposition needs at least two vectors, got {len(vectors)}: give more examples.")
-    mean = vectors.double().mean(0)
+    mean = finite(vectors.double(), "vectors").mean(0)
     _, sizes, directions = torch.linalg.svd(vectors.double() - mean, full_matrices=True)
     share = torch.zeros(len(directions), dtype=torch.float64, device=sizes.device)
     share[: len(sizes)] = sizes.square() / sizes.square().sum().clamp(min=1e-300)
@@ -137,3 +139,17 @@ def _rest(basis: Tensor) -> Tensor:
     d, rank = basis.shape
     whole = torch.linalg.qr(torch.cat([basis.double(), torch.eye(d, dtype=torch.float64, device=basis.device)], 1)).Q
     return as_columns(whole[:, rank:d].float(), d, "the rest of a basis")
+
+
+register(
+    Method(
+        "interp.directions.subspace",
+        number="the metric with a head's vectors cut down to some dimensions",
+        shown="curve",
+        needs=("metric",),
+        passes=lambda t: 2 + 2 + 2 * 2,
+        example=lambda t: subspace(
+            t.model, t.base, metric=t.metric, sites=f"{t.tower}L1.H1.q", ranks=[1, 2], positions=t.reads, draws=2
+        ),
+    )
+)

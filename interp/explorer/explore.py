@@ -4,7 +4,7 @@
 trusted and as a still picture elsewhere; `.save("heads.html")` writes a file that anyone can open; `.live()` is a
 widget whose selection Python reads and sets. Results given (`results={"patch": effects}`) become measures of the map
 beside the statistics of attention, and `circuit=` is drawn.
-Cost: three forward passes of the data (statistics, patterns, what heads promote), and one more a further tower.
+Cost: three forward passes of the data (statistics, patterns, what heads promote), and two more a further tower.
 Limits: attention weights say where a head reads from, not what it does: patch to know. Patterns of long inputs are a
 sample of rows and their largest keys; numbers in the page have six digits; `.save` of the results keeps all.
 """
@@ -23,6 +23,7 @@ from interp.explorer.build import payload
 from interp.explorer.live import live
 from interp.explorer.page import page
 from interp.explorer.picture import png
+from interp.records import Method, register
 from interp.saving import renamed
 
 if TYPE_CHECKING:
@@ -85,3 +86,15 @@ def explore(
     return Explorer(
         payload(model, data, results=results, circuit=circuit, examples=examples, pictures=pictures, title=title)
     )
+
+
+register(
+    Method(
+        "interp.explore",
+        number="statistics of attention, each in its unit, and the results that are given",
+        shown="page",
+        passes=lambda t: 1 + 2 * len(t.model.anatomy.towers),
+        values=None,
+        example=lambda t: explore(t.model, t.base),
+    )
+)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interp.explorer.looks import pattern_of
+from interp.finite import finite
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
@@ -37,7 +38,7 @@ def measured(model: Model, x: Inputs, tower: Tower, own: Inputs) -> list[dict[st
             if values.shape[0] != real.shape[0] or values.shape[2] != real.shape[1]:
                 return None
             mean = (values * real[:, None]).sum(2) / real.sum(1)[:, None]
-            rows += _rows(heads, name, mean)
+            rows += _rows(heads, name, finite(mean, f"{name} of the heads"))
     return rows
 
 

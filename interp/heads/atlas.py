@@ -26,6 +26,7 @@ from interp.heads.patterns.shapes import SHORT, Shape, bands
 from interp.hooks.errors import InputsError
 from interp.hooks.run.weights import Rows
 from interp.provenance import about
+from interp.records import Method, register
 
 if TYPE_CHECKING:
     from interp.heads.kinds.page import Page
@@ -95,3 +96,14 @@ def _measured(model: Model, sites: list[Site], x: Any, page: Page, bins: int, *,
 
     read_heads(model, sites, x, read, page=page)
     return {name: torch.cat([done[site][name] for site in sites]) for name in done[sites[0]]}
+
+
+register(
+    Method(
+        "interp.heads.atlas",
+        number="where a head lies among all by the form of its pattern; distances without a unit",
+        shown="map",
+        passes=lambda t: 3,
+        example=lambda t: atlas(t.model, t.base, heads=f"{t.tower}L*", clusters=2, steps=4),
+    )
+)

@@ -26,6 +26,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.metrics.shipped import KL, Reading, narrow
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.gates import Gates
 from interp.tasks.task import Task
 
@@ -213,3 +214,18 @@ def _checked(value: Tensor) -> Tensor:
     if not bool(torch.isfinite(mean)):
         raise InputsError("the loss is not finite.")
     return mean
+
+
+register(
+    Method(
+        "interp.heads.gates",
+        number="how far a head's gate stays open, 0 to 1, by seed",
+        shown="map",
+        needs=("metric",),
+        passes=lambda t: 2 * 3 * 2,
+        values=None,
+        example=lambda t: gates(
+            t.model, t.base, heads=t.heads, loss=lambda logits, inputs: -t.metric(logits, inputs), steps=3, seeds=2
+        ),
+    )
+)

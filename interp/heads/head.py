@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.finite import finite
 from interp.heads.head_circuits import head_circuits
 from interp.heads.head_roles import head_roles
 from interp.heads.kinds.reading import head_sites, page_of, read_heads
@@ -32,6 +33,7 @@ from interp.metrics.shipped import LogitDifference
 from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.card import HeadCard, Look, Number
 from interp.results.intervals import mean_interval
 from interp.sink.sinks import sinks
@@ -108,6 +110,7 @@ class _Making:
 
 def _number(name: str, values: Tensor, **more: Any) -> Number:
     """A number from its values per example."""
+    finite(values, f"numbers of {name!r}")
     low, high = (float(one) for one in mean_interval(values.double().cpu()[None]))
     return Number(name, float(values.double().mean()), low, high, len(values), **more)
 
@@ -223,3 +226,17 @@ def _largest(p: Tensor, at: Tensor, valid: Tensor, first: Tensor) -> list[tuple[
 def _names(x: Inputs, row: int) -> list[str]:
     """What each position is called: its token, else what it is."""
     return [x.roles.label(row, i) if x.tokens is None else x.tokens[row][i] for i in range(x.length)]
+
+
+register(
+    Method(
+        "interp.head",
+        number="all of a head on one card, each number in the unit of its method",
+        shown="page",
+        needs=("metric",),
+        made_of=("interp.head_roles", "interp.heads.head_circuits", "interp.patching.direct_effect", "interp.patch"),
+        passes=lambda t: 12 + 6 * t.turned + 6 * t.layers,
+        values=None,
+        example=lambda t: head(t.model, f"{t.tower}L1.H1", t.base, metric=t.metric),
+    )
+)

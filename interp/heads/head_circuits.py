@@ -27,6 +27,7 @@ from interp.heads.kinds.reading import head_names, head_sites, heads_of, tower_o
 from interp.heads.matrices import HeadMatrices, LayerMatrices
 from interp.hooks.errors import InputsError, ModelError
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.weights import RESIDUAL, VOCABULARY, HeadCircuits
 
 if TYPE_CHECKING:
@@ -184,3 +185,15 @@ def _random(shapes: tuple[int, ...], draws: int, seed: int) -> float:
         return _composed(*parts)
 
     return sum(one() for _ in range(draws)) / draws
+
+
+register(
+    Method(
+        "interp.heads.head_circuits",
+        number="scores of the weights alone, most of them from -1 to 1; beside them those of random matrices",
+        shown="map",
+        passes=lambda t: 4 * t.turned + 6 * t.layers,
+        values=None,
+        example=lambda t: head_circuits(t.model, f"{t.tower}L*", draws=2),
+    )
+)

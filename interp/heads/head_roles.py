@@ -27,6 +27,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.weights import Rows
 from interp.hooks.sites import Site, nearest
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.roles import HeadRoles
 
 if TYPE_CHECKING:
@@ -158,3 +159,15 @@ def _refuse_missing(kinds: Sequence[str] | None, found: dict[str, Any], left_out
         raise InputsError(
             "no kind of head can be measured here: " + "; ".join(f"{k}: {w}" for k, w in left_out.items())
         )
+
+
+register(
+    Method(
+        "interp.head_roles",
+        number="weight on what the kind looks at, 0 to 1 (of copying: a share of eigenvalues, -1 to 1)",
+        shown="map",
+        label="head roles",
+        passes=lambda t: 4,
+        example=lambda t: head_roles(t.model, t.base, heads=f"{t.tower}L*", n=2, length=6, repeats=2),
+    )
+)

@@ -29,18 +29,17 @@ LXT's authors state that LRP (relp, attnlrp, cp-lrp) is patented technology, fre
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from interp.attribution.attribute import METHODS as ATTRIBUTIONS
-from interp.attribution.attribute import attribute
-from interp.heads.measures import change, entropy, fisher, gradient, norm, resample
-from interp.heads.measures.asked import Asked, asked
-from interp.heads.measures.measured import Measured
+from interp.attribution.attribute import attribute, methods
+from interp.heads.measures import change, resample
+from interp.heads.measures.asked import Asked, Run, asked
+from interp.heads.measures.measured import Measured, Order
 from interp.heads.measures.table import Importance
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
@@ -48,6 +47,7 @@ from interp.metrics.shipped import Reading
 from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
 from interp.provenance import about
+from interp.records import Method, Passes, Variant, register, variants
 from interp.results.effects import Effects
 from interp.tasks.task import Task
 
@@ -55,10 +55,12 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 GROUPS = {"ablation": ("zero", "mean", "resample"), "attribution": ("relp",), "vit": change.METHODS}
-METHODS: tuple[str, ...] = (
-    "zero", "mean", "resample", *gradient.METHODS, *ATTRIBUTIONS, "direct_effect", "norm", *entropy.METHODS,
-    *change.METHODS, "gates", *fisher.METHODS,
-)  # fmt: skip
+
+
+def measures() -> dict[str, Variant]:
+    """Every measure by name: those registered in this room, and each way of attribution."""
+    estimates = {name: replace(one, run=attributed, how={}) for name, one in methods().items()}
+    return {**variants("interp.importance", room="heads"), **estimates}
 
 
 def importance(
@@ -89,17 +91,17 @@ def importance(
     start = time.perf_counter()
     question = asked(model, data, metric=metric, labels=labels, source=source, heads=heads)
     kept = None if retain is None else asked(model, retain, metric=metric, heads=heads)
-    run = _Run(question, kept, draws, verify, dict(gates or {}), seed)
-    found = {one.method: one for group in _shared(chosen) for one in run.measured(group)}
-    measures = tuple(found[name] for name in chosen)
+    run, known = Run(question, kept, draws, verify, dict(gates or {}), seed), measures()
+    found = {one.method: one for group in _shared(chosen, known) for one in known[group[0]].run(run, group)}
+    made = tuple(found[name] for name in chosen)
     classes = () if question.labels is None else tuple(str(row[0]) for row in question.labels)
     meta = {
         **about(model.module, question.x), "metric": repr(question.metric), "seed": seed, "draws": draws,
-        "passes": {one.method: one.passes for one in measures},
-        "notes": {one.method: dict(one.notes) for one in measures if one.notes},
+        "passes": {one.method: one.passes for one in made},
+        "notes": {one.method: dict(one.notes) for one in made if one.notes},
         "seconds": round(time.perf_counter() - start, 3),
     }  # fmt: skip
-    return Importance(question.names, question.towers, measures, question.groups, classes, meta, seed)
+    return Importance(question.names, question.towers, made, question.groups, classes, meta, seed)
 
 
 def _methods(by: str | Iterable[str]) -> list[str]:
@@ -107,128 +109,106 @@ def _methods(by: str | Iterable[str]) -> list[str]:
         raise InputsError(f"by= is a measure or a list of measures, got {by!r}.")
     asked_for = [by] if isinstance(by, str) else list(by)
     found = list(dict.fromkeys(name for one in asked_for for name in GROUPS.get(one, (one,))))
-    unknown = [name for name in found if name not in METHODS]
+    known = measures()
+    unknown = [name for name in found if name not in known]
     if unknown or not found:
-        there = ", ".join((*GROUPS, *METHODS))
+        there = ", ".join((*GROUPS, *known))
         raise InputsError(f"no measure {unknown[0]!r}; there are {there}." if unknown else f"by= is empty: {there}.")
     return found
 
 
-SHARED = (gradient.METHODS, fisher.METHODS, entropy.METHODS, ("zero", *change.METHODS))
-"""Measures that read the same run."""
-
-
-def _shared(chosen: list[str]) -> list[list[str]]:
-    """The measures in groups that are taken together."""
-    found: dict[int, list[str]] = {}
-    for n, name in enumerate(chosen):
-        home = next((i for i, group in enumerate(SHARED) if name in group), len(SHARED) + n)
-        found.setdefault(home, []).append(name)
+def _shared(chosen: list[str], known: Mapping[str, Variant]) -> list[list[str]]:
+    """The measures in groups that read the same run and are taken together."""
+    found: dict[str, list[str]] = {}
+    for name in chosen:
+        found.setdefault(known[name].how.get("shares", name), []).append(name)
     return list(found.values())
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    asked: Asked
-    retain: Asked | None
-    draws: int
-    verify: Any
-    gates: dict[str, Any]
-    seed: int
+def removed(run: Run, names: list[str]) -> list[Measured]:
+    """Zero ablation, by its metric and by what it changes in the prediction."""
+    asked, changes = run.asked, [name for name in names if name in change.METHODS]
+    metrics: dict[str, Metric] = dict(change.metrics(asked, changes)) if changes else {}
+    if "zero" in names:
+        metrics["zero"] = asked.judged("zero")
+    found = _swept(run, "zero", metrics)
+    made = []
+    for name in names:
+        gained = name in change.METHODS and name not in change.LOST
+        values = found[name].values if gained else _lost(found[name])
+        made.append(_exact(asked, name, values, found[name], order=change.ORDER.get(name, "abs")))
+    return made
 
-    def measured(self, names: list[str]) -> list[Measured]:
-        """Measures that share a run."""
-        first, asked = names[0], self.asked
-        if first in gradient.METHODS:
-            return gradient.measured(asked, names)
-        if first in fisher.METHODS:
-            return fisher.measured(asked, self.retain, names)
-        if first in entropy.METHODS:
-            return entropy.measured(asked, names)
-        if first in ("zero", *change.METHODS):
-            return self.removed(names)
-        if first in ATTRIBUTIONS:
-            return [self.attributed(first)]
-        own: dict[str, Callable[[], Measured]] = {
-            "mean": self.mean, "resample": self.resampled, "direct_effect": self.direct,
-            "norm": lambda: norm.measured(asked), "gates": self.gated,
-        }  # fmt: skip
-        return [own[first]()]
 
-    def removed(self, names: list[str]) -> list[Measured]:
-        """Zero ablation, by its metric and by what it changes in the prediction."""
-        asked, changes = self.asked, [name for name in names if name in change.METHODS]
-        metrics: dict[str, Metric] = dict(change.metrics(asked, changes)) if changes else {}
-        if "zero" in names:
-            metrics["zero"] = asked.judged("zero")
-        found = self.swept("zero", metrics)
-        made = []
-        for name in names:
-            gained = name in change.METHODS and name not in change.LOST
-            values = found[name].values if gained else _lost(found[name])
-            made.append(self.exact(name, values, found[name], order=change.ORDER.get(name, "abs")))
-        return made
+def averaged(run: Run, names: list[str]) -> list[Measured]:
+    """Ablation by the mean over this data."""
+    found = _swept(run, "mean", {"mean": run.asked.judged("mean")})["mean"]
+    return [_exact(run.asked, "mean", _lost(found), found)]
 
-    def mean(self) -> Measured:
-        found = self.swept("mean", {"mean": self.asked.judged("mean")})["mean"]
-        return self.exact("mean", _lost(found), found)
 
-    def resampled(self) -> Measured:
-        metric = self.asked.judged("resample")
-        tapes = resample.tapes(self.asked, self.draws, self.seed)
-        found = [self.swept(tape, {"resample": metric})["resample"] for tape in tapes]
-        each = torch.stack([_lost(one) for one in found])
-        made = self.exact("resample", each.mean(0), found[0], draws=self.draws)
-        return Measured(**{**vars(made), "seeds": each.mean(2) if self.draws > 1 else None})
+def resampled(run: Run, names: list[str]) -> list[Measured]:
+    """Ablation by another row's values."""
+    metric = run.asked.judged("resample")
+    tapes = resample.tapes(run.asked, run.draws, run.seed)
+    found = [_swept(run, tape, {"resample": metric})["resample"] for tape in tapes]
+    each = torch.stack([_lost(one) for one in found])
+    made = _exact(run.asked, "resample", each.mean(0), found[0], draws=run.draws)
+    return [Measured(**{**vars(made), "seeds": each.mean(2) if run.draws > 1 else None})]
 
-    def swept(self, source: Any, metrics: dict[str, Metric]) -> dict[str, Effects]:
-        asked = self.asked
-        found: dict[str, Effects] = patch(
-            asked.model, base=asked.x, source=source, metric=metrics, sites=asked.spelled, seed=self.seed
-        )
-        return found
 
-    def exact(self, name: str, values: Tensor, one: Effects, *, order: Any = "abs", draws: int = 1) -> Measured:
-        notes = {"noise_floor": one.noise_floor, "engine": one.meta["engine"]}
-        return Measured(name, values, order=order, passes=draws * _sweep_passes(self.asked), notes=notes)
+def _swept(run: Run, source: Any, metrics: dict[str, Metric]) -> dict[str, Effects]:
+    asked = run.asked
+    found: dict[str, Effects] = patch(
+        asked.model, base=asked.x, source=source, metric=metrics, sites=asked.spelled, seed=run.seed
+    )
+    return found
 
-    def attributed(self, method: str) -> Measured:
-        """What the metric would lose; magnitudes where the method gives no sign."""
-        asked = self.asked
-        source = "zero" if asked.y is None else asked.y
-        found = attribute(
-            asked.model, base=asked.x, source=source, metric=asked.judged(method), sites=asked.spelled,
-            method=method, verify=self.verify, seed=self.seed,
-        )  # fmt: skip
-        values = found.values.double() if method == "atp*" else _lost(found)
-        notes = {name: found.meta[name] for name in ("corruption", "verify") if name in found.meta}
-        return Measured(method, values, order="abs", passes=float(found.meta["passes"]), notes=notes)
 
-    def direct(self) -> Measured:
-        asked = self.asked
-        towers = {site.tower for site in asked.sites}
-        if len(towers) > 1:
-            raise InputsError("by='direct_effect' is of the tower that answers; name heads= of that tower alone.")
-        found = direct_effect(asked.model, asked.x, metric=asked.judged("direct_effect"), tower=towers.pop())
-        rows = dict(zip(found.sites, found.values, strict=True))
-        values = torch.stack([rows[f"{name}.result"] for name in asked.names]).double()
-        return Measured("direct_effect", values, order="abs", passes=3.0)
+def _exact(asked: Asked, name: str, values: Tensor, one: Effects, *, order: Order = "abs", draws: int = 1) -> Measured:
+    notes = {"noise_floor": one.noise_floor, "engine": one.meta["engine"]}
+    return Measured(name, values, order=order, passes=draws * _sweep_passes(asked), notes=notes)
 
-    def gated(self) -> Measured:
-        """Openness per head and seed."""
-        from interp.heads.gates import gates
 
-        asked = self.asked
-        if len(asked.patterns) > 1:
-            raise InputsError("by='gates' trains the gates of one pattern: give heads= as one, such as 'L*.H*'.")
-        how: dict[str, Any] = {"heads": asked.patterns[0], "seed": self.seed}
-        if asked.metric is not None and not isinstance(asked.data, Task):
-            how["loss"] = _cost(asked.metric)
-        found = gates(asked.model, asked.data, **{**how, **self.gates})
-        at = [found.sites.index(name) for name in asked.names]
-        values = found.openness[at].double().cpu()
-        passes = 2.0 * int(found.meta["steps"]) * len(found.meta["seeds"])
-        return Measured("gates", values, unit="seed", seeds=values.T.clone(), passes=passes, notes=_said(found.meta))
+def attributed(run: Run, names: list[str]) -> list[Measured]:
+    """What the metric would lose by one way of attribution; magnitudes where that gives no sign."""
+    asked, method = run.asked, names[0]
+    source = "zero" if asked.y is None else asked.y
+    found = attribute(
+        asked.model, base=asked.x, source=source, metric=asked.judged(method), sites=asked.spelled,
+        method=method, verify=run.verify, seed=run.seed,
+    )  # fmt: skip
+    values = _lost(found) if methods()[method].signed else found.values.double()
+    notes = {name: found.meta[name] for name in ("corruption", "verify") if name in found.meta}
+    return [Measured(method, values, order="abs", passes=float(found.meta["passes"]), notes=notes)]
+
+
+def direct(run: Run, names: list[str]) -> list[Measured]:
+    """What the head writes straight to the metric."""
+    asked = run.asked
+    towers = {site.tower for site in asked.sites}
+    if len(towers) > 1:
+        raise InputsError("by='direct_effect' is of the tower that answers; name heads= of that tower alone.")
+    found = direct_effect(asked.model, asked.x, metric=asked.judged("direct_effect"), tower=towers.pop())
+    rows = dict(zip(found.sites, found.values, strict=True))
+    values = torch.stack([rows[f"{name}.result"] for name in asked.names]).double()
+    return [Measured("direct_effect", values, order="abs", passes=3.0)]
+
+
+def gated(run: Run, names: list[str]) -> list[Measured]:
+    """Openness of learned gates, per head and seed."""
+    from interp.heads.gates import gates
+
+    asked = run.asked
+    if len(asked.patterns) > 1:
+        raise InputsError("by='gates' trains the gates of one pattern: give heads= as one, such as 'L*.H*'.")
+    how: dict[str, Any] = {"heads": asked.patterns[0], "seed": run.seed}
+    if asked.metric is not None and not isinstance(asked.data, Task):
+        how["loss"] = _cost(asked.metric)
+    found = gates(asked.model, asked.data, **{**how, **run.gates})
+    at = [found.sites.index(name) for name in asked.names]
+    values = found.openness[at].double().cpu()
+    passes = 2.0 * int(found.meta["steps"]) * len(found.meta["seeds"])
+    return [Measured("gates", values, unit="seed", seeds=values.T.clone(), passes=passes, notes=_said(found.meta))]
 
 
 def _cost(metric: Metric) -> Any:
@@ -251,3 +231,44 @@ def _sweep_passes(asked: Asked) -> float:
         layers = sorted(asked.model.anatomy.tower(site.tower, text=str(site)).by_index)
         total += (len(layers) - layers.index(int(site.layer or 0))) / len(layers)
     return total
+
+
+register(
+    Method(
+        "interp.importance",
+        number="how much a head matters, by each measure in its own unit; ranks are what measures share",
+        shown="map",
+        needs=("metric",),
+        made_of=("interp.patch", "interp.attribute", "interp.patching.direct_effect", "interp.heads.gates"),
+        passes=lambda t: 5 + t.sweep,
+        values=None,
+        example=lambda t, by="zero", **how: importance(
+            t.model, t.base, by=by, metric=t.metric, **{"labels": t.labels, **how}, source=t.source, retain=t.source,
+            heads=t.heads, draws=1, verify=0, gates={"steps": 2, "seeds": 2},
+        ),
+    )
+)  # fmt: skip
+_LOSES = "what the metric loses without the head, in its unit"
+_MEASURES: tuple[tuple[str, str, Callable[[Run, list[str]], list[Measured]], str, int], ...] = (
+    ("zero", f"{_LOSES}: zeros in its place", removed, "zero", 0),
+    ("mean", f"{_LOSES}: its mean over the data in its place", averaged, "mean", 1),
+    ("resample", f"{_LOSES}: another row's values in its place", resampled, "resample", 2),
+    ("direct_effect", "what the head writes straight to the metric, in its unit", direct, "direct_effect", 34),
+    ("prediction", "share of examples whose prediction changes without the head", removed, "zero", 50),
+    ("probability", "probability that the right answer loses without the head", removed, "zero", 51),
+    ("loss", "cross-entropy gained without the head, in nats", removed, "zero", 52),
+    ("kl", "KL divergence of the prediction without the head, in nats", removed, "zero", 53),
+    ("js", "Jensen-Shannon divergence of the prediction without the head, in nats", removed, "zero", 54),
+    ("gates", "how far the head's gate stays open, 0 to 1", gated, "gates", 60),
+)
+_PASSES: dict[str, Passes] = {
+    **dict.fromkeys(change.METHODS, lambda t: 6 + t.sweep), "resample": lambda t: 7 + t.sweep,
+    "direct_effect": lambda t: 3, "gates": lambda t: 2 * 2 * 2,
+}  # fmt: skip
+for _name, _number, _measure, _shares, _order in _MEASURES:
+    register(
+        Variant(
+            "interp.importance", _name, argument="by", number=_number, run=_measure, order=_order,
+            how={"shares": _shares}, passes=_PASSES.get(_name),
+        )
+    )  # fmt: skip

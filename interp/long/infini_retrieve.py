@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.finite import finite
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.sites import parse
 from interp.long.needles import attention_sites, ids_of
 from interp.prompts.vocabulary import Vocabulary
+from interp.records import Method, register
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -137,6 +139,7 @@ class _Reader:
         start = ids.shape[1] - len(self.question)
         tape = self.model.run({"input_ids": ids}, record=self.sites, positions=range(start, ids.shape[1]))
         looks = torch.stack([tape[site][0].double().sum(0) for site in self.sites]).sum(0).cpu()
+        finite(looks, "weights of the question")
         if self.weights is None:
             self.weights = looks[:, start:].sum(1)
         text = looks[:, len(self.opening) : start]
@@ -149,3 +152,20 @@ def _phrases(looks: Tensor, size: int) -> Tensor:
     before, after = size // 2, (size - 1) // 2
     padded = torch.nn.functional.pad(looks, (before, after))
     return padded.unfold(1, size, 1).sum(-1)
+
+
+register(
+    Method(
+        "interp.long.infini_retrieve",
+        number="which sentences of a document are kept, by the attention of the question",
+        shown="tokens",
+        needs=("needles",),
+        unfit={
+            "vit": "it reads no text",
+            "encoder-decoder": "the question's rows do not see the document by self-attention",
+        },
+        passes=lambda t: 2,
+        values=None,
+        example=lambda t: infini_retrieve(t.reader, " ".join(t.texts), t.texts[0], window=24, keep=8, phrase=2),
+    )
+)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.finite import finite
 from interp.heads.sets import known, mask_edits
 from interp.hooks.anatomy.lengths import longest
 from interp.hooks.edits.edits import Edit, Scale
@@ -37,6 +38,7 @@ from interp.journal import Journal, Values
 from interp.long.needles import attention_sites, head_names, ids_of
 from interp.provenance import about
 from interp.reading import stream
+from interp.records import Method, register
 from interp.results.texts import Influence
 
 if TYPE_CHECKING:
@@ -187,5 +189,23 @@ class _Work:
         ids, valid = ids_of(x).to(logits.device), x.valid.to(logits.device)
         counted = valid[:, 1:] & valid[:, :-1]
         lost = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+        finite(lost[counted], "losses")
         total = torch.where(counted, lost, 0.0).double().sum(1)
         return (total / counted.sum(1).double()).cpu()
+
+
+register(
+    Method(
+        "interp.long.influence",
+        number="how much the loss on a text rises without the heads, as a share of the loss",
+        shown="table",
+        needs=("needles",),
+        unfit={
+            "vit": "it reads no text",
+            "encoder-decoder": "the loss of a text is that of a causal model",
+        },
+        passes=lambda t: 3 * len(t.texts),
+        values="masked",
+        example=lambda t: influence(t.reader, t.texts, heads=t.names[:1]),
+    )
+)

@@ -31,6 +31,7 @@ from interp.hooks.head_names import layer_name
 from interp.hooks.sites import Site
 from interp.hooks.stand.interface import Call, Switch, Tap
 from interp.long.needles import attention_sites
+from interp.records import Method, Trial, register
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -222,3 +223,27 @@ def _read(q: Tensor, index: Tensor, first: int, k: Tensor, v: Tensor, turn: Turn
     scores[..., -1, :] = scores[..., -1, :].masked_fill(late, -torch.inf)
     weights = torch.softmax(scores.flatten(-2), -1).view_as(scores)
     return torch.einsum("bhiso,bhisod->bhid", weights, values)
+
+
+def _example(t: Trial) -> Tensor:
+    with long_heads(t.reader, chunk=4, keep=3):
+        logits: Tensor = t.reader.run(t.reader.prepare(t.texts[:1]))["logits"]
+    return logits
+
+
+register(
+    Method(
+        "interp.long.long_heads",
+        number="the model's own logits, read with few keys a head",
+        shown="none",
+        needs=("needles",),
+        unfit={
+            "vit": "it reads no text",
+            "lvlm": "its positions are rotated otherwise than it chooses keys",
+            "encoder-decoder": "its positions are not rotated",
+        },
+        passes=lambda t: 2,
+        values=None,
+        example=_example,
+    )
+)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.finite import finite
 from interp.heads.sets import Draws, How, known, mask_edits, matched, output_norms
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
@@ -26,6 +27,7 @@ from interp.hooks.stand.output import logits_of
 from interp.long.masking import Masking
 from interp.long.needles import alike, attention_sites, fitted, head_names
 from interp.provenance import about
+from interp.records import Method, register
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -126,6 +128,7 @@ class _Texts:
             logits = logits_of(self._run())
         if logits is None:
             raise ModelError(f"{type(self.model.module).__name__} has no logits, so it answers nothing.")
+        finite(logits[:, -self.answers.shape[1] :], "logits")
         said = logits[:, -self.answers.shape[1] :].argmax(-1)
         return (said == self.answers).double().mean(1).cpu()
 
@@ -134,3 +137,21 @@ class _Texts:
             return self.model.module(self.ids[:, :-1], use_cache=False)
         past = copy.deepcopy(self.past)
         return self.model.module(self.ids[:, self.start : -1], past_key_values=past, use_cache=True)
+
+
+register(
+    Method(
+        "interp.long.mask_heads",
+        number="share of the answer that the model still says with heads masked, 0 to 1",
+        shown="curve",
+        needs=("needles",),
+        unfit={
+            "vit": "it reads no text",
+            "lvlm": "its pictures hold no words to copy",
+            "encoder-decoder": "the answer's rows do not see the text by self-attention",
+        },
+        passes=lambda t: 2 + 2 * 6,
+        values="recall",
+        example=lambda t: mask_heads(t.reader, t.needles, heads=["L1.H0", "L1.H1"], counts=[1, 2], draws=2),
+    )
+)

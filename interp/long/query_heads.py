@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.finite import finite
 from interp.hooks.errors import InputsError
 from interp.long.needles import attention_sites, head_names, ids_of
 from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Vocabulary
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.retrieval import RetrievalHeads
 from interp.tasks.task import Task
 
@@ -58,7 +60,7 @@ def query_heads(
         spans = _spans(one, passages, start, n)
         empty = _emptied(model, one.rows[0], null)
         _line_up(ids, empty, start, n)
-        gained = _weights(model, ids, start) - _weights(model, empty, start)
+        gained = finite(_weights(model, ids, start) - _weights(model, empty, start), "weights on the passages")
         scores.append(torch.stack([_passage(gained[:, a:b]) for a, b in spans]).sum(0))
     found = torch.stack(scores, dim=1)
     unknown = torch.full((len(task),), torch.nan, dtype=torch.double)
@@ -141,3 +143,21 @@ def _passage(gained: Tensor) -> Tensor:
         return gained[:, 0]
     bound = gained.mean(1, keepdim=True) - OUTLIER * gained.std(1, keepdim=True)
     return (gained * (gained > bound)).sum(1)
+
+
+register(
+    Method(
+        "interp.long.query_heads",
+        number="weight from the question on the passage that answers it, less that of an empty question",
+        shown="map",
+        needs=("needles",),
+        unfit={
+            "vit": "it reads no text",
+            "lvlm": "its pictures hold no words to copy",
+            "encoder-decoder": "the answer's rows do not see the text by self-attention",
+        },
+        passes=lambda t: 4,
+        values="scores",
+        example=lambda t: query_heads(t.reader, t.needles, null="."),
+    )
+)

@@ -38,12 +38,12 @@ from interp.hooks.stand.output import logits_of
 from interp.kernels.errors import InterpError
 from interp.long.needles import alike, answer_span, attention_sites, fitted, head_names
 from interp.provenance import about
+from interp.records import Kind, Method, Variant, register, variants
 from interp.results.retrieval import Mode, RetrievalHeads
 
 if TYPE_CHECKING:
     from interp.model import Model
 
-MODES = ("event", "set", "r2")
 PASSED = 0.5
 """A needle counts if the model says more than this share of its answer."""
 NEAR_ZERO = 0.1
@@ -96,8 +96,9 @@ def retrieval_heads(
 
 
 def _check(mode: str, anywhere: bool, max_new_tokens: int | None) -> None:
-    if mode not in MODES:
-        raise InputsError(f"mode is 'event', 'set' or 'r2', got {mode!r}.")
+    known = variants("interp.retrieval_heads", room="long")
+    if mode not in known:
+        raise InputsError(f"mode is one of {', '.join(map(repr, known))}, got {mode!r}.")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputsError(f"max_new_tokens is at least 1, got {max_new_tokens}.")
     if anywhere and mode == "r2":
@@ -175,3 +176,35 @@ def _refuse_if_lost(kept: Tensor, recall: Tensor) -> None:
             " head that copies nothing into the answer is no retrieval head, so none are named. Check the format of"
             " the prompt, or use shorter lengths."
         )
+
+
+_UNFIT: dict[Kind, str] = {
+    "vit": "it reads no text",
+    "lvlm": "its pictures hold no words to copy",
+    "encoder-decoder": "the answer's rows do not see the text by self-attention",
+}
+register(
+    Method(
+        "interp.retrieval_heads",
+        number="share of the answer that a head looks at while the model says it, 0 to 1",
+        shown="map",
+        needs=("needles",),
+        unfit=_UNFIT,
+        passes=lambda t: 2,
+        values="scores",
+        signed=False,
+        example=lambda t, **how: retrieval_heads(t.reader, t.needles, **how),
+    )
+)
+_MODES = (
+    ("event", "tokens that the head copies, over the answer's", _copied, ("2404.15574",)),
+    ("set", "different tokens of the answer that the head copies, over all of them", _copied, ("2404.15574",)),
+    ("r2", "weight of the largest keys that lie in the answer", _reached, ("2410.19258",)),
+)
+for _order, (_name, _number, _run, _papers) in enumerate(_MODES):
+    register(
+        Variant(
+            "interp.retrieval_heads", _name, argument="mode", number=_number, run=_run, order=_order, papers=_papers,
+            unfit=_UNFIT,
+        )
+    )  # fmt: skip

@@ -22,6 +22,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.run.writes import Writes
 from interp.metrics.judge import Judge, Metric, answer_ids, reads_of
 from interp.metrics.shipped import Logit
+from interp.records import Method, register
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:
@@ -87,3 +88,17 @@ def _rounding(logits: Tensor, values: list[Tensor]) -> float:
     """What rounding may leave in a sum of parts this large."""
     size = float(torch.stack(values).abs().sum(0).max())
     return 16 * torch.finfo(logits.dtype if logits.is_floating_point() else torch.float32).eps * max(1.0, size)
+
+
+register(
+    Method(
+        "interp.patching.direct_effect",
+        number="what the head writes straight to the answer, later layers left out",
+        shown="map",
+        needs=("metric",),
+        label="direct effect",
+        papers=("2211.00593",),
+        passes=lambda t: 3,
+        example=lambda t: direct_effect(t.model, t.base, metric=t.metric, tower=t.tower.rstrip(".") or None),
+    )
+)

@@ -28,6 +28,7 @@ from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
 from interp.metrics.judge import Judge, Metric, reads_of
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:
@@ -132,3 +133,17 @@ def _run(model: Model, x: Inputs, edits: Sequence[AttentionEdit]) -> Tensor:
     if logits is None:
         raise SiteError(f"{type(model.module).__name__} has no logits to measure: load it with a head.")
     return logits
+
+
+register(
+    Method(
+        "interp.patching.knockout",
+        number="effect on the metric of an edge of attention that is cut, blocked minus base, by layer or window",
+        shown="curve",
+        needs=("metric",),
+        passes=lambda t: 2 + t.layers,
+        example=lambda t: knockout(
+            t.model, t.base, metric=t.metric, edges=[([1, 2], t.reads)], tower=t.tower.rstrip(".") or None
+        ),
+    )
+)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.finite import finite
 from interp.hooks.drive.sweep import Reads
 from interp.hooks.drive.tail import How, Tail, last_tower
 from interp.hooks.errors import InputsError, SiteError
@@ -26,6 +27,7 @@ from interp.hooks.run.tape import Tape, tower_inputs
 from interp.hooks.sites import Site, parse
 from interp.hooks.stand.ports import head_results
 from interp.metrics.judge import answer_ids
+from interp.records import Method, register
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -125,9 +127,9 @@ def lens(
     vectors = zip(places, _vectors(model, tape, places), strict=True)
     found = [_said(tail, _normed(tail, v, norm, site.component in PARTS), reads, wanted, top) for site, v in vectors]
     best, logprobs, chance, rank = zip(*found, strict=True)
-    ids = torch.stack(best)
+    ids, chances = torch.stack(best), finite(torch.stack(logprobs), "log-probabilities")
     return Lens(
-        tuple(map(str, places)), reads.positions, ids, torch.stack(logprobs),
+        tuple(map(str, places)), reads.positions, ids, chances,
         None if wanted is None else torch.stack(chance), None if wanted is None else torch.stack(rank),
         _names(model, ids), {**tape.meta, "method": "logit lens", "norm": norm},
     )  # fmt: skip
@@ -209,3 +211,16 @@ def _names(model: Model, ids: Tensor) -> dict[int, str]:
         return {i: str(model.tokenizer.decode([i])) for i in known}
     labels = getattr(model.config, "id2label", None) or {}
     return {i: str(labels[i]) for i in known if i in labels}
+
+
+register(
+    Method(
+        "interp.lens",
+        number="log-probability of the words that a residual or a head says, as if the model stopped there",
+        shown="table",
+        passes=lambda t: 2,
+        values="top_logprobs",
+        examples=1,
+        example=lambda t: lens(t.model, t.base, sites=f"{t.tower}L*.resid_post", top=2),
+    )
+)

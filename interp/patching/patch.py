@@ -22,6 +22,7 @@ from interp.patching.alignment import How, Reduce
 from interp.patching.cells import Group, targets
 from interp.patching.exact import Question, effects, is_run
 from interp.patching.sources import Source
+from interp.records import Method, register
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:
@@ -81,3 +82,17 @@ def patch(  # type: ignore[misc]  # the overloads spell the metric out, and leav
         back = effects(question.turned(), model.inputs(source), model.inputs(base), metrics)
         found = {name: replace(one, reverse=back[name]) for name, one in found.items()}
     return found if isinstance(metric, Mapping) else found[""]
+
+
+register(
+    Method(
+        "interp.patch",
+        number="exact: the head's z of the other run put into this one; effect on the metric",
+        shown="map",
+        needs=("metric", "source"),
+        label="patch",
+        papers=("2004.12265", "2309.16042"),
+        passes=lambda t: 5 + t.sweep,
+        example=lambda t: patch(t.model, base=t.base, source=t.source, metric=t.metric, sites=f"{t.heads}.z"),
+    )
+)

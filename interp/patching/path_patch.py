@@ -33,6 +33,7 @@ from interp.hooks.run.writes import Writes
 from interp.hooks.sites import Site
 from interp.metrics.judge import Judge, Metric, lined_up, reads_of
 from interp.patching.paths import READS, Freeze, Norms, Paths, before
+from interp.records import Method, register
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:
@@ -193,3 +194,18 @@ def _apart(anatomy: Anatomy, site: Site, text: str) -> list[Site]:
     if site.component in ("mlp_write", "embed"):
         return [site]
     raise SiteError(f"{text!r} is no sender: senders are heads ('L*.H*'), 'L*.mlp_write' and 'embed'.")
+
+
+register(
+    Method(
+        "interp.path_patch",
+        number="effect on the metric of what a sender writes straight into the receivers, patched minus base",
+        shown="map",
+        needs=("metric", "source"),
+        passes=lambda t: 4 + 1.5 * t.count / t.layers,
+        example=lambda t: path_patch(
+            t.model, base=t.base, source=t.source, metric=t.metric, senders=f"{t.tower}L0.H*",
+            receivers=f"{t.tower}L1.H0.q_in",
+        ),
+    )
+)  # fmt: skip

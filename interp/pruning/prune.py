@@ -23,6 +23,7 @@ from interp.pruning.choose import Rescore, Scores, best, even, scored, shares, w
 from interp.pruning.cut import cut, masks, silenced
 from interp.pruning.pruned import How, Pruned
 from interp.pruning.remains import remains
+from interp.records import Method, register
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -62,3 +63,16 @@ def prune(
     made = cut(model, rests, masks(model, gone)) if how == "cut" else model
     meta = {**about(model.module, None), "method": "prune", "how": how, "uniform": uniform, "steps": steps}
     return Pruned(model, made, how, found, tuple(name for name in found if name in gone), rests, meta)
+
+
+register(
+    Method(
+        "interp.prune",
+        number="which heads go; kept and cut are counted in heads, kv groups and parameters",
+        shown="curve",
+        needs=("result",),
+        passes=lambda t: 0,
+        values=None,
+        example=lambda t: prune(t.model, {name: float(n) for n, name in enumerate(t.names)}, keep_fraction=0.5),
+    )
+)

@@ -24,6 +24,7 @@ import interp
 from interp.heads.rows import head_rows, joined, ranked
 from interp.kernels.errors import InterpError
 from interp.provenance import about
+from interp.records import Method, register
 from interp.reporting.cost import Cost, cost
 from interp.reporting.pages.files import write_files, write_run
 from interp.reporting.pages.gathered import Gathered
@@ -223,3 +224,23 @@ def _run(steps: Steps, made: Gathered, plan: Mapping[str, Any], said: Cost | Non
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": steps.seconds,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
+
+
+register(
+    Method(
+        "interp.report",
+        number="all measures of a task in one table of heads, each in its unit",
+        shown="page",
+        needs=("task",),
+        unfit={"encoder-decoder": "a task needs the model's tokenizer"},
+        made_of=(
+            "interp.patch", "interp.attribute", "interp.patching.direct_effect", "interp.edges", "interp.faithfulness",
+            "interp.head_roles", "interp.heads.head_circuits", "interp.sinks",
+        ),
+        passes=lambda t: float(t.of("interp.report").cost.forwards),
+        values=None,
+        example=lambda t: report(
+            t.model, task=t.task, out=t.folder / "report", overwrite=True, examples=1, draws=2, random=2, circuit=False
+        ),
+    )
+)  # fmt: skip

@@ -28,6 +28,7 @@ from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.metrics.edited import EditedScores
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.results.intervals import mean_interval
 from interp.tasks.task import Task
@@ -175,3 +176,17 @@ def _random(able: list[str], count: int, draws: int, seed: int) -> list[list[str
     random = torch.Generator().manual_seed(seed)
     picks = [torch.randperm(len(able), generator=random)[:count].sort().values.tolist() for _ in range(draws)]
     return [[able[n] for n in some] for some in picks]
+
+
+register(
+    Method(
+        "interp.sink.act",
+        number="effect on the metric of a head with less weight on its sinks, calibrated minus base",
+        shown="bars",
+        needs=("task",),
+        unfit={"encoder-decoder": "a task needs the model's tokenizer"},
+        passes=lambda t: 1 + t.count + 2 + 3,
+        values="effects",
+        example=lambda t: act(t.model, t.task, heldout=t.task, heads=f"{t.tower}L*", threshold=0.05, draws=2),
+    )
+)

@@ -27,6 +27,7 @@ from interp.hooks.sites import Site, parse
 from interp.metrics.edited import EditedScores
 from interp.metrics.judge import Metric
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 from interp.results.sinks import EPSILON, Sinks
@@ -171,3 +172,23 @@ def _weight(sinks: Sinks, sets: list[Tensor]) -> float:
     first = sinks.start[None, :, None] == torch.arange(sinks.received.shape[2])
     alpha = torch.where(first, sinks.first[..., None], sinks.received)
     return float(torch.stack([alpha[some].mean() for some in sets]).mean())
+
+
+register(
+    Method(
+        "interp.sink.sink_knockout",
+        number="effect on the metric of all sinks hidden, beside that of as many random tokens",
+        shown="bars",
+        needs=("metric", "result"),
+        passes=lambda t: 2 + 2,
+        values="sinks",
+        example=lambda t: sink_knockout(
+            t.model,
+            t.base,
+            metric=t.metric,
+            sinks=t.of("interp.sinks"),
+            draws=2,
+            epsilon={"decoder": 0.3, "encoder-decoder": 0.6}.get(t.kind, 0.1),
+        ),
+    )
+)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.finite import finite
 from interp.hooks.anatomy.lengths import longest
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.head_names import heads_at
@@ -32,6 +33,7 @@ from interp.hooks.sites import Site
 from interp.hooks.stand.ports import stand_at
 from interp.kernels.stats import ratio
 from interp.provenance import about
+from interp.records import Method, register
 from interp.results.sinks import Sinks
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def sinks(
     valid = tower.valid.cpu()
     parts = [_of_layer(values, valid, least) for values in found.values.values()]
     first, mass, learned, received = (torch.cat([part[n] for part in parts]) for n in range(4))
+    finite(torch.cat([first, mass]), "weights on the first token")
     names = [name for site, some in found.heads.items() for name in heads_at(site, some)]
     kind, kinds = _kinds(tower)
     meta = {**about(model.module, x), "method": "sinks", "least": least, "length": tower.length, "impl": found.impl}
@@ -162,3 +165,18 @@ class _Largest:
         top, dims, middle = (torch.cat(piece, 1) for piece in zip(*self.parts, strict=True))
         median = torch.stack([row[real].median() for row, real in zip(middle, valid, strict=True)])
         return top * valid[..., None], dims, median
+
+
+register(
+    Method(
+        "interp.sinks",
+        number="mean weight on the first token over the rows that see it (attention sink)",
+        shown="map",
+        label="sink",
+        signed=False,
+        papers=("2410.10781",),
+        passes=lambda t: 2,
+        values="first",
+        example=lambda t: sinks(t.model, t.base, heads=f"{t.tower}L*", least=2),
+    )
+)

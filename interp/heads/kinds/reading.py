@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interp.finite import finite
 from interp.heads.kinds.page import Page
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.head_names import heads_at
 from interp.hooks.run.tape import tower_inputs
-from interp.hooks.run.weights import Read, read_weights
+from interp.hooks.run.weights import Read, Rows, read_weights
 from interp.hooks.sites import Site
 
 if TYPE_CHECKING:
@@ -67,7 +68,12 @@ def read_heads(model: Model, sites: Sequence[Site], x: Inputs, read: Read, *, pa
         with torch.no_grad():
             model.module(**model.called_with(x.kwargs))
 
+    def real(rows: Rows) -> None:
+        there = page.valid[:, rows.at.cpu()].to(rows.weights.device)[:, None, :, None]
+        finite(rows.weights.masked_fill(~there, 0.0), f"{rows.site}: weights")
+        read(rows)
+
     with forced_eager():
         read_weights(
-            model.module, model.anatomy, sites, forward, read, shape=tuple(page.valid.shape), family=model.family
+            model.module, model.anatomy, sites, forward, real, shape=tuple(page.valid.shape), family=model.family
         )

@@ -101,6 +101,18 @@ class Asked:
         return torch.stack(rows)
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything a measure may want: the question, the data it is held against, and how it is drawn and checked."""
+
+    asked: Asked
+    retain: Asked | None
+    draws: int
+    verify: Any
+    gates: dict[str, Any]
+    seed: int
+
+
 def asked(
     model: Model,
     data: Any,

@@ -11,28 +11,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp.heads.measures.asked import Asked
+from interp.heads.measures.asked import Asked, Run
 from interp.heads.measures.measured import Measured, Order
 from interp.hooks.head_names import layer_name
 from interp.hooks.sites import Site
+from interp.records import Variant, register
 
 STATS = {"entropy": "entropy", "confidence": "max"}
 ORDER: dict[str, Order] = {"entropy": "low", "confidence": "high"}
-METHODS = tuple(STATS)
 
 
-def measured(asked: Asked, methods: list[str]) -> list[Measured]:
+def measured(run: Run, names: list[str]) -> list[Measured]:
     """Those of the two that are asked for, tower by tower."""
-    found: dict[str, dict[Site, Tensor]] = {name: {} for name in methods}
+    asked = run.asked
+    found: dict[str, dict[Site, Tensor]] = {name: {} for name in names}
     for tower in dict.fromkeys(site.tower for site in asked.whole):
         mine = [site for site in asked.whole if site.tower == tower]
         prefix = "" if tower is None else f"{tower}."
         heads = f"{prefix}L{','.join(str(site.layer) for site in mine)}"
-        stats = asked.model.attention(asked.x, stats=[STATS[name] for name in methods], heads=heads)
+        stats = asked.model.attention(asked.x, stats=[STATS[name] for name in names], heads=heads)
         for site in mine:
-            for name in methods:
+            for name in names:
                 found[name][site] = _mean(asked, site, stats.at(layer_name(site), STATS[name]))
-    return [Measured(name, asked.by_head(found[name]), order=ORDER[name], passes=2.0) for name in methods]
+    return [Measured(name, asked.by_head(found[name]), order=ORDER[name], passes=2.0) for name in names]
 
 
 def _mean(asked: Asked, site: Site, rows: Tensor) -> Tensor:
@@ -40,3 +41,16 @@ def _mean(asked: Asked, site: Site, rows: Tensor) -> Tensor:
     value = rows.double().transpose(1, 2)
     real = asked.real(site, value)
     return torch.where(real[..., None], value, 0.0).sum(1) / real.sum(1)[:, None]
+
+
+_NUMBERS = {
+    "entropy": "mean entropy of the head's rows, in nats; the lowest come first",
+    "confidence": "mean of each row's largest weight, 0 to 1",
+}
+for _order, _name in enumerate(STATS):
+    register(
+        Variant(
+            "interp.importance", _name, argument="by", number=_NUMBERS[_name], run=measured, order=40 + _order,
+            passes=lambda t: 2, how={"shares": "entropy"}, signed=False,
+        )
+    )  # fmt: skip

@@ -19,17 +19,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from interp.heads.measures import gradient
-from interp.heads.measures.asked import Asked
+from interp.heads.measures.asked import Asked, Run
 from interp.heads.measures.measured import Measured, Reduce
 from interp.hooks.errors import InputsError
+from interp.records import Variant, register
 
-METHODS = ("fisher", "fisher-ratio", "fisher-difference")
 REDUCE: dict[str, Reduce] = {"fisher": "mean", "fisher-ratio": "ratio", "fisher-difference": "difference"}
 
 
-def measured(asked: Asked, retain: Asked | None, methods: list[str]) -> list[Measured]:
+def measured(run: Run, names: list[str]) -> list[Measured]:
     """Those asked for, from one graph a data set."""
-    against = [name for name in methods if name != "fisher"]
+    asked, retain = run.asked, run.retain
+    against = [name for name in names if name != "fisher"]
     if against and retain is None:
         raise InputsError(f"by={against[0]!r} compares two data sets: give retain= (a task, or inputs) as the second.")
     if retain is not None and (asked.labels is None) != (retain.labels is None):
@@ -41,10 +42,24 @@ def measured(asked: Asked, retain: Asked | None, methods: list[str]) -> list[Mea
             name, forget, reduce=REDUCE[name], other=None if name == "fisher" else keep, passes=passes,
             other_groups=() if retain is None else retain.groups,
         )
-        for name in methods
+        for name in names
     ]  # fmt: skip
 
 
 def _squared(asked: Asked) -> Tensor:
     each = gradient.gates(asked, asked.likelihood())
     return asked.by_head({site: value.sum(1) for site, value in each.items()}).square()
+
+
+_NUMBERS = {
+    "fisher": "mean square of what the answer's log-probability feels of a gate on the head",
+    "fisher-ratio": "the same over that of another data set",
+    "fisher-difference": "the same less that of another data set",
+}
+for _order, _name in enumerate(REDUCE):
+    register(
+        Variant(
+            "interp.importance", _name, argument="by", number=_NUMBERS[_name], run=measured, order=70 + _order,
+            passes=lambda t: 4, how={"shares": "fisher"}, example={"labels": None}, signed=_name == "fisher-difference",
+        )
+    )  # fmt: skip

@@ -17,13 +17,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp.heads.measures.asked import Asked
+from interp.heads.measures.asked import Asked, Run
 from interp.heads.measures.measured import Measured
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import graph
 from interp.metrics.judge import Metric, judged
+from interp.records import Variant, register
 
-METHODS = ("gradient", "gradient-l2", "gradient-token", "gradient-signed")
 PASSES = 2.0
 
 
@@ -44,9 +44,10 @@ def gates(asked: Asked, metric: Metric) -> dict[Site, Tensor]:
     return found
 
 
-def measured(asked: Asked, methods: list[str]) -> list[Measured]:
+def measured(run: Run, names: list[str]) -> list[Measured]:
     """Those of the four that are asked for, from one graph."""
-    each = gates(asked, asked.judged(methods[0]))
+    asked = run.asked
+    each = gates(asked, asked.judged(names[0]))
     signed = asked.by_head({site: value.sum(1) for site, value in each.items()})
     tokens = asked.by_head({site: value.abs().sum(1) for site, value in each.items()})
     made = {
@@ -55,4 +56,19 @@ def measured(asked: Asked, methods: list[str]) -> list[Measured]:
         "gradient-token": Measured("gradient-token", tokens, reduce="layer", passes=PASSES),
         "gradient-signed": Measured("gradient-signed", signed, order="abs", passes=PASSES),
     }
-    return [made[name] for name in methods]
+    return [made[name] for name in names]
+
+
+_NUMBERS = {
+    "gradient": "size of what the metric feels of a gate on the head, positions summed first",
+    "gradient-l2": "the same over the length of its layer's, 0 to 1",
+    "gradient-token": "the same with sizes summed over positions, 0 to 1",
+    "gradient-signed": "what the metric loses to first order when the head is removed",
+}
+for _order, _name in enumerate(_NUMBERS):
+    register(
+        Variant(
+            "interp.importance", _name, argument="by", number=_NUMBERS[_name], run=measured, order=10 + _order,
+            passes=lambda t: 2, how={"shares": "gradient"}, signed=_name == "gradient-signed",
+        )
+    )  # fmt: skip

@@ -11,16 +11,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp.heads.measures.asked import Asked
+from interp.heads.measures.asked import Asked, Run
 from interp.heads.measures.measured import Measured
 from interp.hooks.anatomy.quantised import quantised, rounds_its_input
 from interp.hooks.errors import ModelError
 from interp.hooks.sites import Site
 from interp.hooks.stand.ports import head_results
+from interp.records import Variant, register
 
 
-def measured(asked: Asked) -> Measured:
+def measured(run: Run, names: list[str]) -> list[Measured]:
     """The mean norm per head and example."""
+    asked = run.asked
     tape = asked.model.run(asked.x, record=asked.whole)
     found = {}
     for site in asked.whole:
@@ -28,7 +30,7 @@ def measured(asked: Asked) -> Measured:
         size = torch.einsum("bthi,hij,bthj->bth", z, gram(asked, site).to(z.device), z).clamp(min=0).sqrt()
         real = asked.real(site, size)
         found[site] = torch.where(real[..., None], size, 0.0).sum(1) / real.sum(1)[:, None]
-    return Measured("norm", asked.by_head(found), passes=1.0)
+    return [Measured("norm", asked.by_head(found), passes=1.0)]
 
 
 def gram(asked: Asked, site: Site) -> Tensor:
@@ -45,3 +47,11 @@ def gram(asked: Asked, site: Site) -> Tensor:
         z = units[None, :, None].expand(1, -1, layer.heads, -1).contiguous()
         rows = head_results(out, z, tuple(range(layer.heads)))[0].double().transpose(0, 1)
     return rows @ rows.transpose(1, 2)
+
+
+register(
+    Variant(
+        "interp.importance", "norm", argument="by", number="mean length of what the head writes",
+        run=measured, order=35, passes=lambda t: 1 + t.wide / 6, signed=False,
+    )
+)  # fmt: skip

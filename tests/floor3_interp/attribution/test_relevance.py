@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.attribution.relevance import METHODS, relevance
+from interp.attribution.relevance import relevance
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.slopes.gradients import graph
 from interp.planted import build, key
 from interp.planted.pictures import draw
+from interp.records import variants
 from interp.results.figures.maps import overlay, salient
 from interp.zoo.families import tiny
 
@@ -169,7 +170,7 @@ def test_every_method_runs_on_language_and_pictures_and_leaves_the_model_as_it_w
     for name, tower in (("llava", "text"), ("llava", "vision")):
         m = model(name)
         before = [(p.requires_grad, p._version) for p in m.module.parameters()]
-        for method in set(METHODS) - {"chefer"}:
+        for method in set(variants("interp.relevance")) - {"chefer"}:
             found = relevance(
                 m, example(m.module, seed=1), metric=reading, method=method, tower=tower, steps=2, samples=2
             )

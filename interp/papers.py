@@ -1,0 +1,157 @@
+"""The papers that methods are after, by their number at arXiv, as BibTeX needs them.
+
+A method's docstring names its papers by number; what they are called and who wrote them stands here once. A method
+may bring a paper of its own in its record (`Method.papers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One entry of a bibliography."""
+
+    number: str
+    key: str
+    authors: str
+    title: str
+    year: int
+
+    def bibtex(self) -> str:
+        """The entry."""
+        return (
+            f"@misc{{{self.key},\n  author = {{{self.authors}}},\n  title = {{{{{self.title}}}}},\n"
+            f"  year = {{{self.year}}},\n  eprint = {{{self.number}}},\n  archivePrefix = {{arXiv}},\n}}\n"
+        )
+
+
+def bibtex(papers: Iterable[Paper]) -> str:
+    """Their entries in the order of their keys, each once."""
+    return "\n".join(paper.bibtex() for paper in sorted(set(papers), key=lambda paper: paper.key))
+
+
+_KNOWN = (
+    Paper("1312.6034", "simonyan2013saliency", "Simonyan, Karen and Vedaldi, Andrea and Zisserman, Andrew",
+          "Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency Maps", 2013),
+    Paper("1703.01365", "sundararajan2017ig", "Sundararajan, Mukund and Taly, Ankur and Yan, Qiqi",
+          "Axiomatic Attribution for Deep Networks", 2017),
+    Paper("1706.03825", "smilkov2017smoothgrad",
+          "Smilkov, Daniel and Thorat, Nikhil and Kim, Been and Viégas, Fernanda and Wattenberg, Martin",
+          "SmoothGrad: removing noise by adding noise", 2017),
+    Paper("1712.01312", "louizos2017l0", "Louizos, Christos and Welling, Max and Kingma, Diederik P.",
+          "Learning Sparse Neural Networks through L_0 Regularization", 2017),
+    Paper("1712.08268", "li2017salient", "Li, Heyi and Tian, Yunke and Mueller, Klaus and Chen, Xin",
+          "Beyond saliency: understanding convolutional neural networks from saliency prediction on layer-wise"
+          " relevance propagation", 2017),
+    Paper("1802.10399", "dai2018vib", "Dai, Bin and Zhu, Chen and Wipf, David",
+          "Compressing Neural Networks using the Variational Information Bottleneck", 2018),
+    Paper("1805.12233", "dhamdhere2018conductance",
+          "Dhamdhere, Kedar and Sundararajan, Mukund and Yan, Qiqi", "How Important Is a Neuron?", 2018),
+    Paper("1905.09418", "voita2019heads",
+          "Voita, Elena and Talbot, David and Moiseev, Fedor and Sennrich, Rico and Titov, Ivan",
+          "Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy Lifting, the Rest Can Be Pruned", 2019),
+    Paper("1905.10650", "michel2019sixteen", "Michel, Paul and Levy, Omer and Neubig, Graham",
+          "Are Sixteen Heads Really Better than One?", 2019),
+    Paper("1906.04341", "clark2019bert",
+          "Clark, Kevin and Khandelwal, Urvashi and Levy, Omer and Manning, Christopher D.",
+          "What Does BERT Look At? An Analysis of BERT's Attention", 2019),
+    Paper("2004.10102", "kobayashi2020norms",
+          "Kobayashi, Goro and Kuribayashi, Tatsuki and Yokoi, Sho and Inui, Kentaro",
+          "Attention is Not Only a Weight: Analyzing Transformers with Vector Norms", 2020),
+    Paper("2004.12265", "vig2020causal",
+          "Vig, Jesse and Gehrmann, Sebastian and Belinkov, Yonatan and Qian, Sharon and Nevo, Daniel and Sakenis,"
+          " Simas and Huang, Jason and Singer, Yaron and Shieber, Stuart",
+          "Causal Mediation Analysis for Interpreting Neural NLP: The Case of Gender Bias", 2020),
+    Paper("2012.09838", "chefer2020beyond", "Chefer, Hila and Gur, Shir and Wolf, Lior",
+          "Transformer Interpretability Beyond Attention Visualization", 2020),
+    Paper("2103.15679", "chefer2021generic", "Chefer, Hila and Gur, Shir and Wolf, Lior",
+          "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers", 2021),
+    Paper("2202.07304", "ali2022conservative",
+          "Ali, Ameen and Schnake, Thomas and Eberle, Oliver and Montavon, Grégoire and Müller, Klaus-Robert and Wolf,"
+          " Lior", "XAI for Transformers: Better Explanations through Conservative Propagation", 2022),
+    Paper("2209.11895", "olsson2022induction",
+          "Olsson, Catherine and Elhage, Nelson and Nanda, Neel and Joseph, Nicholas and others",
+          "In-context Learning and Induction Heads", 2022),
+    Paper("2211.00593", "wang2022ioi",
+          "Wang, Kevin and Variengien, Alexandre and Conmy, Arthur and Shlegeris, Buck and Steinhardt, Jacob",
+          "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small", 2022),
+    Paper("2303.02536", "geiger2023das",
+          "Geiger, Atticus and Wu, Zhengxuan and Potts, Christopher and Icard, Thomas and Goodman, Noah D.",
+          "Finding Alignments Between Interpretable Causal Variables and Distributed Neural Representations", 2023),
+    Paper("2303.13731", "li2023vit", "Li, Yiran and Wang, Junpeng and Dai, Xin and Wang, Liang and others",
+          "How Does Attention Work in Vision Transformers? A Visual Analytics Attempt", 2023),
+    Paper("2304.05969", "goldowsky2023path",
+          "Goldowsky-Dill, Nicholas and MacLeod, Chris and Sato, Lucas and Arora, Aryaman",
+          "Localizing Model Behavior with Path Patching", 2023),
+    Paper("2304.14767", "geva2023recall",
+          "Geva, Mor and Bastings, Jasmijn and Filippova, Katja and Globerson, Amir",
+          "Dissecting Recall of Factual Associations in Auto-Regressive Language Models", 2023),
+    Paper("2304.14997", "conmy2023acdc",
+          "Conmy, Arthur and Mavor-Parker, Augustine N. and Lynch, Aengus and Heimersheim, Stefan and"
+          " Garriga-Alonso, Adrià", "Towards Automated Circuit Discovery for Mechanistic Interpretability", 2023),
+    Paper("2307.09458", "lieberum2023chinchilla",
+          "Lieberum, Tom and Rahtz, Matthew and Kramár, János and Nanda, Neel and Irving, Geoffrey and Shah, Rohin"
+          " and Mikulik, Vladimir",
+          "Does Circuit Analysis Interpretability Scale? Evidence from Multiple Choice Capabilities in Chinchilla",
+          2023),
+    Paper("2308.07707", "foster2023dampening", "Foster, Jack and Schoepf, Stefan and Brintrup, Alexandra",
+          "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening", 2023),
+    Paper("2309.16042", "zhang2024patching", "Zhang, Fred and Nanda, Neel",
+          "Towards Best Practices of Activation Patching in Language Models: Metrics and Methods", 2023),
+    Paper("2310.06824", "marks2023truth", "Marks, Samuel and Tegmark, Max",
+          "The Geometry of Truth: Emergent Linear Structure in Large Language Model Representations of True/False"
+          " Datasets", 2023),
+    Paper("2310.10348", "syed2023attribution", "Syed, Aaquib and Rager, Can and Conmy, Arthur",
+          "Attribution Patching Outperforms Automated Circuit Discovery", 2023),
+    Paper("2311.17030", "makelov2023illusion", "Makelov, Aleksandar and Lange, Georg and Nanda, Neel",
+          "Is This the Subspace You Are Looking for? An Interpretability Illusion for Subspace Activation Patching",
+          2023),
+    Paper("2402.05602", "achtibat2024attnlrp", "Achtibat, Reduan and others",
+          "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", 2024),
+    Paper("2402.10685", "lu2024longheads", "Lu, Yi and Zhou, Xin and He, Wei and Zhao, Jun and others",
+          "LongHeads: Multi-Head Attention is Secretly a Long Context Processor", 2024),
+    Paper("2403.00745", "kramar2024atp", "Kramár, János and Lieberum, Tom and Shah, Rohin and Nanda, Neel",
+          "AtP*: An efficient and scalable method for localizing LLM behaviour to components", 2024),
+    Paper("2403.00824", "ferrando2024routes", "Ferrando, Javier and Voita, Elena",
+          "Information Flow Routes: Automatically Interpreting Language Models at Scale", 2024),
+    Paper("2403.17806", "hanna2024faith", "Hanna, Michael and Pezzelle, Sandro and Belinkov, Yonatan",
+          "Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model Mechanisms", 2024),
+    Paper("2403.19647", "marks2024sparse",
+          "Marks, Samuel and Rager, Can and Michaud, Eric J. and Belinkov, Yonatan and Bau, David and Mueller, Aaron",
+          "Sparse Feature Circuits: Discovering and Editing Interpretable Causal Graphs in Language Models", 2024),
+    Paper("2404.15574", "wu2024retrieval",
+          "Wu, Wenhao and Wang, Yizhong and Xiao, Guangxuan and Peng, Hao and Fu, Yao",
+          "Retrieval Head Mechanistically Explains Long-Context Factuality", 2024),
+    Paper("2406.05276", "dutta2024vtrans", "Dutta, Oshin and Gupta, Ritvik and Agarwal, Sumeet",
+          "VTrans: Accelerating Transformer Compression with Variational Information Bottleneck based Pruning", 2024),
+    Paper("2406.15765", "yu2024act", "Yu, Zhongzhi and Wang, Zheng and Fu, Yonggan and Shi, Huihong and others",
+          "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through"
+          " Attention Calibration", 2024),
+    Paper("2410.10781", "gu2024sinks",
+          "Gu, Xiangming and Pang, Tianyu and Du, Chao and Liu, Qian and Zhang, Fengzhuo and Du, Cunxiao and Wang, Ye"
+          " and Lin, Min", "When Attention Sink Emerges in Language Models: An Empirical View", 2024),
+    Paper("2410.19258", "fu2024heads", "Fu, Yu and Cai, Zefan and Asi, Abedelkadir and Xiong, Wayne and others",
+          "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval and Reasoning",
+          2024),
+    Paper("2502.12962", "ye2025infinite", "Ye, Xiaoju and Wang, Zhichun and Wang, Jingyuan",
+          "Infinite Retrieval: Attention Enhanced LLMs in Long-Context Processing", 2025),
+    Paper("2504.13151", "mueller2025mib",
+          "Mueller, Aaron and Geiger, Atticus and Wiegreffe, Sarah and others",
+          "MIB: A Mechanistic Interpretability Benchmark", 2025),
+    Paper("2505.07293", "hua2025influence", "Hua, Kai and Wu, Steven and Zhang, Ge and Shen, Ke",
+          "AttentionInfluence: Adopting Attention Head Influence for Weak-to-Strong Pretraining Data Selection", 2025),
+    Paper("2505.17630", "edin2025gim", "Edin, Joakim and others",
+          "GIM: Improved Interpretability for Large Language Models", 2025),
+    Paper("2506.09944", "zhang2025query",
+          "Zhang, Wuwei and Yin, Fangcong and Yen, Howard and Chen, Danqi and Ye, Xi",
+          "Query-Focused Retrieval Heads Improve Long-Context Reasoning and Re-ranking", 2025),
+    Paper("2508.21258", "jafari2025relp",
+          "Jafari, Farnoush Rezaei and Eberle, Oliver and Khakzar, Ashkan and Nanda, Neel",
+          "RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching", 2025),
+    Paper("2509.18010", "papi2025half", "Papi, Sara and others",
+          "Cross-Attention is Half Explanation in Speech-to-Text Models", 2025),
+)  # fmt: skip
+PAPERS = {paper.number: paper for paper in _KNOWN}
