@@ -26,7 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _DummyPrivateUse1Hook,
+    _setup_privateuseone_for_python_backend,
+)
 
 NAME = "pretend"
 aten = torch.ops.aten
@@ -41,8 +45,18 @@ INDEXED = {
 """What takes indices from the CPU on a GPU too."""
 
 
+class _Hook(_DummyPrivateUse1Hook):
+    """Nobody is to find an accelerator who did not ask for this one."""
+
+    def is_available(self) -> bool:
+        return False
+
+
 class _Module(_DummyBackendModule):
     """What PyTorch asks `torch.pretend` for."""
+
+    def is_available(self) -> bool:
+        return False
 
     def device_count(self) -> int:
         return 2
@@ -105,6 +119,11 @@ def _empty(like: Tensor, device: torch.device) -> Tensor:
     size, stride = like.size(), like.stride()
     count = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if like.numel() else 0
     return _viewed(_block(count, like.dtype, device), size, stride, 0)
+
+
+def _set(x: Tensor, source: Tensor) -> Tensor:
+    memory, place = source.untyped_storage(), (source.size(), source.stride())
+    return _on_cpu(aten.set_.source_Storage_storage_offset)(x, memory, source.storage_offset(), *place)
 
 
 def _on_cpu(op: Any) -> Callable[..., Tensor]:
@@ -235,7 +254,9 @@ KERNELS = {
     "_copy_from": _copy_from,
     "as_strided": _viewed,
     "view": _on_cpu(aten.view.default),
+    "set_.source_Tensor": _set,
     "set_.source_Storage_storage_offset": _on_cpu(aten.set_.source_Storage_storage_offset),
+    "native_layer_norm": partial(_operation, aten.native_layer_norm.default),
     "convolution_overrideable": _convolution,
     "convolution_backward_overrideable": _convolution_backward,
 }
@@ -270,7 +291,7 @@ def _guard() -> Path:
 @cache
 def start() -> None:
     """Register the accelerator, once in a process."""
-    _setup_privateuseone_for_python_backend(NAME, _Module())
+    _setup_privateuseone_for_python_backend(NAME, _Module(), _Hook())
     ctypes.CDLL(str(_guard()))
     every = torch.library.Library("_", "IMPL")
     every.fallback(_operation, "PrivateUse1")
