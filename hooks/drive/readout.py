@@ -71,9 +71,10 @@ class Readout:
         if columns is None or type(self.head) is not nn.Linear:
             made = self.finish(self.head(x))
             return made if columns is None else made[..., list(columns)]
-        index = torch.as_tensor(columns, device=x.device)
-        bias = self.head.bias
-        return self.finish(nn.functional.linear(x, self.head.weight[index], None if bias is None else bias[index]))
+        weight, bias = self.head.weight, self.head.bias
+        index = torch.as_tensor(columns, device=weight.device)
+        x = x.to(weight.device)
+        return self.finish(nn.functional.linear(x, weight[index], None if bias is None else bias[index]))
 
     def whole(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """The model's answer for whole final hidden states [row, position, d], its blocks stepping aside."""

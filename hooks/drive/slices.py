@@ -164,7 +164,7 @@ class Slice(Tap):
         for change, row, columns, at in self.changes["result"]:
             hit = change.where[row.prompt, columns].nonzero().flatten()
             heads = change.heads or tuple(range(layer.heads))
-            new = change.values[row.prompt, columns[hit]][:, list(heads)].to(z.dtype)
+            new = change.values[row.prompt, columns[hit]][:, list(heads)].to(z)
             assert self.out is not None
             added[0, at + hit] += (new - head_results(self.out, z[:, at + hit], heads)[0]).sum(1)
         return added
@@ -172,7 +172,7 @@ class Slice(Tap):
     @staticmethod
     def put(x: Tensor, change: Change, row: Row, columns: Tensor, at: int) -> None:
         hit = change.where[row.prompt, columns].nonzero().flatten()
-        values = change.values[row.prompt, columns[hit]].to(x.dtype)
+        values = change.values[row.prompt, columns[hit]].to(x)
         if change.units is not None:
             units = torch.tensor(change.units)
             x[0, (at + hit)[:, None], units] = values[:, units]
