@@ -112,7 +112,7 @@ def _pattern(heads: str) -> str:
 
 
 def _read(taps: Mapping[Site, StatTap], x: Inputs) -> AttentionStats:
-    values = {site: tap.merged() for site, tap in taps.items()}
+    values = {site: {name: value.cpu() for name, value in tap.merged().items()} for site, tap in taps.items()}
     heads = {site: _labels(tap) for site, tap in taps.items()}
     return AttentionStats(values, heads, x, tuple(sorted({name for tap in taps.values() for name in tap.ran})))
 

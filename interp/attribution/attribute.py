@@ -93,8 +93,8 @@ def _effects(asked: Pair, values: Tensor, said: Mapping[str, Any]) -> Effects:
     assert asked.score is not None
     corruption = asked.source if isinstance(asked.source, str) else "run"
     return Effects(
-        sites=sites, positions=columns, values=values, base=asked.score,
-        source=asked.other, noise_floor=0.0,
+        sites=sites, positions=columns, values=values.cpu(), base=asked.score.cpu(),
+        source=None if asked.other is None else asked.other.cpu(), noise_floor=0.0,
         meta={**about(asked.model.module, asked.base), "direction": "source into base", "metric": repr(asked.metric),
               "corruption": corruption, "align": None if asked.align is None else str(asked.align), **said},
     )  # fmt: skip

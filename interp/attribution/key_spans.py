@@ -108,7 +108,7 @@ def key_spans(
     names = tuple(map(layer_name, sites))
     if len({r.shape[1] for r in rows}) > 1:
         raise InputsError("these layers have different numbers of heads: ask for layers of one kind with heads=.")
-    values = torch.stack([r.permute(2, 0, 1) for r in rows]).double().cpu()
+    values = torch.stack([r.permute(2, 0, 1).cpu() for r in rows]).double()
     return KeySpans(names, tuple(spans), values, form, tuple(impl))
 
 

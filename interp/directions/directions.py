@@ -71,7 +71,7 @@ class Exchange:
 
 def mean_difference(model: Model, toward: Any, away: Any, *, site: str, positions: Positions = "last") -> Tensor:
     """The mean at a site over one set of inputs minus that over another [d]; heads are taken one at a time."""
-    return _mean(model, toward, site, positions) - _mean(model, away, site, positions)
+    return (_mean(model, toward, site, positions) - _mean(model, away, site, positions)).cpu()
 
 
 def random_like(direction: Tensor, n: int = 100, *, seed: int = 0) -> Tensor:

@@ -109,8 +109,8 @@ def subspace(
     ]
     return Subspaces(
         tuple(map(str, chosen)), tuple(ranks), torch.stack(values), torch.stack(drawn),
-        judge(reads.of(plain["logits"])).double().cpu(), {str(s): p[1] for s, p in found.items()},
-        {str(s): p[2] for s, p in found.items()},
+        judge(reads.of(plain["logits"])).double().cpu(), {str(s): p[1].cpu() for s, p in found.items()},
+        {str(s): p[2].cpu() for s, p in found.items()},
         {**plain.meta, "method": "singular vectors", "metric": repr(metric), "seed": seed},
     )  # fmt: skip
 

@@ -190,8 +190,8 @@ def _result(ready: Prepared, name: str, values: Tensor, floor: float, task: Mapp
         "products": sweep.product, "positions": task["positions"], "align": task["align"],
         "halvings": sweep.halvings,
     }  # fmt: skip
-    source = None if ready.source is None else ready.source[name]
-    return Effects(ready.grid.labels, ready.grid.positions, values, ready.base[name], source, floor, meta)
+    base, source = ready.base[name].cpu(), None if ready.source is None else ready.source[name].cpu()
+    return Effects(ready.grid.labels, ready.grid.positions, values, base, source, floor, meta)
 
 
 def _task(question: Question, x: Inputs, source: Source, metrics: Metrics) -> dict[str, Any]:
