@@ -103,7 +103,9 @@ def _read(model: Held, out: Any, how: Mapping[str, Any]) -> Generated:
     ends = torch.isin(ids, _ends(model, how).to(ids.device)).long()
     logprobs = logprobs.masked_fill(ends.cumsum(-1) - ends > 0, 0.0)
     decode = getattr(model.tokenizer, "batch_decode", None)
-    return Generated(ids.cpu(), logprobs.cpu(), None if decode is None else tuple(decode(ids, skip_special_tokens=True)))
+    return Generated(
+        ids.cpu(), logprobs.cpu(), None if decode is None else tuple(decode(ids, skip_special_tokens=True))
+    )
 
 
 def _ends(model: Held, how: Mapping[str, Any]) -> Tensor:

@@ -23,7 +23,7 @@ number of keys a word. Decoder-only language models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -196,7 +196,7 @@ register(
         example=lambda t, **how: retrieval_heads(t.reader, t.needles, **how),
     )
 )
-_MODES = (
+_MODES: tuple[tuple[str, str, Callable[..., Any], tuple[str, ...]], ...] = (
     ("event", "tokens that the head copies, over the answer's", _copied, ("2404.15574",)),
     ("set", "different tokens of the answer that the head copies, over all of them", _copied, ("2404.15574",)),
     ("r2", "weight of the largest keys that lie in the answer", _reached, ("2410.19258",)),
