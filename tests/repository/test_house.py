@@ -70,9 +70,14 @@ def verbs(tree: ast.Module) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
+def registers(tree: ast.Module) -> bool:
+    return "interp.records.register" in imports(tree)
+
+
 def crossings(methods: dict[str, ast.Module]) -> list[tuple[str, str]]:
-    """Pairs (importer, imported) of methods: a file of interp/, not of a room in it, with a function of its name."""
-    names = {n for n, tree in methods.items() if n.count(".") == 1 and n.rsplit(".", 1)[-1] in verbs(tree)}
+    """Pairs (importer, imported) of methods: files in a room of interp/ with a function of their own name, that
+    register a record."""
+    names = {n for n, tree in methods.items() if n.rsplit(".", 1)[-1] in verbs(tree) and registers(tree)}
     return [
         (n, other)
         for n in sorted(names)
@@ -84,9 +89,10 @@ def crossings(methods: dict[str, ast.Module]) -> list[tuple[str, str]]:
 
 
 def test_the_method_rule_tells_right_from_wrong() -> None:
-    patch, results = ast.parse("def patch(): ..."), ast.parse("def save(): ...")
-    greedy = ast.parse("def sinks():\n    from interp.patch import patch\nimport interp.results")
-    report = ast.parse("import interp.patch\ndef report(): ...")
+    record = "from interp.records import register\n"
+    patch, results = ast.parse(f"{record}def patch(): ..."), ast.parse("def results(): ...")
+    greedy = ast.parse(f"{record}def sinks():\n    from interp.patching.patch import patch\nimport interp.results")
+    report = ast.parse(f"{record}import interp.patching.patch\ndef report(): ...")
     modules = {
         "interp.patching.patch": patch,
         "interp.results": results,
