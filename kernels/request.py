@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class Request:
     @functools.cached_property
     def options(self) -> tuple[str, ...]:
         """What is asked beyond a plain call, where the mask, edits and statistics are named by themselves."""
-        given = {n: getattr(self, n) is not None for n in _names() if n not in PLAIN}
+        given = {n: getattr(self, n) is not None for n in self.__dataclass_fields__ if n not in PLAIN}
         width = self.q.shape[-1] if self.v is None else self.v.shape[-1]
         given |= {"rows": not self.whole, "bias": self.adds, "no v": self.v is None, "width": width != self.q.shape[-1]}
         return tuple(name for name, is_so in given.items() if is_so)
@@ -126,7 +126,7 @@ class Request:
 
     @functools.cached_property
     def _leaves(self) -> tuple[str, ...]:
-        own = [(name, getattr(self, name)) for name in _names()]
+        own = [(name, getattr(self, name)) for name in self.__dataclass_fields__]
         masks = [("bias", t) for t in tensors(self.mask)]
         edits = [(f"{type(e).__name__}.{n}", x) for e in self.edits for n, x in vars(e).items()]
         wanted = [n for n, x in own + masks + edits if isinstance(x, Tensor) and x.requires_grad]
@@ -135,11 +135,6 @@ class Request:
     def gradient(self) -> bool:
         """Whether somebody will ask for a gradient."""
         return bool(self.gradients())
-
-
-@functools.cache
-def _names() -> tuple[str, ...]:
-    return tuple(f.name for f in fields(Request))
 
 
 def request(
@@ -282,12 +277,10 @@ def _rows(rows: Rows, queries: int, device: torch.device) -> Tensor:
 
 
 def _check_sets(stats: Sequence[Stat], sets: Mapping[str, Tensor], batch: int, keys: int) -> dict[str, Tensor]:
-    needed = [s.argument for s in stats if s.reads("key_sets")]
-    missing = [n for n in needed if n not in sets]
+    needed = {s.argument: s.name for s in stats if s.reads("key_sets")}
+    missing = [name for n, name in needed.items() if n not in sets]
     if missing:
-        raise AttentionError(
-            f"no key set for {', '.join('mass:' + n for n in missing)}; key_sets has {sorted(sets) or 'nothing'}"
-        )
+        raise AttentionError(f"no key set for {', '.join(missing)}; key_sets has {sorted(sets) or 'nothing'}")
     found = {n: key_set(f"key set {n!r}", sets[n]) for n in needed}
     for n, x in found.items():
         if x.shape[0] not in (1, batch) or x.shape[1] != keys:

@@ -1,7 +1,7 @@
 """Attention calls drawn by hypothesis, and how near two computations of one must come.
 
-A comparison that is refused is none: `compared` counts those that were made. What is drawn is what an implementation
-declares that it can do, or for one that is asked for by name everything there is.
+Calls are drawn from what an implementation declares that it can do. Some are refused all the same, and a refusal is no
+comparison: `compared` counts those that were made.
 
 The tolerance is not a number somebody liked: it is the error that the dense reference itself makes when it is computed
 in the precision of the implementation, on the same inputs, times four, and no less than a score's rounding does to
