@@ -16,6 +16,7 @@ MAINS = (
     ("decoder", "decoder_input_ids"), ("text", "input_ids"), ("text", "inputs_embeds"), ("vision", "pixel_values"),
     ("vision", "pixel_values_videos"), ("encoder", "input_features"),
 )  # fmt: skip
+SOUND = ("input_values", "input_features")
 DROPPED = ("past_key_values",)
 SCALARS = (bool, int, float, str)
 
@@ -38,7 +39,8 @@ def _only(call: Mapping[str, Any], dims: int) -> Tensor | None:
     """The one tensor that can only be ids [batch, position] (or embeddings, of three dimensions) of a plain module."""
     kinds = [value for value in call.values() if isinstance(value, Tensor) and value.dtype != torch.bool]
     fits = [value for value in kinds if value.dim() == dims and value.is_floating_point() == (dims == 3)]
-    return fits[0] if len(fits) == 1 and not any(name in call for _, name in MAINS) else None
+    named = any(name in call for name in (*SOUND, *(name for _, name in MAINS)))
+    return fits[0] if len(fits) == 1 and not named else None
 
 
 def other_towers(call: Mapping[str, Any]) -> list[str]:

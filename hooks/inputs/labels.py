@@ -19,6 +19,7 @@ from interp.hooks.inputs.grids import Fit, View
 KINDS = ("bos", "system", "user", "assistant", "template", "text", "image", "video", "audio", "pad", "special")
 CODE = {name: code for code, name in enumerate(KINDS)}
 WORDS = ("system", "user", "assistant", "text")
+TAGS = ("newline", "separator", "cls", "register", "distillation", "query", "filler", "continuation")
 FIELDS = ("kind", "image", "tile", "frame", "row", "col")
 
 
@@ -58,12 +59,17 @@ class Roles:
         return tuple(dict.fromkeys((*KINDS, "patch", "newline", "separator", *self.tags)))
 
     def where(self, name: str) -> Tensor:
-        """The positions of a role; `text` is every word of text whoever speaks, `template` is not."""
+        """The positions of a role, none where these inputs have no such token; `text` is every word of text whoever
+        speaks, `template` is not."""
         if name == "text":
             return torch.isin(self.kind, torch.tensor([CODE[word] for word in WORDS], device=self.kind.device))
         if name in CODE:
             return self.kind == CODE[name]
-        return self.patch if name == "patch" else self.tags.get(name, torch.zeros_like(self.patch))
+        if name == "patch":
+            return self.patch
+        if name not in (*TAGS, *self.tags):
+            raise InputsError(f"no role {name!r}; there are {', '.join(dict.fromkeys((*self.names(), *TAGS)))}")
+        return self.tags.get(name, torch.zeros_like(self.patch))
 
     def label(self, row: int, position: int) -> str:
         """One position in words: `image 0 (3,4)`."""

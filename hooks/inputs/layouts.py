@@ -311,8 +311,10 @@ def _qwen_patches(config: Any, shape: tuple[int, int, int]) -> Block:
 def _mllama_vision(config: Any, kwargs: Mapping[str, Tensor]) -> list[list[Picture]]:
     """All tiles of a picture in one row, each with its CLS token first and filled up to a multiple of eight."""
     pixels = kwargs["pixel_values"]
-    batch, media, tiles = pixels.shape[:3]
-    real = kwargs.get("aspect_ratio_mask", torch.ones(batch, media, tiles)).reshape(-1, tiles).bool().tolist()
+    tiles = pixels.shape[2]
+    if "aspect_ratio_mask" not in kwargs:
+        raise InputsError(f"which of the {tiles} tiles of a picture are real is not known without aspect_ratio_mask")
+    real = kwargs["aspect_ratio_mask"].reshape(-1, tiles).bool().tolist()
     one = grid((1, *patch_grid(config, pixels)), lead=("cls",), view=View(known=False))
     fill, none = tokens(-len(one) % 8, "filler"), tokens(len(one), "filler")
     return [[[block for here in row for block in (one if here else none, fill) if len(block)]] for row in real]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import EditError, InputsError
+from interp.hooks.inputs.arguments import main_embeds, main_ids
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import KV, Site
@@ -88,9 +89,15 @@ class Moment(threading.local):
 
     def _end(self) -> int:
         """The column after the last computed one."""
-        for name in ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds"):
-            if torch.is_tensor(found := self._call.get(name)):
+        decoder = (self._call.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+        for found in (*decoder, main_ids(self._call, "text"), main_embeds(self._call)):
+            if torch.is_tensor(found):
                 return self.offset + int(found.shape[1])
+        if self.offset:
+            raise InputsError(
+                "this call goes on from a cache, and how many tokens it adds is not known from"
+                f" {', '.join(self._call)}."
+            )
         return 0
 
     def mask(self, spec: Positions, site: Site, length: int) -> Tensor:

@@ -47,7 +47,7 @@ def _numbers(anatomy: Anatomy, site: Site, wish: Wish, x: Inputs) -> int:
         keys = _valid(x, replace(site, component="k"), layer)
         return 0 if keys is None else count * heads * keys.shape[1]
     per_head = {"q": layer.d_head, "k": layer.d_head, "v": layer.d_value, "z": layer.d_value, "result": tower.width}
-    return count * heads * per_head.get(site.component, 0 if site.component in HEAD | KV else tower.width)
+    return count * heads * (per_head[site.component] if site.component in HEAD | KV else tower.width)
 
 
 def _valid(x: Inputs, site: Site, layer: Layer) -> Tensor | None:

@@ -115,8 +115,13 @@ class StatTap(Tap):
         self.parts.append({name: _placed(name, value, self._first_key(queries, keys)) for name, value in stats.items()})
         return done.z
 
+    @property
+    def _grows(self) -> bool:
+        """Whether a call may compute some of the inputs' columns only, and go on from a cache."""
+        return self.site.tower in (None, "text", "decoder", "cross")
+
     def _start(self) -> int:
-        return self.offset() if self.site.tower in (None, "text", "decoder", "cross") else 0
+        return self.offset() if self._grows else 0
 
     def _queries(self) -> Inputs:
         return tower_inputs(self.inputs, self.site, cross=self.layer.kind == "cross")
@@ -136,9 +141,17 @@ class StatTap(Tap):
         return mask[0].nonzero().flatten()
 
     def _without_padding(self, mask: Any, queries: int, keys: int) -> Any:
-        valid = self._queries().valid[:, self._start() : self._start() + queries]
-        if bool(valid.all()) or valid.shape[1] != queries:
+        whole, start = self._queries().valid, self._start()
+        if bool(whole.all()):
             return mask
+        valid = whole[:, start : start + queries]
+        if start:  # tokens that were generated after these inputs are real
+            valid = torch.nn.functional.pad(valid, (0, queries - valid.shape[1]), value=True)
+        elif valid.shape[1] != queries or not (self._grows or whole.shape[1] == queries):
+            raise InputsError(
+                f"{self.site} has {queries} queries here, but its tower's inputs have {list(whole.shape)} [row,"
+                " position], some of them padding: which queries are real is not known; run inputs without padding."
+            )
         return as_mask(mask) & Dense(valid[:, None, :, None].expand(-1, -1, -1, keys).to(self.inputs.valid.device))
 
     def _first_key(self, queries: int, keys: int) -> int:

@@ -85,10 +85,6 @@ class Rules:
             yield
             self._check_fired()
 
-    def applied(self) -> tuple[str, ...]:
-        """The rules that found something to act on."""
-        return tuple(name for name in self.names if self.forward[name])
-
     def _check_fired(self) -> None:
         silent = [name for name in self.names if not self.forward[name]]
         if silent:

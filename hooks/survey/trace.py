@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
 from interp.hooks.errors import ModelError
+from interp.hooks.inputs.arguments import SOUND
 from interp.hooks.stand.interface import Call, Switch, Tap
 from interp.hooks.survey.dissect import Event, Stage, dissect, first_tensor, outer_tensor
 
@@ -444,6 +445,8 @@ def _kind_of_tower(root: nn.Module, template: str, members: list[Seen]) -> str:
         return "vision"
     if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
         return "encoder" if re.search(r"\bencoder\b", template) else "decoder"
+    if re.search(r"audio|speech", template) or getattr(owner, "main_input_name", "") in SOUND:
+        return "audio"
     return "text"
 
 

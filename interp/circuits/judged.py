@@ -124,7 +124,7 @@ class Faithfulness(Saved):
         """f over the share of edges kept where there is a curve, and the circuit beside random ones (plotly)."""
         import plotly.graph_objects as go
 
-        figure, here = go.Figure(), float(self.meta.get("fraction") or 0.0)
+        figure, here = go.Figure(), float(self.meta.get("fraction", math.nan))
         for name, curve in (("by signed importance", self.signed), ("by magnitude", self.unsigned)):
             if curve is not None:
                 figure.add_scatter(x=self.grid, y=curve, mode="lines+markers", name=name)
@@ -139,7 +139,7 @@ class Faithfulness(Saved):
     def __repr__(self) -> str:
         return (
             f"Faithfulness {self.f:.3f}{spanned(*self.interval(), '.3f')} on {len(self.values)} prompts,"
-            f" {self.meta.get('edges')} edges ({self.meta.get('fraction', 0):.1%}), {self.meta.get('ablation')} "
+            f" {self.meta.get('edges')} edges ({self.meta.get('fraction', math.nan):.1%}), {self.meta.get('ablation')} "
             f"ablation by {self.meta.get('level')}s;"
             f" random circuits {float(self.random.mean()) if len(self.random) else float('nan'):.3f}, largest changes"
             f" {self.magnitude:.3f}"

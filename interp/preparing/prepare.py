@@ -182,7 +182,8 @@ class Call:
         """A processor's output: as it is, or with an answer appended."""
         if continuation is None and not (self.two_stacks and "decoder_input_ids" not in data):
             inputs = self._inputs(dict(data))
-            if not inputs.valid[:, 0].all() and "position_ids" not in data and self._needs_positions(data):
+            shifted = "position_ids" not in data and self._needs_positions(data) and self._padding_position() is None
+            if shifted and not inputs.valid[:, 0].all():
                 self.warn(
                     "positions",
                     "rows are padded on the left and have no position_ids: this model numbers "
@@ -221,7 +222,14 @@ class Call:
 
     def _numbers(self, mask: Tensor) -> Tensor:
         """Positions that count real tokens only; padding gets some position the model has."""
-        return (mask.long().cumsum(-1) - 1 + FIRST_POSITION.get(self.family, 0)).clamp(min=0)
+        after = self._padding_position()
+        first = FIRST_POSITION.get(self.family, 0) if after is None else after + 1
+        return (mask.long().cumsum(-1) - 1 + first).clamp(min=0)
+
+    def _padding_position(self) -> int | None:
+        """RoBERTa and its kin keep a row of their table of positions for padding, and number tokens from the next."""
+        tables = (child for name, child in self.module.named_modules() if name.endswith("position_embeddings"))
+        return next((one.padding_idx for one in tables if isinstance(one, nn.Embedding)), None)
 
     def unnumbered(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments made here, without the positions that were added for their padding."""

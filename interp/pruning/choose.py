@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from interp.hooks.anatomy.towers import Anatomy
@@ -89,7 +90,7 @@ def shares(share: float, schedule: int | Sequence[float] | None) -> list[float]:
             raise InputsError(f"a schedule has at least one step; got {schedule}.")
         return [1 - (1 - share) * (n + 1) / schedule for n in range(schedule)]
     found = [*map(float, schedule), share]
-    if any(b > a for a, b in zip([1.0, *found], found, strict=False)):
+    if any(b > a for a, b in pairwise([1.0, *found])):
         raise InputsError(f"shares along a schedule go down from 1 to {share:g}; got {list(schedule)}.")
     return list(dict.fromkeys(found))
 

@@ -71,7 +71,7 @@ def sinks(
     _room(model, x)
     taps = {str(Site(name, layer.index, "resid_post")): _Largest() for layer in layers} if activations else {}
     with ExitStack() as undo:
-        for layer, tap in zip(layers, taps.values(), strict=False):
+        for layer, tap in zip(layers, taps.values(), strict=True) if taps else ():
             handle = stand_at(model.module, layer.ports["resid_post"], tap, batch=lambda: x.batch)
             undo.callback(handle.remove)
         found = model.attention(x, stats=STATS, heads=heads, chunk=chunk, impl=impl)

@@ -526,6 +526,8 @@ def test_mllama_tiles_that_fill_up_are_padding() -> None:
     assert (~labels.where("pad")).sum() == 2 * 17
     with pytest.raises(InputsError, match="tiles lie in the picture is not known"):
         labels.boxes([(28, 56)])
+    with pytest.raises(InputsError, match="which of the 4 tiles of a picture are real is not known"):
+        roles(config, {"pixel_values": call["pixel_values"]}, tower="vision")
 
 
 @pytest.mark.parametrize(
@@ -590,6 +592,20 @@ def test_special_ids_of_a_tokenizer() -> None:
     labels = roles(None, {"input_ids": ids}, tokenizer=tokenizer)
     marks = [labels.label(0, i) for i in range(ids.shape[1])]
     assert (marks[0], marks[-1], marks.count("special"), marks.count("bos")) == ("bos", "special", 2, 1)
+
+
+def test_a_role_that_nobody_knows_is_refused_and_one_that_does_not_occur_is_nowhere() -> None:
+    labels = roles(None, {"input_ids": torch.tensor([[5, 6, 7]])})
+    assert not labels.where("register").any()
+    assert labels.where("register").shape == (1, 3)
+    with pytest.raises(InputsError, match=r"no role 'regsiter'; there are .*register"):
+        labels.where("regsiter")
+
+
+def test_sound_is_not_taken_for_embeddings_of_text() -> None:
+    with pytest.raises(InputsError, match="cannot tell the positions of a call with input_values"):
+        Inputs.of({"input_values": torch.randn(2, 16, 8)})
+    assert Inputs.of({"anything": torch.randn(2, 16, 8)}).valid.shape == (2, 16)
 
 
 def test_the_encoder_of_whisper_has_half_the_frames() -> None:

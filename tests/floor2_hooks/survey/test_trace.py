@@ -34,6 +34,33 @@ def test_heads_come_from_the_call(family: str, heads: int, kv_heads: int, d_head
     assert [one.index for one in tower.layers] == list(range(len(tower.layers)))
 
 
+def test_a_tower_that_listens_is_not_taken_for_text() -> None:
+    """Its positions are frames or patches of sound; those of the text beside it are another number."""
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    spectrogram = transformers.ASTForAudioClassification(
+        transformers.ASTConfig(**small, patch_size=4, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8)
+    ).eval()
+    call = {"input_values": torch.randn(2, 16, 8)}
+    assert list(trace(spectrogram, call).towers) == ["audio"]
+    with pytest.raises(InputsError, match="cannot tell the positions of a call with input_values"):
+        interp.attach(spectrogram).inputs(call)
+    sound = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 8,
+             "max_source_positions": 20}  # fmt: skip
+    words = {"model_type": "qwen2", "vocab_size": 100, "num_key_value_heads": 2, **small}
+    config = transformers.Qwen2AudioConfig(audio_config=sound, text_config=words, audio_token_index=90)
+    both = transformers.Qwen2AudioForConditionalGeneration(config).eval()
+    ids = torch.full((1, 14), 7)
+    ids[0, 2:12] = 90
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "input_features": torch.randn(1, 8, 40),
+            "feature_attention_mask": torch.ones(1, 40, dtype=torch.long)}  # fmt: skip
+    m = interp.attach(both, example=call)
+    assert list(m.anatomy.towers) == ["audio", "text"]
+    assert m.anatomy.main == "text"
+    assert m.run(call, record="audio.L0.z")["audio.L0.z"].shape[1] == 20
+    with pytest.raises(InputsError, match="no tower 'audio' in these inputs"):
+        m.run(call, edits=[interp.Zero("audio.L0.z", positions="first")])
+
+
 def test_every_output_projection_is_the_models() -> None:
     for family, end in (("gpt2", "attn.c_proj"), ("llama", "self_attn.o_proj"), ("bert", "attention.output.dense")):
         m = interp.attach(tiny(family))

@@ -170,6 +170,23 @@ def test_a_left_padded_gpt2_needs_the_positions_it_gets() -> None:
         assert set(prepare(model, tokenizer, call).kwargs) == set(call)
 
 
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "Data2VecText"])
+def test_positions_start_after_the_one_that_is_padding(family: str) -> None:
+    """RoBERTa and its kin number tokens from `padding_idx + 1`, whatever their family is called."""
+    torch.manual_seed(0)
+    config = getattr(hf, f"{family}Config")(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=40, is_decoder=True, pad_token_id=1,
+    )  # fmt: skip
+    model = getattr(hf, f"{family}ForCausalLM")(config).eval()
+    both, alone = prepare(model, None, [[5, 6, 7, 8, 9, 10], [11, 12, 13]]), prepare(model, None, [[11, 12, 13]])
+    assert not bool(both.valid[1, 0])
+    assert both.kwargs["position_ids"][1, 3:].tolist() == [2, 3, 4]
+    torch.testing.assert_close(logits(model, both)[1, -1], logits(model, alone)[0, -1], atol=1e-5, rtol=1e-4)
+    batch = {name: both.kwargs[name] for name in ("input_ids", "attention_mask")}
+    assert set(prepare(model, None, batch).kwargs) == set(batch)  # it finds them by itself, so nothing is said
+
+
 def test_encoders_are_padded_on_the_right() -> None:
     tokenizer = wordpiece()
     model = hf.BertModel(hf.BertConfig(**SMALL, max_position_embeddings=64)).eval()
