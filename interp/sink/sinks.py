@@ -153,7 +153,7 @@ class _Largest:
         size = value.detach().float().abs()
         top = size.topk(min(LARGEST, size.shape[-1]), dim=-1)
         self.parts.append((top.values.cpu(), top.indices.cpu(), size.median(-1).values.cpu()))
-        self.norms.append(size.norm(dim=-1).cpu())
+        self.norms.append(size.double().norm(dim=-1).float().cpu())
         return value
 
     def lengths(self, valid: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ METRIC = LogitDifference(answers=((7,), (8,)), wrong=((10,), (11,)))
 KILLS = """
 import os, random, signal, sys, time, torch, interp
 from pathlib import Path
-from interp.families import tiny
+from interp.zoo.families import tiny
 from interp.journal import Journal, progress
 from interp.metrics import LogitDifference
 torch.set_num_threads(1)

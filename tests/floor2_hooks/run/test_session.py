@@ -249,7 +249,7 @@ def test_a_context_that_is_forgotten_takes_itself_off() -> None:
 RELOADED = """
 import importlib, torch, interp
 import interp.hooks.stand.interface as module
-from interp.families import tiny
+from interp.zoo.families import tiny
 from interp.hooks.anatomy.example import example
 from transformers.modeling_utils import AttentionInterface
 

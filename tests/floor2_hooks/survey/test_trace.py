@@ -94,7 +94,7 @@ def test_a_module_without_a_family_says_what_to_pass() -> None:
 
     module = Unknown(AttentionOnlyConfig(vocab=20)).eval()
     m = interp.attach(module, example={"input_ids": torch.tensor([[1, 2, 3]])})
-    with pytest.raises(ModelError, match=r"no attention call was seen in Unknown.*family=interp\.Family"):
+    with pytest.raises(ModelError, match=r"no attention call was seen in Unknown.*family=interp\.families\.Family"):
         m.check()
     plain = interp.attach(tiny("plain")).family
     assert plain is not None

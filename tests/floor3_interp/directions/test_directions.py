@@ -11,6 +11,7 @@ from torch import Tensor
 
 import interp
 from interp import directions
+from interp.directions.vectors import random_bases
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
 from interp.planted import build
@@ -45,9 +46,9 @@ def test_random_controls_have_the_length_and_the_rank_of_what_they_control() -> 
     drawn = directions.random_like(torch.tensor([3.0, 4.0, 0.0]), 50, seed=1)
     torch.testing.assert_close(drawn.norm(dim=1), torch.full((50,), 5.0))
     assert len(torch.unique(drawn[:, 0])) == 50
-    bases = directions.random_bases(7, 3, 5)
+    bases = random_bases(7, 3, 5)
     torch.testing.assert_close(bases.mT @ bases, torch.eye(3).expand(5, 3, 3), atol=1e-5, rtol=0)
-    assert torch.equal(bases, directions.random_bases(7, 3, 5))
+    assert torch.equal(bases, random_bases(7, 3, 5))
 
 
 def test_exchanges_are_those_of_the_definition() -> None:
@@ -108,7 +109,7 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(SiteError, match="no values per position"):
         directions.mean_difference(m, base, source, site="L1.H0.pattern")
     with pytest.raises(SiteError, match="rank of 1 to 7"):
-        directions.random_bases(7, 8)
+        random_bases(7, 8)
     with pytest.raises(InputsError, match="line up"):
         directions.exchange(
             m, basis=torch.randn(32, 1), **{**how, "source": {"input_ids": source["input_ids"][:, :-1]}}

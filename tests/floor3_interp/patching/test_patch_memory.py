@@ -8,7 +8,7 @@ from house import python
 
 SWEEP = """
 import json, resource, torch, interp
-from interp.families import tiny
+from interp.zoo.families import tiny
 from interp.metrics import LogitDifference
 import interp.hooks.drive.sweep as sweep
 torch.set_num_threads(1)
