@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 def _reported(folder: str) -> dict[str, float]:
     """The size of each head's effect, by what its report ranks by."""
     from interp.heads.rows import read_rows
-    from interp.reporting.pages.gathered import Gathered
+    from interp.reporting.steps.gathered import Gathered
 
     ranked = Gathered("", "", "", read_rows(folder), {}).ranked
     return {site: abs(value) for site, value in zip(ranked["site"], ranked["estimate"], strict=True)}

@@ -12,11 +12,11 @@ method that does not fit the model is named with its reason; a task shows what h
 
 from __future__ import annotations
 
+import math
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,17 +27,10 @@ from interp.provenance import about
 from interp.records import Method, register
 from interp.reporting.cost import Cost, cost
 from interp.reporting.pages.files import write_files, write_run
-from interp.reporting.pages.gathered import Gathered
-from interp.reporting.steps import circuits, scores
-from interp.reporting.steps.agreement import agreement
-from interp.reporting.steps.baselines import ablation
-from interp.reporting.steps.broad import broad
-from interp.reporting.steps.checks import checks
-from interp.reporting.steps.patterns import patterns
-from interp.reporting.steps.roles import labels, roles
+from interp.reporting.sections import sections
+from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.steps import Say, Steps
 from interp.reporting.steps.subject import Subject, Wanted, name_of, revision_of, task_named
-from interp.reporting.steps.weights import weights
 from interp.results.effects import Effects
 from interp.tasks.task import Task
 
@@ -106,7 +99,8 @@ def report(
     subject = None if put is None else Subject(model, called, put, wanted, revision_of(model))
     plan = about(model.module, None) | {"model": called} if subject is None else subject.plan()
     plan |= {"results": [repr(one) for one in given]}
-    steps = Steps(out, plan, resume=resume, overwrite=overwrite, say=say)
+    files = [name for section in sections() for name in section.writes]
+    steps = Steps(out, plan, resume=resume, overwrite=overwrite, say=say, files=files)
     started, said = time.time(), _cost(subject, say)
     made = _gathered(model, called, subject, given, steps, plan)
     write_files(made, steps)
@@ -129,11 +123,7 @@ def _task(
 def _cost(subject: Subject | None, say: Say | None) -> Cost | None:
     if subject is None:
         return None
-    ablations = len(subject.stacks) * 6 * (2 + subject.wanted.draws)
-    more = 6 * len(subject.stacks) + 6 + subject.wanted.examples
-    found = cost(
-        subject.model, subject.task.clean, scores.forwards(subject) + circuits.forwards(subject) + ablations + more
-    )
+    found = cost(subject.model, subject.task.clean, math.ceil(sum(one.forwards(subject) for one in sections())))
     if say is not None:
         say(str(found))
     return found
@@ -144,52 +134,24 @@ def _gathered(
 ) -> Gathered:
     rows = [head_rows(one, model.ready(), model=called, revision=revision_of(model), split="given") for one in given]
     made = Gathered(f"Heads of {called}", called, "", joined(rows), plan, towers=_towers(model))
-    found = {f"{_method(one)} given {n}": one for n, one in enumerate(given) if isinstance(one, Effects)}
     if subject is not None:
         made.title, made.task = f"Heads of {called} on {subject.task.name}", subject.task.name
-        found = {**_measured(made, subject, steps), **found}
+        for section in sections():
+            section.measure(made, subject, steps)
+        _fill_rows(made, subject)
+    made.effects |= {f"{_method(one)} given {n}": one for n, one in enumerate(given) if isinstance(one, Effects)}
     made.refused += steps.notes
-    made.agreement = agreement(found, [t["name"] for t in made.towers], seed=int(plan.get("seed", 0)))
+    for section in sections():
+        section.close(made, int(plan.get("seed", 0)))
     return made
 
 
-def _measured(made: Gathered, subject: Subject, steps: Steps) -> dict[str, Effects]:
-    """Every step of a task, in order; fills what was gathered and returns the effects."""
-    made.checks = steps.do("checks", lambda: checks(subject))
-    found, made.refused = scores.scored(subject, steps)
-    attending, why = broad(subject, steps)
-    kinds, whyever = roles(subject, steps)
-    made.refused += why + whyever
-    made.labels, made.leaders = labels(kinds), scores.leaders(subject, found)
-    _fill_rows(made, subject, {**found, **attending}, kinds)
-    for tower in subject.stacks:
-        ranks = scores.primary(found, tower)
-        if ranks is not None:
-            answer = steps.attempt(f"ablation-{tower}", partial(ablation, subject, ranks, tower))
-            made.refused += _kept(answer, made.ablations.append)
-    if subject.wanted.circuit:
-        answer = steps.attempt("circuit", lambda: circuits.circuit(subject, steps))
-        made.refused += _kept(answer, lambda one: setattr(made, "circuit", one))
-    answer = steps.attempt("weights", lambda: weights(subject, made.leaders))
-    made.refused += _kept(answer, lambda one: setattr(made, "weights", one["heads"]))
-    answer = steps.attempt("patterns", lambda: patterns(subject, made.leaders))
-    made.refused += _kept(answer, lambda one: setattr(made, "patterns", one))
-    return found
-
-
-def _kept(answer: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> list[str]:
-    """Keep an answer, or return why there is none."""
-    if "refused" in answer:
-        return [str(answer["refused"])]
-    keep(answer)
-    return []
-
-
-def _fill_rows(made: Gathered, subject: Subject, found: Mapping[str, Effects], kinds: list[Any]) -> None:
+def _fill_rows(made: Gathered, subject: Subject) -> None:
     """All rows with what is known about the run; estimates get the exact value of their head where it was patched."""
     anatomy, facts = subject.model.anatomy, {"model": made.model, "revision": subject.revision, "task": made.task}
-    rows = [head_rows(one, anatomy, **facts, split="train") for one in found.values()]
-    rows += [frame.assign(**facts, split="train") for frame in kinds]
+    found = (*made.effects.values(), *made.measures.values())
+    rows = [head_rows(one, anatomy, **facts, split="train") for one in found]
+    rows += [frame.assign(**facts, split="train") for frame in made.frames]
     every = joined([*rows, made.rows])
     patched = every[(every["method"] == "patch") & (every["split"] == "train")]
     exact = {(s, d): v for s, d, v in zip(patched["site"], patched["direction"], patched["estimate"], strict=True)}

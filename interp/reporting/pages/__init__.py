@@ -1,1 +1,1 @@
-"""What a report writes: figures, tables, references and pages, from what its steps `gathered`."""
+"""What a report writes: its page (`page`) and its other files (`files`), from what was gathered and sections say."""

@@ -8,12 +8,14 @@ from typing import Any
 
 from interp.explorer.page import page
 from interp.heads.rows import write_rows
-from interp.reporting.pages import figures
-from interp.reporting.pages.canvas import Canvas
-from interp.reporting.pages.gathered import Gathered
-from interp.reporting.pages.page import ABOUT, ablation_curve, faithfulness_curve, payload, shown_rows
-from interp.reporting.pages.references import bibtex
-from interp.reporting.pages.tables import card, latex
+from interp.papers import PAPERS, Paper, bibtex
+from interp.records import labelled, papers_of
+from interp.reporting.drawing import figures
+from interp.reporting.drawing.canvas import Canvas
+from interp.reporting.drawing.tables import card, latex
+from interp.reporting.pages.page import described, payload, shown_rows
+from interp.reporting.sections import sections
+from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.steps import Steps
 
 WHAT = {
@@ -22,7 +24,6 @@ WHAT = {
     "heads.parquet": "the same, typed",
     "heads.tex": "the first heads as a table",
     "references.bib": "the papers behind the methods",
-    "circuit.json": "the circuit, as EAP-IG and MIB write it",
     "run.json": "how it came about; the only file with times in it",
     "results": "per-example values of each method, read with interp.open",
     "figures": "the figures as SVG and PNG",
@@ -33,18 +34,16 @@ MOST_BARS = 20
 def write_files(made: Gathered, steps: Steps) -> None:
     """All but run.json."""
     write_rows(made.rows, steps.folder)
-    drawn = list(_figures(made))
-    for name, canvas in drawn:
-        steps.write(f"figures/{name}.svg", canvas.svg())
-        steps.write(f"figures/{name}.png", canvas.png())
-    if made.circuit:
-        steps.write("figures/circuit.svg", made.circuit["svg"])
-    methods = [*made.rows["method"].unique(), *(["circuit"] if made.circuit else [])]
-    steps.write("references.bib", bibtex(methods))
+    for name, drawing in [*_figures(made), *(pair for section in sections() for pair in section.figures(made))]:
+        if isinstance(drawing, Canvas):
+            steps.write(f"figures/{name}.png", drawing.png())
+        steps.write(f"figures/{name}.svg", drawing.svg() if isinstance(drawing, Canvas) else drawing)
+    steps.write("references.bib", bibtex(cited(made)))
     best = made.ranked
     what = f"Heads of {made.model}" + (f" on {made.task}" if made.task else "")
     steps.write("heads.tex", latex(best.to_dict("records"), f"{what}, by {_said(best)}."))
-    there = {n: w for n, w in WHAT.items() if n == "report.html" or n == "run.json" or (steps.folder / n).exists()}
+    what_is = WHAT | {name: what for section in sections() for name, what in section.writes.items()}
+    there = {n: w for n, w in what_is.items() if n == "report.html" or n == "run.json" or (steps.folder / n).exists()}
     facts = {"base_model": made.model, "library_name": "interp", "tags": ["interpretability", "attention-heads"],
              "datasets": [made.task] if made.task else []}  # fmt: skip
     steps.write("README.md", card(facts, made.finding, made.warnings, there))
@@ -56,27 +55,25 @@ def _said(rows: Any) -> str:
     return f"{rows['method'].iloc[0]}, {rows['direction'].iloc[0]}" if len(rows) else "nothing"
 
 
+def cited(made: Gathered) -> list[Paper]:
+    """The papers behind the rows, and behind what sections did besides."""
+    found: list[Paper] = []
+    for label in (*made.rows["method"].unique(), *(name for section in sections() for name in section.cites(made))):
+        record, said = labelled(label), described(label)
+        found += papers_of(record) if record is not None else [PAPERS[n] for n in (said.papers if said else ())]
+    return found
+
+
 def _figures(made: Gathered) -> Iterator[tuple[str, Canvas]]:
     rows = shown_rows(made)
     for (method, tower), mine in rows.groupby(["method", "tower"], sort=False):
-        if mine["estimate"].notna().any() and (made.task == "" or method.partition(" (")[0] in ABOUT):
+        said = described(method.partition(" (")[0])
+        if mine["estimate"].notna().any() and (made.task == "" or (said is not None and said.drawn)):
             name = f"map-{_file(method)}-{tower}"
             yield name, figures.head_map(mine.to_dict("records"), f"{method}, {tower}")
     best = made.ranked
     if len(best):
         yield "heads", figures.bars(best.head(MOST_BARS).to_dict("records"), f"The first heads, by {_said(best)}")
-    if made.agreement:
-        yield "agreement", figures.agreement_map(made.agreement, "Spearman correlation of methods")
-    for one in made.ablations:
-        yield f"ablation-{one['tower']}", _drawn(ablation_curve(one))
-    if made.circuit:
-        yield "faithfulness", _drawn(faithfulness_curve(made.circuit))
-
-
-def _drawn(curve: Mapping[str, Any]) -> Canvas:
-    return figures.curves(
-        curve["lines"], curve["title"], x_title=curve["x_title"], y_title=curve["y_title"], levels=curve["levels"]
-    )
 
 
 def _file(method: str) -> str:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import base64
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from interp.records import Method, labelled, numbers_of
+from interp.reporting.sections import sections
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Label
 
-from interp.reporting.pages.gathered import Gathered
-
-ABOUT = {
-    "patch": "exact: the head's z of the other run put into this one; effect on the metric",
-    "relp": "estimate of patching from one backward pass with relevance rules",
-    "atp": "estimate of patching from one plain backward pass",
-    "direct effect": "what the head writes straight to the answer, later layers left out",
-    "attention entropy": "mean entropy of the head's rows",
-    "attention distance": "mean distance between a row and the keys it weighs",
-    "largest weight": "mean of each row's largest weight",
-    "sink": "mean weight on the first token over the rows that see it (attention sink)",
-}
-SEQUENTIAL = ("attention entropy", "attention distance", "largest weight", "sink")
-SPLITS = {"heldout": "held-out prompts", "same rows": "the prompts they were found on"}
-LINES = {"found": "heads found", "magnitude": "heads that write most", "random": "random heads"}
+UNKNOWN = "as its method defines it"
 
 
 def payload(made: Gathered, files: list[str]) -> dict[str, Any]:
@@ -31,17 +20,35 @@ def payload(made: Gathered, files: list[str]) -> dict[str, Any]:
     facts += [
         (name, str(about[name])) for name in ("rows", "dtype", "attention", "seed") if about.get(name) is not None
     ]
-    if made.gap is not None:
-        task = made.checks["task"]
-        facts += [("metric, clean and corrupt", f"{task['clean']:.4g}, {task['corrupt']:.4g}"),
-                  ("right answers", f"{task['accuracy']:.1%}")]  # fmt: skip
-    return {
+    shown: dict[str, Any] = {
         "title": made.title, "finding": made.finding, "facts": facts, "warnings": made.warnings, "towers": made.towers,
-        "scores": shown_rows(made), "methods": methods(made), **_seen(made), "cards": cards(made),
-        **({"circuit": _circuit(made)} if made.circuit else {}), "curves": curves(made), "tables": tables(made),
-        "checks": made.checks.get("lines", []), "links": [(name, name) for name in files],
-        "provenance": {"report": dict(about)},
+        "scores": shown_rows(made), "methods": methods(made), "cards": {}, "curves": [], "tables": [], "checks": [],
+        "links": [(name, name) for name in files], "provenance": {"report": dict(about)},
     }  # fmt: skip
+    for part in (*(section.page(made) for section in sections()), {"cards": _ranks(made), "tables": _first(made)}):
+        _put(shown, part)
+    return shown
+
+
+def _put(shown: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Lists one after the other, cards head by head, the rest as it is."""
+    for key, value in part.items():
+        if isinstance(value, list) and key in shown:
+            shown[key] = [*shown[key], *value]
+        elif key == "cards":
+            for site, one in value.items():
+                shown["cards"][site] = {**shown["cards"].get(site, {}), **one}
+        else:
+            shown[key] = value
+
+
+def described(label: str) -> Label | None:
+    """What numbers of this name are: a method's record says it, or the section they are of."""
+    record = labelled(label)
+    if record is not None:
+        drawn = not isinstance(record, Method) or record.shown == "map"
+        return Label(record.number, record.signed, tuple(numbers_of(record)), drawn)
+    return next((one for s in sections() for start, one in s.labels.items() if label.startswith(start)), None)
 
 
 def name_of(method: str, direction: str) -> str:
@@ -66,23 +73,24 @@ def methods(made: Gathered) -> dict[str, dict[str, Any]]:
     found = {}
     for name in order:
         mine = rows[rows["method"] == name]
-        base = name.partition(" (")[0]
-        signed = base not in SEQUENTIAL and bool((mine["estimate"] < 0).any() or mine["direction"].iloc[0] != "none")
+        said = described(name.partition(" (")[0])
+        below = bool((mine["estimate"] < 0).any() or mine["direction"].iloc[0] != "none")
+        signed = below and (said is None or said.signed)
         floor = mine["noise_floor"].max()
         found[name] = {
             "kind": "signed" if signed else "sequential", "unit": str(mine["metric"].iloc[0]),
-            "about": ABOUT.get(base, "as its method defines it"), **({"floor": float(floor)} if floor == floor else {}),
+            "about": UNKNOWN if said is None else said.about, **({"floor": float(floor)} if floor == floor else {}),
         }  # fmt: skip
     return found
 
 
-def cards(made: Gathered) -> dict[str, dict[str, Any]]:
-    """What is said about the heads that matter, and the kinds of all that have one."""
+def _ranks(made: Gathered) -> dict[str, dict[str, Any]]:
+    """What is said about the heads that matter: rank, effect, interval."""
     ranked = made.ranked.set_index("site") if len(made.rows) else None
     found: dict[str, dict[str, Any]] = {}
-    for site in dict.fromkeys([*made.leaders, *made.labels]):
-        one: dict[str, Any] = {"roles": [(role, None) for role in made.labels.get(site, "").split(", ") if role]}
-        one |= {name: [tuple(pair) for pair in pairs] for name, pairs in made.weights.get(site, {}).items()}
+    for site in made.leaders:
+        one: dict[str, Any] = {}
+        found[site] = one
         if ranked is not None and site in ranked.index:
             row = ranked.loc[site]
             one["facts"] = [("rank", str(int(row["rank"]))), ("effect", f"{row['estimate']:+.4g}")]
@@ -90,86 +98,12 @@ def cards(made: Gathered) -> dict[str, dict[str, Any]]:
                 one["facts"].append(("interval", f"{row['low']:+.3g} to {row['high']:+.3g}"))
             if abs(row["estimate"]) <= row["noise_floor"]:
                 one["notes"] = ["Within the noise floor: no effect."]
-        found[site] = one
     return found
 
 
-def _seen(made: Gathered) -> dict[str, Any]:
-    """Examples, patterns and pictures."""
-    held = made.patterns
-    if not held.get("examples"):
-        return {}
-    blocks = [
-        {"example": block["example"], "sites": block["sites"], "rows": block["rows"], "scale": 1.0,
-         "weights": np.frombuffer(base64.b64decode(block["weights"]), dtype=np.uint8).reshape(block["shape"]),
-         **({} if block["indices"] is None else {"indices": np.asarray(block["indices"])})}
-        for block in held["blocks"]
-    ]  # fmt: skip
-    images = [{**image, "png": base64.b64decode(image["png"])} for image in held["images"]]
-    return {"examples": held["examples"], "patterns": blocks, "images": images}
-
-
-def _circuit(made: Gathered) -> dict[str, Any]:
-    assert made.circuit is not None
-    ends = ("sender", "receiver")
-    edges = [{**edge, **{end: _placed(edge[end]) for end in ends}} for edge in made.circuit["edges"]]
-    return {"edges": edges, "title": f"Circuit of {made.task}", "about": made.circuit["said"]}
-
-
-def _placed(name: str) -> str:
-    """The page knows one embedding and one set of logits, whichever tower they belong to."""
-    last = name.rpartition(".")[2]
-    return last if last in ("embed", "logits") else name
-
-
-def curves(made: Gathered) -> list[dict[str, Any]]:
-    """Ablation of each tower, and faithfulness of the circuit."""
-    found = [ablation_curve(one) for one in made.ablations]
-    return found + ([faithfulness_curve(made.circuit)] if made.circuit else [])
-
-
-def ablation_curve(one: dict[str, Any]) -> dict[str, Any]:
-    """Share of the gap that is lost over the number of heads switched off."""
-    lines = []
-    for name, title in LINES.items():
-        rows = [row for row in one["rows"] if row["name"] == name]
-        if rows:
-            lines.append({"name": title, "x": [r["k"] for r in rows], "y": [r["share"] for r in rows],
-                          "low": [r["low"] for r in rows], "high": [r["high"] for r in rows],
-                          "kind": "line" if name == "found" else "baseline"})  # fmt: skip
-    return {
-        "title": f"Heads switched off, {one['tower']}",
-        "about": f"Values of corrupt prompts put into k heads of clean ones: {SPLITS[one['split']]}, n = {one['n']}.",
-        "x_title": "heads", "y_title": "share of the gap lost", "log_x": True, "lines": lines,
-        "levels": [("all of it", 1.0), ("nothing", 0.0)],
-    }  # fmt: skip
-
-
-def faithfulness_curve(found: dict[str, Any]) -> dict[str, Any]:
-    """f over the share of edges kept, with random circuits of the same size."""
-    here, summary = found["fraction"], found["summary"]
-    lines = [
-        {"name": "by signed importance", "x": found["grid"], "y": found["signed"], "kind": "line"},
-        {"name": "by magnitude", "x": found["grid"], "y": found["unsigned"], "kind": "line"},
-        {"name": "the circuit", "x": [here], "y": [summary["f"]], "low": [summary["low"]], "high": [summary["high"]],
-         "kind": "points"},
-        {"name": "random circuits", "x": [here] * len(found["random"]), "y": found["random"], "kind": "points"},
-    ]  # fmt: skip
-    return {
-        "title": "Faithfulness of circuits", "about": f"{found['said']} ({SPLITS[found['split']]})",
-        "x_title": "share of edges kept", "y_title": "f", "log_x": True, "lines": [x for x in lines if x["y"]],
-        "levels": [("the whole model", 1.0), ("nothing", 0.0)],
-    }  # fmt: skip
-
-
-def tables(made: Gathered) -> list[dict[str, Any]]:
-    """What has no picture of its own."""
-    found = []
-    if made.agreement:
-        about = "Spearman over heads and overlap of the first k, with intervals over prompts."
-        found.append({"title": "Agreement of methods", "about": about, "rows": made.agreement})
-    if len(made.ranked):
-        columns = ["site", "estimate", "low", "high", "exact", "verified", "label"]
-        found.append({"title": "The first heads", "about": made.finding,
-                      "rows": made.ranked[columns].head(20)})  # fmt: skip
-    return found
+def _first(made: Gathered) -> list[dict[str, Any]]:
+    """The first heads as a table."""
+    if not len(made.ranked):
+        return []
+    columns = ["site", "estimate", "low", "high", "exact", "verified", "label"]
+    return [{"title": "The first heads", "about": made.finding, "rows": made.ranked[columns].head(20)}]

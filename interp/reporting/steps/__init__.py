@@ -1,2 +1,2 @@
-"""What a report does, as journaled steps: the engine (`steps`), what is reported on (`subject`), and one file a
-step."""
+"""What sections of a report stand on: the journaled engine (`steps`), what is reported on (`subject`), what a `section`
+says of itself, and what all of them `gathered`."""

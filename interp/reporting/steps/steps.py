@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,16 @@ class Steps:
     """The directory of one report."""
 
     def __init__(
-        self, folder: str | Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool, say: Say | None = None
-    ) -> None:
+        self, folder: str | Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool, say: Say | None = None,
+        files: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.folder, self.inside = Path(folder), Path(folder) / "steps"
         self.say = say or (lambda line: None)
         self.seconds: dict[str, float] = {}
         mine = json.loads(json.dumps({"format": FORMAT, **plan}))
         self.notes: list[str] = []
         self.reached: list[str] = []
-        cleared = overwrite and _clear(self.folder)
+        cleared = overwrite and _clear(self.folder, files)
         _writable(self.folder)
         self._begin(mine, resume=resume, cleared=cleared)
 
@@ -120,17 +121,17 @@ AGAIN = "again"
 """Marks an answer that holds for the moment only."""
 OWN = ("steps", "results", "figures")
 FILES = (
-    "report.html", "heads.csv", "heads.parquet", "run.json", "circuit.json", "heads.tex", "references.bib", "README.md",
+    "report.html", "heads.csv", "heads.parquet", "run.json", "heads.tex", "references.bib", "README.md",
 )  # fmt: skip
 
 
-def _clear(folder: Path) -> bool:
+def _clear(folder: Path, more: Sequence[str]) -> bool:
     """Take away what a report wrote, and nothing else; whether there was one."""
     if not (folder / "steps" / "plan.json").exists():
         return False
     for name in OWN:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in FILES:
+    for name in (*FILES, *more):
         (folder / name).unlink(missing_ok=True)
     return True
 

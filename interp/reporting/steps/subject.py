@@ -16,6 +16,8 @@ from interp.tasks.task import Task
 if TYPE_CHECKING:
     from interp.model import Model
 
+SPLITS = {"heldout": "held-out prompts", "same rows": "the prompts they were found on"}
+"""What the part is that findings are judged on."""
 SHIPPED = {"ioi": "ioi", "induction": "induction", "needle": "needle", "shapes": "shapes"}
 """The task a shipped model was trained for, by the start of its name."""
 

@@ -14,7 +14,7 @@ import torch
 import interp
 from interp.heads.rows import COLUMNS, SCHEMA, head_rows, joined, ranked, read_rows, write_rows
 from interp.reporting.difference import difference
-from interp.reporting.steps.agreement import agreement
+from interp.reporting.sections.agreement import agreement
 from interp.results.effects import Effects
 from interp.zoo.families import tiny
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interp.reporting.steps.steps import Answer
+from interp.results.effects import Effects
 
 FEW = 8
 """Prompts below which intervals say little."""
@@ -22,12 +23,16 @@ class Gathered:
     rows: Any
     """The table of `interp.heads.rows`."""
     about: Mapping[str, Any]
-    checks: Answer = field(default_factory=dict)
-    ablations: list[Answer] = field(default_factory=list)
-    agreement: list[dict[str, Any]] = field(default_factory=list)
-    circuit: Answer | None = None
-    patterns: Answer = field(default_factory=dict)
-    weights: Answer = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+    """What each section found, by its name."""
+    effects: dict[str, Effects] = field(default_factory=dict)
+    """Scores of heads that can be held against each other, "relp text"."""
+    measures: dict[str, Effects] = field(default_factory=dict)
+    """Other numbers of heads that are rows."""
+    frames: list[Any] = field(default_factory=list)
+    """Rows that are there already."""
+    said: list[str] = field(default_factory=list)
+    """Sentences of the finding, after the one about the first head."""
     labels: dict[str, str] = field(default_factory=dict)
     leaders: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -44,6 +49,19 @@ class Gathered:
             if len(chosen) and (method != "patch" or len(chosen) >= others["site"].nunique()):
                 return _by_size(chosen)
         return _by_size(rows[rows["method"] == rows["method"].iloc[0]]) if len(rows) else rows
+
+    def keep(self, name: str, answer: Answer) -> None:
+        """A section's answer, or why there is none."""
+        if "refused" in answer:
+            self.refused.append(str(answer["refused"]))
+        else:
+            self.answers[name] = answer
+
+    @property
+    def checks(self) -> Answer:
+        """What was found before any number."""
+        found: Answer = self.answers.get("checks", {})
+        return found
 
     @property
     def gap(self) -> float | None:
@@ -62,20 +80,7 @@ class Gathered:
             return f"No head by itself has an effect by {best['method']}, {best['direction']}."
         share = "" if not self.gap else f", {best['estimate'] / self.gap:.0%} of the gap between clean and corrupt"
         said = f"{best['site']} has the largest effect by {best['method']}: {best['estimate']:+.3g}{share}"
-        return f"{said}. {self._ablated()}".strip()
-
-    def _ablated(self) -> str:
-        if not self.ablations:
-            return ""
-        one = max(self.ablations, key=lambda a: max(r["share"] for r in a["rows"] if r["name"] == "found"))
-        k = max(size for size in one["sizes"] if size <= FEW)
-        shares = {row["name"]: row["share"] for row in one["rows"] if row["k"] == k}
-        where = "held-out prompts" if one["split"] == "heldout" else "the same prompts"
-        heads = f"the first {k} heads" if k > 1 else "that head"
-        return (
-            f"Without {heads} {where} lose {shares['found']:.0%} of it; without the {k} that write most"
-            f" {shares['magnitude']:.0%}, without {k} random ones {shares['random']:.0%}."
-        )
+        return " ".join([f"{said}.", *self.said])
 
     @property
     def warnings(self) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from interp.heads.head_roles import head_roles
 from interp.heads.rows import head_rows
-from interp.reporting.steps.broad import PROMPTS
+from interp.reporting.sections.broad import PROMPTS
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Label, Section
 from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
 
@@ -53,3 +56,27 @@ def labels(frames: list[Any]) -> dict[str, str]:
             if row["estimate"] >= LABELLED and not row["method"].startswith(UNLABELLED):
                 found.setdefault(row["site"], []).append((-row["estimate"], row["method"].partition(" @ ")[0]))
     return {site: ", ".join(dict.fromkeys(name for _, name in sorted(kinds))) for site, kinds in found.items()}
+
+
+def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    made.frames, refused = roles(subject, steps)
+    made.refused += refused
+    made.labels = labels(made.frames)
+
+
+def _page(made: Gathered) -> Mapping[str, Any]:
+    kinds = {site: made.labels.get(site, "").split(", ") for site in (*made.leaders, *made.labels)}
+    return {"cards": {site: {"roles": [(kind, None) for kind in some if kind]} for site, some in kinds.items()}}
+
+
+SECTION = Section(
+    "roles",
+    30,
+    _measure,
+    forwards=lambda subject: 4 * len(subject.stacks),
+    page=_page,
+    labels={
+        "induction": Label("as its method defines it", signed=True, papers=("2209.11895",), drawn=False),
+        "previous": Label("as its method defines it", signed=True, papers=("1905.09418",), drawn=False),
+    },
+)

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from interp.heads.rows import direction
 from interp.hooks.head_names import head_of, is_head
+from interp.reporting.drawing.figures import agreement_map
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Section
 from interp.results.effects import Effects
 from interp.results.intervals import apart, interval, overlap, spearman, weights
 
@@ -81,3 +84,26 @@ def _ends(name: str, drawn: Tensor, prompts: int) -> dict[str, float | None]:
 def known(value: Tensor) -> float | None:
     """A number as JSON has it: nothing where it is not defined."""
     return None if bool(value.isnan()) else float(value)
+
+
+def _close(made: Gathered, seed: int) -> None:
+    made.answers["agreement"] = agreement(made.effects, [tower["name"] for tower in made.towers], seed=seed)
+
+
+def _page(made: Gathered) -> Mapping[str, Any]:
+    about = "Spearman over heads and overlap of the first k, with intervals over prompts."
+    rows = made.answers.get("agreement")
+    return {"tables": [{"title": "Agreement of methods", "about": about, "rows": rows}]} if rows else {}
+
+
+SECTION = Section(
+    "agreement",
+    80,
+    close=_close,
+    page=_page,
+    figures=lambda made: (
+        [("agreement", agreement_map(rows, "Spearman correlation of methods"))]
+        if (rows := made.answers.get("agreement"))
+        else []
+    ),
+)

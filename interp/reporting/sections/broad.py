@@ -17,6 +17,8 @@ from torch import Tensor
 from interp.hooks.head_names import heads_at
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Label, Section
 from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
 from interp.results.effects import Effects
@@ -82,3 +84,21 @@ def measured(sites: list[str], values: Tensor, method: str) -> Effects:
         tuple(sites), None, values, torch.zeros(values.shape[1], dtype=torch.float64), None, 0.0,
         {"method": method, "metric": UNITS.get(method, ""), "corruption": "none"},
     )  # fmt: skip
+
+
+def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    made.measures, refused = broad(subject, steps)
+    made.refused += refused
+
+
+SECTION = Section(
+    "broad",
+    20,
+    _measure,
+    forwards=lambda subject: 2 * len(subject.stacks),
+    labels={
+        "attention entropy": Label("mean entropy of the head's rows"),
+        "attention distance": Label("mean distance between a row and the keys it weighs"),
+        "largest weight": Label("mean of each row's largest weight"),
+    },
+)

@@ -8,9 +8,11 @@ from 0 to 1, shared by all heads. Cost: one forward pass a prompt and tower. Lim
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +21,9 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.labels import KINDS
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
-from interp.reporting.steps.steps import Answer
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Section
+from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
 
 WHOLE = 64
@@ -108,3 +112,27 @@ def _image(picture: Any, x: Inputs, tower: str, example: int, number: int) -> li
     picture.save(sink, format="PNG")
     return [{"name": f"picture {number}", "example": example, "tower": tower, "grid": [rows, cols],
              "png": base64.b64encode(sink.getvalue()).decode(), "positions": places}]  # fmt: skip
+
+
+def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    made.keep("patterns", steps.attempt("patterns", lambda: patterns(subject, made.leaders)))
+
+
+def _page(made: Gathered) -> Mapping[str, Any]:
+    """Examples, patterns and pictures."""
+    held = made.answers.get("patterns", {})
+    if not held.get("examples"):
+        return {}
+    blocks = [
+        {"example": block["example"], "sites": block["sites"], "rows": block["rows"], "scale": 1.0,
+         "weights": np.frombuffer(base64.b64decode(block["weights"]), dtype=np.uint8).reshape(block["shape"]),
+         **({} if block["indices"] is None else {"indices": np.asarray(block["indices"])})}
+        for block in held["blocks"]
+    ]  # fmt: skip
+    images = [{**image, "png": base64.b64decode(image["png"])} for image in held["images"]]
+    return {"examples": held["examples"], "patterns": blocks, "images": images}
+
+
+SECTION = Section(
+    "patterns", 70, _measure, forwards=lambda subject: subject.wanted.examples * len(subject.stacks), page=_page
+)

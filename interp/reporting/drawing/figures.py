@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from interp.reporting.pages.canvas import Canvas, Number, Point
+from interp.reporting.drawing.canvas import Canvas, Number, Point
 
 BLUE, ORANGE = (33, 102, 172), (217, 95, 2)
 LINES = ("#0b5394", "#b45309", "#555555", "#6d28d9")
@@ -163,3 +163,10 @@ def agreement_map(rows: Sequence[Row], title: str) -> Canvas:
             canvas.text(x + step / 2, y + 14, f"{row['spearman']:.2f}", anchor="middle", size=10,
                         fill="#ffffff" if abs(row["spearman"]) > 0.65 else "#111111")  # fmt: skip
     return canvas
+
+
+def drawn(curve: Mapping[str, Any]) -> Canvas:
+    """A curve as the page has it."""
+    return curves(
+        curve["lines"], curve["title"], x_title=curve["x_title"], y_title=curve["y_title"], levels=curve["levels"]
+    )

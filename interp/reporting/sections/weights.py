@@ -6,9 +6,15 @@ x vocabulary a head. Limits: towers of words; the weights do not say where a hea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from interp.heads.head_circuits import head_circuits
+from interp.heads.matrices import WORDS
 from interp.hooks.sites import parse
-from interp.reporting.steps.steps import Answer
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Section
+from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
 
 KEPT = 5
@@ -39,3 +45,23 @@ def _affordable(subject: Subject, site: str) -> bool:
     words = int(getattr(text, "vocab_size", 0) or 0)
     width = subject.model.anatomy.layer(subject.model.anatomy.one(f"{site}.z")).d_head
     return 0 < words**2 * width <= MOST
+
+
+def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    made.keep("weights", steps.attempt("weights", lambda: weights(subject, made.leaders)))
+
+
+def _forwards(subject: Subject) -> float:
+    """A head's matrices are read off as many rows of a few words as its tower is wide, twice."""
+    tokens = len(subject.task) * subject.task.clean.length
+    towers = subject.model.ready().towers
+    wide = max((towers[name].width for name in subject.stacks if name in ("text", "decoder")), default=0)
+    return subject.wanted.top * (4 * wide * WORDS / tokens + 6 if wide else 0)
+
+
+def _page(made: Gathered) -> Mapping[str, Any]:
+    found = made.answers.get("weights", {"heads": {}})["heads"]
+    return {"cards": {site: {k: [tuple(pair) for pair in v] for k, v in one.items()} for site, one in found.items()}}
+
+
+SECTION = Section("weights", 60, _measure, forwards=_forwards, page=_page)

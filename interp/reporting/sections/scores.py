@@ -19,6 +19,8 @@ from interp.hooks.head_names import head_of
 from interp.kernels.errors import InterpError
 from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Section
 from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
 from interp.results.effects import Effects
@@ -136,3 +138,12 @@ def leaders(subject: Subject, found: dict[str, Effects]) -> list[str]:
         if effects is not None:
             sized += [(-abs(float(v)), head_of(s)) for s, v in zip(effects.sites, effects.mean, strict=True)]
     return [site for size, site in sorted(sized) if size < 0][: subject.wanted.top]
+
+
+def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    made.effects, refused = scored(subject, steps)
+    made.refused += refused
+    made.leaders = leaders(subject, made.effects)
+
+
+SECTION = Section("scores", 10, _measure, forwards=forwards)

@@ -7,13 +7,20 @@ forward pass per circuit judged, 100 for the random ones. Limits: one tower, of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from interp.circuits.circuit import Circuit
 from interp.circuits.edge_scores import Edges
 from interp.circuits.edges import edges
 from interp.circuits.faithfulness import faithfulness
 from interp.kernels.errors import InterpError
+from interp.reporting.drawing.canvas import Canvas
+from interp.reporting.drawing.figures import drawn
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Section
 from interp.reporting.steps.steps import Answer, Steps
-from interp.reporting.steps.subject import Subject
+from interp.reporting.steps.subject import SPLITS, Subject
 
 SIZES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1)
 NEAR = 0.05
@@ -74,3 +81,58 @@ def _small_enough(subject: Subject) -> None:
             f"about {about:,} edges, more than a report looks through by itself: use interp.edges and"
             " interp.faithfulness, and give their results to interp.report."
         )
+
+
+def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    if subject.wanted.circuit:
+        made.keep("circuit", steps.attempt("circuit", lambda: circuit(subject, steps)))
+
+
+def _page(made: Gathered) -> Mapping[str, Any]:
+    found = made.answers.get("circuit")
+    if found is None:
+        return {}
+    ends = ("sender", "receiver")
+    edges = [{**edge, **{end: _placed(edge[end]) for end in ends}} for edge in found["edges"]]
+    shown = {"edges": edges, "title": f"Circuit of {made.task}", "about": found["said"]}
+    return {"circuit": shown, "curves": [faithfulness_curve(found)]}
+
+
+def _placed(name: str) -> str:
+    """The page knows one embedding and one set of logits, whichever tower they belong to."""
+    last = name.rpartition(".")[2]
+    return last if last in ("embed", "logits") else name
+
+
+def faithfulness_curve(found: dict[str, Any]) -> dict[str, Any]:
+    """f over the share of edges kept, with random circuits of the same size."""
+    here, summary = found["fraction"], found["summary"]
+    lines = [
+        {"name": "by signed importance", "x": found["grid"], "y": found["signed"], "kind": "line"},
+        {"name": "by magnitude", "x": found["grid"], "y": found["unsigned"], "kind": "line"},
+        {"name": "the circuit", "x": [here], "y": [summary["f"]], "low": [summary["low"]], "high": [summary["high"]],
+         "kind": "points"},
+        {"name": "random circuits", "x": [here] * len(found["random"]), "y": found["random"], "kind": "points"},
+    ]  # fmt: skip
+    return {
+        "title": "Faithfulness of circuits", "about": f"{found['said']} ({SPLITS[found['split']]})",
+        "x_title": "share of edges kept", "y_title": "f", "log_x": True, "lines": [x for x in lines if x["y"]],
+        "levels": [("the whole model", 1.0), ("nothing", 0.0)],
+    }  # fmt: skip
+
+
+def _figures(made: Gathered) -> Iterable[tuple[str, Canvas | str]]:
+    found = made.answers.get("circuit")
+    return [] if found is None else [("faithfulness", drawn(faithfulness_curve(found))), ("circuit", found["svg"])]
+
+
+SECTION = Section(
+    "circuit",
+    50,
+    _measure,
+    forwards=forwards,
+    page=_page,
+    figures=_figures,
+    cites=lambda made: ("circuit",) if "circuit" in made.answers else (),
+    writes={"circuit.json": "the circuit, as EAP-IG and MIB write it"},
+)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from interp.reporting.steps.steps import Answer
+from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.section import Section
+from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
 from interp.tasks.task import Task
 
@@ -46,3 +51,19 @@ def _metric(task: Task, side: str) -> Tensor:
         x = getattr(part, side)
         found.append(part.metric(task.model.run(x)["logits"], x).double().cpu())
     return torch.cat(found)
+
+
+def _page(made: Gathered) -> Mapping[str, Any]:
+    if not made.checks:
+        return {}
+    task = made.checks["task"]
+    facts = [("metric, clean and corrupt", f"{task['clean']:.4g}, {task['corrupt']:.4g}"),
+             ("right answers", f"{task['accuracy']:.1%}")]  # fmt: skip
+    return {"checks": made.checks["lines"], "facts": facts}
+
+
+def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    made.answers["checks"] = steps.do("checks", lambda: checks(subject))
+
+
+SECTION = Section("checks", 0, _measure, forwards=lambda subject: 6, page=_page)

@@ -10,6 +10,7 @@ Cost: less than one forward pass for each of (2 + draws) sets at each size. Limi
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from interp.heads.rows import direction
 from interp.hooks.head_names import head_of, heads_at
 from interp.hooks.run.tape import tower_inputs
 from interp.patching.patch import patch
-from interp.reporting.steps.scores import BUDGET
-from interp.reporting.steps.steps import Answer
-from interp.reporting.steps.subject import Subject
+from interp.reporting.drawing.figures import drawn
+from interp.reporting.sections.scores import BUDGET, primary
+from interp.reporting.steps.gathered import FEW, Gathered
+from interp.reporting.steps.section import Section
+from interp.reporting.steps.steps import Answer, Steps
+from interp.reporting.steps.subject import SPLITS, Subject
 from interp.results.effects import Effects
 from interp.results.intervals import interval
 
@@ -91,3 +95,63 @@ def _gathered(rows: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, An
             low, high = map(float, interval(drawn, n=len(drawn)))
             kept.append({"name": "random", "k": k, "share": float(drawn.mean()), "low": low, "high": high})
     return kept
+
+
+LINES = {"found": "heads found", "magnitude": "heads that write most", "random": "random heads"}
+
+
+def ablation_curve(one: dict[str, Any]) -> dict[str, Any]:
+    """Share of the gap that is lost over the number of heads switched off."""
+    lines = []
+    for name, title in LINES.items():
+        rows = [row for row in one["rows"] if row["name"] == name]
+        if rows:
+            lines.append({"name": title, "x": [r["k"] for r in rows], "y": [r["share"] for r in rows],
+                          "low": [r["low"] for r in rows], "high": [r["high"] for r in rows],
+                          "kind": "line" if name == "found" else "baseline"})  # fmt: skip
+    return {
+        "title": f"Heads switched off, {one['tower']}",
+        "about": f"Values of corrupt prompts put into k heads of clean ones: {SPLITS[one['split']]}, n = {one['n']}.",
+        "x_title": "heads", "y_title": "share of the gap lost", "log_x": True, "lines": lines,
+        "levels": [("all of it", 1.0), ("nothing", 0.0)],
+    }  # fmt: skip
+
+
+def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    found = []
+    for tower in subject.stacks:
+        ranks = primary(made.effects, tower)
+        if ranks is not None:
+            answer = steps.attempt(f"ablation-{tower}", partial(ablation, subject, ranks, tower))
+            if "refused" in answer:
+                made.refused.append(str(answer["refused"]))
+            else:
+                found.append(answer)
+    if found:
+        made.answers["ablation"] = found
+        made.said.append(_said(found))
+
+
+def _said(found: list[Answer]) -> str:
+    """What the finding says of the tower that loses most."""
+    one = max(found, key=lambda a: max(r["share"] for r in a["rows"] if r["name"] == "found"))
+    k = max(size for size in one["sizes"] if size <= FEW)
+    shares = {row["name"]: row["share"] for row in one["rows"] if row["k"] == k}
+    where = "held-out prompts" if one["split"] == "heldout" else "the same prompts"
+    heads = f"the first {k} heads" if k > 1 else "that head"
+    return (
+        f"Without {heads} {where} lose {shares['found']:.0%} of it; without the {k} that write most"
+        f" {shares['magnitude']:.0%}, without {k} random ones {shares['random']:.0%}."
+    )
+
+
+SECTION = Section(
+    "ablation",
+    40,
+    _measure,
+    forwards=lambda subject: len(subject.stacks) * 6 * (2 + subject.wanted.draws),
+    page=lambda made: {"curves": [ablation_curve(one) for one in made.answers.get("ablation", ())]},
+    figures=lambda made: [
+        (f"ablation-{one['tower']}", drawn(ablation_curve(one))) for one in made.answers.get("ablation", ())
+    ],
+)
