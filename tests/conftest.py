@@ -32,7 +32,7 @@ import torch
 from areas import areas
 from torch.utils import _device
 
-ON_REQUEST = ("gpu", "slow")
+ON_REQUEST = ("gpu", "slow", "real")
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +19,12 @@ from interp.hooks.sites import HEAD, KV, Site
 
 
 def free_memory() -> int:
-    """Bytes of main memory that are available now."""
+    """Bytes of main memory that are available now, those included that only hold copies of files."""
+    said = Path("/proc/meminfo")
+    if said.exists():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", said.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

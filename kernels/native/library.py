@@ -80,7 +80,7 @@ def library() -> Library:
         return _without("no C++ compiler found (looked for $CXX, g++, clang++, c++)")
     text = "".join(x.read_text() for x in SOURCES + HEADERS)
     digest = hashlib.sha256((text + " ".join(FLAGS) + _target(compiler)).encode()).hexdigest()[:16]
-    path = _cache() / f"native-{digest}.so"
+    path = cache() / f"native-{digest}.so"
     if not path.exists():
         failed = _compile(compiler, path)
         if failed is not None:
@@ -105,7 +105,10 @@ def _compiler() -> str | None:
     return next((found for c in candidates if c and (found := shutil.which(c))), None)
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where the toolkit keeps what it can make again: `INTERP_CACHE`, else its place among the user's caches."""
+    if said := os.environ.get("INTERP_CACHE"):
+        return Path(said).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "interp"
 
 

