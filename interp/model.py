@@ -28,7 +28,8 @@ from interp.hooks.anatomy.unwrap import unwrap
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import BudgetError, InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs, Positions
-from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.run.shelf import Shelf
 from interp.hooks.run.size import estimate, free_memory
 from interp.hooks.run.tape import Tape

@@ -24,7 +24,8 @@ from interp.hooks.anatomy.towers import Anatomy, Tower
 from interp.hooks.drive.recording import Block, CannotDrive, record
 from interp.hooks.edits.edits import Edit, Set
 from interp.hooks.errors import ModelError
-from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.run.writes import attentions, spelled
 from interp.hooks.sites import Site
 from interp.hooks.survey.dissect import outer_tensor

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.towers import Anatomy, Layer, Tower
 from interp.hooks.drive.packed import Shared
-from interp.hooks.stand.attention import visible
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.call import Call, Tap, visible
+from interp.hooks.stand.interface import Switch
 from interp.hooks.survey.dissect import outer_tensor
 from interp.kernels.errors import InterpError
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from interp.hooks.drive.packed import Rectangle, Shared, attend
 from interp.hooks.drive.recording import Block, Recording
-from interp.hooks.stand.interface import Call, Tap
+from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.ports import head_results
 
 CALLED = ("q", "k", "v", "z")
@@ -115,7 +115,7 @@ class Slice(Tap):
     def attends(self) -> bool:
         return True
 
-    def attend(self, call: Call) -> None:
+    def attend(self, call: Call, inner: Callable[[], None]) -> None:
         rectangles = [self._rectangle(piece) for piece in self.pieces]
         if self.columns is None:
             self.own = [(self._rows_of(call.k, r), self._rows_of(call.v, r)) for r in rectangles]
@@ -196,7 +196,7 @@ class CrossingTap(Tap):
     def attends(self) -> bool:
         return True
 
-    def attend(self, call: Call) -> None:
+    def attend(self, call: Call, inner: Callable[[], None]) -> None:
         keys = self.shared.k.shape[2]
         rectangles = []
         for piece in self.slice.pieces:

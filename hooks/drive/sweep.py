@@ -26,7 +26,8 @@ from interp.hooks.drive.slices import Row
 from interp.hooks.edits.edits import Set
 from interp.hooks.errors import BudgetError, CheckFailed, InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.run.size import free_memory
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site

@@ -22,10 +22,12 @@ from interp.hooks.drive.recording import called, keeps
 from interp.hooks.drive.slices import Enough
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import ModelError
-from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.call import Call, Tap
+from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.output import logits_of
 from interp.hooks.stand.ports import stand_at
 from interp.hooks.survey.dissect import outer_tensor

@@ -17,26 +17,25 @@ cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from interp.hooks.edits.edits import CallEdit, Phase, Place
+from interp.hooks.edits.edits import AtHeads, AttentionEdit, Phase, Place
 from interp.hooks.errors import EditError
-from interp.hooks.stand.narrow import Narrow
+from interp.hooks.stand.call import Call, received
+from interp.hooks.stand.near import Near
+from interp.hooks.stand.softmax import Changes, Fused, Streamed
 from interp.kernels import edits as kernel
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Dense, as_mask
 from interp.kernels.stats import ratio
 
-if TYPE_CHECKING:
-    from interp.hooks.stand.interface import Call
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Calibrate(CallEdit):
+class Calibrate(AttentionEdit):
     """ACT: sinks other than the first token keep `keep` of their weight, the rest goes to the other keys.
 
     In the prefill unless `phase` says more: a decoding step has one row, whose weights are then its column means.
@@ -52,27 +51,26 @@ class Calibrate(CallEdit):
         if not (0 <= self.threshold <= 1 and 0 <= self.keep <= 1 and self.least >= 1):
             raise EditError(f"{self!r}: threshold and keep are in [0, 1], least is at least 1.")
 
-    def of_call(self, call: Call, place: Place) -> list[Any]:
+    def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
         """A redistribution for each head that has sinks."""
         found = self.sinks(call, place)
-        return [
-            kernel.Redistribute(found[:, n], ~found[:, n], 1 - self.keep, (head,), place.rows)
+        edits = [
+            (head, kernel.Redistribute(found[:, n], ~found[:, n], 1 - self.keep, (head,), place.rows))
             for n, head in enumerate(place.heads)
             if bool(found[:, n].any())
         ]
+        return [((head,), Fused(Changes(edits=(edit,)))) for head, edit in edits]
 
     def sinks(self, call: Call, place: Place) -> Tensor:
         """Bool [example, head, key]: the sinks of the model's own pattern."""
-        from interp.hooks.stand.attention import part_of
-
-        part = part_of(call, place.heads)
+        part, real = received(call, place.heads), place.real()
         arguments = dict(part.arguments)
-        if place.real is not None:
-            rows = place.real.to(part.q.device)[:, None, :, None].expand(-1, -1, -1, part.k.shape[2])
-            arguments["mask"] = as_mask(arguments["mask"]) & Dense(rows)
+        if real is not None:
+            rows = real.to(part.q.device)[:, None, :, None].expand(-1, -1, -1, part.k.shape[2])
+            arguments["mask"] = as_mask(part.mask) & Dense(rows)
         with torch.no_grad():
             stats = attend(part.q, part.k, None, stats=["received", "seen"], **arguments).stats
-        return resting(stats["received"], stats["seen"], place.first, threshold=self.threshold, least=self.least)
+        return resting(stats["received"], stats["seen"], place.first(), threshold=self.threshold, least=self.least)
 
 
 def resting(received: Tensor, seen: Tensor, first: Tensor, *, threshold: float, least: int) -> Tensor:
@@ -83,7 +81,7 @@ def resting(received: Tensor, seen: Tensor, first: Tensor, *, threshold: float, 
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Streaming(CallEdit):
+class Streaming(AttentionEdit):
     """Heads see the first `first` tokens and the last `recent` ones, the own token among these, and nothing between."""
 
     first: int = 4
@@ -93,6 +91,6 @@ class Streaming(CallEdit):
         if not (self.first >= 0 and self.recent >= 1):
             raise EditError(f"{self!r}: first is at least 0 tokens, recent at least 1, the own one.")
 
-    def of_call(self, call: Call, place: Place) -> list[Any]:
-        """The narrower view."""
-        return [Narrow(place.first + self.first, self.recent, place.heads, place.rows)]
+    def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
+        near = Near(place.first() + self.first, self.recent, place.heads, place.rows)
+        return [(place.heads, Streamed(Changes(nears=(near,)), near=near))]

@@ -6,22 +6,25 @@ change how heads attend, per head and key set, without an N x N tensor; their ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from types import FunctionType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from interp.hooks.errors import EditError
 from interp.hooks.inputs.inputs import Positions
+from interp.hooks.stand.call import Call
+from interp.hooks.stand.program import HeadProgram
+from interp.hooks.stand.softmax import Changes, Fused
 from interp.kernels import edits as kernel
 from interp.kernels.masks.symbols import ByContent
 
-if TYPE_CHECKING:
-    from interp.hooks.stand.interface import Call
-
 Phase = Literal["prefill", "decode", "both"]
+ValueChange = Callable[[Tensor, Tensor | None], Tensor]
+"""`change` of a value edit: x, and which of its positions are real."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,12 @@ class Edit(ByContent):
 
 
 def _short(value: Any) -> str:
-    return f"tensor{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    if isinstance(value, Tensor):
+        return f"tensor{list(value.shape)}"
+    if isinstance(value, FunctionType):
+        return value.__qualname__
+    text = repr(value)
+    return f"<{type(value).__qualname__}>" if text == object.__repr__(value) else text
 
 
 class ValueEdit(Edit):
@@ -61,6 +69,10 @@ class ValueEdit(Edit):
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """The new value of x [row, position, ..., d]; `valid` says which positions are real."""
         raise NotImplementedError
+
+    def change_in(self, call: Call, heads: tuple[int, ...]) -> ValueChange:
+        """`change` at z in an attention call, of these heads; for edits that read more of the call than z."""
+        return self.change
 
 
 def _fit(value: Any, x: Tensor, edit: Edit) -> Tensor:
@@ -160,8 +172,38 @@ class Project(ValueEdit):
         return x + (gap @ q @ q.T).to(x.dtype)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in an attention call an edit acts, and what is known of the inputs there."""
+
+    heads: tuple[int, ...]
+    rows: Tensor | None
+    """Bool [batch, query] that it may change; None for all."""
+    keys: Callable[[Positions], Tensor]
+    """Bool [batch, key] of a key set."""
+    real: Callable[[], Tensor | None]
+    """Bool [batch, query] that are no padding; None where all are."""
+    first: Callable[[], Tensor]
+    """[batch], the key of each example's first real token; negative where a cache has dropped it."""
+
+
+AtHeads = tuple[tuple[int, ...], HeadProgram]
+
+
 class AttentionEdit(Edit):
     """An edit of how heads attend; `positions` are the query rows."""
+
+    def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
+        """What it comes to in a call: head programs with the heads each is for; none where it has nothing to do."""
+        raise NotImplementedError
+
+
+class KernelEdit(AttentionEdit):
+    """One that the kernels do on the way."""
+
+    def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
+        keys = {name: place.keys(spec) for name, spec in self.key_sets().items()}
+        return [(place.heads, Fused(Changes(edits=(self.kernel(place.heads, place.rows, keys),))))]
 
     def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
         """The same edit in the kernels' terms, with heads, rows and key sets resolved."""
@@ -172,29 +214,8 @@ class AttentionEdit(Edit):
         return {}
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in an attention call an edit acts."""
-
-    heads: tuple[int, ...]
-    rows: Tensor | None
-    """Bool [batch, query] that it may change; None for all."""
-    real: Tensor | None
-    """Bool [batch, query] that are no padding; None where all are."""
-    first: Tensor
-    """[batch], the key of each example's first real token; negative where a cache has dropped it."""
-
-
-class CallEdit(AttentionEdit):
-    """An attention edit that reads off the call what it has to do."""
-
-    def of_call(self, call: Call, place: Place) -> list[Any]:
-        """What it comes to here: edits in the kernels' terms, or a `Narrow` view."""
-        raise NotImplementedError
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class MaskKeys(AttentionEdit):
+class MaskKeys(KernelEdit):
     """Make a key set invisible; the weights of the other keys are renormalised. A row left with no key gives 0."""
 
     keys: Positions = "all"
@@ -207,7 +228,7 @@ class MaskKeys(AttentionEdit):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Temperature(AttentionEdit):
+class Temperature(KernelEdit):
     """Divide the scores by `value`: above 1 flattens the pattern, below 1 sharpens it."""
 
     value: float = 1.0
@@ -217,7 +238,7 @@ class Temperature(AttentionEdit):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BiasKeys(AttentionEdit):
+class BiasKeys(KernelEdit):
     """Add `amount` to the scores of a key set: each weight times e^amount, then renormalised."""
 
     keys: Positions = "all"
@@ -231,7 +252,7 @@ class BiasKeys(AttentionEdit):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Emphasize(AttentionEdit):
+class Emphasize(KernelEdit):
     """Scores s of a key set become s + amount |s|; `positions="last"` for the last query only."""
 
     keys: Positions = "all"
@@ -245,7 +266,7 @@ class Emphasize(AttentionEdit):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Redistribute(AttentionEdit):
+class Redistribute(KernelEdit):
     """Move a fraction of the weight on `source` to `target`, in proportion to the target's weights."""
 
     source: Positions = "first"
@@ -260,7 +281,7 @@ class Redistribute(AttentionEdit):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Blend(AttentionEdit):
+class Blend(KernelEdit):
     """Replace part of the pattern by looking at the own key only (`identity`), or at all visible keys alike
     (`uniform`)."""
 

@@ -7,17 +7,14 @@ or off. There the model is trained further under it; as an edit it says what the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from interp.hooks.edits.edits import ValueEdit
+from interp.hooks.edits.edits import ValueChange, ValueEdit
 from interp.hooks.errors import EditError
-
-ValueChange = Callable[[Tensor, Tensor | None], Tensor]
-"""`change` of a value edit: x, and which of its positions are real."""
+from interp.hooks.stand.call import Call
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,6 +37,12 @@ class RouteHeads(ValueEdit):
             f"{self!r} reads the queries of the attention call: its site is z ('L*.z'), where no gate or other module"
             " stands between, and in a whole run of the model."
         )
+
+    def change_in(self, call: Call, heads: tuple[int, ...]) -> ValueChange:
+        if call.q.ndim != 4:
+            return self.change
+        q = call.q.transpose(1, 2)[:, :, list(heads)]
+        return lambda z, valid: self.routed(z, q, heads)
 
     def routed(self, z: Tensor, q: Tensor, heads: tuple[int, ...]) -> Tensor:
         """z [row, position, head, d] with the heads that are off at zero; q alike, `heads` are their numbers."""

@@ -1,34 +1,44 @@
-"""A session at one attention: its edits of q, k, v, z and of the pattern, and what it records there."""
+"""One run at one attention: its edits of q, k, v, z and of how heads attend, and what it records there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from interp.hooks.anatomy.towers import Layer
-from interp.hooks.edits.edits import AttentionEdit, CallEdit, Place
+from interp.hooks.edits.edits import AttentionEdit, Place, ValueEdit
 from interp.hooks.edits.placing import Placed
-from interp.hooks.edits.route import RouteHeads, ValueChange
 from interp.hooks.inputs.inputs import Positions
+from interp.hooks.run.editor import Editor
+from interp.hooks.run.keeper import Keeper
 from interp.hooks.run.tape import select
 from interp.hooks.sites import Site
-from interp.hooks.stand.attention import Dense, HeadKV, pattern_of
-from interp.hooks.stand.interface import BorderTap, Call
-
-if TYPE_CHECKING:
-    from interp.hooks.run.session import Session
+from interp.hooks.stand.attention import pattern_of
+from interp.hooks.stand.call import BorderTap, Call
+from interp.hooks.stand.program import Standing
+from interp.hooks.stand.softmax import Changes, Numbers, OwnKV, program
 
 
 class HeadTap(BorderTap):
     """The tap of one layer's attention."""
 
-    def __init__(self, session: Session, layer: Layer, edits: list[Placed], sites: list[Site]) -> None:
-        self.session, self.layer, self.edits, self.sites = session, layer, edits, sites
+    def __init__(
+        self,
+        layer: Layer,
+        edits: Sequence[Placed],
+        sites: Sequence[Site],
+        *,
+        editor: Editor,
+        keeper: Keeper,
+        live: Callable[[], bool],
+    ) -> None:
+        self.layer, self.edits, self.sites = layer, edits, sites
+        self.editor, self.keeper, self.moment, self._is_live = editor, keeper, editor.moment, live
 
     def live(self) -> bool:
-        return self.session.live()
+        return self._is_live()
 
     @property
     def cross(self) -> bool:
@@ -37,7 +47,7 @@ class HeadTap(BorderTap):
 
     @property
     def differentiable(self) -> bool:
-        return self.session.wish.grad
+        return self.keeper.wish.grad
 
     def before(self, call: Call) -> None:
         for name in ("q", "k", "v"):
@@ -47,84 +57,102 @@ class HeadTap(BorderTap):
                 setattr(call, name, new.transpose(1, 2))
 
     def border(self, component: str, value: Tensor) -> Tensor:
-        """q, k or v [b, position, head, d] after this session's edits, recorded."""
+        """q, k or v [b, position, head, d] after this run's edits, recorded."""
         for placed in self._value_edits(component):
-            if not (placed.edit.expand and placed.site.query_heads):
-                value = self.session.changed(placed, value)
+            if not _of_one_head(placed):
+                value = self.editor.changed(placed, value)
         for site in (s for s in self.sites if s.component == component):
-            value = self._record(site, value)
+            value = self.keeper.keep_heads(site, value)
         return value
 
     def _value_edits(self, component: str) -> list[Placed]:
         return [p for p in self.edits if p.site.component == component]
 
-    def _record(self, site: Site, value: Tensor) -> Tensor:
-        return self.session.record_heads(site, value)
-
-    def attention_edits(self, call: Call) -> list[Any]:
-        session, found = self.session, []
+    def programs(self, call: Call) -> list[Standing]:
+        found: list[Standing] = []
         for placed in self.edits:
-            edit, site = placed.edit, placed.site
-            if not session.moment.applies(edit):
-                continue
-            if isinstance(edit, AttentionEdit):
-                if (resolved := self._resolved(edit, site, call)) is not None:
-                    session.note(placed)
-                    found.extend(resolved)
-            elif site.component in ("pattern", "scores"):
-                found.append(
-                    Dense(site.component, site.heads or tuple(range(self.layer.heads)), partial(self._dense, placed))
-                )
-            elif edit.expand and site.query_heads and site.heads is not None:
-                found.append(HeadKV(site.component, site.heads, partial(session.changed, Placed(edit, site.whole))))
+            if self.moment.applies(placed.edit):
+                if isinstance(placed.edit, AttentionEdit):
+                    found += self._attending(placed, placed.edit, call)
+                elif placed.site.component in ("pattern", "scores"):
+                    found += self._numbered(placed, call)
+                elif _of_one_head(placed):
+                    found.append(self._own_kv(placed))
         return found
 
-    def _resolved(self, edit: AttentionEdit, site: Site, call: Call) -> list[Any] | None:
-        """The edit in the kernels' terms; None where it touches no row now."""
-        moment, device = self.session.moment, call.q.device
-        rows = moment.where(edit, site, call.q.shape[0], call.q.shape[2], device, keys=False, cross=self.cross)
+    def _attending(self, placed: Placed, edit: AttentionEdit, call: Call) -> list[Standing]:
+        """An edit of how heads attend; none where it touches no row now."""
+        rows = self._rows(placed, call)
         if rows is not None and not bool(rows.any()):
-            return None
-        if isinstance(edit, CallEdit):
-            return edit.of_call(call, self._place(site, call, rows))
-        keys = {name: self._keys(spec, site, call).to(device) for name, spec in edit.key_sets().items()}
-        return [edit.kernel(site.heads, rows, keys)]
+            return []
+        note = partial(self.editor.note, placed)
+        found = edit.programs(call, self._place(placed.site, call, rows))
+        if not found:
+            note()  # it looked at the call and found nothing to change
+        return [Standing(one, heads, repr(edit), rows, note) for heads, one in found]
+
+    def _numbered(self, placed: Placed, call: Call) -> list[Standing]:
+        """An edit of the numbers of a pattern, which notes itself when it changes them."""
+        rows = self._rows(placed, call)
+        if rows is not None and not bool(rows.any()):
+            return []
+        heads = placed.site.heads or tuple(range(self.layer.heads))
+        change = Numbers(placed.site.component, heads, partial(self._dense, placed))
+        return [Standing(program(Changes(numbers=(change,))), heads, repr(placed.edit), rows)]
+
+    def _own_kv(self, placed: Placed) -> Standing:
+        """An edit of the k or v that one query head reads."""
+        heads = placed.site.heads
+        assert heads is not None
+        change = partial(self.editor.changed, Placed(placed.edit, placed.site.whole))
+        changes = Changes(own=(OwnKV(placed.site.component, heads, change),))
+        return Standing(program(changes), heads, repr(placed.edit))
+
+    def _rows(self, placed: Placed, call: Call) -> Tensor | None:
+        """Bool [b, query] that an edit touches now; None for all."""
+        batch, queries = call.q.shape[0], call.q.shape[2]
+        device = call.q.device
+        return self.moment.where(placed.edit, placed.site, batch, queries, device, keys=False, cross=self.cross)
 
     def _place(self, site: Site, call: Call, rows: Tensor | None) -> Place:
-        moment, (batch, heads, queries, _) = self.session.moment, call.q.shape
-        real = moment.valid(site, batch, queries, cross=self.cross)
-        first = moment.first_key(site, call.k.shape[2], cross=self.cross)
-        return Place(site.heads or tuple(range(heads)), rows, real, first.to(call.q.device))
+        (batch, heads, queries, _), device = call.q.shape, call.q.device
+        return Place(
+            site.heads or tuple(range(heads)),
+            rows,
+            keys=lambda spec: self._keys(spec, site, call).to(device),
+            real=lambda: self.moment.valid(site, batch, queries, cross=self.cross),
+            first=lambda: self.moment.first_key(site, call.k.shape[2], cross=self.cross).to(device),
+        )
 
     def _keys(self, spec: Positions, site: Site, call: Call) -> Tensor:
-        return self.session.moment.keys(spec, site, call.k.shape[2], cross=self.cross)
+        return self.moment.keys(spec, site, call.k.shape[2], cross=self.cross)
 
     def _dense(self, placed: Placed, weights: Tensor) -> Tensor:
-        return self.session.changed(Placed(placed.edit, placed.site.whole), weights, axis=2)
+        return self.editor.changed(Placed(placed.edit, placed.site.whole), weights, axis=2)
 
     def after(self, call: Call) -> None:
+        heads_of = self.layer.heads_of
         for placed in self._value_edits("z"):
-            call.z = self.session.changed(placed, call.z, change=self._routed(placed, call))
-
-    def _routed(self, placed: Placed, call: Call) -> ValueChange | None:
-        """The change of an edit of z that reads the queries too."""
-        edit, heads = placed.edit, self.layer.heads_of(placed.site)
-        if not isinstance(edit, RouteHeads) or call.q.ndim != 4:
-            return None
-        q = call.q.transpose(1, 2)[:, :, list(heads)]
-        return lambda z, valid: edit.routed(z, q, heads)
+            assert isinstance(placed.edit, ValueEdit)
+            change = placed.edit.change_in(call, heads_of(placed.site))
+            call.z = self.editor.changed(placed, call.z, change=change)
 
     def record(self, call: Call) -> None:
         for site in self.sites:
             if site.component == "z":
-                call.z = self._record(site, call.z)
+                call.z = self.keeper.keep_heads(site, call.z)
             elif site.component in ("pattern", "scores"):
                 self._record_pattern(call, site)
 
     def _record_pattern(self, call: Call, site: Site) -> None:
-        wish, moment = self.session.wish, self.session.moment
+        wish, moment = self.keeper.wish, self.moment
         rows = None if wish.positions is None else moment.mask(wish.positions, site, call.q.shape[2])
-        value = pattern_of(call, site.component, site.heads, rows, call.edits)
+        value = pattern_of(call, site.component, site.heads, rows)
         if wish.keys is not None:
             value = select(value, self._keys(wish.keys, site, call).to(value.device), axis=3)
-        self.session.keep(site, call.z, value)
+        self.keeper.keep(site, call.z, value)
+
+
+def _of_one_head(placed: Placed) -> bool:
+    """Whether an edit of k or v is of what a single query head reads."""
+    return placed.edit.expand and placed.site.query_heads and placed.site.heads is not None

@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.session import Wish
+from interp.hooks.run.keeper import Wish
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import HEAD, KV, Site
 

@@ -20,10 +20,14 @@ from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
-from interp.hooks.stand.attention import edited_part
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.attention import by_numbers, fused_part, pattern_of
+from interp.hooks.stand.call import Call, Tap, received
+from interp.hooks.stand.interface import Switch
+from interp.hooks.stand.part import Part
 from interp.kernels.attention import attend
+from interp.kernels.cpu.given import statistics
 from interp.kernels.masks.symbols import Dense, as_mask
+from interp.kernels.request import request
 from interp.kernels.stats import Stat, concat, parse, parse_all
 
 FIRST = "mass:first"
@@ -75,14 +79,24 @@ class StatTap(Tap):
         if self.request.impl is not None and self.site.heads is not None:
             raise InputsError("impl= computes the model's own attention too, so it needs all heads: leave heads out.")
 
+    def __str__(self) -> str:
+        return f"statistics with impl={self.request.impl!r}"
+
     def attends(self) -> bool:
         return self.request.impl is not None
 
-    def attend(self, call: Call) -> None:
+    def attend(self, call: Call, inner: Callable[[], None]) -> None:
         """In the place of the model's implementation: z and the statistics in one pass."""
-        found = self._take(call, tuple(range(self.layer.heads)), z=True)
+        heads = tuple(range(self.layer.heads))
+        if taken := by_numbers(call, heads):
+            raise InputsError(
+                f"{self.site}: impl= computes z and statistics in one kernel, and heads {list(taken)} attend otherwise"
+                f" ({', '.join(s.what for s in call.programs if set(s.heads) & set(taken))}): leave impl= out."
+            )
+        found = self._take(call, heads, z=True)
         assert found is not None
         call.z = found.transpose(1, 2).to(call.v.dtype).contiguous()
+        call.heed()
 
     def record(self, call: Call) -> None:
         if self.request.impl is None:
@@ -93,27 +107,55 @@ class StatTap(Tap):
         rows = self._rows(queries)
         if rows is not None and not len(rows) and not z:
             return None
-        part, edits = edited_part(call, heads)
-        arguments = {**part.arguments, "mask": self._without_padding(part.arguments["mask"], queries, keys)}
         grid, sets = self._grid(keys), self._key_sets(queries, keys)
         if grid is not None:
-            sets["nowhere"] = grid.nowhere.expand(len(part.q), -1)
-        done = attend(
-            part.q,
-            part.k,
-            part.v if z else None,
-            stats=[*self.request.names, *([] if grid is None else [NOWHERE])],
-            rows=None if z else rows,
-            edits=edits,
-            impl=self.request.impl or "auto",
-            key_sets=sets,
-            places=None if grid is None else grid.places,
-            **arguments,
-        )
-        self.ran.add(done.impl)
-        stats = done.stats if grid is None else grid.corrected(done.stats, rows)
+            sets["nowhere"] = grid.nowhere.expand(len(call.q), -1)
+        asked = {
+            "stats": [*self.request.names, *([] if grid is None else [NOWHERE])],
+            "rows": None if z else rows,
+            "key_sets": sets,
+            "places": None if grid is None else grid.places,
+        }
+        taken = by_numbers(call, heads)
+        fused = tuple(head for head in heads if head not in taken)
+        parts, made = {}, None
+        if fused:
+            parts[fused], made = self._fused(call, fused, asked, z=z)
+        if taken:
+            parts[taken] = self._given(call, taken, asked, rows)
+        stats = _in_order(heads, parts)
+        stats = stats if grid is None else grid.corrected(stats, rows)
         self.parts.append({name: _placed(name, value, self._first_key(queries, keys)) for name, value in stats.items()})
-        return done.z
+        return made
+
+    def _fused(
+        self, call: Call, heads: tuple[int, ...], asked: Mapping[str, Any], *, z: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The statistics of heads that a kernel can attend with, and their z."""
+        part, edits = fused_part(call, heads)
+        done = attend(
+            part.q, part.k, part.v if z else None, edits=edits, impl=self.request.impl or "auto", **asked,
+            **self._unpadded(part),
+        )  # fmt: skip
+        self.ran.add(done.impl)
+        return done.stats, done.z
+
+    def _given(
+        self, call: Call, heads: tuple[int, ...], asked: Mapping[str, Any], rows: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Those of heads whose program gives its pattern as numbers."""
+        part = received(call, heads)
+        of = None
+        if rows is not None:
+            of = torch.zeros(len(part.q), part.q.shape[2], dtype=torch.bool, device=part.q.device)
+            of[:, rows] = True
+        self.ran.add("given")
+        made = request(part.q, part.k, None, **asked, **self._unpadded(part))
+        return statistics(pattern_of(call, "pattern", heads, of), made)
+
+    def _unpadded(self, part: Part) -> dict[str, Any]:
+        """What the part says beside q, k and v; its mask without queries that are padding."""
+        return {**part.arguments, "mask": self._without_padding(part.mask, part.q.shape[2], part.k.shape[2])}
 
     @property
     def _grows(self) -> bool:
@@ -213,6 +255,16 @@ def _placed(name: str, value: Tensor, first_key: int) -> Tensor:
     if name == "argmax" or name.endswith(".keys"):
         return torch.where(value >= 0, value + first_key, value)
     return torch.nn.functional.pad(value, (first_key, 0)) if parse(name.removesuffix(".keys")).per_key else value
+
+
+def _in_order(heads: tuple[int, ...], parts: Mapping[tuple[int, ...], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Statistics of some heads and of others as those of all of them in their order."""
+    if len(parts) == 1:
+        return dict(next(iter(parts.values())))
+    came = [head for some in parts for head in some]
+    order = [came.index(head) for head in heads]
+    names = next(iter(parts.values()))
+    return {name: torch.cat([found[name] for found in parts.values()], 1)[:, order] for name in names}
 
 
 def stream(

@@ -203,6 +203,16 @@ def head_axis(component: str) -> int:
     raise SiteError(f"{component!r} has no heads.")
 
 
+def head_index(anatomy: Anatomy, site: Site, device: torch.device) -> Tensor | None:
+    """A site's heads as indices into its tensor; None for all of them."""
+    return None if site.heads is None else torch.tensor(anatomy.layer(site).heads_of(site), device=device)
+
+
+def crosses(anatomy: Anatomy, site: Site) -> bool:
+    """Whether a site lies in a cross-attention layer."""
+    return site.layer is not None and anatomy.layer(site).kind == "cross"
+
+
 def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
     """The positions a site's position axis counts; `cross` says that its layer is a cross-attention.
 
@@ -219,7 +229,7 @@ def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
 
 def site_inputs(anatomy: Anatomy, inputs: Inputs, site: Site) -> Inputs:
     """The positions a site's position axis counts, in this model."""
-    return tower_inputs(inputs, site, cross=site.layer is not None and anatomy.layer(site).kind == "cross")
+    return tower_inputs(inputs, site, cross=crosses(anatomy, site))
 
 
 def real_positions(anatomy: Anatomy, inputs: Inputs, site: Site, shape: Sequence[int]) -> Bool[Tensor, "row position"]:

@@ -21,7 +21,8 @@ from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.sites import Site
 from interp.hooks.stand.attention import pattern_of
 from interp.hooks.stand.boundary import Border
-from interp.hooks.stand.interface import BorderTap, Call, Switch
+from interp.hooks.stand.call import BorderTap, Call
+from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.tempered import row_chunks
 
 
@@ -55,7 +56,7 @@ class _Reader(BorderTap):
         for at in row_chunks(call):
             rows = torch.zeros(batch, queries, dtype=torch.bool, device=call.q.device)
             rows[:, at] = True
-            self.read(Rows(self.site, at, pattern_of(call, "pattern", self.site.heads, rows, call.edits)))
+            self.read(Rows(self.site, at, pattern_of(call, "pattern", self.site.heads, rows)))
 
 
 def read_weights(
@@ -89,5 +90,4 @@ def _stand(root: nn.Module, layer: Layer, reader: _Reader, family: Family | None
             f"{reader.site}: this family's attention does not go through transformers' interface and gives no recipe"
             " for its scores, so its weights cannot be read."
         )
-    for handle in Border(root, layer, family, reader).stand():
-        undo.callback(handle.remove)
+    undo.callback(Border.watch(root, layer, family, reader))

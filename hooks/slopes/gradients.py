@@ -21,10 +21,12 @@ from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.edits.edits import Edit, ValueEdit
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
 from interp.hooks.slopes.rules import Rules
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.call import Call, Tap
+from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.output import logits_of
 
 Score = Callable[[Tensor], Tensor]

@@ -19,13 +19,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from interp.hooks.stand.attention import part_of
-from interp.hooks.stand.interface import Call
-from interp.hooks.stand.tempered import row_chunks, scores_of
+from interp.hooks.stand.call import Call, part_of
+from interp.hooks.stand.tempered import row_chunks
 
 
 def query_effect(call: Call, q: Tensor, dz: Tensor) -> Tensor:
     """[batch, position, head]: each row's own query replaced by that of q [batch, position, head, d]."""
+    call.refuse_programs(range(call.q.shape[1]))
     with torch.no_grad():
         plain = replace(call, q=call.q.detach(), k=call.k.detach(), v=call.v.detach())
         other = replace(plain, q=q.transpose(1, 2).to(call.q.dtype))
@@ -41,11 +41,12 @@ def key_effect(call: Call, k: Tensor, dz: Tensor) -> Tensor:
         plain = replace(call, q=call.q.detach(), k=call.k.detach(), v=call.v.detach())
         old = part_of(plain, heads)
         new = part_of(replace(plain, k=k.transpose(1, 2).to(call.k.dtype)), heads)
-        total = torch.zeros_like(old.k[..., 0], dtype=torch.promote_types(call.q.dtype, torch.float32))
-        sinks = None if old.arguments["sinks"] is None else old.arguments["sinks"].to(total)
+        dtype = torch.promote_types(call.q.dtype, torch.float32)
+        total = torch.zeros(*call.q.shape[:2], call.k.shape[2], dtype=dtype, device=call.q.device)
+        sinks = None if old.sinks is None else old.sinks.to(total)
         for rows in row_chunks(call):
-            g = dz[:, rows].transpose(1, 2).to(total) @ old.v.transpose(-1, -2).to(total)
-            before, after = (scores_of(part, rows).to(total) for part in (old, new))
+            g = old.along_values(dz[:, rows].transpose(1, 2).to(total))
+            before, after = (part.scores(rows).to(total) for part in (old, new))
             total += _moved(before, after, g, sinks).sum(2)
         group = call.q.shape[1] // call.k.shape[1]
         return total.unflatten(1, (-1, group)).sum(2).transpose(1, 2)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.errors import ModelError, NotFired
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.call import Call, Tap
+from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.ports import stand_at
 from interp.hooks.stand.tempered import tempered
 
@@ -167,15 +168,19 @@ class Rules:
 
 
 class _AttentionRule(Tap):
-    """What q, k and v get of the gradient. It attends itself, so that those who record q, k and v see the rule."""
+    """What q, k and v get of the gradient. It has a part in attending, so that those who record q, k and v see the
+    rule; heads with programs are under it too."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
 
+    def __str__(self) -> str:
+        return f"the relevance rule {next(name for name in self.rules.names if name in AT_ATTENTION)!r}"
+
     def attends(self) -> bool:
         return True
 
-    def attend(self, call: Call) -> None:
+    def attend(self, call: Call, inner: Callable[[], None]) -> None:
         rule = next(name for name in self.rules.names if name in AT_ATTENTION)
         given = call.q, call.k, call.v
         if rule == "attention":
@@ -188,7 +193,7 @@ class _AttentionRule(Tap):
         if rule == "tempered":
             tempered(call)
         else:
-            call.attend()
+            inner()
         call.q, call.k, call.v = given
 
 

@@ -2,12 +2,15 @@
 
 z is the input of the output projection, q, k and v the outputs of their projections where the family names them (before
 rotary positions, if the model has them). The pattern is available only where the family gives a recipe for the scores.
+All who stand at one attention share its border, so that their calls go through them together as in the interface.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +18,8 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family, Projection, split
 from interp.hooks.anatomy.towers import Layer
 from interp.hooks.errors import ModelError
-from interp.hooks.stand.attention import apply
-from interp.hooks.stand.interface import BorderTap, Call
+from interp.hooks.stand.attention import onward
+from interp.hooks.stand.call import BorderTap, Call
 
 
 class _Now(threading.local):
@@ -26,49 +29,81 @@ class _Now(threading.local):
 
 
 class Border:
-    """Turns what passes the borders of one attention module into the calls that a tap understands."""
+    """Turns what passes the borders of one attention module into the calls that taps understand."""
 
-    def __init__(self, root: nn.Module, layer: Layer, family: Family | None, tap: BorderTap) -> None:
+    _lock = threading.RLock()
+    _known: ClassVar[weakref.WeakKeyDictionary[nn.Module, Border]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, root: nn.Module, layer: Layer, family: Family) -> None:
+        self.layer, self.family = layer, family
+        self.taps: list[BorderTap] = []
+        self.now = _Now()
+        self.handles = self._stand(root, root.get_submodule(layer.attention))
+
+    @classmethod
+    def watch(cls, root: nn.Module, layer: Layer, family: Family | None, tap: BorderTap) -> Callable[[], None]:
+        """Send the attention calls of a layer through `tap`; returns what undoes it."""
         if family is None:
             raise ModelError(f"{layer.attention} is outside transformers' interface and no family describes it.")
-        self.module = root.get_submodule(layer.attention)
-        self.layer, self.family, self.tap = layer, family, tap
-        self.now = _Now()
+        module = root.get_submodule(layer.attention)
+        with cls._lock:
+            border = cls._known.get(module)
+            if border is None:
+                border = cls._known[module] = cls(root, layer, family)
+            border.taps = [*border.taps, tap]
+        return lambda: cls._forget(module, tap)
 
-    def stand(self) -> list[Any]:
+    @classmethod
+    def _forget(cls, module: nn.Module, tap: BorderTap) -> None:
+        """The last one out takes the hooks off."""
+        with cls._lock:
+            border = cls._known.get(module)
+            if border is None:
+                return
+            border.taps = [other for other in border.taps if other is not tap]
+            if not border.taps:
+                cls._known.pop(module)
+                for handle in border.handles:
+                    handle.remove()
+
+    def _live(self) -> list[BorderTap]:
+        return [tap for tap in self.taps if tap.live()]
+
+    def _stand(self, root: nn.Module, module: nn.Module) -> Sequence[Any]:
         """Hooks at the projections and at the output projection."""
         named: dict[str, list[str]] = {}
         for component in ("q", "k", "v"):
             if (projection := self._projection(component)) is not None:
                 named.setdefault(projection.module, []).append(component)
-        handles = [self.module.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        handles = [module.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for name, components in named.items():
-            handles.append(self.module.get_submodule(name).register_forward_hook(self._projected(components)))
-        out = self.module.get_submodule(self.family.out)
-        return [*handles, out.register_forward_pre_hook(self._finish)]
+            handles.append(module.get_submodule(name).register_forward_hook(self._projected(components)))
+        return [*handles, module.get_submodule(self.family.out).register_forward_pre_hook(self._finish)]
 
     def _projection(self, component: str) -> Projection | None:
         return getattr(self.family, component)
 
-    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         where = None if self.family.recipe is None else self.family.recipe.mask
         mask = kwargs.get(where) if isinstance(where, str) else None if where is None else args[where]
         empty = torch.empty(0)
-        self.now.call = Call(self.module, "border", lambda *a, **k: (empty, None), empty, empty, empty, mask, {})
+        self.now.call = Call(module, "border", lambda *a, **k: (empty, None), empty, empty, empty, mask, {})
 
     def _projected(self, components: list[str]) -> Any:
         def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            if not self.tap.live() or self.now.call is None:
+            taps = self._live()
+            if not taps or self.now.call is None:
                 return None
             result = output
             for component in components:
                 heads = self.layer.kv_heads if component in ("k", "v") else self.layer.heads
                 projection = self._projection(component)
                 assert projection is not None
-                old = split(output, projection.view, heads)
-                new = self.tap.border(component, old)
+                new = old = split(output, projection.view, heads)
+                for tap in taps:
+                    new = tap.border(component, new)
                 setattr(self.now.call, component, new.transpose(1, 2))
-                if new is not old or self.tap.differentiable:
+                if new is not old or any(tap.differentiable for tap in taps):
                     result = output.clone() if result is output else result
                     split(result, projection.view, heads).copy_(new)
             return None if result is output else result
@@ -76,7 +111,8 @@ class Border:
         return hook
 
     def _finish(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.tap.live() or self.now.call is None:
+        taps = self._live()
+        if not taps or self.now.call is None:
             return None
         call, flat = self.now.call, args[0]
         z = flat.unflatten(-1, (self.layer.heads, self.layer.d_value))
@@ -84,9 +120,6 @@ class Border:
         if self.family.recipe is not None:
             call.implementation = "sdpa"
             call.arguments = {"scaling": self.family.recipe.scale, "is_causal": self.family.recipe.causal}
-        call.edits = list(self.tap.attention_edits(call))
-        apply(call, call.edits)
-        self.tap.after(call)
-        self.tap.record(call)
+        onward(call, taps)
         self.now.call = None
-        return None if call.z is z and not self.tap.differentiable else (call.z.flatten(-2), *args[1:])
+        return None if call.z is z and not any(t.differentiable for t in taps) else (call.z.flatten(-2), *args[1:])

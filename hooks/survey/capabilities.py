@@ -29,7 +29,8 @@ from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.anatomy.unwrap import forced_eager, unwrap
 from interp.hooks.edits.edits import Add, Scale
 from interp.hooks.errors import ModelError
-from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
 from interp.hooks.survey.checks import answer, same
 from interp.kernels.errors import InterpError

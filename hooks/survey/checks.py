@@ -28,10 +28,11 @@ from interp.hooks.anatomy.quantised import rounds_its_input
 from interp.hooks.anatomy.towers import Anatomy, Layer, Tower
 from interp.hooks.edits.edits import Scale
 from interp.hooks.errors import CheckFailed
-from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
-from interp.hooks.stand.attention import visible
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.call import Call, Tap, visible
+from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.output import logits_of
 from interp.hooks.stand.ports import head_results
 

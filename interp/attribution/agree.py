@@ -37,9 +37,8 @@ from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Graph, graph
-from interp.hooks.stand.attention import part_of
-from interp.hooks.stand.interface import Call
-from interp.hooks.stand.tempered import NUMBERS, scores_of, softmax
+from interp.hooks.stand.call import Call, part_of
+from interp.hooks.stand.tempered import NUMBERS
 from interp.metrics.judge import Metric, judged
 from interp.patching.cells import expanded
 from interp.provenance import about
@@ -216,10 +215,10 @@ def _keys(call: Call, dz: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]
     seen = torch.zeros(batch, keys, dtype=torch.bool)
     wanted = rows.any(0).nonzero().flatten()
     for some in wanted.split(max(1, NUMBERS // max(1, batch * heads * keys))):
-        s = scores_of(part, some)
-        a, mine = softmax(part, s), rows[:, None, some, None]
-        worth = a * (dz[:, some].transpose(1, 2).to(a.dtype) @ part.v.transpose(-1, -2).to(a.dtype))
-        whole = a.sum(-1, keepdim=True) if part.arguments["sinks"] is None else 1.0
+        s = part.scores(some)
+        a, mine = part.softmax(s), rows[:, None, some, None]
+        worth = a * part.along_values(dz[:, some].transpose(1, 2).to(a.dtype))
+        whole = a.sum(-1, keepdim=True) if part.sinks is None else 1.0
         rest, total = whole - a, worth.sum(-1, keepdim=True)
         fall = torch.where(rest > 0, worth - a * (total - worth) / torch.where(rest > 0, rest, 1.0), 0.0)
         looks += (a * mine).sum(2).transpose(0, 1).double().cpu()

@@ -29,9 +29,8 @@ from interp.hooks.inputs.inputs import Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import graph
-from interp.hooks.stand.attention import part_of, visible
-from interp.hooks.stand.interface import Call
-from interp.hooks.stand.tempered import row_chunks, scores_of, softmax
+from interp.hooks.stand.call import Call, part_of, visible
+from interp.hooks.stand.tempered import row_chunks
 from interp.kernels.cpu import merge
 from interp.kernels.masks.symbols import Causal
 from interp.metrics.judge import Metric, judged
@@ -115,6 +114,7 @@ def key_spans(
 def _layer(call: Call, dz: Tensor, sets: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], str]:
     """Both forms [span, batch, head] of one attention call, and how they were computed."""
     bounds = _bounds(sets, call.k.shape[2])
+    call.refuse_programs(range(call.q.shape[1]))
     with torch.no_grad():
         if bounds is not None and _plain(call):
             return _merged(call, dz, bounds, sets), "merge"
@@ -160,10 +160,10 @@ def _by_rows(call: Call, dz: Tensor, sets: Sequence[Tensor]) -> tuple[Tensor, Te
     part = part_of(call, tuple(range(call.q.shape[1])))
     total = torch.zeros(2, len(sets), *call.q.shape[:2], device=call.q.device)
     for rows in row_chunks(call):
-        a = softmax(part, scores_of(part, rows))
-        g = dz[:, rows].transpose(1, 2).to(a.dtype) @ part.v.transpose(-1, -2).to(a.dtype)
+        a = part.softmax(part.scores(rows))
+        g = part.along_values(dz[:, rows].transpose(1, 2).to(a.dtype))
         ag = a * g
-        sunk = 0.0 if part.arguments["sinks"] is None else (1 - a.sum(-1)).clamp(min=0)
+        sunk = 0.0 if part.sinks is None else (1 - a.sum(-1)).clamp(min=0)
         for n, mask in enumerate(sets):
             member = mask.to(a.device)[:, None, None, :].to(a.dtype)
             w, rest = (a * member).sum(-1), (a * (1 - member)).sum(-1) + sunk

@@ -24,10 +24,9 @@ from interp.hooks.anatomy.towers import Tower
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import ModelError
 from interp.hooks.slopes.gradients import frozen
-from interp.hooks.stand.attention import part_of
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.call import Call, Tap, part_of
+from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.output import logits_of
-from interp.hooks.stand.tempered import scores_of, softmax
 
 Score = Callable[[Tensor], Tensor]
 
@@ -38,31 +37,33 @@ class _Pattern(Tap):
     def __init__(self) -> None:
         self.patterns: list[Tensor] = []
 
+    def __str__(self) -> str:
+        return "the rollout of relevance"
+
     def attends(self) -> bool:
         return True
 
-    def attend(self, call: Call) -> None:
+    def attend(self, call: Call, inner: Callable[[], None]) -> None:
         part = part_of(call, tuple(range(call.q.shape[1])))
-        pattern = softmax(part, scores_of(part, torch.arange(call.q.shape[2], device=call.q.device)))
+        pattern = part.softmax(part.scores())
         self.patterns.append(pattern)
-        call.z = torch.matmul(pattern, part.v.to(pattern.dtype)).transpose(1, 2).to(call.q.dtype)
+        call.z = part.read(pattern).transpose(1, 2).to(call.q.dtype)
 
 
 class _Explicit(_Pattern):
     """The same in plain operators, which relevance can be propagated through."""
 
-    def attend(self, call: Call) -> None:
+    def attend(self, call: Call, inner: Callable[[], None]) -> None:
         part = part_of(call, tuple(range(call.q.shape[1])))
-        if part.arguments["softcap"] or part.arguments["sinks"] is not None or part.arguments["bias"] is not None:
+        if part.softcap or part.sinks is not None or part.bias is not None:
             raise ModelError("relevance propagation knows plain softmax attention only: use method='chefer-generic'.")
-        scores = torch.matmul(part.q, part.k.transpose(-1, -2)) * call.scale
-        mask = part.arguments["mask"]
-        if mask is not None:
-            seen = mask.dense(call.q.shape[2], call.k.shape[2], device=call.q.device)
+        scores = torch.matmul(part.q, part.keys.transpose(-1, -2)) * call.scale
+        if part.mask is not None:
+            seen = part.mask.dense(call.q.shape[2], call.k.shape[2], device=call.q.device)
             scores = scores.masked_fill(~seen, -1e30)
         pattern = torch.softmax(scores, -1)
         self.patterns.append(pattern)
-        call.z = torch.matmul(pattern, part.v).transpose(1, 2)
+        call.z = torch.matmul(pattern, part.values).transpose(1, 2)
 
 
 def rolled_out(module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score: Score, *, propagated: bool) -> Tensor:

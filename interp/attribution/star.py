@@ -21,7 +21,7 @@ from interp.hooks.errors import ModelError
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Dropped, Graph
 from interp.hooks.slopes.query_key import key_effect, query_effect
-from interp.hooks.stand.interface import Call
+from interp.hooks.stand.call import Call
 from interp.records import Variant, register
 
 

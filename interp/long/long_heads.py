@@ -26,10 +26,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.hooks.errors import EditError, InputsError, ModelError
+from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.head_names import layer_name
 from interp.hooks.sites import Site
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.call import Call, Tap
+from interp.hooks.stand.interface import Switch
+from interp.hooks.stand.part import Part
+from interp.hooks.stand.program import Standing
 from interp.long.needles import attention_sites
 from interp.records import Method, Trial, register
 
@@ -102,7 +105,7 @@ def _rotary(model: Model) -> Any:
 
 
 class _Chunks(Tap):
-    """Attends in the model's place from the row on that sees more than is kept."""
+    """Puts the program at every head, from the row on that sees more than is kept."""
 
     def __init__(self, found: Chosen, site: Site, rotary: Any) -> None:
         self.found, self.site, self.rotary = found, site, rotary
@@ -111,20 +114,34 @@ class _Chunks(Tap):
     def live(self) -> bool:
         return self.thread == threading.get_ident()
 
-    def attends(self) -> bool:
-        return True
-
-    def attend(self, call: Call) -> None:
+    def programs(self, call: Call) -> list[Standing]:
         _check(call, self.site)
-        call.attend()
+        batch, heads, length, _ = call.q.shape
+        if length <= self.found.first_row:
+            return []
+        late = torch.arange(length, device=call.q.device) >= self.found.first_row
+        return [Standing(_Reading(self.found, self.site, self.rotary), tuple(range(heads)), "long_heads",
+                         late.expand(batch, -1))]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """Attention of late rows over the chunks they choose."""
+
+    found: Chosen
+    site: Site
+    rotary: Any
+
+    def z(self, part: Part) -> Tensor:
+        """The early rows are not its own and are left at 0."""
         chunk, keep = self.found.chunk, self.found.keep
-        if call.k.shape[2] <= chunk * keep:
-            return
-        turn = Turns(self.rotary, call.q, max(chunk * keep, call.k.shape[2]))
-        z, chosen = attend_chunks(call.q, call.k, call.v, turn, scale=call.scale, chunk=chunk, keep=keep)
-        call.replaced = "long_heads"
-        call.z = torch.cat([call.z[:, : chunk * keep], z.transpose(1, 2).to(call.z.dtype)], dim=1)
+        turn = Turns(self.rotary, part.q, part.k.shape[2])
+        late, chosen = attend_chunks(part.q, part.k, part.v, turn, scale=part.scale, chunk=chunk, keep=keep)
         self.found.chosen[layer_name(self.site)] = chosen.cpu()
+        return torch.nn.functional.pad(late, (0, 0, chunk * keep, 0))
+
+    def pattern(self, part: Part) -> None:
+        """None: keys are read at other positions than those they have."""
 
 
 def _check(call: Call, site: Site) -> None:
@@ -133,8 +150,6 @@ def _check(call: Call, site: Site) -> None:
             f"{site}: long_heads reads whole prompts, and this call has {call.q.shape[2]} queries for"
             f" {call.k.shape[2]} keys: call the model with use_cache=False."
         )
-    if call.edits:
-        raise EditError(f"{site}: edits of attention and long_heads both set how heads attend; use one of them.")
     if call.softcap is not None or call.sinks is not None or call.bias is not None or call.window is not None:
         raise ModelError(f"{site}: long_heads knows plain attention, without caps, sinks, biases and windows.")
     mask = call.mask

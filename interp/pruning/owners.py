@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.quantised import quantised
 from interp.hooks.anatomy.towers import Layer, Tower
 from interp.hooks.errors import ModelError, SiteError
-from interp.hooks.run.session import Session, Wish
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.hooks.run.session import Wish
+from interp.hooks.run.keeper import Wish
 from interp.hooks.run.size import estimate
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError
-from interp.hooks.stand import narrow
+from interp.hooks.stand import near
 from interp.zoo.families import tiny
 
 PADDINGS = [None, "left", "right"]
@@ -104,7 +104,7 @@ def seen(rows: int, keys: int, valid: Tensor, first: int, recent: int) -> Tensor
     [*(("llama", padding, block) for padding in PADDINGS for block in (3, 512)), ("gpt_oss", "left", 3)],
 )
 def test_streaming_is_its_definition(name: str, padding: str | None, block: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(narrow, "ROWS", block)
+    monkeypatch.setattr(near, "ROWS", block)
     m, x = made(name, padding=padding)
     plain = m.run(x, record=["L1.scores", "L1.v", "L1.z", "L1.pattern"])
     learned = m.module.model.layers[1].self_attn.sinks.detach().double().exp() if name == "gpt_oss" else torch.zeros(4)
@@ -127,7 +127,7 @@ def test_streaming_is_its_definition(name: str, padding: str | None, block: int,
 @pytest.mark.parametrize("block", [2, 512])
 def test_streaming_stands_beside_other_edits_of_the_head(block: int, monkeypatch: Any) -> None:
     """Blocks are exactly the whole call with a dense mask, whatever else is changed there."""
-    monkeypatch.setattr(narrow, "ROWS", block)
+    monkeypatch.setattr(near, "ROWS", block)
     m, x = made("llama", padding="left")
     others = [
         interp.edits.Temperature("L1.H*", value=1.7),

@@ -197,7 +197,8 @@ def test_recorded_straight_to_a_directory(m: interp.Model, x: Any, tmp_path: Pat
 
 
 def test_a_directory_holds_one_tensor_in_memory_at_a_time(m: interp.Model, x: Any, tmp_path: Path) -> None:
-    from interp.hooks.run.session import Session, Wish
+    from interp.hooks.run.keeper import Wish
+    from interp.hooks.run.session import Session
     from interp.hooks.run.shelf import Shelf
 
     sites = m.anatomy.sites("L*.z")

@@ -9,7 +9,8 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from interp.hooks.anatomy.example import example
-from interp.hooks.stand.interface import Call, Switch, Tap
+from interp.hooks.stand.call import Call, Tap
+from interp.hooks.stand.interface import Switch
 from interp.zoo.families import tiny
 
 OWN = AttentionInterface.get_interface

@@ -12,7 +12,7 @@ import interp
 from interp.attribution.attribute import attribute
 from interp.hooks.errors import ModelError
 from interp.hooks.slopes.query_key import key_effect, query_effect
-from interp.hooks.stand.interface import Call
+from interp.hooks.stand.call import Call
 from interp.metrics.shipped import LogitDifference
 from interp.zoo.families import tiny
 

@@ -7,13 +7,13 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from interp.hooks.stand.part import Part
 from interp.kernels import edits as kernel
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Dense, Full, Mask, PerHead, Prefix, Window, as_mask
@@ -23,7 +23,7 @@ ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Narrow:
+class Near:
     """These heads see keys before `end` [example] and those nearer than `recent`, of what the call lets them see."""
 
     end: Tensor
@@ -40,78 +40,56 @@ class Narrow:
         return found | Dense((~self.rows)[:, None, :, None].expand(-1, -1, -1, keys))
 
 
-@dataclass(frozen=True, eq=False)
-class Example(Mask):
-    """One example of a mask for a batch."""
-
-    mask: Mask
-    number: int
-
-    def _own(self, x: Tensor) -> Tensor:
-        return x[self.number : self.number + 1] if x.shape[0] > 1 else x
-
-    def visible(self, i: Tensor, j: Tensor) -> Tensor:
-        return self._own(self.mask.visible(i, j))
-
-    def additive(self, i: Tensor, j: Tensor) -> Tensor | None:
-        found = self.mask.additive(i, j)
-        return None if found is None else self._own(found)
-
-    def reach(self, low: int, high: int, keys: int) -> tuple[int, int]:
-        return self.mask.reach(low, high, keys)
-
-
-def narrowed(mask: Mask | None, heads: Sequence[int], views: Sequence[Narrow], keys: int) -> Mask | None:
-    """What these heads see of a call's mask under the views that are about them."""
-    own = [[view for view in views if head in view.heads] for head in heads]
+def seen_near(mask: Mask | None, heads: Sequence[int], nears: Sequence[Near], keys: int) -> Mask | None:
+    """What these heads see of a call's mask under those that are about them."""
+    own = [[near for near in nears if head in near.heads] for head in heads]
     if not any(own):
         return mask
-    each = [_all(view.mask(keys) for view in some) for some in own]
+    each = [_all(near.mask(keys) for near in some) for some in own]
     alike = all(some == own[0] for some in own)
     return as_mask(mask) & (each[0] if alike else PerHead(tuple(each)))
 
 
-def _all(masks: Any) -> Mask:
+def _all(masks: Iterable[Mask]) -> Mask:
     found: Mask = Full()
     for mask in masks:
         found = mask if isinstance(found, Full) else found & mask
     return found
 
 
-def together(heads: Sequence[int], views: Sequence[Narrow]) -> list[tuple[tuple[int, ...], Narrow | None]]:
-    """The heads in runs that one call computes: those under one view of all rows, and all others."""
+def together(heads: Sequence[int], nears: Sequence[Near]) -> list[tuple[tuple[int, ...], Near | None]]:
+    """The heads in runs that one call computes: those under one `Near` of all rows, and all others."""
     runs: dict[int | None, list[int]] = {}
     for head in heads:
-        own = [n for n, view in enumerate(views) if head in view.heads]
-        runs.setdefault(own[0] if len(own) == 1 and views[own[0]].rows is None else None, []).append(head)
-    return [(tuple(some), None if n is None else views[n]) for n, some in runs.items()]
+        own = [n for n, near in enumerate(nears) if head in near.heads]
+        runs.setdefault(own[0] if len(own) == 1 and nears[own[0]].rows is None else None, []).append(head)
+    return [(tuple(some), None if n is None else nears[n]) for n, some in runs.items()]
 
 
-def attended(
-    q: Tensor, k: Tensor, v: Tensor, view: Narrow, edits: Sequence[kernel.Edit], arguments: Mapping[str, Any]
-) -> Tensor:
-    """z [example, head, query, d] of heads under a view, a block of rows after the other; k and v per query head."""
-    size = max(ROWS, view.recent)
-    parts = []
-    for start in range(0, q.shape[2], size):
-        at = torch.arange(start, min(start + size, q.shape[2]), device=q.device)
-        keys = _keys(view, at + k.shape[2] - q.shape[2], k.shape[2])
-        own = {**arguments, "mask": _block(arguments["mask"], at + k.shape[2] - q.shape[2], keys)}
-        if own["bias"] is not None:
-            own["bias"] = own["bias"].expand(-1, -1, q.shape[2], k.shape[2])[:, :, at][..., keys]
+def attended(part: Part, near: Near, edits: Sequence[kernel.Edit]) -> Tensor:
+    """z [example, head, query, d] of heads under a `Near`, a block of rows after the other; the part's mask has it."""
+    queries, length = part.q.shape[2], part.k.shape[2]
+    size = max(ROWS, near.recent)
+    made = []
+    for start in range(0, queries, size):
+        at = torch.arange(start, min(start + size, queries), device=part.q.device)
+        keys = _keys(near, at + length - queries, length)
+        own = {**part.arguments, "mask": _block(part.mask, at + length - queries, keys)}
+        if part.bias is not None:
+            own["bias"] = part.bias.expand(-1, -1, queries, length)[:, :, at][..., keys]
         inner = [_cut(edit, at, keys) for edit in edits]
-        z = attend(q[:, :, at], k[:, :, keys], v[:, :, keys], edits=inner, **own).z
+        z = attend(part.q[:, :, at], part.k[:, :, keys], part.v[:, :, keys], edits=inner, **own).z
         assert z is not None
-        parts.append(z)
-    return torch.cat(parts, 2)
+        made.append(z)
+    return torch.cat(made, 2)
 
 
-def _keys(view: Narrow, i: Tensor, keys: int) -> Tensor:
+def _keys(near: Near, i: Tensor, keys: int) -> Tensor:
     """Every key that rows at positions i may see, their own last."""
     low, high = int(i[0]), int(i[-1]) + 1
-    near = torch.arange(max(0, low - view.recent + 1), min(keys, high + view.recent - 1), device=i.device)
-    first = torch.arange(min(int(view.end.max().clamp(min=0)), keys), device=i.device)
-    every = torch.unique(torch.cat([first, near]))
+    close = torch.arange(max(0, low - near.recent + 1), min(keys, high + near.recent - 1), device=i.device)
+    first = torch.arange(min(int(near.end.max().clamp(min=0)), keys), device=i.device)
+    every = torch.unique(torch.cat([first, close]))
     inside = (every >= low) & (every < high)
     return torch.cat([every[~inside], every[inside]])
 
