@@ -23,7 +23,7 @@ from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import Roles
 from interp.hooks.run.session import Session
-from interp.hooks.survey.capabilities import Table, capabilities
+from interp.hooks.survey.capabilities import Capabilities, capabilities
 from interp.hooks.survey.checks import Report, check
 from interp.hooks.survey.trace import trace
 from interp.preparing.prepare import prepare
@@ -111,7 +111,7 @@ class Held:
             self._report = replace(report, ask=self.capabilities)
         return self._report
 
-    def capabilities(self) -> Table:
+    def capabilities(self) -> Capabilities:
         """Whether recording, edits and gradients work with the model as it is held, by trying; `m.check()` prints
         it."""
         kwargs = self.called_with(self.example())

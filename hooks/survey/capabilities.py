@@ -32,7 +32,8 @@ from interp.hooks.errors import ModelError
 from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
-from interp.hooks.survey.checks import answer, same
+from interp.hooks.survey.answers import answer, gap, same
+from interp.hooks.survey.trace import trace
 from interp.kernels.errors import InterpError
 
 Answer = Literal["yes", "no", "later"]
@@ -42,7 +43,7 @@ LATER = ("replay", "cut")
 
 
 @dataclass(frozen=True)
-class Row:
+class Capability:
     """One thing one may want to do, and whether it works here."""
 
     what: str
@@ -54,13 +55,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class Capabilities:
     """How a model is held, and what can be done with it so."""
 
     held: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Capability, ...]
 
-    def __getitem__(self, what: str) -> Row:
+    def __getitem__(self, what: str) -> Capability:
         for row in self.rows:
             if row.what == what:
                 return row
@@ -77,10 +78,8 @@ def capabilities(
     inputs: Mapping[str, Any] | None = None,
     family: Family | None = None,
     how: str = "",
-) -> Table:
+) -> Capabilities:
     """Try to record, edit and differentiate `module` on its example inputs."""
-    from interp.hooks.survey.trace import trace
-
     unwrapped = unwrap(module)
     root = unwrapped.module
     family = family or unwrapped.family or family_of(root)
@@ -88,14 +87,14 @@ def capabilities(
     with forced_eager():
         attempt = _Attempt(root, anatomy or trace(root, kwargs, family=family), kwargs, family)
         rows = [_tried(name, getattr(attempt, name)) for name in ("record", "edit", "gradient")]
-    return Table(held(root, how or unwrapped.how), (*rows, *(Row(name, "later") for name in LATER)))
+    return Capabilities(held(root, how or unwrapped.how), (*rows, *(Capability(name, "later") for name in LATER)))
 
 
-def _tried(name: str, attempt: Callable[[], str]) -> Row:
+def _tried(name: str, attempt: Callable[[], str]) -> Capability:
     try:
-        return Row(name, "yes", attempt())
+        return Capability(name, "yes", attempt())
     except FAILS as reason:
-        return Row(name, "no", f"{type(reason).__name__}: {str(reason).splitlines()[0]:.200}")
+        return Capability(name, "no", f"{type(reason).__name__}: {str(reason).splitlines()[0]:.200}")
 
 
 class _Attempt:
@@ -165,7 +164,7 @@ class _Attempt:
             raise ModelError(f"zeroing head {head} is not what zeroing it in the input of {self.layer.out} is")
         if same(edited, self.plain):
             return f"L{self.layer.index}.H{head} zeroed changes nothing, by hand neither: it writes nothing here"
-        return f"L{self.layer.index}.H{head} zeroed moves the logits by {_gap(edited, self.plain):.2g}, as by hand"
+        return f"L{self.layer.index}.H{head} zeroed moves the logits by {gap(edited, self.plain):.2g}, as by hand"
 
     def _zeroed(self, out: str, head: int) -> Tensor:
         columns = slice(head * self.layer.d_value, (head + 1) * self.layer.d_value)
@@ -208,10 +207,10 @@ class _Attempt:
             ends = [self._under(edits=[Add(str(site), along * by)])[1].double() for by in (step, -step)]
         found = float(((ends[0] - ends[1]) * reading).sum()) / (2 * step)
         expected = float((slope.double() * along).sum())
-        gap = abs(found - expected) / abs(expected)
-        if gap > 0.05:
-            raise ModelError(f"the gradient at {site} differs from a central difference by {gap:.0%}")
-        return f"at {site}, within {gap:.1g} of a central difference"
+        off = abs(found - expected) / abs(expected)
+        if off > 0.05:
+            raise ModelError(f"the gradient at {site} differs from a central difference by {off:.0%}")
+        return f"at {site}, within {off:.1g} of a central difference"
 
 
 def held(root: nn.Module, how: str = "") -> tuple[str, ...]:
@@ -246,7 +245,3 @@ def _adapted(root: nn.Module) -> Iterator[str]:
         states["merged" if getattr(child, "merged", False) else f"{', '.join(child.active_adapters)} attached"] += 1
     for state, count in sorted(states.items()):
         yield f"adapters (PEFT): {state} in {count} projections"
-
-
-def _gap(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).abs().max())

@@ -8,17 +8,18 @@
 (f) residual  the residual sites add up: what is written is what the next site holds more
 
 Each line passes, fails with the site and the difference, or does not apply, with the reason; that is never counted as a
-pass. Tolerances are multiples of the dtype's rounding at the size of the numbers compared.
+pass. A note says what the model does by no choice of its own: `causal`, where attention hides later keys because a
+class does not say `is_causal`. Tolerances are multiples of the dtype's rounding at the size of the numbers compared.
 Cost: about 3 + 2 x towers forward passes on the example inputs, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,11 @@ from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
 from interp.hooks.stand.call import Call, Tap, visible
 from interp.hooks.stand.interface import Switch
-from interp.hooks.stand.output import logits_of
 from interp.hooks.stand.ports import head_results
+from interp.hooks.survey.answers import answer, gap, same
+from interp.hooks.survey.capabilities import Capabilities
 
-if TYPE_CHECKING:
-    from interp.hooks.survey.capabilities import Table
-
-Verdict = Literal["pass", "fail", "n/a"]
+Verdict = Literal["pass", "fail", "n/a", "note"]
 RECORDED = (
     "resid_pre",
     "resid_mid",
@@ -73,11 +72,11 @@ class Report:
 
     model: str
     lines: tuple[Line, ...]
-    ask: Callable[[], Table] | None = field(default=None, repr=False, compare=False)
+    ask: Callable[[], Capabilities] | None = field(default=None, repr=False, compare=False)
     """How to find out what can be done with the model: when the report is printed, since it takes forward passes."""
 
     @cached_property
-    def capabilities(self) -> Table | None:
+    def capabilities(self) -> Capabilities | None:
         """What can be done with the model as it is held; tried now, once."""
         return None if self.ask is None else self.ask()
 
@@ -103,7 +102,7 @@ class Report:
 def check(module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], *, family: Family | None = None) -> Report:
     """Run every check on one example."""
     seen = _Seen(module, anatomy, kwargs, family)
-    lines = [seen.off(), seen.fired()]
+    lines = [seen.off(), seen.fired(), *seen.causal()]
     for tower in anatomy.towers.values():
         for name, one in (
             ("sum", seen.sums),
@@ -128,7 +127,7 @@ class _Wrong(Exception):
     """A check that found a difference."""
 
 
-class _Calls(Tap):
+class _Attended(Tap):
     """Keeps the attention calls of one run, to recompute from."""
 
     def __init__(self) -> None:
@@ -138,7 +137,7 @@ class _Calls(Tap):
         self.calls.setdefault(id(call.module), []).append(call)
 
 
-class _Without(_Calls):
+class _Without(_Attended):
     """Takes the last head out of what the attention gives."""
 
     def after(self, call: Call) -> None:
@@ -160,7 +159,7 @@ class _Seen:
         self.plain = self._forward()
         self.again = self._forward()
         self.session = Session(module, anatomy, wish=Wish(self.sites), family=family)
-        self.calls = _Calls()
+        self.calls = _Attended()
         with self.session:
             watched = [
                 module.get_submodule(layer.attention)
@@ -188,7 +187,7 @@ class _Seen:
         if not same(self.plain, self.again):
             return Line("off", "fail", "two plain runs differ: the model is not deterministic")
         if not same(self.plain, self.recorded_logits):
-            return Line("off", "fail", f"recording changed the logits by {_gap(self.plain, self.recorded_logits):.3g}")
+            return Line("off", "fail", f"recording changed the logits by {gap(self.plain, self.recorded_logits):.3g}")
         return Line("off", "pass")
 
     def fired(self) -> Line:
@@ -198,6 +197,14 @@ class _Seen:
         if bad:
             return Line("fired", "fail", f"not finite: {', '.join(bad[:5])}")
         return Line("fired", "pass", f"{len(self.values)} sites")
+
+    def causal(self) -> list[Line]:
+        """transformers' sdpa takes a class that does not say `is_causal` as causal wherever no mask is passed."""
+        found: dict[str, list[Call]] = {}
+        for calls in self.calls.calls.values():
+            if calls[0].implementation == "sdpa" and not hasattr(calls[0].module, "is_causal"):
+                found.setdefault(type(calls[0].module).__name__, []).extend(calls)
+        return [Line("causal", "note", _unsaid(name, calls)) for name, calls in found.items()]
 
     def _get(self, tower: Tower, layer: Layer, component: str) -> Tensor | None:
         return self.values.get(_site(self.anatomy, tower, layer, component))
@@ -367,6 +374,12 @@ class _Seen:
         return reasons.pop() if len(reasons) == 1 else None
 
 
+def _unsaid(name: str, calls: Sequence[Call]) -> str:
+    bare = sum(call.causal for call in calls)
+    here = f"{bare} of {len(calls)} calls here were causal for that" if bare else "every call here passed one"
+    return f"{name} does not say is_causal, so sdpa hides later keys wherever no mask is passed: {here}"
+
+
 def _post_norm(layer: Layer) -> bool:
     """Whether the residual between the stages is a norm's output."""
     port = layer.ports.get("resid_mid")
@@ -392,28 +405,6 @@ def _with_parameter(module: nn.Module, name: str, value: Tensor, kwargs: Mapping
         return torch.func.functional_call(module, {name: value}, args=(), kwargs=dict(kwargs), tie_weights=False)
 
 
-def answer(output: Any) -> Tensor:
-    """One tensor that stands for a model's output: its logits, else its last hidden state."""
-    logits = logits_of(output)
-    if logits is not None:
-        return logits
-    for name in ("last_hidden_state", "pooler_output"):
-        if torch.is_tensor(found := getattr(output, name, None)):
-            return found
-    if isinstance(output, (tuple, list)) and torch.is_tensor(output[0]):
-        return output[0]
-    raise CheckFailed(f"cannot tell which tensor of {type(output).__name__} is the model's answer")
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Equal bit for bit; not-a-number equals itself, since it is reported where it arises."""
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _gap(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-
-
 def _softmax_dtype(layer: Layer, z: Tensor) -> torch.dtype:
     """transformers' own eager attention takes its softmax in float32 even where the model is in float64."""
     return torch.float32 if z.dtype == torch.float64 and layer.implementation == "eager" else z.dtype
@@ -422,6 +413,6 @@ def _softmax_dtype(layer: Layer, z: Tensor) -> torch.dtype:
 def _close(got: Tensor, expected: Tensor, size: Tensor | float, what: str, *, least: torch.dtype | None = None) -> None:
     """Equal up to rounding: eight units in the last place of the terms that were summed, element by element."""
     bound = 8 * torch.finfo(least or expected.dtype).eps * size + 1e-12
-    gap = (got.double() - expected.double()).abs()
-    if not bool((gap <= bound).all()):
-        raise _Wrong(f"{what} is off by {float(gap.max()):.3g}, more than rounding explains")
+    off = (got.double() - expected.double()).abs()
+    if not bool((off <= bound).all()):
+        raise _Wrong(f"{what} is off by {float(off.max()):.3g}, more than rounding explains")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.towers import Layer
 from interp.hooks.edits.edits import Edit, Zero
 from interp.hooks.errors import ModelError
-from interp.hooks.survey.checks import answer
+from interp.hooks.survey.answers import answer
 from interp.loading.cut_models import HEADS, KV_HEADS, WIDTHS, put
 from interp.model import attach
 from interp.pruning.choose import labels

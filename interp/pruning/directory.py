@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from interp.hooks.errors import ModelError
-from interp.hooks.survey.checks import answer
+from interp.hooks.survey.answers import answer
 from interp.loading.cut_models import COUNTS, FORMAT, NOTE, WEIGHTS
 from interp.loading.load import load
 from interp.pruning.cut import answered

@@ -111,13 +111,13 @@ def _run(row: FamilyRow, cell: Cell) -> None:
         row.verdicts[name] = _worse(old, line.verdict)
         if line.verdict == "fail":
             _note(row, f"{line.name} fails under {cell}: {line.note}")
-        elif line.verdict == "n/a":
-            _note(row, f"n/a {line.name}: {line.note}")
+        elif line.verdict != "pass":
+            _note(row, f"{line.verdict} {line.name}: {line.note}")
 
 
 def _worse(old: str | None, new: str) -> str:
-    """A failure outweighs all; a pass in one tower outweighs n/a in another."""
-    order = {"n/a": 0, "pass": 1, "fail": 2}
+    """A failure outweighs all; a pass in one tower outweighs n/a in another, or a note."""
+    order = {"n/a": 0, "note": 1, "pass": 2, "fail": 3}
     return new if old is None or order[new] > order[old] else old
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import interp
 from interp.hooks.anatomy.example import example
-from interp.hooks.survey.checks import answer
+from interp.hooks.survey.answers import answer
 from interp.zoo.families import tiny
 
 FAMILIES = ["gpt2", "llama", "t5", "bert", "vit", "llava"]

@@ -15,7 +15,7 @@ from torch import Tensor
 import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import ModelError
-from interp.hooks.survey.checks import answer
+from interp.hooks.survey.answers import answer
 from interp.pruning.choose import labels
 from interp.pruning.owners import owners
 from interp.pruning.pruned import Pruned
