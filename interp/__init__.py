@@ -24,6 +24,7 @@ _HOME = {
     "Zero": "interp.edits",
     "Mean": "interp.edits",
     "Add": "interp.edits",
+    "Apply": "interp.edits",
     "MaskKeys": "interp.edits",
     "Blend": "interp.edits",
     "patch": "interp.patching",

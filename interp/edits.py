@@ -19,16 +19,19 @@ from interp.hooks.edits.edits import (
     UniformAttention,
     Zero,
 )
+from interp.hooks.edits.functions import Apply, Program
 from interp.hooks.edits.route import RouteHeads
 
 __all__ = [
     "Add",
+    "Apply",
     "BiasKeys",
     "Blend",
     "Calibrate",
     "Emphasize",
     "MaskKeys",
     "Mean",
+    "Program",
     "Project",
     "Redistribute",
     "RouteHeads",

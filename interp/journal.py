@@ -40,9 +40,9 @@ class Journal:
         if plan.get("format") != FORMAT:
             raise InterpError(f"{path} was written in format {plan.get('format')}; this version reads {FORMAT}.")
         mine = json.loads(json.dumps(dict(task)))
-        other = [name for name in mine if plan["task"].get(name) != mine[name]]
+        other = [name for name in {**plan["task"], **mine} if plan["task"].get(name) != mine.get(name)]
         if other:
-            name, theirs, ours = _differing(other[0], plan["task"].get(other[0]), mine[other[0]])
+            name, theirs, ours = _differing(other[0], plan["task"].get(other[0]), mine.get(other[0]))
             raise InterpError(
                 f"{self.folder} holds another sweep: its {name} is {_short(theirs)}, this one's is {_short(ours)}."
                 " Give another directory, or remove that one."

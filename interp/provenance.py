@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.session import edits_on
 
 _HASHES: weakref.WeakKeyDictionary[nn.Module, tuple[int, str]] = weakref.WeakKeyDictionary()
 
@@ -21,6 +22,7 @@ def about(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
     """A plain dict that goes into every tape and result."""
     config = getattr(module, "config", None)
     parameter = next(module.parameters(), None)
+    edits = [edit.written for edit in edits_on(module)]
     return {
         "versions": dict(versions()),
         "model": type(module).__name__,
@@ -28,7 +30,14 @@ def about(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
         "inputs_hash": inputs.digest() if inputs is not None else None,
         "attention": getattr(config, "_attn_implementation", None),
         "dtype": str(parameter.dtype).removeprefix("torch.") if parameter is not None else None,
+        **({"edits": edits} if edits else {}),
     }
+
+
+def refuse_unwritten(module: nn.Module) -> None:
+    """Raise where the model runs under an edit that cannot be written down, for those who keep a run to go on later."""
+    for edit in edits_on(module):
+        edit.refuse_unwritten()
 
 
 @functools.cache

@@ -6,8 +6,10 @@ change how heads attend, per head and key set, without an N x N tensor; their ma
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from types import FunctionType
 from typing import Any, Literal
 
@@ -47,6 +49,15 @@ class Edit(ByContent):
             f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self)[1:] if getattr(self, f.name) != f.default
         ]
         return f"{type(self).__name__}({', '.join([repr(self.site), *said])})"
+
+
+    def refuse_unwritten(self) -> None:
+        """Raise where what the edit does cannot be written down, so that nobody could go on with it later."""
+
+    @cached_property
+    def written(self) -> str:
+        """What is written down of it beside results: how it prints, and a digest of its content."""
+        return f"{self!r} {hashlib.sha256(repr(self._content()).encode()).hexdigest()[:16]}"
 
 
 def _short(value: Any) -> str:

@@ -33,6 +33,17 @@ class Unwritten:
     def _content(self) -> tuple[object, ...]:
         return (type(self), *(told(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
 
+    @property
+    def written(self) -> str:
+        """How it prints; of what it does nothing can be written down."""
+        return f"{self!r} (a function)"
+
+    def refuse_unwritten(self) -> None:
+        raise EditError(
+            f"{self!r} holds a function, which cannot be written down, so a directory would not say what was run: leave"
+            " out= out, or use an edit that is a value."
+        )
+
 
 def told(value: object, within: tuple[object, ...] = ()) -> object:
     """Something hashable that says what a value is, as well as that can be said of a function; `within` are functions

@@ -7,6 +7,7 @@ entered it unless told otherwise, so that two threads can look into one model at
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import ExitStack
 from functools import partial
@@ -32,6 +33,15 @@ from interp.hooks.stand.output import logits_key, with_logits
 from interp.hooks.stand.ports import head_results, stand_at
 
 READS_RESIDUAL = {"q_in": "resid_pre", "k_in": "resid_pre", "v_in": "resid_pre"}
+
+
+_FOR_ALL: weakref.WeakKeyDictionary[nn.Module, list[Session]] = weakref.WeakKeyDictionary()
+"""By module, the sessions that are on for whoever calls it."""
+
+
+def edits_on(root: nn.Module) -> list[Edit]:
+    """The edits that any code which calls the module runs under now."""
+    return list(dict.fromkeys(placed.edit for session in _FOR_ALL.get(root, ()) for placed in session.edits))
 
 
 class Session:
@@ -93,6 +103,9 @@ class Session:
 
     def _stand(self) -> None:
         self._undo.enter_context(forced_eager())
+        if self._thread is None:
+            _FOR_ALL.setdefault(self.root, []).append(self)
+            self._undo.callback(_FOR_ALL[self.root].remove, self)
         self._on(self.root.register_forward_pre_hook(self._root_begins, with_kwargs=True, prepend=True))
         for block, members in self._by_attention().items():
             self._stand_at_heads(block, members)

@@ -98,11 +98,10 @@ def pattern_of_program(standing: Standing, part: Part) -> Tensor:
 
 def _refuse_other(standing: Standing, what: str, found: object, shapes: Sequence[tuple[int, ...]], part: Part) -> None:
     """Raise for what is no tensor of one of these shapes on the call's device."""
-    fits = torch.is_tensor(found) and tuple(found.shape) in shapes and found.device == part.q.device
-    if fits and torch.is_floating_point(found):
+    at = part.q.device
+    if torch.is_tensor(found) and tuple(found.shape) in shapes and found.device == at and found.is_floating_point():
         return
     came = f"{list(found.shape)} {found.dtype} on {found.device}" if torch.is_tensor(found) else type(found).__name__
     raise EditError(
-        f"{standing.what}: {what} is a floating tensor {' or '.join(str(list(s)) for s in shapes)} on"
-        f" {part.q.device}, got {came}."
+        f"{standing.what}: {what} is a floating tensor {' or '.join(str(list(s)) for s in shapes)} on {at}, got {came}."
     )

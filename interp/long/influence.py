@@ -36,7 +36,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.stand.output import logits_of
 from interp.journal import Journal, Values
 from interp.long.needles import attention_sites, head_names, ids_of
-from interp.provenance import about
+from interp.provenance import about, refuse_unwritten
 from interp.reading import stream
 from interp.records import Method, register
 from interp.results.texts import Influence
@@ -74,14 +74,17 @@ def influence(
     wanted = known(list(heads), names)
     work = _Work(model, (wanted, *_others(wanted, names, random, seed)), weights, _room(model, max_tokens), batch)
     texts = _Corpus(corpus, column)
+    facts = about(model.module, None)
     task = {"method": "AttentionInfluence", "heads": wanted, "weights": weights, "random": random, "seed": seed,
             "max_tokens": work.room, "batch": batch, "corpus": texts.digest, "texts": texts.count,
-            "model": about(model.module, None)["model_hash"]}  # fmt: skip
+            "model": facts["model_hash"], **{name: facts[name] for name in facts if name == "edits"}}  # fmt: skip
+    if out is not None:
+        refuse_unwritten(model.module)
     parts = list(_chunks(work, texts, chunk, task, out))
     held = {name: torch.cat([part[name] for part in parts])[:, 0] for name in parts[0]}
     sets = torch.stack([held[f"set{n}"] for n in range(1, random + 1)]) if random else torch.zeros(0, texts.count)
     found = Influence(held["base"], held["set0"], sets.double(), held["tokens"].long(), held["cut"].bool(),
-                      work.sets[0], work.sets[1:], {**about(model.module, None), **task})  # fmt: skip
+                      work.sets[0], work.sets[1:], {**facts, **task})  # fmt: skip
     if out is not None:
         found.save(out)
     return found

@@ -23,7 +23,7 @@ from interp.metrics.judges import Judges, columns_wanted
 from interp.patching.alignment import Alignment, How, Reduce
 from interp.patching.cells import Grid, Target, grid
 from interp.patching.sources import Average, Given, Noise, Source, Sources
-from interp.provenance import about
+from interp.provenance import about, refuse_unwritten
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Prepared:
 def effects(question: Question, x: Inputs, source: Source, metrics: Metrics) -> dict[str, Effects]:
     """The effects of every cell, by metric."""
     start = time.perf_counter()
+    if question.out is not None:
+        refuse_unwritten(question.model.module)
     journal = None if question.out is None else Journal(question.out)
     task = _task(question, x, source, metrics)
     plan = None if journal is None else journal.known(task)

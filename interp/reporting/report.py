@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import interp
 from interp.heads.rows import head_rows, joined, ranked
 from interp.kernels.errors import InterpError
-from interp.provenance import about
+from interp.provenance import about, refuse_unwritten
 from interp.records import Method, register
 from interp.reporting.cost import Cost, cost
 from interp.reporting.pages.files import write_files, write_run
@@ -96,6 +96,7 @@ def report(
     if put is None and not given:
         raise InterpError("a report is about a task or about results: give task=, or results of other calls.")
     wanted = Wanted(seed, top, exact, examples, draws, random, circuit)
+    refuse_unwritten(model.module)
     subject = None if put is None else Subject(model, called, put, wanted, revision_of(model))
     plan = about(model.module, None) | {"model": called} if subject is None else subject.plan()
     plan |= {"results": [repr(one) for one in given]}

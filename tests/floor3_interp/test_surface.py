@@ -65,7 +65,7 @@ def test_every_public_method_of_a_model_says_what_it_does(method: str) -> None:
 
 EDITS = {
     "Set": {"value": 0.0}, "Scale": {"factor": 2.0}, "Mean": {}, "Add": {"vector": 1.0},
-    "Project": {"basis": [1.0, 0.0]},
+    "Project": {"basis": [1.0, 0.0]}, "Apply": {"function": abs}, "Program": {"program": abs},
     "MaskKeys": {}, "Temperature": {"value": 2.0}, "BiasKeys": {"amount": 1.0}, "Emphasize": {"amount": 0.5},
     "RouteHeads": {"keep": 2},
     "Redistribute": {"target": [1]}, "Blend": {"amount": 0.5}, "Calibrate": {"keep": 0.5}, "Streaming": {"recent": 8},
