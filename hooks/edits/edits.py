@@ -50,7 +50,6 @@ class Edit(ByContent):
         ]
         return f"{type(self).__name__}({', '.join([repr(self.site), *said])})"
 
-
     def refuse_unwritten(self) -> None:
         """Raise where what the edit does cannot be written down, so that nobody could go on with it later."""
 
