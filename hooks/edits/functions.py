@@ -129,11 +129,9 @@ class _Given:
 
     given: Any
 
-    def z(self, part: Part) -> Tensor:
-        made: Tensor = getattr(self.given, "z", self.given)(part)
-        return made
+    def z(self, part: Part) -> Any:
+        return getattr(self.given, "z", self.given)(part)
 
-    def pattern(self, part: Part) -> Tensor | None:
+    def pattern(self, part: Part) -> Any:
         own = getattr(self.given, "pattern", None)
-        found: Tensor | None = None if own is None else own(part)
-        return found
+        return None if own is None else own(part)

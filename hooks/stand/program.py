@@ -75,9 +75,11 @@ def z_of(standing: Standing, part: Part) -> Tensor:
     _refuse_other(standing, "z", z, [wanted], part)
     seen = z if part.where is None else z[part.where[:, None].expand(-1, z.shape[1], -1)]
     if not bool(torch.isfinite(seen).all()):
+        given = all(bool(torch.isfinite(x).all()) for x in (part.q, part.k, part.v))
+        why = "Rows that see no key, as padding does, have no softmax: `part.softmax` gives these the weight 0."
         raise EditError(
-            f"{standing.what} gave a z that is not finite at heads {list(part.heads)}. Rows that see no key, as"
-            " padding does, have no softmax: `part.softmax` gives these the weight 0."
+            f"{standing.what} gave a z that is not finite at heads {list(part.heads)}. "
+            + (why if given else "The q, k or v that the model gave it are not finite either.")
         )
     return z
 
