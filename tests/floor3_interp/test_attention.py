@@ -10,7 +10,7 @@ from torch import Tensor
 
 import interp
 from interp.hooks.anatomy.example import example
-from interp.hooks.errors import EditError, InputsError, SiteError
+from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.stand.interface import Switch
 from interp.kernels.errors import AttentionError
 from interp.zoo.families import tiny
@@ -79,10 +79,15 @@ def test_statistics_are_those_of_the_edited_pattern(edit: Any) -> None:
             torch.testing.assert_close(found.at(f"L{layer}", stat).double(), expected, atol=2e-5, rtol=1e-5)
 
 
-def test_a_pattern_set_by_hand_has_no_statistics() -> None:
+def test_statistics_of_a_pattern_set_by_hand_are_those_of_its_numbers() -> None:
     m, x = model_and_ids("llama")
-    with pytest.raises(EditError, match="record the pattern"), m.edited([interp.Scale("L0.H1.pattern", 0.5)]):
-        m.attention(x, stats=["entropy"])
+    edits = [interp.Scale("L0.H1.pattern", 0.5)]
+    pattern = m.run(x, record="L0.H1.pattern", edits=edits)["L0.H1.pattern"][:, 0].double()
+    with m.edited(edits):
+        found = m.attention(x, stats=["entropy"], heads="L0").at("L0", "entropy")[:, 1].double()
+    torch.testing.assert_close(found, -(pattern * pattern.clamp(min=1e-300).log()).sum(-1), atol=1e-6, rtol=1e-5)
+    plain = m.attention(x, stats=["entropy"], heads="L0").at("L0", "entropy")[:, 1].double()
+    assert bool((found != plain).any())
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt_oss"])

@@ -61,7 +61,7 @@ def blind(part: Part) -> Tensor:
 
 KINDS = [
     *((name, "sdpa", "left") for name in ("gpt2", "llama", "bert", "bart")), ("llama", "eager", None),
-    ("gemma2", None, "left"), ("gpt_oss", None, "right"), ("t5", "sdpa", None), ("vit", "sdpa", None),
+    ("gemma2", None, None), ("gpt_oss", None, "right"), ("t5", "sdpa", None), ("vit", "sdpa", None),
     ("plain", None, None),
 ]  # fmt: skip
 
