@@ -8,7 +8,7 @@ import importlib
 import pickle
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -23,6 +23,8 @@ import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.edits.edits import ValueEdit
 from interp.hooks.errors import BudgetError, ModelError, NotFired
+from interp.hooks.run.session import Session
+from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.interface import Switch
 from interp.zoo.families import tiny
 
@@ -451,3 +453,49 @@ def test_train_mode_is_refused_each_time() -> None:
     module.transformer.h[1].attn.attn_dropout.train()
     with pytest.raises(ModelError, match="attn_dropout is in train mode"):
         m.generate(example(module))
+
+
+class Stopped(Exception):
+    """The attention of a layer was not run to its end."""
+
+
+class Stops(Tap):
+    """Ends a run at an attention."""
+
+    def attends(self) -> bool:
+        return True
+
+    def attend(self, call: Call, inner: Callable[[], None]) -> None:
+        raise Stopped
+
+
+def failing(x: Tensor) -> Tensor:
+    raise Stopped
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        interp.edits.Temperature("L1.H1", value=2.0),
+        interp.Scale("L1.pattern", 0.5),
+        interp.edits.Program("L1.H1", lambda part: part.read(part.softmax(part.scores()))),
+        interp.Apply("L0.z", failing),
+    ],
+)
+def test_an_edit_is_noted_when_it_has_acted_and_not_before(edit: Any) -> None:
+    m = attached("llama")
+    x = m.inputs(given(m))
+    attention = m.module.model.layers[1].self_attn
+    session, tap = Session(m.module, m.anatomy, edits=[edit], inputs=x), Stops()
+    Switch.watch(attention, tap)
+    try:
+        with session, pytest.raises(Stopped):
+            m.module(**x.kwargs)
+    finally:
+        Switch.forget(attention, tap)
+    with pytest.raises(NotFired, match=type(edit).__name__):
+        session.check_fired()
+    if edit.site != "L0.z":
+        with session:
+            m.module(**x.kwargs)
+        session.check_fired()
