@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp.kernels.cpu.rows import Found, Tile, Weights, statistic
-from interp.kernels.errors import AttentionError
-from interp.kernels.request import Request
+from interp.kernels.cpu.tile_stats import STATS
+from interp.kernels.cpu.tile_weights import Tile, Weights
+from interp.kernels.errors import AttentionError, known
+from interp.kernels.request import Found, Request
 from interp.kernels.stats import ratio
 
 OF_SCORES = ("lse", "sink")
