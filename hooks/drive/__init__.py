@@ -1,3 +1,4 @@
-"""Running a model's blocks ourselves: what one run leaves (`recording`), many changed versions of it (`questions`,
-`sweep`, `replay`, `slices`, `packed`), single blocks again (`chain`, `walk`), and on to the logits (`readout`, `tail`,
-`unembedding`), in the quicker of two products (`faster`)."""
+"""Running a model's blocks ourselves: the machine that records and runs them (`blocks`, `recording`) and stands in them
+for one thread (`intercept`); many changed versions of one run (`questions`, `sweep`, `replay`, `versions`, `slices`,
+`packed`); single blocks with frozen heads (`chain`); on to the logits (`tail`); the quicker of two products
+(`faster`)."""

@@ -9,9 +9,8 @@ for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,16 +20,13 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.norms import Frozen, frozen, identity
 from interp.hooks.anatomy.towers import Anatomy, Tower
-from interp.hooks.drive.recording import Block, CannotDrive, record
+from interp.hooks.drive.blocks import Blocks
+from interp.hooks.drive.intercept import Intercept
 from interp.hooks.edits.edits import Edit, Set
 from interp.hooks.errors import ModelError
-from interp.hooks.run.keeper import Wish
-from interp.hooks.run.session import Session
 from interp.hooks.run.writes import attentions, spelled
 from interp.hooks.sites import Site
 from interp.hooks.survey.dissect import outer_tensor
-
-FIELDS = ("prompts", "columns", "hidden")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,18 +63,12 @@ class Chain:
         *,
         family: Family | None = None,
     ) -> None:
-        self.module, self.anatomy, self.tower, self.family = module, anatomy, tower, family
-        try:
-            self.base = record(module, anatomy, tower, kwargs)
-        except CannotDrive as reason:
-            raise ModelError(
-                f"paths are followed block by block, which this model does not allow: {reason}."
-            ) from reason
-        self.blocks: dict[int, Block] = {block.layer.index: block for block in self.base.blocks}
-        self.name = spelled(anatomy, tower)
+        self.module, self.anatomy, self.tower = module, anatomy, tower
+        self.blocks = Blocks(module, anatomy, tower, family=family)
+        self.base = self.blocks.record(kwargs, heads=True)
         self._plain: dict[tuple[int, str], Tensor] = {}
         self._norms: dict[tuple[int, str], Frozen] = {}
-        self._outputs: dict[int, dict[str, Any]] = {}
+        self._outputs: dict[int, dict[nn.Module, Any]] = {}
         self._tried: dict[int, bool] = {}
 
     @property
@@ -89,39 +79,23 @@ class Chain:
     @property
     def layers(self) -> list[int]:
         """In order."""
-        return list(self.blocks)
-
-    @property
-    def first(self) -> int:
-        """The lowest layer."""
-        return self.layers[0]
-
-    @property
-    def last(self) -> int:
-        """The highest layer."""
-        return self.layers[-1]
-
-    def site(self, layer: int, component: str) -> Site:
-        """A site of this tower."""
-        return Site(self.name, layer, component)
+        return self.blocks.layers
 
     @cached_property
     def z(self) -> dict[int, list[Set]]:
         """By layer, the edits that hold every head of its block, cross-attention included, to what it gave."""
-        found: dict[int, list[Set]] = {layer: [] for layer in self.blocks}
+        found: dict[int, list[Set]] = {layer: [] for layer in self.layers}
+        index = {layer.block: layer.index for layer in self.tower.layers}
         for owner, layer in attentions(self.anatomy, self.tower):
-            index = self.index(layer.block)
-            site = Site(spelled(self.anatomy, owner), layer.index, "z")
-            found[index].append(Set(str(site), self._called(index, self.blocks[index].entered, (), site)[1]))
+            site, block = Site(spelled(self.anatomy, owner), layer.index, "z"), index[layer.block]
+            called = self.blocks.run(self.base, block, self.base.entered[block], record=[site])
+            found[block].append(Set(str(site), called.at[str(site)]))
         return found
-
-    def index(self, block: str) -> int:
-        """The layer of a block."""
-        return next(layer for layer, one in self.blocks.items() if one.layer.block == block)
 
     def run(self, layer: int, hidden: Tensor, *, edits: Sequence[Edit] = ()) -> Tensor:
         """A block's output for another residual, its heads frozen but for the edits."""
-        return self._called(layer, hidden, (*self.z[layer], *edits), None)[0]
+        with torch.no_grad():
+            return self.blocks.run(self.base, layer, hidden, edits=(*self.z[layer], *edits)).whole
 
     def advance(self, layer: int, versions: Sequence[Tokens]) -> list[Tokens]:
         """What a block makes of the moved tokens of several versions, every head frozen."""
@@ -129,79 +103,70 @@ class Chain:
             return []
         if not self._packs(layer):
             return [self._whole(layer, one) for one in versions]
-        prompts, columns, hidden = (torch.cat([getattr(v, name) for v in versions]) for name in FIELDS)
-        made = self._packed(layer, prompts, columns, hidden).split([len(v.hidden) for v in versions])
+        all_tokens = Tokens(*(torch.cat([getattr(v, field.name) for v in versions]) for field in fields(Tokens)))
+        made = self._packed(layer, all_tokens).split([len(v.hidden) for v in versions])
         return [replace(v, hidden=part) for v, part in zip(versions, made, strict=True)]
 
     def _whole(self, layer: int, one: Tokens) -> Tokens:
-        out = self.run(layer, one.into(self.blocks[layer].entered))
+        out = self.run(layer, one.into(self.base.entered[layer]))
         return replace(one, hidden=out[one.prompts, one.columns])
 
     def _packs(self, layer: int) -> bool:
         """Whether tokens can go through the block by themselves: tried on all tokens of the run."""
         if layer not in self._tried:
-            entered, left = self.blocks[layer].entered, self._left(layer)
-            every = torch.ones(entered.shape[:2], dtype=torch.bool, device=entered.device)
-            prompts, columns = every.nonzero(as_tuple=True)
+            entered, left = self.base.entered[layer], self._left(layer)
+            every = Tokens.between(entered, torch.full_like(entered, torch.nan))
             outputs = [outer_tensor(output)[1] for output in self._attended(layer).values()]
-            self._tried[layer] = all(made.shape[:2] == entered.shape[:2] for made in outputs) and _near(
-                self._packed(layer, prompts, columns, entered[every]), left[every]
-            )
+            whole = all(made.shape[:2] == entered.shape[:2] for made in outputs)
+            self._tried[layer] = whole and _near(self._packed(layer, every), left[every.prompts, every.columns])
         return self._tried[layer]
 
     def _left(self, layer: int) -> Tensor:
         """What a block gave in the run."""
-        above = self.layers[self.layers.index(layer) + 1 :]
-        return self.blocks[above[0]].entered if above else self.left
+        above = [n for n in self.layers if n > layer]
+        return self.base.entered[above[0]] if above else self.left
 
-    def _packed(self, layer: int, prompts: Tensor, columns: Tensor, hidden: Tensor) -> Tensor:
-        """The block on [1, token, d], its attentions giving what they gave those tokens."""
-        if not len(hidden):
-            return hidden
-        with ExitStack() as undo:
-            for name, output in self._attended(layer).items():
-                undo.callback(_giving(self.module.get_submodule(name), _at(output, prompts, columns, self.left.shape)))
-            made: Tensor = self._called(layer, hidden[None], (), None)[0][0]
-            return made
+    def _packed(self, layer: int, tokens: Tokens) -> Tensor:
+        """What the block makes of some tokens [token, d], its attentions giving what they gave those."""
+        if not len(tokens.hidden):
+            return tokens.hidden
+        with Intercept(self.module) as put, torch.no_grad():
+            for attention, output in self._attended(layer).items():
+                put.instead(attention, partial(_giving, self.base.of_tokens(output, tokens)))
+            made = self.blocks.call(self.base, self.base.block(layer), tokens.hidden[None], tokens)
+        assert made is not None
+        return made[0]
 
-    def _attended(self, layer: int) -> dict[str, Any]:
+    def _attended(self, layer: int) -> dict[nn.Module, Any]:
         """What each attention module of the block returned in the run."""
         if layer not in self._outputs:
-            block, found = self.blocks[layer], {}
-            names = [one.attention for _, one in attentions(self.anatomy, self.tower) if one.block == block.layer.block]
-
-            def keep(name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                found[name] = output
-
-            with ExitStack() as undo:
-                for name in names:
-                    handle = self.module.get_submodule(name).register_forward_hook(partial(keep, name))
-                    undo.callback(handle.remove)
-                self._called(layer, block.entered, (), None)
+            found: dict[nn.Module, Any] = {}
+            with Intercept(self.module) as put:
+                for module in self.blocks.attentions(layer):
+                    put.after(module, partial(_note, found, module))
+                self.blocks.run(self.base, layer, self.base.entered[layer])
             self._outputs[layer] = found
         return self._outputs[layer]
 
     def read(self, layer: int, component: str, hidden: Tensor, *, edits: Sequence[Edit] = ()) -> Tensor:
         """What the block has at a component (q, k, v, mlp_in, resid_mid) for another residual, its heads frozen."""
-        return self._called(layer, hidden, (*self.z[layer], *edits), self.site(layer, component))[1]
+        return self._at(layer, component, hidden, (*self.z[layer], *edits))
+
+    def _at(self, layer: int, component: str, hidden: Tensor, edits: Sequence[Edit]) -> Tensor:
+        return self.blocks.run(self.base, layer, hidden, edits=edits, record=[component]).at[component]
 
     def plain(self, layer: int, component: str) -> Tensor:
         """What the run itself has there."""
         if component == "resid_pre":
-            return self.blocks[layer].entered
+            return self.base.entered[layer]
         key = layer, component
         if key not in self._plain:
-            self._plain[key] = self.read(layer, component, self.blocks[layer].entered)
+            self._plain[key] = self.read(layer, component, self.base.entered[layer])
         return self._plain[key]
-
-    def entered(self, site: Site) -> Tensor:
-        """The residual with which the site's block began."""
-        assert site.layer is not None
-        return self.blocks[site.layer].entered
 
     def reads_from(self, layer: int, component: str) -> str:
         """The residual that a component is made from."""
-        sequential = "resid_mid" in self.blocks[layer].layer.ports
+        sequential = "resid_mid" in self.tower.by_index[layer].ports
         return "resid_mid" if component == "mlp_in" and sequential else "resid_pre"
 
     def read_held(self, layer: int, component: str, more: Tensor) -> Tensor:
@@ -212,20 +177,8 @@ class Chain:
         moved = (base.double() + held.linear(more).reshape(base.shape)).to(base.dtype)
         if component == "mlp_in":
             return moved
-        put = Set(str(self.site(layer, behind)), moved)
-        return self._called(layer, self.blocks[layer].entered, (put,), self.site(layer, component))[1]
-
-    def _called(self, layer: int, hidden: Tensor, edits: Sequence[Edit], wanted: Site | None) -> tuple[Tensor, Tensor]:
-        block = self.blocks[layer]
-        key = block.layer.ports["resid_pre"].key
-        args = tuple(hidden if n == key else _no_cache(value) for n, value in enumerate(block.args))
-        kwargs = {name: hidden if name == key else _no_cache(value) for name, value in block.kwargs.items()}
-        wish = Wish([wanted] if wanted is not None else [])
-        session = Session(self.module, self.anatomy, edits=edits, wish=wish, family=self.family)
-        session.moment.begin((), {"hidden_states": hidden})
-        with session, torch.no_grad():
-            out = outer_tensor(self.module.get_submodule(block.layer.block)(*args, **kwargs))[1]
-        return out, next(iter(session.recorded().values())) if wanted is not None else out
+        put = Set(str(self.blocks.site(layer, behind)), moved)
+        return self._at(layer, component, self.base.entered[layer], [put])
 
     def _norm(self, layer: int, behind: str) -> Frozen:
         """The norm between a residual and what is read from it, held at the run's scale."""
@@ -246,47 +199,27 @@ class Chain:
             if torch.equal(given, before) and torch.equal(output, after.reshape(before.shape)):
                 seen.append(module)
 
-        block = self.module.get_submodule(self.blocks[layer].layer.block)
-        handles = [child.register_forward_hook(look) for child in block.modules() if child is not block]
-        try:
-            self.run(layer, self.blocks[layer].entered)
-        finally:
-            for handle in handles:
-                handle.remove()
+        block = self.module.get_submodule(self.tower.by_index[layer].block)
+        with Intercept(self.module) as put:
+            for child in block.modules():
+                if child is not block:
+                    put.after(child, partial(look, child))
+            self.run(layer, self.base.entered[layer])
+        site = self.blocks.site(layer, behind)
         if not seen:
             raise ModelError(
-                f"{self.site(layer, behind)}: no module makes it from the residual alone, so its norm cannot be held"
-                " fixed; use ln='recompute'."
+                f"{site}: no module makes it from the residual alone, so its norm cannot be held fixed; use"
+                " ln='recompute'."
             )
-        return frozen(seen[-1], before, name=f"the norm before {self.site(layer, behind)}")
+        return frozen(seen[-1], before, name=f"the norm before {site}")
 
 
-def _no_cache(value: Any) -> Any:
-    """A cache of the recorded run would give the block its own keys a second time."""
-    return None if hasattr(value, "get_seq_length") else value
+def _note(into: dict[nn.Module, Any], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    into[module] = output
 
 
-def _at(output: Any, prompts: Tensor, columns: Tensor, shape: Sequence[int]) -> Any:
-    """What was returned for some tokens, as for one prompt; what has no entry per token stays as it is."""
-    if isinstance(output, (tuple, list)):
-        return tuple(_at(value, prompts, columns, shape) for value in output)
-    if torch.is_tensor(output) and tuple(output.shape[:2]) == tuple(shape[:2]):
-        return output[prompts, columns][None]
+def _giving(output: Any, /, *args: Any, **kwargs: Any) -> Any:
     return output
-
-
-def _giving(module: nn.Module, output: Any) -> Callable[[], None]:
-    """Let a module return this without running; returns what undoes it."""
-    own = vars(module).get("forward")
-    module.forward = lambda *args, **kwargs: output
-
-    def undo() -> None:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-    return undo
 
 
 def _near(got: Tensor, expected: Tensor) -> bool:

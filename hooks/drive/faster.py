@@ -4,19 +4,23 @@ transformers spells some activation functions out in several steps, which costs 
 them; torch has them in one. And on some processors (AMD's) torch's default product of float32 matrices runs at half
 the rate of oneDNN's, which a setting chooses. That setting allows products of lower precision where the processor has
 fast ones, so a probe product must keep the error of the default before it is taken. Weights laid out beforehand the
-way oneDNN wants them are quicker still where many rows go through one block. All of it is given back.
+way oneDNN wants them are quicker still where many rows go through one block. All of it is given back. The setting is
+the process's: while it is on, wide float32 products of other threads are made the same way, equal to rounding.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from interp.hooks.drive.intercept import Intercept, as_made
 
 TANH_GELU = ("NewGELUActivation", "FastGELUActivation", "GELUTanh", "PytorchGELUTanh")
 MLPS = {"GPT2MLP": ("c_fc", "act"), "GPTNeoXMLP": ("dense_h_to_4h", "act")}
@@ -36,11 +40,10 @@ def _gelu(x: Tensor) -> Tensor:
 @contextmanager
 def fused(module: nn.Module) -> Iterator[None]:
     """GPT-2's `gelu_new` costs more than its matrix products when computed step by step; torch has it in one."""
-    with ExitStack() as undo:
+    with Intercept(module) as put:
         for child in module.modules():
-            if type(child).__name__ in TANH_GELU and "forward" not in vars(child) and not torch.is_grad_enabled():
-                child.forward = _gelu
-                undo.callback(vars(child).pop, "forward")
+            if type(child).__name__ in TANH_GELU and as_made(child) and not torch.is_grad_enabled():
+                put.instead(child, _gelu)
         yield
 
 
@@ -93,22 +96,22 @@ def _laid_out(weight: Tensor, bias: Tensor | None, after: str = "none") -> Calla
 @contextmanager
 def packed(block: nn.Module, name: str, rows: int) -> Iterator[None]:
     """The linear layers of a block with their weights laid out, while `rows` rows of activations go through it."""
-    with ExitStack() as undo:
+    with Intercept(block) as put:
         if name == PACKED and rows >= ROWS:
             before = dict(_activated(block))
             child: Any
             for child in block.modules():
                 if _plain(child):
                     weight = child.weight.t() if type(child).__name__ == "Conv1D" else child.weight
-                    _put(child, _laid_out(weight, child.bias, "gelu" if child in before else "none"), undo)
+                    put.instead(child, _laid_out(weight, child.bias, "gelu" if child in before else "none"))
                     if child in before:
-                        _put(before[child], lambda x: x, undo)
+                        put.instead(before[child], lambda x: x)
         yield
 
 
 def _plain(child: Any) -> bool:
     """Whether a module is a linear layer, as torch and transformers define it, of float32 weights on a CPU."""
-    if (type(child) is not nn.Linear and type(child).__name__ != "Conv1D") or "forward" in vars(child):
+    if (type(child) is not nn.Linear and type(child).__name__ != "Conv1D") or not as_made(child):
         return False
     weight = child.weight
     return type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu"
@@ -125,22 +128,24 @@ def _activated(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             yield linear, act
 
 
-def _put(module: nn.Module, forward: Callable[[Tensor], Tensor], undo: ExitStack) -> None:
-    had, before = "forward" in vars(module), vars(module).get("forward")
-    module.forward = forward
-    undo.callback(setattr, module, "forward", before) if had else undo.callback(vars(module).pop, "forward")
-
-
 @contextmanager
 def products(name: str) -> Iterator[None]:
-    """Products of float32 matrices on the CPU made this way, and the setting given back afterwards."""
+    """Products of float32 matrices on the CPU made this way, and the setting given back afterwards, by the last of the
+    threads that asked for it."""
     if name == DEFAULT:
         yield
         return
     setting: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009, torch puts it there when it is imported
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
+    with _LOCK:
+        _BEFORE.append(_BEFORE[0] if _BEFORE else setting.fp32_precision)
+        setting.fp32_precision = "bf16"
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        with _LOCK:
+            before = _BEFORE.pop()
+            if not _BEFORE:
+                setting.fp32_precision = before
+
+
+_LOCK, _BEFORE = Lock(), list[str]()

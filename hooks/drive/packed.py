@@ -1,7 +1,7 @@
 """Attention for many rows of a sweep at once, each row a suffix of one of the base prompts.
 
 Tokens of all rows lie one after the other, [1, token, d], so that every projection is one large product. Rows that
-start at the same column form a rectangle. Keys and values before that column are the base prompt's, shared by all of
+have the same columns form a rectangle. Keys and values before its first column are the base prompt's, shared by all of
 its rows and never copied per row: scores against them are one product per prompt.
 """
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from interp.hooks.drive.versions import RowBatch
 
 WEIGHTS = 2**25
 """Scores held at a time."""
@@ -30,43 +32,18 @@ class Shared:
     sinks: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
-class Rectangle:
-    """Rows of one slice with the same columns: tokens `at .. at + rows * width` of the slice, row by row."""
-
-    at: int
-    start: int
-    end: int
-    prompts: Tensor
-    queries: Tensor | None = None
-    """Columns of the queries where only some are wanted; the tokens are then those of the queries."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def columns(self) -> Tensor:
-        """The columns of the queries."""
-        return torch.arange(self.start, self.end) if self.queries is None else self.queries
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * len(self.columns)
-
-
 def attend(
-    q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], rectangles: Sequence[Rectangle], shared: Shared
+    q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], rectangles: Sequence[RowBatch], shared: Shared
 ) -> Tensor:
     """z [1, token, head, d] for q [1, head, token, d]; k and v are each rectangle's own [row, kv head, column, d]."""
     out = q.new_empty(1, q.shape[2], q.shape[1], v[0].shape[-1])
     for r, own_k, own_v in zip(rectangles, k, v, strict=True):
-        part = q[0, :, r.at : r.at + r.tokens].unflatten(1, (r.rows, -1)).transpose(0, 1)
+        part = q[0, :, r.at : r.at + r.tokens].unflatten(1, (len(r), -1)).transpose(0, 1)
         out[0, r.at : r.at + r.tokens] = _rectangle(part, own_k, own_v, r, shared).transpose(1, 2).flatten(0, 1)
     return out
 
 
-def _rectangle(q: Tensor, k: Tensor, v: Tensor, r: Rectangle, shared: Shared) -> Tensor:
+def _rectangle(q: Tensor, k: Tensor, v: Tensor, r: RowBatch, shared: Shared) -> Tensor:
     """[row, head, query, d]"""
     beat = _beat(r.prompts)
     if beat is not None:
@@ -88,7 +65,7 @@ def _beat(prompts: Tensor) -> int | None:
     return beat
 
 
-def _alike(q: Tensor, k: Tensor, v: Tensor, prompts: Tensor, r: Rectangle, shared: Shared) -> Tensor:
+def _alike(q: Tensor, k: Tensor, v: Tensor, prompts: Tensor, r: RowBatch, shared: Shared) -> Tensor:
     """As many rows for each of these prompts, which come in turn."""
     rows, heads, queries = q.shape[:3]
     each, kv_heads = rows // len(prompts), k.shape[1]
@@ -118,7 +95,7 @@ def _against(x: Tensor, base: Tensor) -> Tensor:
     return made.unflatten(2, by_prompt.shape[2:5]).movedim(2, 0).flatten(0, 1).flatten(1, 2)
 
 
-def _softmax(scores: Tensor, prompts: Tensor, each: int, r: Rectangle, shared: Shared) -> Tensor:
+def _softmax(scores: Tensor, prompts: Tensor, each: int, r: RowBatch, shared: Shared) -> Tensor:
     if shared.softcap is not None:
         scores = shared.softcap * torch.tanh(scores / shared.softcap)
     if shared.bias is not None:

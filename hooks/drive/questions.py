@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,21 +130,6 @@ def differs(base: Tensor, source: Tensor, heads: tuple[int, ...] | None, *, patt
         gap = gap.transpose(1, 2)
     gap = gap if heads is None else gap[:, :, list(heads)]
     return gap.flatten(2).any(-1)
-
-
-def cells_of(
-    sites: Sequence[Site],
-    values: Callable[[Site], Tensor],
-    base: Callable[[Site], Tensor],
-    where: Callable[[Site], Sequence[Tensor]],
-) -> list[Cell]:
-    """A cell per site and position set, its positions cut down to those where the source differs from the base."""
-    found: list[Cell] = []
-    for site in sites:
-        new, old = values(site.whole), base(site.whole)
-        moved = differs(old, new, site.heads, pattern=site.component == "pattern")
-        found.extend(Cell(site, new, chosen & moved) for chosen in where(site))
-    return found
 
 
 def rows_of(kwargs: Mapping[str, Any], x: Inputs, prompts: Sequence[int]) -> dict[str, Any] | None:

@@ -1,31 +1,29 @@
-"""Everything of one plain run that a sweep goes on from: each block's input and arguments, each attention's keys and
-values.
+"""What a plain run of one tower leaves to go on from: what each block was called with, and what its attention saw.
 
-The output of block l must be the input of block l + 1, bit for bit; where something happens in between (DeepStack,
-stages) the tower cannot be driven block by block, and that is said.
+A block is called again with the arguments it had: for other residuals of the same rows, once or several times over, or
+for some of their tokens, as of one prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from inspect import signature
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from interp.hooks.anatomy.towers import Anatomy, Layer, Tower
+from interp.hooks.anatomy.towers import Layer, Tower
 from interp.hooks.drive.packed import Shared
-from interp.hooks.stand.call import Call, Tap, visible
-from interp.hooks.stand.interface import Switch
-from interp.hooks.survey.dissect import outer_tensor
-from interp.kernels.errors import InterpError
+from interp.hooks.errors import ModelError
 
 
-class CannotDrive(InterpError):
-    """A tower whose blocks cannot be run one by one; full forward passes are used instead."""
+class CannotDrive(ModelError):
+    """A tower whose blocks cannot be run one by one."""
+
+    def __init__(self, tower: Tower, reason: str) -> None:
+        super().__init__(f"the blocks of the tower {tower.name!r} cannot be run one by one: {reason}.")
+        self.reason = reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,189 +35,144 @@ class Crossing:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """One block as it was called."""
+class BlockCall:
+    """One block as it was called, but for its residual and caches, which would give it its own keys a second time."""
 
     layer: Layer
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    entered: Tensor
-    shared: Shared
-    output: Any = None
+    attended: Shared | None = None
     crossing: Crossing | None = None
+    output: Any = None
+
+    @classmethod
+    def of(cls, layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BlockCall:
+        """As it was called."""
+        kept = [None if n == key_of(layer) else _no_cache(value) for n, value in enumerate(args)]
+        named = {name: None if name == key_of(layer) else _no_cache(value) for name, value in kwargs.items()}
+        return cls(layer, tuple(kept), named)
+
+    @property
+    def shared(self) -> Shared:
+        """What its attention saw."""
+        assert self.attended is not None
+        return self.attended
+
+    def arguments(
+        self, hidden: Tensor, change: Callable[[str | int, Any], Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Its arguments with this residual, the others changed."""
+        key = key_of(self.layer)
+        args = tuple(hidden if n == key else change(n, value) for n, value in enumerate(self.args))
+        return args, {name: hidden if name == key else change(name, value) for name, value in self.kwargs.items()}
 
 
-@dataclass(frozen=True, eq=False)
+@runtime_checkable
+class Whereabouts(Protocol):
+    """Some tokens of a run, by prompt and column."""
+
+    @property
+    def prompts(self) -> Tensor: ...
+
+    @property
+    def columns(self) -> Tensor: ...
+
+
+@dataclass(eq=False)
 class Recording:
-    """A plain run of one tower."""
+    """A plain run: its blocks, the residual each of them began with, the last residual, the logits."""
 
     tower: Tower
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockCall, ...]
+    entered: dict[int, Tensor]
     left: Tensor
     """The last block's output."""
-    output: Any
-    kept: Tensor | None = None
-    """The columns that the output has logits of; None for all."""
+    logits: Tensor
+    kept: Tensor | None
+    """The columns that the logits are of; None for all."""
+    rows: int
+    length: int
 
-    @property
-    def length(self) -> int:
-        return self.left.shape[1]
-
-    @property
-    def prompts(self) -> int:
-        return self.left.shape[0]
+    def block(self, layer: int) -> BlockCall:
+        """The call of the block of a layer."""
+        return next(block for block in self.blocks if block.layer.index == layer)
 
     def cut(self, depth: int | None) -> Recording:
         """The same up to a block whose output is what is read further on."""
         if depth is None or depth >= len(self.blocks):
             return self
-        return replace(self, blocks=self.blocks[:depth], left=self.blocks[depth].entered)
+        return replace(self, blocks=self.blocks[:depth], left=self.entered[self.blocks[depth].layer.index])
+
+    def arguments(
+        self, block: BlockCall, hidden: Tensor, at: Whereabouts | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A block's arguments for a residual of all rows, each as often as it has versions of them, or of the tokens at
+        a place [1, token, d], whose masks are left to the attention."""
+        if at is not None:
+            return block.arguments(
+                hidden, lambda name, value: None if self._masks(block, name, value) else self.of_tokens(value, at)
+            )
+        times = len(hidden) // self.rows
+        if times == 1:
+            return block.arguments(hidden, lambda _, value: value)
+        return block.arguments(hidden, lambda _, value: _deep(value, lambda x: self._repeated(x, times)))
+
+    def _masks(self, block: BlockCall, name: str | int, value: Any) -> bool:
+        """Whether an argument says which keys are seen, or is added to the scores."""
+        if isinstance(name, str) and "mask" in name:
+            return True
+        keys = [self.length, *([] if block.crossing is None else [block.crossing.shared.k.shape[2]])]
+        four = torch.is_tensor(value) and value.ndim == 4
+        return four and value.shape[2] in (1, self.length) and value.shape[3] in keys
+
+    def _rows_axis(self, x: Tensor) -> int | None:
+        """The axis of the rows in front of that of the positions, of an argument that has both."""
+        axes = range(1, x.ndim)
+        return next((a - 1 for a in axes if x.shape[a] == self.length and x.shape[a - 1] in (1, self.rows)), None)
+
+    def of_tokens(self, value: Any, at: Whereabouts) -> Any:
+        """What has an entry per position, at these tokens."""
+        return _deep(value, lambda x: self._of_tokens(x, at))
+
+    def _of_tokens(self, x: Tensor, at: Whereabouts) -> Tensor:
+        if x.ndim == 1 and len(x) == self.length:
+            return x[at.columns]
+        axis = self._rows_axis(x)
+        if axis is None:
+            return x
+        by_row = x.movedim((axis, axis + 1), (0, 1))
+        prompts = at.prompts if len(by_row) == self.rows else torch.zeros_like(at.prompts)
+        return by_row[prompts, at.columns][None].movedim((0, 1), (axis, axis + 1))
+
+    def _repeated(self, x: Tensor, times: int) -> Tensor:
+        """What has an entry per row, for several versions of the rows."""
+        first = x.ndim > 2 or (x.ndim == 2 and x.shape[1] == self.length)
+        axis = 0 if first and len(x) == self.rows else self._rows_axis(x)
+        if self.rows == 1 or axis is None or x.shape[axis] != self.rows:
+            return x
+        return x.repeat([times if a == axis else 1 for a in range(x.ndim)])
 
 
-class _Calls(Tap):
-    """Keeps one attention's call."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-
-    def record(self, call: Call) -> None:
-        self.calls.append(call)
+def residual(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The residual among a block's arguments."""
+    key = key_of(layer)
+    found: Tensor = kwargs[key] if isinstance(key, str) else args[key]
+    return found
 
 
-def record(
-    module: nn.Module,
-    anatomy: Anatomy,
-    tower: Tower,
-    kwargs: Mapping[str, Any],
-    *,
-    kept: Tensor | None = None,
-    beside: AbstractContextManager[Any] | None = None,
-) -> Recording:
-    """One forward pass without a cache, kept block by block, with logits of the `kept` columns only where the model can
-    do that. `beside` is entered around it: a session that records more in the same pass."""
-    reason = _undrivable(anatomy, tower)
-    if reason is not None:
-        raise CannotDrive(reason)
-    crossings = _crossings(anatomy, tower)
-    taps = {layer.attention: _Calls() for layer in (*tower.layers, *crossings.values())}
-    entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    left: dict[int, Any] = {}
-    kept = keeps(module, kept)
-    with ExitStack() as undo, torch.no_grad():
-        if beside is not None:
-            undo.enter_context(beside)
-        for name, tap in taps.items():
-            Switch.watch(module.get_submodule(name), tap)
-            undo.callback(Switch.forget, module.get_submodule(name), tap)
-        for layer in tower.layers:
-            block = module.get_submodule(layer.block)
-            undo.callback(block.register_forward_pre_hook(_keep_input(entered, layer.index), with_kwargs=True).remove)
-            undo.callback(block.register_forward_hook(_keep_output(left, layer.index)).remove)
-        output = module(**called(module, kwargs, kept))
-    return replace(_checked(tower, crossings, taps, entered, left, output), kept=kept)
+def key_of(layer: Layer) -> str | int:
+    """Which argument of a block the residual is."""
+    return layer.ports["resid_pre"].key or 0
 
 
-def _crossings(anatomy: Anatomy, tower: Tower) -> dict[int, Layer]:
-    """By layer of a decoder, its attention to the encoder."""
-    cross = anatomy.towers.get("cross")
-    own = {layer.block: layer.index for layer in tower.layers}
-    return {} if cross is None else {own[layer.block]: layer for layer in cross.layers if layer.block in own}
+def _deep(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The tensors in an argument changed."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_deep(one, change) for one in value)
+    return change(value) if torch.is_tensor(value) else value
 
 
-def keeps(module: nn.Module, columns: Tensor | None) -> Tensor | None:
-    """The columns, where the model can be asked for the logits of these alone."""
-    return columns if "logits_to_keep" in signature(module.forward).parameters else None
-
-
-def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) -> dict[str, Any]:
-    """The arguments of a pass without a cache that computes the logits of these columns. A model on several devices
-    gets them as a list: a tensor would be moved to the first device, and the head may lie on another."""
-    several = len(set(getattr(module, "hf_device_map", {}).values())) > 1
-    asked = {} if kept is None else {"logits_to_keep": kept.tolist() if several else kept}
-    return {**kwargs, **_without_cache(module), **asked}
-
-
-def _undrivable(anatomy: Anatomy, tower: Tower) -> str | None:
-    if tower.name not in (anatomy.main, "text", "vision", "encoder", "decoder"):
-        return f"the tower {tower.name!r} is not one of the kinds that are driven"
-    crossings = _crossings(anatomy, tower)
-    for layer in (*tower.layers, *crossings.values()):
-        if layer.gated:
-            return f"layer {layer.index} has a gate behind its attention"
-        if not layer.interface:
-            return f"layer {layer.index} is outside the attention interface"
-    if any(layer.kind == "cross" for layer in tower.layers):
-        return "some of its layers attend to another tower"
-    if len({layer.block for layer in tower.layers}) < len(tower.layers):
-        return "blocks with several attentions"
-    return None
-
-
-def _without_cache(module: nn.Module) -> dict[str, bool]:
-    return {"use_cache": False} if hasattr(getattr(module, "config", None), "use_cache") else {}
-
-
-def _keep_input(into: dict[int, Any], index: int) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        into[index] = (args, dict(kwargs))
-
-    return hook
-
-
-def _keep_output(into: dict[int, Any], index: int) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        into[index] = output
-
-    return hook
-
-
-def _checked(
-    tower: Tower,
-    crossings: Mapping[int, Layer],
-    taps: Mapping[str, _Calls],
-    entered: Mapping[int, Any],
-    left: Mapping[int, Any],
-    output: Any,
-) -> Recording:
-    blocks: list[Block] = []
-    before: Tensor | None = None
-    for layer in tower.layers:
-        call = _only_call(layer, taps)
-        args, kwargs = entered[layer.index]
-        key = layer.ports["resid_pre"].key
-        hidden = kwargs[key] if isinstance(key, str) else args[key or 0]
-        if before is not None and not torch.equal(before, hidden):
-            raise CannotDrive(f"something is added between layers {layer.index - 1} and {layer.index}")
-        if hidden.ndim != 3 or call.q.shape[0] != hidden.shape[0] or call.q.shape[2] != hidden.shape[1]:
-            raise CannotDrive(f"layer {layer.index} attends in windows, or to several images in one row")
-        other = crossings.get(layer.index)
-        crossing = None if other is None else Crossing(other, _shared(_only_call(other, taps)))
-        blocks.append(Block(layer, args, kwargs, hidden, _shared(call), left[layer.index], crossing))
-        before = outer_tensor(left[layer.index])[1]
-    assert before is not None
-    return Recording(tower, tuple(blocks), before, output)
-
-
-def _only_call(layer: Layer, taps: Mapping[str, _Calls]) -> Call:
-    calls = taps[layer.attention].calls
-    if len(calls) != 1:
-        raise CannotDrive(f"layer {layer.index} attended {len(calls)} times in one run")
-    return calls[0]
-
-
-def _shared(call: Call) -> Shared:
-    return Shared(call.k, call.v, _bias(call), call.scale, call.softcap, call.sinks)
-
-
-def _bias(call: Call) -> Tensor | None:
-    """Mask, position bias and additive mask in one tensor added to the scores."""
-    mask, n = visible(call), call.q.shape[2]
-    bias = call.bias
-    if mask is None:
-        return bias
-    m, device = call.k.shape[2], call.q.device
-    total = torch.zeros((), dtype=call.q.dtype, device=device).masked_fill(~mask.dense(n, m, device=device), -torch.inf)
-    added = mask.additive(torch.arange(n, device=device), torch.arange(m, device=device))
-    for part in (added, bias):
-        total = total if part is None else total + part.to(total.dtype)
-    return total
+def _no_cache(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_no_cache, value))
+    return None if hasattr(value, "get_seq_length") else value

@@ -14,35 +14,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.towers import Anatomy, Tower
+from interp.hooks.drive.blocks import Blocks
 from interp.hooks.drive.faster import DEFAULT, fused, packed, products
+from interp.hooks.drive.intercept import Intercept
 from interp.hooks.drive.questions import Cell, Reads
-from interp.hooks.drive.readout import Readout
-from interp.hooks.drive.recording import Block, CannotDrive, Recording, record
-from interp.hooks.drive.slices import (
-    TOKENS,
-    Change,
-    CrossingTap,
-    Enough,
-    Group,
-    Piece,
-    Row,
-    Slice,
-    joined,
-    narrow,
-    narrowed,
-    slices,
-    whereabouts,
-)
-from interp.hooks.stand.interface import Switch
-from interp.hooks.stand.ports import stand_at
-from interp.hooks.survey.dissect import outer_tensor
+from interp.hooks.drive.recording import BlockCall, CannotDrive, Recording, key_of
+from interp.hooks.drive.slices import TOKENS, Slice, only, slices
+from interp.hooks.drive.tail import Readout
+from interp.hooks.drive.versions import Change, RowBatch, Version
 
 
 class Replay:
@@ -65,34 +51,43 @@ class Replay:
         """`valid` are the tower's real positions, where they are known; `onward` is the replay of the tower that this
         one's output goes into, which reads it after `depth` blocks; `product` is how matrices are multiplied
         (`hooks/drive/faster.py`)."""
-        self.onward, self.product = onward, product
-        self.module, self.tower, self.kwargs = module, tower, kwargs
-        self.base: Recording = record(module, anatomy, tower, kwargs, kept=kept, beside=beside).cut(depth)
+        self.onward, self.product, self.module = onward, product, module
+        self.blocks = Blocks(module, anatomy, tower)
+        self.base: Recording = self.blocks.record(kwargs, columns=kept, heads=True, beside=beside).cut(depth)
         self.weighed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         """By layer and pattern (which is kept, so that no other one can get its id): the z it makes."""
-        self.readout = Readout(module, tower, self.base, kwargs)
+        self.readout = Readout(module, self.base, kwargs)
         self.ends = self._ends(valid)
-        self.earliest = (
-            _closed(self.base) if self.readout.by_position else torch.zeros(self.base.length, dtype=torch.long)
-        )
+        self.earliest = _closed(self.base) if self.readout.by_position else [0] * self.base.length
 
-    def _ends(self, valid: Tensor | None) -> Tensor:
+    def _ends(self, valid: Tensor | None) -> list[int]:
         """The column after each prompt's last real token; where it is not known which are real, the last of all."""
         if valid is None or not self.readout.by_position or valid.shape != (self.prompts, self.base.length):
-            return torch.full((self.prompts,), self.base.length)
-        return (valid.cpu() * torch.arange(1, self.base.length + 1)).amax(1)
+            return [self.base.length] * self.prompts
+        found: list[int] = (valid.cpu() * torch.arange(1, self.base.length + 1)).amax(1).tolist()
+        return found
 
     def check_onward(self) -> None:
         """Raise where the tower above reads something else than this one's last block."""
         if self.onward is None:
             return
-        first = self.onward.base.blocks[0]
-        body, key = self.module.get_submodule(first.layer.block), first.layer.ports["resid_pre"].key
+        first = self.onward.first
         with torch.no_grad():
-            entered = self.readout.entering(body, key, self.base.left, torch.arange(self.prompts))
-        scale = float(first.entered.abs().max())
-        if entered.shape != first.entered.shape or float((entered - first.entered).abs().max()) > 1e-4 * scale:
-            raise CannotDrive("the tower above reads something else than the last block's output")
+            entered = self._entering(self.base.left, torch.arange(self.prompts))
+        scale = float(first.abs().max())
+        if entered.shape != first.shape or float((entered - first).abs().max()) > 1e-4 * scale:
+            raise CannotDrive(self.base.tower, "the tower above reads something else than the last block's output")
+
+    @property
+    def first(self) -> Tensor:
+        """The residual with which the run begins."""
+        return self.base.entered[self.blocks.layers[0]]
+
+    def _entering(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """What enters the tower above for final hidden states of this one."""
+        assert self.onward is not None
+        layer = self.onward.base.blocks[0].layer
+        return self.readout.entering(self.module.get_submodule(layer.block), key_of(layer), hidden, prompts)
 
     def can(self, cell: Cell) -> bool:
         """Whether a cell can be answered here: a pattern stands for a z as long as the values it weighs are the
@@ -128,196 +123,159 @@ class Replay:
     @property
     def prompts(self) -> int:
         """How many prompts the base has."""
-        return self.base.prompts
+        return self.base.rows
 
-    def rows(self, number: int, cell: Cell) -> list[Row | None]:
-        """A cell's row for every prompt; None where it changes nothing, by comparison with the recorded run."""
-        changes = [self.change(part) for part in cell.parts]
+    def versions(self, number: int, cell: Cell) -> list[Version]:
+        """A cell's version of every prompt in which it changes something, by comparison with the recorded run."""
+        changes = tuple(self.change(part) for part in cell.parts)
         moved = [part.live.cpu() for part in cell.parts]
         end = self.base.blocks[-1].layer.index
         live = torch.stack([where.any(1) & (c.layer <= end) for where, c in zip(moved, changes, strict=True)])
         first = torch.stack([where.int().argmax(1) for where in moved])
         starts = torch.where(live, first, self.base.length - 1).amin(0).tolist()
-        found: list[Row | None] = []
+        found = []
         for prompt, (start, mine) in enumerate(zip(starts, live.T.tolist(), strict=True)):
-            layer = min((change.layer for change, alive in zip(changes, mine, strict=True) if alive), default=0)
-            row = Row(number, prompt, tuple(changes), int(self.earliest[start]), layer, cell.site.tower)
-            found.append(row if any(mine) else None)
+            if any(mine):
+                layer = min(change.layer for change, alive in zip(changes, mine, strict=True) if alive)
+                found.append(Version(number, prompt, changes, self.earliest[start], layer))
         return found
 
-    def cost(self, row: Row) -> int:
+    def cost(self, version: Version) -> int:
         """Tokens times layers."""
-        return (int(self.ends[row.prompt]) - row.start) * sum(b.layer.index >= row.layer for b in self.base.blocks)
+        blocks = sum(b.layer.index >= version.layer for b in self.base.blocks)
+        return (self.ends[version.prompt] - version.start) * blocks
 
-    def bytes(self, row: Row, reads: Reads) -> int:
-        """Memory of the row while it is under way, and of its logits."""
+    def bytes(self, version: Version, reads: Reads) -> int:
+        """Memory of the version while it is under way, and of its logits."""
         size = self.base.left.element_size()
         columns = self.readout.vocabulary if reads.columns is None else len(reads.columns)
         read = reads.positions.shape[1] if self.readout.by_position else self.base.length
-        hidden = (self._end(row, reads.positions) - row.start) * self.base.left.shape[-1]
-        return size * (hidden + 2 * read * columns)
+        end = max(self.ends[version.prompt], int(reads.positions[version.prompt].max()) + 1)
+        return size * ((end - version.start) * self.base.left.shape[-1] + 2 * read * columns)
 
     def run(
         self,
-        rows: Sequence[Row],
+        versions: Sequence[Version],
         read: Tensor,
         columns: Sequence[int] | None,
         *,
         tell: Callable[[int], object] = lambda done: None,
     ) -> Tensor:
-        """Logits [row, read, column] at `read` [prompt, read position] for every row, in their order; `tell` hears of
-        tokens driven through a layer."""
-        order = sorted(range(len(rows)), key=lambda n: self._turn(rows[n], read))
-        groups = self._groups([rows[n] for n in order], read)
+        """Logits [version, read, column] at `read` [prompt, read position], in the order of the versions; `tell` hears
+        of tokens driven through a layer."""
+        groups, order = self._groups(versions, read)
         with torch.no_grad(), products(self.product), fused(self.module):
             self._drive(groups, read, tell)
             done = [self._answers(group, read, columns) for group in groups]
         flat = torch.cat(done)
         return torch.empty_like(flat).index_copy_(0, torch.tensor(order, device=flat.device), flat)
 
-    def _end(self, row: Row, read: Tensor) -> int:
-        """The column after the last that is real or read."""
-        return max(int(self.ends[row.prompt]), int(read[row.prompt].max()) + 1 if self.readout.by_position else 0)
+    def _groups(self, versions: Sequence[Version], read: Tensor) -> tuple[list[RowBatch], list[int]]:
+        """Versions with the same columns together, in the order in which they join and taking the prompts in turn; and
+        which is where."""
+        last = read.amax(1).tolist() if self.readout.by_position else [-1] * self.prompts
+        ends = [max(end, column + 1) for end, column in zip(self.ends, last, strict=True)]
+        found: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for n in sorted(
+            range(len(versions)), key=lambda n: (versions[n].layer, versions[n].number, versions[n].prompt)
+        ):
+            found[versions[n].start, ends[versions[n].prompt]].append(n)
+        ordered = sorted(found.items())
+        groups = [RowBatch.of([versions[n] for n in mine], end, self.base.left) for (_, end), mine in ordered]
+        return groups, [n for _, mine in ordered for n in mine]
 
-    def _turn(self, row: Row, read: Tensor) -> tuple[int, ...]:
-        """Rows of a group join layer by layer, and take the prompts in turn."""
-        return row.start, self._end(row, read), row.layer, row.number, row.prompt
-
-    def _groups(self, rows: Sequence[Row], read: Tensor) -> list[Group]:
-        found: dict[tuple[int, int], list[Row]] = defaultdict(list)
-        for row in rows:
-            found[row.start, self._end(row, read)].append(row)
-        d = self.base.left.shape[-1]
-        return [
-            Group(s, e, members, self.base.left.new_empty(len(members), e - s, d)) for (s, e), members in found.items()
-        ]
-
-    def _drive(self, groups: Sequence[Group], read: Tensor, tell: Callable[[int], object]) -> None:
-        for n, block in enumerate(self.base.blocks):
+    def _drive(self, groups: Sequence[RowBatch], read: Tensor, tell: Callable[[int], object]) -> None:
+        below = -1
+        for block in self.base.blocks:
+            layer = block.layer.index
             for group in groups:
-                group.hidden = group.hidden.to(block.shared.k.device)
-                self._join(group, block)
-            last = n == len(self.base.blocks) - 1
+                self._join(group, block, below)
+            last = block is self.base.blocks[-1]
             columns = self._columns_read(groups, read) if last and self.readout.by_position else None
-            tokens = sum(group.active * (group.end - group.start) for group in groups)
+            tokens = sum(group.until(layer) * group.width for group in groups)
             with packed(self.module.get_submodule(block.layer.block), self.product, tokens):
-                for pieces in slices(groups):
-                    self._block(block, pieces, columns)
-                    tell(sum((p.high - p.low) * (p.group.end - p.group.start) for p in pieces))
+                for rows in slices(groups, layer):
+                    self._block(block, rows, columns)
+                    tell(sum(some.tokens for some in rows))
+            below = layer
 
-    def _join(self, group: Group, block: Block) -> None:
-        """Rows whose layer this is come in, with the prompt's own residual and what they change in it."""
-        first = group.active
-        while group.active < len(group.rows) and group.rows[group.active].layer <= block.layer.index:
-            group.active += 1
-        if group.active == first:
+    def _join(self, group: RowBatch, block: BlockCall, below: int) -> None:
+        """Versions whose layer this is come in, with the prompt's own residual and what they change in it."""
+        layer = block.layer.index
+        assert group.hidden is not None
+        group.hidden = group.hidden.to(block.shared.k.device)
+        low, high = group.until(below), group.until(layer)
+        if low == high:
             return
-        prompts = torch.tensor([row.prompt for row in group.rows[first : group.active]])
-        group.hidden[first : group.active] = block.entered[prompts, group.start : group.end]
-        columns = torch.arange(group.start, group.end)
-        for n in range(first, group.active):
-            for change in group.rows[n].changes:
-                if change.layer == block.layer.index and change.component == "resid_pre":
-                    Slice.put(group.hidden[n][None], change, group.rows[n], columns, 0)
+        new = group.part(low, high)
+        group.hidden[low:high] = self.base.entered[layer][new.prompts, group.start : group.end]
+        for change, first, last in new.changes(layer):
+            if change.component == "resid_pre":
+                some = new.part(first, last)
+                change.put(some.flat(), some.prompts, some.columns, 0)
 
-    def _columns_read(self, groups: Sequence[Group], read: Tensor) -> Tensor | None:
+    def _columns_read(self, groups: Sequence[RowBatch], read: Tensor) -> Tensor | None:
         """The columns that are read, if they are the same for every prompt and lie in every suffix."""
         if not bool((read == read[:1]).all()) or int(read.min()) < max(group.start for group in groups):
             return None
         return torch.unique(read[0])
 
-    def _block(self, block: Block, pieces: Sequence[Piece], columns: Tensor | None) -> None:
-        whole = Slice(block, pieces)
-        if columns is None:
-            made = self._call(whole, joined(pieces))
-            for piece in pieces:
-                width = piece.group.end - piece.group.start
-                piece.group.hidden[piece.low : piece.high] = made[
-                    0, piece.at : piece.at + (piece.high - piece.low) * width
-                ].unflatten(0, (-1, width))
-            return
-        whole.harvest = True
-        self._call(whole, joined(pieces))
-        narrow = narrowed(pieces, columns)
-        part = Slice(block, narrow, columns, whole.own)
-        hidden = torch.cat([p.group.hidden[p.low : p.high][:, columns - p.group.start].flatten(0, 1) for p in pieces])[
-            None
-        ]
-        made = self._call(part, hidden)
-        for piece in narrow:
-            rows = piece.high - piece.low
-            piece.group.hidden[piece.low : piece.high, columns - piece.group.start] = made[
-                0, piece.at : piece.at + rows * len(columns)
-            ].unflatten(0, (rows, -1))
+    def _block(self, block: BlockCall, rows: Sequence[RowBatch], columns: Tensor | None) -> None:
+        """Rows through a block, or only these of their columns, whose attention needs the keys of all."""
+        whole = Slice(self.blocks, block, rows, harvest=columns is not None)
+        made = self._call(whole)
+        if columns is not None:
+            rows = only(rows, columns)
+            made = self._call(Slice(self.blocks, block, rows, whole.own))
+        for some in rows:
+            some.keep(made)
 
-    def _call(self, slice_: Slice, hidden: Tensor) -> Tensor:
-        block, layer = slice_.block, slice_.block.layer
-        prompts, columns = whereabouts(slice_)
-        args, kwargs = narrow(block, prompts, columns, hidden, self.base)
-        attention, body = self.module.get_submodule(layer.attention), self.module.get_submodule(layer.block)
-        with ExitStack() as undo:
-            if "result" in slice_.changes:
-                slice_.out = self.module.get_submodule(layer.out or "")
-            Switch.watch(attention, slice_)
-            undo.callback(Switch.forget, attention, slice_)
-            ports = dict(layer.ports)
-            if block.crossing is not None:
-                other = block.crossing.layer
-                tap = CrossingTap(slice_, block.crossing.shared)
-                Switch.watch(self.module.get_submodule(other.attention), tap)
-                undo.callback(Switch.forget, self.module.get_submodule(other.attention), tap)
-                ports |= {f"cross.{component}": port for component, port in other.ports.items()}
-            for component, port in ports.items():
-                if change := slice_.writer(component):
-                    undo.callback(stand_at(self.module, port, change, batch=lambda: 1).remove)
-            try:
-                out = outer_tensor(body(*args, **kwargs))[1]
-            except Enough:
-                return hidden
-        return slice_.write("resid_post", out)
+    def _call(self, part: Slice) -> Tensor:
+        hidden = torch.cat([rows.flat() for rows in part.rows])[None]
+        with Intercept(self.module) as put:
+            part.stand(put)
+            out = self.blocks.call(self.base, part.block, hidden, part)
+        return hidden if out is None else part.write("resid_post", out)
 
-    def _answers(self, group: Group, read: Tensor, columns: Sequence[int] | None) -> Tensor:
-        prompts = torch.tensor([row.prompt for row in group.rows], dtype=torch.long)
-        rows = torch.arange(len(prompts))[:, None]
-        wanted = read[prompts]
+    def _answers(self, group: RowBatch, read: Tensor, columns: Sequence[int] | None) -> Tensor:
+        assert group.hidden is not None
+        wanted, rows = read[group.prompts], torch.arange(len(group))[:, None]
         if not self.readout.by_position:
             whole = self._whole if self.onward is None else self._onward
-            return whole(group, prompts, read, columns)
+            return whole(group.hidden, group.prompts, read, columns)
         before = (wanted < group.start).to(group.hidden.device)
         inside = (wanted - group.start).clamp(min=0)
-        hidden = torch.where(before[..., None], self.base.left[prompts[:, None], wanted], group.hidden[rows, inside])
-        return self.readout.read(hidden, columns)
+        plain = self.base.left[group.prompts[:, None], wanted]
+        hidden = torch.where(before[..., None], plain, group.hidden[rows, inside])
+        return self.readout.read(self.readout.final(hidden), columns)
 
-    def _onward(self, group: Group, prompts: Tensor, read: Tensor, columns: Sequence[int] | None) -> Tensor:
+    def _onward(self, hidden: Tensor, prompts: Tensor, read: Tensor, columns: Sequence[int] | None) -> Tensor:
         """Through the tower above, from the first of its positions that this tower's output moves."""
         assert self.onward is not None
-        first = self.onward.base.blocks[0]
-        body, key = self.module.get_submodule(first.layer.block), first.layer.ports["resid_pre"].key
-        rows: list[Row] = []
-        for some in torch.arange(len(prompts)).split(max(1, TOKENS // self.onward.base.length)):
-            entered = self.readout.entering(body, key, group.hidden[some], prompts[some])
-            moved = (entered != first.entered[prompts[some]]).any(-1).cpu()
+        above, first = self.onward, self.onward.first
+        layer = above.blocks.layers[0]
+        found: list[Version] = []
+        for some in torch.arange(len(prompts)).split(max(1, TOKENS // above.base.length)):
+            entered = self._entering(hidden[some], prompts[some])
+            moved = (entered != first[prompts[some]]).any(-1).cpu()
             for value, where, prompt in zip(entered, moved, prompts[some].tolist(), strict=True):
                 all_values, all_where = value.expand(self.prompts, -1, -1), where.expand(self.prompts, -1)
-                change = Change(first.layer.index, "resid_pre", all_values, all_where)
-                start = int(self.onward.earliest[int(where.int().argmax())])
-                rows.append(Row(len(rows), prompt, (change,), start, first.layer.index))
-        return self.onward.run(rows, read, columns)
+                change = Change(layer, "resid_pre", all_values, all_where)
+                start = above.earliest[int(where.int().argmax())]
+                found.append(Version(len(found), prompt, (change,), start, layer))
+        return above.run(found, read, columns)
 
-    def _whole(self, group: Group, prompts: Tensor, read: Tensor, columns: Sequence[int] | None) -> Tensor:
-        parts = []
+    def _whole(self, hidden: Tensor, prompts: Tensor, read: Tensor, columns: Sequence[int] | None) -> Tensor:
+        reads, parts = Reads(read, None if columns is None else tuple(columns)), []
         for some in torch.arange(len(prompts)).split(max(1, TOKENS // self.base.length)):
-            logits = self.readout.whole(group.hidden[some], prompts[some])
-            logits = (
-                logits[:, None] if logits.ndim == 2 else logits[torch.arange(len(some))[:, None], read[prompts[some]]]
-            )
-            parts.append(logits if columns is None else logits[..., list(columns)])
+            logits = self.readout.whole(hidden[some], prompts[some])
+            parts.append(reads.take(prompts[some].tolist()).of(logits))
         return torch.cat(parts)
 
-    def unchanged(self, rows: Sequence[Row]) -> list[Row]:
-        """One row per prompt that changes nothing and comes in with the first of these rows, to subtract."""
-        start, layer = min((r.start for r in rows), default=0), min((r.layer for r in rows), default=0)
-        return [Row(-1, b, (), start, layer) for b in range(self.base.prompts)]
+    def unchanged(self, versions: Sequence[Version]) -> list[Version]:
+        """One version per prompt that changes nothing and joins with the first of these, to subtract."""
+        start, layer = min((v.start for v in versions), default=0), min((v.layer for v in versions), default=0)
+        return [Version(-1, prompt, (), start, layer) for prompt in range(self.prompts)]
 
 
 def _weighed(pattern: Tensor, v: Tensor) -> Tensor:
@@ -326,7 +284,7 @@ def _weighed(pattern: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bghqk,bgkd->bqghd", by_group, v).flatten(2, 3)
 
 
-def _closed(base: Recording) -> Tensor:
+def _closed(base: Recording) -> list[int]:
     """For each column the earliest one that a change there can reach: itself in a causal tower, 0 where all see all."""
     n = base.length
     reach = torch.zeros(n, n, dtype=torch.bool)
@@ -335,4 +293,5 @@ def _closed(base: Recording) -> Tensor:
         reach |= torch.ones(n, n, dtype=torch.bool) if bias is None else (bias > -torch.inf).flatten(0, 1).any(0).cpu()
     earliest = torch.where(reach, torch.arange(n)[:, None], n).amin(0)
     earliest = torch.minimum(earliest, torch.arange(n))
-    return earliest.flip(0).cummin(0).values.flip(0)
+    found: list[int] = earliest.flip(0).cummin(0).values.flip(0).tolist()
+    return found

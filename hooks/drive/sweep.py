@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.family import Family
-from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.anatomy.towers import Anatomy, Tower
+from interp.hooks.drive.blocks import called, keeps
 from interp.hooks.drive.faster import fused, products, quicker
-from interp.hooks.drive.questions import Answer, Cell, Reads, cells_of, differs, rows_of
-from interp.hooks.drive.recording import CannotDrive, called, keeps
+from interp.hooks.drive.questions import Answer, Cell, Reads, differs, rows_of
+from interp.hooks.drive.recording import CannotDrive
 from interp.hooks.drive.replay import Replay
-from interp.hooks.drive.slices import Row
+from interp.hooks.drive.versions import Version
 from interp.hooks.edits.edits import Set
 from interp.hooks.errors import BudgetError, CheckFailed, InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
@@ -33,7 +34,7 @@ from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
 
-__all__ = ["Answer", "Cell", "Reads", "Sweep", "cells_of", "differs"]
+__all__ = ["Answer", "Cell", "Reads", "Sweep", "differs"]
 
 SHARE, MOST = 4, 2**31
 """The rows under way together take at most this part of the free memory, and this many bytes, unless said."""
@@ -82,25 +83,26 @@ class Sweep:
         valid = self._valid(name)
         try:
             if name == "vision" and len(self.anatomy.towers) > 1:
-                _one_image_each(self.base)
+                _one_image_each(tower, self.base)
                 above = self.engine(self.anatomy.main or "text")
                 onward = above if isinstance(above, Replay) else None
             with torch.no_grad(), products(self.product), fused(self.module):
                 replay = Replay(
                     self.module, self.anatomy, tower, self.kwargs, valid, kept=kept, beside=beside, onward=onward,
-                    depth=None if onward is None else _depth(self.module, len(tower.layers)), product=self.product,
+                    depth=None if onward is None else _depth(self.module, tower), product=self.product,
                 )  # fmt: skip
                 if replay.prompts != self.base.batch:
-                    raise CannotDrive(f"{replay.prompts} rows of tiles do not stand for {self.base.batch} prompts")
+                    reason = f"{replay.prompts} rows of tiles do not stand for {self.base.batch} prompts"
+                    raise CannotDrive(tower, reason)
                 replay.check_onward()
-        except CannotDrive as reason:
+        except CannotDrive as refused:
             warnings.warn(
-                f"{type(self.module).__name__}: {reason}; the {name} tower is patched in full forward passes.",
+                f"{type(self.module).__name__}: {refused.reason}; the {name} tower is patched in full forward passes.",
                 stacklevel=2,
             )
-            return str(reason)
+            return refused.reason
         self.passes += 1
-        self._logits = replay.readout.logits, replay.base.kept
+        self._logits = replay.base.logits, replay.base.kept
         return replay
 
     def _valid(self, name: str) -> Tensor | None:
@@ -163,7 +165,8 @@ class Sweep:
         """Stretches of cells that keep within the memory budget together."""
         found, low, held = [], 0, 0
         for n, cell in enumerate(cells):
-            need = sum(self._bytes(row, reads) for row in self._rows(n, cell))
+            engine = self._driven(cell)
+            need = 0 if engine is None else sum(engine.bytes(one, reads) for one in engine.versions(n, cell))
             if n > low and held + need > self.budget:
                 found.append((low, n))
                 low, held = n, 0
@@ -174,9 +177,9 @@ class Sweep:
         """Tokens times layers that a sweep drives, which is what its time goes into; a full pass counts as that."""
         total = 0
         for n, cell in enumerate(cells):
-            engine = self.engine(cell.site.tower)
-            if isinstance(engine, Replay) and engine.can(cell):
-                total += sum(engine.cost(row) for row in self._rows(n, cell))
+            engine = self._driven(cell)
+            if engine is not None:
+                total += sum(map(engine.cost, engine.versions(n, cell)))
             elif bool(cell.changed.any()):
                 total += self._full_cost(cell)
         return total
@@ -184,38 +187,25 @@ class Sweep:
     def _full_cost(self, cell: Cell) -> int:
         return len(self.anatomy.tower(cell.site.tower, text=str(cell.site)).layers) * self.base.valid.numel()
 
-    def _rows(self, number: int, cell: Cell) -> list[Row]:
+    def _driven(self, cell: Cell) -> Replay | None:
+        """The replay that answers a cell, if one can."""
         engine = self.engine(cell.site.tower)
-        if isinstance(engine, str) or not engine.can(cell):
-            return []
-        return [row for row in engine.rows(number, cell) if row is not None]
-
-    def _bytes(self, row: Row, reads: Reads) -> int:
-        engine = self.engine(row.tower)
-        assert isinstance(engine, Replay)
-        return engine.bytes(row, reads)
+        return engine if isinstance(engine, Replay) and engine.can(cell) else None
 
     def chunk(self, cells: Sequence[Cell], reads: Reads) -> Iterator[Answer]:
         """Every answer of cells that go together."""
-        driven: dict[str | None, list[int]] = defaultdict(list)
-        rest = []
+        by_engine: dict[Replay | None, list[int]] = defaultdict(list)
         for n, cell in enumerate(cells):
-            engine = self.engine(cell.site.tower)
-            if isinstance(engine, Replay) and engine.can(cell):
-                driven[cell.site.tower].append(n)
-            else:
-                rest.append(n)
-        for tower, mine in driven.items():
-            yield from self._replayed(tower, cells, mine, reads)
+            by_engine[self._driven(cell)].append(n)
+        rest = by_engine.pop(None, [])
+        for engine, mine in by_engine.items():
+            assert engine is not None
+            yield from self._replayed(engine, cells, mine, reads)
         yield from self._in_full(cells, rest, reads)
 
-    def _replayed(
-        self, tower: str | None, cells: Sequence[Cell], mine: Sequence[int], reads: Reads
-    ) -> Iterator[Answer]:
+    def _replayed(self, engine: Replay, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
         """The answers of some cells together; where memory runs out, of one half and then the other."""
-        engine = self.engine(tower)
-        assert isinstance(engine, Replay)
-        made = self._together(engine, [row for n in mine for row in engine.rows(n, cells[n]) if row], reads)
+        made = self._together(engine, [one for n in mine for one in engine.versions(n, cells[n])], reads)
         if made is None and len(mine) == 1:
             raise BudgetError(
                 f"memory ran out on a single cell, {cells[mine[0]].site}: patch fewer prompts at a time, or let the"
@@ -224,7 +214,7 @@ class Sweep:
         if made is None:
             self.halvings += 1
             for half in (mine[: len(mine) // 2], mine[len(mine) // 2 :]):
-                yield from self._replayed(tower, cells, half, reads)
+                yield from self._replayed(engine, cells, half, reads)
             return
         plain = self.plain(reads) if len(made) < len(mine) * engine.prompts else None
         for n in mine:
@@ -234,19 +224,19 @@ class Sweep:
             yield Answer(n, logits, unchanged, torch.tensor([pair is not None for pair in pairs]))
 
     def _together(
-        self, engine: Replay, rows: Sequence[Row], reads: Reads
+        self, engine: Replay, versions: Sequence[Version], reads: Reads
     ) -> dict[tuple[int, int], tuple[Tensor, Tensor]] | None:
-        """By cell and prompt, the row's logits and those of its prompt unchanged; None where memory ran out."""
-        if not rows:
+        """By cell and prompt, the version's logits and those of its prompt unchanged; None where memory ran out."""
+        if not versions:
             return {}
         try:
-            both = [*rows, *engine.unchanged(rows)]
+            both = [*versions, *engine.unchanged(versions)]
             made = engine.run(both, reads.positions, reads.columns, tell=self.tell)
         except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            return None
-        return {(row.number, row.prompt): (made[n], made[len(rows) + row.prompt]) for n, row in enumerate(rows)}
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                return None  # torch's own class on an accelerator, on a CPU a message
+            raise
+        return {(one.number, one.prompt): (made[n], made[len(versions) + one.prompt]) for n, one in enumerate(versions)}
 
     def _in_full(self, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
         unchanged = self._forward([], reads) if mine else torch.empty(0)
@@ -302,29 +292,24 @@ class Sweep:
         return max(gaps)
 
 
-def _depth(module: nn.Module, layers: int) -> int:
+def _depth(module: nn.Module, tower: Tower) -> int:
     """After how many blocks a vision tower is read; LLaVA takes the output of the last but one."""
     read = getattr(getattr(module, "config", None), "vision_feature_layer", -1)
     if not isinstance(read, int):
-        raise CannotDrive(f"the text reads the vision layers {read} at once")
-    return read if read >= 0 else layers + 1 + read
+        raise CannotDrive(tower, f"the text reads the vision layers {read} at once")
+    return read if read >= 0 else len(tower.layers) + 1 + read
 
 
-def _one_image_each(x: Inputs) -> None:
+def _one_image_each(tower: Tower, x: Inputs) -> None:
     """A row of the vision tower is an image; it can stand for a prompt where each has exactly one."""
     counts = (x.roles.image.amax(1) + 1).tolist()
     if counts != [1] * len(counts):
-        raise CannotDrive(f"the prompts have {counts} images, and it takes one each to tell them apart")
+        raise CannotDrive(tower, f"the prompts have {counts} images, and it takes one each to tell them apart")
 
 
 def _given(x: Tensor | None) -> Tensor:
     assert x is not None
     return x
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """torch's own class on an accelerator, on a CPU a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _gap(cell: Cell, whole: Tensor, found: Tensor) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.quantised import quantised, rounds_its_input
 from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.drive.intercept import Calls, Intercept
 from interp.hooks.edits.edits import Edit, ValueEdit
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
@@ -25,8 +26,7 @@ from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
 from interp.hooks.slopes.rules import Rules
-from interp.hooks.stand.call import Call, Tap
-from interp.hooks.stand.interface import Switch
+from interp.hooks.stand.call import Call
 from interp.hooks.stand.output import logits_of
 
 Score = Callable[[Tensor], Tensor]
@@ -92,16 +92,6 @@ def gates(anatomy: Anatomy, dropped: Dropped) -> list[Edit]:
     ]
 
 
-class Calls(Tap):
-    """Keeps the attention calls of one run by layer."""
-
-    def __init__(self) -> None:
-        self.calls: dict[int, list[Call]] = {}
-
-    def record(self, call: Call) -> None:
-        self.calls.setdefault(id(call.module), []).append(call)
-
-
 @dataclass(eq=False)
 class Graph:
     """A run with its graph: values at sites, the metric per row, attention calls where they were asked for."""
@@ -163,9 +153,9 @@ def graph(
             stops = Session(module, anatomy, edits=gates(anatomy, dropped), inputs=inputs, family=family)
             undo.enter_context(stops)
         tap = Calls()
+        put = undo.enter_context(Intercept(module))
         for name in {anatomy.layer(site).attention for site in kept}:
-            Switch.watch(module.get_submodule(name), tap)
-            undo.callback(Switch.forget, module.get_submodule(name), tap)
+            put.tap(module.get_submodule(name), tap)
         undo.enter_context(torch.enable_grad())
         logits = logits_of(module(**kwargs))
         if logits is None:
@@ -182,7 +172,7 @@ def graph(
 
 
 def _one(tap: Calls, module: nn.Module, anatomy: Anatomy, site: Site) -> Call:
-    found = tap.calls.get(id(module.get_submodule(anatomy.layer(site).attention)), [])
+    found = tap.of(module.get_submodule(anatomy.layer(site).attention))
     if len(found) != 1:
         raise ModelError(
             f"{site}: its attention was called {len(found)} times through transformers' interface in one run, and this"

@@ -77,7 +77,7 @@ Scored = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
 
 
 def _flow(pair: GraphPair, steps: int) -> Scored:
-    return estimates.flow(pair), pair.judge([pair.walk.run(pair.kwargs(), columns=pair.columns)]), None, {}
+    return estimates.flow(pair), pair.judge([pair.blocks.record(pair.kwargs(), columns=pair.columns)]), None, {}
 
 
 def _eap(pair: GraphPair, steps: int) -> Scored:

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.example import example
 from interp.hooks.anatomy.norms import Frozen, frozen
-from interp.hooks.drive.tail import Tail, last_tower
-from interp.hooks.drive.unembedding import unembedding
+from interp.hooks.drive.tail import Tail, last_tower, unembedding
 from interp.hooks.edits.edits import Set
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.run.writes import Writes, spelled

@@ -55,14 +55,14 @@ class Paths:
         """The last residuals with each sender moved [prompt, position, d]."""
         if self.freeze == "all":
             return [self.chain.left + self._more(sender) for sender in senders]
-        ends = self._climb(senders, self.chain.last)[1]
+        ends = self._climb(senders, self.chain.layers[-1])[1]
         return [ends[sender].into(self.chain.left) for sender in senders]
 
     def unmoved(self) -> Tensor:
         """The base's own last residual by the way that moved ones take: what rounding makes of it."""
         if self.freeze == "all":
             return self.chain.left
-        entered = self.chain.plain(self.chain.first, "resid_pre")
+        entered = self.chain.plain(self.chain.layers[0], "resid_pre")
         tokens = Tokens.between(entered, torch.full_like(entered, torch.nan))
         for layer in self.chain.layers:
             (tokens,) = self.chain.advance(layer, [tokens])
@@ -94,7 +94,7 @@ class Paths:
         for site in into:
             if before(self.chain.anatomy, sender, site):
                 assert site.layer is not None
-                found[site] = self._read(site, self.chain.entered(site) + more, more, [])
+                found[site] = self._read(site, self.chain.plain(site.layer, "resid_pre") + more, more, [])
         return found
 
     def _more(self, sender: Site) -> Tensor:
@@ -132,7 +132,7 @@ class Paths:
     ) -> tuple[dict[Site, dict[Site, Tensor]], dict[Site, Tokens]]:
         """All senders driven to layer `end` together: what receivers read on the way, and the tokens that came out."""
         chain, read = self.chain, {sender: dict[Site, Tensor]() for sender in senders}
-        moved = {s: Tokens.between(self._moved(s), chain.plain(chain.first, "resid_pre"))
+        moved = {s: Tokens.between(self._moved(s), chain.plain(chain.layers[0], "resid_pre"))
                  for s in senders if s.layer is None}  # fmt: skip
         for layer in (n for n in chain.layers if n <= end):
             entered, here = chain.plain(layer, "resid_pre"), [site for site in into if site.layer == layer]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.drive.walk import Walk
+from interp.hooks.drive.blocks import Blocks
 from interp.hooks.errors import ModelError
 from interp.hooks.run.writes import multiplier
 
@@ -14,8 +14,8 @@ class Carries:
     """One tower's ways out of its attentions. What stands behind a projection is learned from the first pass that is
     looked at: nothing, numbers to multiply by, or a module, which needs its input of the run it is taken in."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk, self.module = walk, walk.module
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks, self.module = blocks, blocks.module
         self.between: dict[int, Tensor | nn.Module | None] = {}
         self.out: dict[int, Tensor] = {}
         """The attention outputs of the latest pass, where a module stands behind them."""
@@ -48,17 +48,17 @@ class Carries:
         scale = multiplier(out.double(), write.double(), torch.finfo(write.dtype).eps)
         if scale is not None:
             return scale.to(write.dtype)
-        port = self.walk.tower.by_index[layer].ports["attn_write"]
+        port = self.blocks.tower.by_index[layer].ports["attn_write"]
         if port.minus is not None or port.key is not None or port.side != "out":
             raise ModelError(f"layer {layer}: what stands between attn_out and attn_write is not known.")
         return self.module.get_submodule(port.module)
 
     def _projection(self, layer: int) -> nn.Module:
-        return self.module.get_submodule(self.walk.tower.by_index[layer].out or "")
+        return self.module.get_submodule(self.blocks.tower.by_index[layer].out or "")
 
     def back(self, layer: int, g: Tensor) -> Tensor:
         """`W_O^T carry^T g` [row, position, head, d_head]: the gradient by z, for one by the attention's write."""
-        found, between = self.walk.tower.by_index[layer], self.between[layer]
+        found, between = self.blocks.tower.by_index[layer], self.between[layer]
         if isinstance(between, nn.Module):
             with torch.enable_grad():
                 x = self.out[layer].reshape(g.shape).detach().requires_grad_()

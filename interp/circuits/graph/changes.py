@@ -17,8 +17,9 @@ from torch import Tensor
 
 from interp.circuits.graph.carries import Carries
 from interp.circuits.graph.nodes import Graph
+from interp.hooks.drive.blocks import Blocks
+from interp.hooks.drive.recording import Recording
 from interp.hooks.drive.tail import last_tower
-from interp.hooks.drive.walk import Passed, Walk
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
@@ -62,9 +63,9 @@ class GraphPair:
         self.source: Inputs | Filled
         self.base, self.source = (model.inputs(base), source) if filled else lined_up(model, base, source)
         stack = last_tower(anatomy, tower)
-        self.walk = Walk(model.module, anatomy, stack, family=model.family)
+        self.blocks = Blocks(model.module, anatomy, stack, family=model.family, alone=True)
         self.graph = Graph.of(anatomy, stack)
-        self.carries = Carries(self.walk)
+        self.carries = Carries(self.blocks)
         self.columns = columns_wanted({"": metric}, self.base, model.module)
         self.passes = 0
         """Forward passes and walks back so far."""
@@ -72,7 +73,7 @@ class GraphPair:
     @property
     def valid(self) -> Tensor:
         """[row, position] of the tower, which positions are real."""
-        return tower_inputs(self.base, Site(self.walk.name, None, "embed")).valid
+        return tower_inputs(self.base, Site(self.blocks.name, None, "embed")).valid
 
     def kwargs(self, x: Inputs | None = None) -> dict[str, Any]:
         """The arguments of a pass on the base, or on x."""
@@ -81,8 +82,8 @@ class GraphPair:
     def parts(self) -> list[slice]:
         """The rows that a pass takes at a time."""
         rows, shape = self.base.batch, self.valid.shape
-        residual = shape[1] * self.walk.tower.width * next(self.model.module.parameters()).element_size()
-        room = max(GRAPH, 2 * len(self.walk.layers) * rows * residual // 4)
+        residual = shape[1] * self.blocks.tower.width * next(self.model.module.parameters()).element_size()
+        room = max(GRAPH, 2 * len(self.blocks.layers) * rows * residual // 4)
         step = max(1, room // (IN_A_BLOCK * residual)) if self._apart() else rows
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
@@ -93,7 +94,7 @@ class GraphPair:
         alone = {"pixel_values"} if all(name not in BY_ROW for name, _ in tensors) else BY_ROW
         return self.source != "mean" and all(n in alone and len(x) == self.base.batch for n, x in tensors)
 
-    def judge(self, passes: Sequence[Passed]) -> Tensor:
+    def judge(self, passes: Sequence[Recording]) -> Tensor:
         """The metric of passes over all rows, per row."""
         passed = passes[0]
         if len(passes) > 1:
@@ -102,7 +103,7 @@ class GraphPair:
         judges = self.judges(passed)
         return judges(judges.reads.of(passed.logits, passed.kept))[""]
 
-    def judges(self, passed: Passed) -> Judges:
+    def judges(self, passed: Recording) -> Judges:
         """The metric, for logits like those of a pass."""
         classes = passed.logits.ndim == 2
         length = passed.length if passed.kept is not None or classes else passed.logits.shape[1]
@@ -111,8 +112,8 @@ class GraphPair:
     def written(self) -> tuple[Written, Tensor]:
         """What the source's senders write, and its metric."""
         assert not isinstance(self.source, str)
-        found, first = Written(torch.empty(0)), self.walk.layers[0]
-        passes: list[Passed] = []
+        found, first = Written(torch.empty(0)), self.blocks.layers[0]
+        passes: list[Recording] = []
         for rows in self.parts():
 
             def take(layer: int, part: str, value: Tensor, rows: slice = rows) -> None:
@@ -136,13 +137,13 @@ class GraphPair:
             into[layer] = value.new_empty(self.base.batch, *value.shape[1:])
         into[layer][rows] = value
 
-    def _run(self, rows: slice, x: Inputs, **how: Any) -> Passed:
+    def _run(self, rows: slice, x: Inputs, **how: Any) -> Recording:
         kwargs = self.kwargs(x)
         if rows != slice(0, self.base.batch):
             kwargs = {name: value[rows] if torch.is_tensor(value) else value for name, value in kwargs.items()}
-        return self.walk.run(kwargs, columns=self.columns, **how)
+        return self.blocks.record(kwargs, columns=self.columns, **how)
 
-    def pass_base(self, rows: slice, *, edits: Iterable[Edit] = (), leaf: bool = False) -> Passed:
+    def pass_base(self, rows: slice, *, edits: Iterable[Edit] = (), leaf: bool = False) -> Recording:
         """A pass on some rows of the base, with what the carries need of it."""
         carries = self.carries
         return self._run(rows, self.base, take=carries.take, wanted=carries.wanted, edits=edits, leaf=leaf)
@@ -169,7 +170,7 @@ class GraphPair:
         self.passes += 1
         return more, self.judge(passes), score
 
-    def _subtract(self, more: Written, rows: slice) -> Passed:
+    def _subtract(self, more: Written, rows: slice) -> Recording:
         """Turn the source's values into changes, one layer at a time, in a pass on the base that checks the sum."""
         total: list[Tensor] = []
 
@@ -182,7 +183,7 @@ class GraphPair:
                 self._less(more.z if part == "z" else more.mlp, layer, rows, value)
 
         passed = self._run(rows, self.base, take=take, wanted=PARTS)
-        first = self.walk.layers[0]
+        first = self.blocks.layers[0]
         embed = passed.entered[first]
         self.check(total[0] + embed.to(total[0].device), passed.left)
         whole = {first: more.embed} if more.embed.numel() else {}
@@ -201,11 +202,11 @@ class GraphPair:
 
     def check(self, total: Tensor, left: Tensor) -> None:
         """Raise where writes do not add up to the last residual."""
-        bound = 64 * len(self.walk.layers) * torch.finfo(left.dtype).eps * float(left.abs().max()) + 1e-9
+        bound = 64 * len(self.blocks.layers) * torch.finfo(left.dtype).eps * float(left.abs().max()) + 1e-9
         gap = float((total.to(left.device) - left).abs().max())
         if not gap <= bound:
             raise ModelError(
-                f"the writes of the tower {self.walk.tower.name!r} do not add up to its last residual (off by"
+                f"the writes of the tower {self.blocks.tower.name!r} do not add up to its last residual (off by"
                 f" {gap:.3g}): it normalises after adding, or more is added between its blocks, so it has no edges."
             )
 

@@ -50,8 +50,8 @@ def grid(steps: int) -> list[float]:
 def eap_ig(pair: GraphPair, more: Written, steps: int) -> Tensor:
     """The mean gradient between the embeddings of base and source."""
     refuse_filled(pair, "method='eap-ig'")
-    site = str(Site(pair.walk.name, None, "embed"))
-    start = pair.now(pair.walk.layers[0], "embed")
+    site = str(Site(pair.blocks.name, None, "embed"))
+    start = pair.now(pair.blocks.layers[0], "embed")
     slopes = Slopes(pair, more)
     for alpha in grid(steps):
         slopes.add(edits=_moved(site, start, more.embed, alpha), weight=1 / steps)
@@ -64,7 +64,7 @@ def eap_ig_activations(pair: GraphPair, more: Written, steps: int) -> Tensor:
     refuse_filled(pair, "method='eap-ig-activations'")
     slopes, alphas = Slopes(pair, more), grid(steps)
     for layer, part, change, senders in _groups(pair, more):
-        site = str(Site(pair.walk.name, None, "embed") if part == "embed" else pair.walk.site(layer, part))
+        site = str(Site(pair.blocks.name, None, "embed") if part == "embed" else pair.blocks.site(layer, part))
         start = pair.now(layer, part)
         for alpha in alphas:
             slopes.add(edits=_moved(site, start, change, alpha), weight=1 / steps, senders=senders)
@@ -77,8 +77,8 @@ def _moved(site: str, start: Tensor, change: Tensor, alpha: float) -> Edits:
 
 
 def _groups(pair: GraphPair, more: Written) -> Iterator[tuple[int, str, Tensor, set[int]]]:
-    yield pair.walk.layers[0], "embed", more.embed, {0}
-    for layer in pair.walk.layers:
+    yield pair.blocks.layers[0], "embed", more.embed, {0}
+    for layer in pair.blocks.layers:
         heads = pair.graph.heads_of(layer)
         yield layer, "z", more.z[layer], set(range(heads.start, heads.stop))
         if layer in more.mlp:
@@ -87,10 +87,10 @@ def _groups(pair: GraphPair, more: Written) -> Iterator[tuple[int, str, Tensor, 
 
 def flow(pair: GraphPair) -> Tensor:
     """`max(0, |in|_1 - |in - write|_1)`, over its sum over senders, averaged over real positions."""
-    sites = Writes.sites(pair.model.anatomy, pair.walk.tower)
+    sites = Writes.sites(pair.model.anatomy, pair.blocks.tower)
     tape = pair.model.run(pair.base, record=list(dict.fromkeys([*sites, *_residuals(pair)])))
     pair.passes += 1
-    writes, graph, real = Writes(pair.model.module, tape, pair.walk.tower), pair.graph, pair.valid.double().cpu()
+    writes, graph, real = Writes(pair.model.module, tape, pair.blocks.tower), pair.graph, pair.valid.double().cpu()
     writes.check()
     read = {site: _readers(pair, site) for site in _residuals(pair)}
     near = {site: torch.zeros(*real.shape, len(graph.senders), dtype=torch.float64) for site in read}
@@ -117,9 +117,9 @@ def by_edge(graph: Graph, scores: Tensor) -> Tensor:
 
 def _residuals(pair: GraphPair) -> list[Site]:
     """Everything that is read."""
-    found = [pair.walk.site(layer, "resid_pre") for layer in pair.walk.layers]
-    found += [pair.walk.site(s.index, "resid_mid") for s in pair.graph.layers if s.mlp and not s.parallel]
-    return [*found, pair.walk.site(pair.walk.layers[-1], "resid_post")]
+    found = [pair.blocks.site(layer, "resid_pre") for layer in pair.blocks.layers]
+    found += [pair.blocks.site(s.index, "resid_mid") for s in pair.graph.layers if s.mlp and not s.parallel]
+    return [*found, pair.blocks.site(pair.blocks.layers[-1], "resid_post")]
 
 
 def _readers(pair: GraphPair, site: Site) -> list[int]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from interp.circuits.graph.changes import GraphPair, Written
 from interp.hooks.drive.questions import Cell, Reads
+from interp.hooks.drive.recording import Recording
 from interp.hooks.drive.sweep import Sweep
 from interp.hooks.drive.tail import Tail
-from interp.hooks.drive.walk import Passed
 from interp.hooks.edits.edits import Set
 from interp.hooks.sites import Site
 
@@ -29,16 +29,16 @@ def exact(pair: GraphPair, more: Written) -> Tensor:
 
 class _Exact:
     def __init__(self, pair: GraphPair, more: Written) -> None:
-        self.pair, self.graph, self.walk, self.more = pair, pair.graph, pair.walk, more
+        self.pair, self.graph, self.blocks, self.more = pair, pair.graph, pair.blocks, more
         model = pair.model
-        self.passed = pair.walk.run(pair.kwargs(), take=pair.carries.take, wanted=pair.carries.wanted)
+        self.passed = pair.blocks.record(pair.kwargs(), take=pair.carries.take, wanted=pair.carries.wanted)
         self.judges = pair.judges(self.passed)
         self.sweep = Sweep(model.module, model.anatomy, pair.base, pair.kwargs(), family=model.family)
 
     def scores(self) -> Tensor:
         counts = len(self.graph.senders), len(self.graph.receivers)
         found = torch.zeros(self.pair.base.batch, *counts, dtype=torch.float64)
-        for layer in self.walk.layers:
+        for layer in self.blocks.layers:
             for u, v, effect in self._into(layer):
                 found[:, u, v] = effect
         for u, effect in self._logits():
@@ -67,7 +67,7 @@ class _Exact:
         entered, found = self.passed.entered[layer], []
         heads = [v for v in readers if self.graph.receivers[v].heads is not None]
         at = (
-            self.walk.block(
+            self.blocks.run(
                 self.passed, layer, entered + change.to(entered.device), record=["q", "k", "v"], until="qkv"
             ).at
             if heads
@@ -78,7 +78,7 @@ class _Exact:
             part = site.component[0]
             found.append((v, Cell(Site(site.tower, layer, part, site.heads), at[part], every)))
         for v in set(readers) - set(heads):
-            found.append((v, Cell(self.walk.site(layer, "mlp_write"), self._mlp(layer, change), every)))  # noqa: PERF401
+            found.append((v, Cell(self.blocks.site(layer, "mlp_write"), self._mlp(layer, change), every)))  # noqa: PERF401
         return found
 
     def _mlp(self, layer: int, change: Tensor) -> Tensor:
@@ -86,10 +86,10 @@ class _Exact:
         entered = self.passed.entered[layer]
         if self.graph.by_index[layer].parallel:
             moved = entered + change.to(entered.device)
-            return self.walk.block(self.passed, layer, moved, record=["mlp_write"]).at["mlp_write"]
-        mid = self.walk.block(self.passed, layer, entered, record=["resid_mid"]).at["resid_mid"]
-        put = Set(str(self.walk.site(layer, "resid_mid")), mid + change.to(mid.device))
-        return self.walk.block(self.passed, layer, entered, edits=[put], record=["mlp_write"]).at["mlp_write"]
+            return self.blocks.run(self.passed, layer, moved, record=["mlp_write"]).at["mlp_write"]
+        mid = self.blocks.run(self.passed, layer, entered, record=["resid_mid"]).at["resid_mid"]
+        put = Set(str(self.blocks.site(layer, "resid_mid")), mid + change.to(mid.device))
+        return self.blocks.run(self.passed, layer, entered, edits=[put], record=["mlp_write"]).at["mlp_write"]
 
     def _change(self, u: int) -> Tensor:
         """What a sender alone writes more [row, position, d]."""
@@ -110,12 +110,12 @@ class _Exact:
 
     def _logits(self) -> Iterator[tuple[int, Tensor]]:
         passed, model = self.passed, self.pair.model
-        tail = Tail(model.module, self.walk.tower, self.pair.kwargs(), left=passed.left, logits=passed.logits)
+        tail = Tail(model.module, self.blocks.tower, self.pair.kwargs(), left=passed.left, logits=passed.logits)
         with torch.no_grad():
             plain = self._judged(tail, passed)
             for u in range(len(self.graph.senders)):
                 yield u, self._judged(tail, passed, self._change(u)) - plain
 
-    def _judged(self, tail: Tail, passed: Passed, change: Tensor | None = None) -> Tensor:
+    def _judged(self, tail: Tail, passed: Recording, change: Tensor | None = None) -> Tensor:
         left = passed.left if change is None else passed.left + change.to(passed.left.device)
         return self.judges(tail.logits(tail.normed(left, "final"), self.reads))[""].double().cpu()

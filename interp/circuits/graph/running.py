@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph.changes import GraphPair, Written, filled
+from interp.hooks.drive.recording import Recording
 from interp.hooks.drive.tail import Tail
-from interp.hooks.drive.walk import Passed
 from interp.hooks.edits.edits import Set
 
 Ablation = Literal["resample", "mean", "zero"]
@@ -43,7 +43,7 @@ class Runner:
     """Circuits of one pair: the base is what the circuit computes on, the source what is put in its place elsewhere."""
 
     def __init__(self, pair: GraphPair, ablation: Ablation = "resample") -> None:
-        self.pair, self.graph, self.walk, self.carries = pair, pair.graph, pair.walk, pair.carries
+        self.pair, self.graph, self.blocks, self.carries = pair, pair.graph, pair.blocks, pair.carries
         self.there, self.source = pair.written()
         own = Written(torch.empty(0))
         self.passed = self._base(own)
@@ -56,11 +56,13 @@ class Runner:
         self.middle: dict[int, Tensor] = {}
         self.left = self._residuals()
         model = pair.model
-        self.tail = Tail(model.module, self.walk.tower, pair.kwargs(), left=self.passed.left, logits=self.passed.logits)
+        self.tail = Tail(
+            model.module, self.blocks.tower, pair.kwargs(), left=self.passed.left, logits=self.passed.logits
+        )
         self.judges = pair.judges(self.passed)
         self.count = 0
 
-    def _base(self, own: Written) -> Passed:
+    def _base(self, own: Written) -> Recording:
         total: list[Tensor] = []
 
         def take(layer: int, part: str, value: Tensor) -> None:
@@ -71,8 +73,8 @@ class Runner:
             if part in ("attn_write", "mlp_write"):
                 total[:] = [value.double() if not total else total[0] + value.to(total[0].device)]
 
-        passed = self.walk.run(self.pair.kwargs(), take=take, wanted=("z", "attn_out", "attn_write", "mlp_write"))
-        own.embed = passed.entered[self.walk.layers[0]]
+        passed = self.blocks.record(self.pair.kwargs(), take=take, wanted=("z", "attn_out", "attn_write", "mlp_write"))
+        own.embed = passed.entered[self.blocks.layers[0]]
         self.pair.check(total[0] + own.embed.to(total[0].device), passed.left)
         return passed
 
@@ -87,7 +89,7 @@ class Runner:
         """The residuals of a run whose every write is ablated; returns the last."""
         with torch.no_grad():
             now = self.there.embed
-            for layer in self.walk.layers:
+            for layer in self.blocks.layers:
                 self.before[layer] = now
                 self.out[layer] = self.carries.output(layer, self.there.z[layer]).reshape(now.shape)
                 write = self.carries.write(layer, self.out[layer])
@@ -122,7 +124,7 @@ class Runner:
         """The last residual as the logits read it."""
         heard = mask.any(1)
         state = State(self.full.embed) if start is None else self.full.below(start)
-        for layer in self.walk.layers:
+        for layer in self.blocks.layers:
             if start is not None and layer < start:
                 continue
             shape, heads = self.graph.by_index[layer], self.graph.heads_of(layer)
@@ -167,7 +169,7 @@ class Runner:
         ]
         different, which = torch.unique(torch.stack(columns), dim=0, return_inverse=True)
         hidden = torch.cat([self._reads(self.before[layer], column, state) for column in different])
-        at = self.walk.block(self.passed, layer, hidden, record=["q", "k", "v"], until="qkv").at
+        at = self.blocks.run(self.passed, layer, hidden, record=["q", "k", "v"], until="qkv").at
         rows = self.passed.rows
         edits = []
         for part in "qkv":
@@ -176,8 +178,8 @@ class Runner:
             for (name, head), n in zip(wanted, which.tolist(), strict=True):
                 if name == part:
                     value[:, :, head] = whole[n, :, :, head]
-            edits.append(Set(str(self.walk.site(layer, part)), value))
-        called = self.walk.block(self.passed, layer, self.before[layer], edits=edits, record=["z"], until="z")
+            edits.append(Set(str(self.blocks.site(layer, part)), value))
+        called = self.blocks.run(self.passed, layer, self.before[layer], edits=edits, record=["z"], until="z")
         kept = torch.zeros(shape.heads, dtype=torch.bool)
         kept[live] = True
         return (called.at["z"] - self.there.z[layer]) * kept[:, None].to(called.at["z"])
@@ -197,6 +199,6 @@ class Runner:
             hidden, edits = self._reads(self.before[layer], column, state), []
         else:
             read = self._reads(self.middle[layer], column, state)
-            hidden, edits = self.before[layer], [Set(str(self.walk.site(layer, "resid_mid")), read)]
-        called = self.walk.block(self.passed, layer, hidden, edits=edits, record=["mlp_write"])
+            hidden, edits = self.before[layer], [Set(str(self.blocks.site(layer, "resid_mid")), read)]
+        called = self.blocks.run(self.passed, layer, hidden, edits=edits, record=["mlp_write"])
         return called.at["mlp_write"].reshape(hidden.shape) - self.there.mlp[layer]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph.changes import GraphPair, Written
-from interp.hooks.drive.walk import Passed
+from interp.hooks.drive.recording import Recording
 from interp.hooks.edits.edits import Edit
 from interp.hooks.edits.placing import places
 from interp.hooks.errors import InputsError, ModelError
@@ -37,7 +37,7 @@ class Slopes:
 
     def __init__(self, pair: GraphPair, more: Written, *, rules: Rules | None = None) -> None:
         refuse_rounding(pair.model.module)
-        self.pair, self.walk, self.graph, self.carries = pair, pair.walk, pair.graph, pair.carries
+        self.pair, self.blocks, self.graph, self.carries = pair, pair.blocks, pair.graph, pair.carries
         self.more, self.rules, self.parts = more, rules, pair.parts()
         self.first = [0, *self.graph.exists.sum(0).cumsum(0).tolist()]
         """Where a receiver's edges begin; they are in the order of `graph.edges`."""
@@ -67,24 +67,24 @@ class Slopes:
                 self.rules.check_used()
         self.pair.passes += 2
 
-    def _pass(self, rows: slice, edits: Edits) -> Passed:
+    def _pass(self, rows: slice, edits: Edits) -> Recording:
         """A pass whose logits have a graph; where there are several, the residuals of each are made again later."""
         passed = self.pair.pass_base(rows, edits=edits(rows), leaf=True)
         if len(self.parts) > 1:
             passed.entered.clear()
         return passed
 
-    def _walk(self, rows: slice, edits: Edits, passed: Passed | None, slope: Tensor) -> None:
+    def _walk(self, rows: slice, edits: Edits, passed: Recording | None, slope: Tensor) -> None:
         """Back through the blocks with some rows."""
         made = list(edits(rows))
         passed = self.pair.pass_base(rows, edits=made) if passed is None else passed
-        self.edits = [(site.layer, edit) for edit in made for site in places(self.walk.anatomy, edit)]
+        self.edits = [(site.layer, edit) for edit in made for site in places(self.blocks.anatomy, edit)]
         self.rows = rows
         self._contract(Site(None, None, "logits"), slope)
-        for layer in reversed(self.walk.layers):
+        for layer in reversed(self.blocks.layers):
             slope = self._block(passed, layer, slope)
 
-    def _slopes(self, passes: Sequence[Passed], first_order: bool) -> Sequence[Tensor]:
+    def _slopes(self, passes: Sequence[Recording], first_order: bool) -> Sequence[Tensor]:
         """The gradients of the metric by the last residuals."""
         with torch.enable_grad():
             score = self.pair.judge(passes)
@@ -106,7 +106,7 @@ class Slopes:
             raise ModelError("the gradient at the last residual is not finite: nothing can follow from it.")
         return slopes
 
-    def _block(self, passed: Passed, layer: int, slope: Tensor) -> Tensor:
+    def _block(self, passed: Recording, layer: int, slope: Tensor) -> Tensor:
         """Everything read in a block; returns the slope at its input."""
         shape = self.graph.by_index[layer]
         if not self._earlier(layer):
@@ -114,7 +114,7 @@ class Slopes:
         hidden = passed.entered.pop(layer).detach().requires_grad_()
         inside = [edit for where, edit in self.edits if where == layer]
         mlp = [] if not shape.mlp else ["mlp_write"] if shape.parallel else ["resid_mid", "mlp_write"]
-        called = self.walk.block(passed, layer, hidden, record=["q", "k", "v", *mlp], edits=inside, grad=True)
+        called = self.blocks.run(passed, layer, hidden, record=["q", "k", "v", *mlp], edits=inside, grad=True)
         if shape.mlp and self._read(Site(self.graph.tower, layer, "mlp_in")):
             start = hidden if shape.parallel else called.at["resid_mid"]
             write = called.at["mlp_write"]
@@ -148,7 +148,7 @@ class Slopes:
         v, rows = self.graph.receiver_at[receiver], self.rows
         if self._counts(0):
             self._add(v, slice(0, 1), _dot(self.more.embed[rows], slope))
-        for layer in self.walk.layers:
+        for layer in self.blocks.layers:
             if receiver.layer is not None and layer > receiver.layer:
                 break
             heads = self.graph.heads_of(layer)

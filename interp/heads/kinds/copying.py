@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.heads.kinds.reading import heads_of, page_of, read_heads, tower_of
-from interp.hooks.drive.tail import Tail, last_tower
-from interp.hooks.drive.unembedding import unembedding
+from interp.hooks.drive.tail import Tail, last_tower, unembedding
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.weights import Rows
 from interp.hooks.run.writes import Writes

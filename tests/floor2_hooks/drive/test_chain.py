@@ -41,7 +41,7 @@ def test_a_block_gives_what_it_gave_and_tokens_go_through_it_by_themselves(name:
 
 def test_a_block_that_needs_all_its_tokens_is_run_whole() -> None:
     c = chain("gpt2")
-    block = c.module.get_submodule(c.blocks[0].layer.block)
+    block = c.module.get_submodule(c.tower.by_index[0].block)
     own = block.ln_2.forward
     block.ln_2.forward = lambda x: own(x) * x.shape[1]  # type: ignore[method-assign]
     try:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from patch_cells import cells_of
 from torch import Tensor
 
 import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.drive.replay import Replay
-from interp.hooks.drive.sweep import Answer, Cell, Reads, Sweep, cells_of
+from interp.hooks.drive.sweep import Answer, Cell, Reads, Sweep
 from interp.hooks.errors import CheckFailed
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.hooks.drive.packed import Rectangle, Shared, attend
+from interp.hooks.drive.packed import Shared, attend
+from interp.hooks.drive.versions import RowBatch
 
 HEADS, KV, LENGTH, START, D = 4, 2, 7, 3, 8
 ORDERS = [[0, 1, 0, 1], [1, 0, 1, 0], [0, 0, 1, 1], [2, 0, 1, 2, 0], [0, 1, 2, 2], [1], [2, 2]]
@@ -37,7 +38,7 @@ def test_rows_of_prompts_in_any_order(
     q, (k, v) = torch.randn(rows, HEADS, width, D).double(), torch.randn(2, rows, KV, width, D).double()
     shared = Shared(base_k, base_v, bias, 0.3, None, None)
     made = attend(
-        q.transpose(0, 1).flatten(1, 2)[None], [k], [v], [Rectangle(0, start, LENGTH, torch.tensor(order))], shared
+        q.transpose(0, 1).flatten(1, 2)[None], [k], [v], [RowBatch(torch.tensor(order), start, LENGTH)], shared
     )
     for n, prompt in enumerate(order):
         whole_k, whole_v = (torch.cat([a[prompt][:, :start], b[n]], 1) for a, b in ((base_k, k), (base_v, v)))

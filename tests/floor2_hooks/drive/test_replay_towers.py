@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from patch_cells import cells_of
 
 import interp
 from interp.hooks.anatomy.example import example
-from interp.hooks.drive.questions import Cell, Reads, cells_of
+from interp.hooks.drive.questions import Cell, Reads
 from interp.hooks.drive.replay import Replay
 from interp.hooks.drive.sweep import Sweep
 from interp.hooks.inputs.inputs import Inputs

@@ -193,7 +193,7 @@ def test_rows_walked_one_by_one_give_the_same_scores(name: str, method: str, mon
     how: dict[str, Any] = {"base": base, "source": source, "metric": difference, "method": method, "steps": 1}
     whole = interp.edges(m, **how)
     monkeypatch.setattr(changes, "GRAPH", 0)
-    pair = changes.Pair(m, base, source, difference)
+    pair = changes.GraphPair(m, base, source, difference)
     assert pair.parts() == [slice(0, 1), slice(1, 2), slice(2, 3)]
     apart = interp.edges(m, **how)
     torch.testing.assert_close(apart.values, whole.values, atol=1e-9, rtol=1e-9)
@@ -206,7 +206,7 @@ def test_rows_that_share_something_are_run_together(monkeypatch: pytest.MonkeyPa
     for name, source, count in (("gpt2", None, 2), ("gpt2", "zero", 2), ("gpt2", "mean", 1), ("vit", None, 2),
                                 ("llava", None, 1)):  # fmt: skip
         m, base, other = asked(name)
-        assert len(changes.Pair(m, base, source or other, difference).parts()) == count, (name, source)
+        assert len(changes.GraphPair(m, base, source or other, difference).parts()) == count, (name, source)
 
 
 class Largest(TorchDispatchMode):
