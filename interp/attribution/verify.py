@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from interp.attribution.pair import Pair
-from interp.hooks.drive.sweep import Cell, Sweep, differs
+from interp.hooks.drive.questions import Cell
 from interp.hooks.edits.edits import ValueEdit
 from interp.hooks.errors import InputsError
 from interp.hooks.run.tape import head_axis
 from interp.hooks.sites import Site
+from interp.patching.cells import Target
+from interp.patching.exact import Prepared, Question, prepare, run
+from interp.patching.sources import Given
 
 Estimate = Callable[[Pair], Tensor]
 AFFORDABLE = 4096
@@ -57,17 +60,16 @@ def agreement(
 
 
 def _direction(pair: Pair, values: Tensor, how: Any, magnitudes: bool, seed: int) -> dict[str, Any]:
-    cells = _cells(pair)
-    live = torch.tensor([bool(cell.where.any()) for cell in cells])
+    ready = _prepared(pair, seed)
+    live = torch.tensor([bool(cell.changed.any()) for cell in ready.cells])
     draw = torch.Generator().manual_seed(seed)
     numbers, weights = _drawn(values.abs().mean(1), live, _count(how, int(live.sum()), values.shape[1]), draw)
-    sweep = Sweep(pair.model.module, pair.model.anatomy, pair.base, pair.kwargs(), family=pair.model.family)
-    checked = Checked(numbers, _exact(pair, sweep, cells, numbers), weights)
+    checked = Checked(numbers, _exact(ready.only(numbers.tolist())), weights)
     made = _report(pair, values, live, checked, magnitudes)
     rest = live.clone()
     rest[numbers] = False
     if bool(rest.any()):
-        made["group test"] = _group_test(pair, cells, rest, made, draw)
+        made["group test"] = _group_test(pair, ready.cells, rest, made, draw)
     return made
 
 
@@ -94,31 +96,17 @@ def _drawn(size: Tensor, live: Tensor, count: int, draw: torch.Generator) -> tup
     return torch.cat(numbers), torch.cat(weights)
 
 
-def _cells(pair: Pair) -> list[Cell]:
-    """The cells of the pair, their positions cut down to those where the source differs."""
-    old = pair.model.run(pair.base, record=pair.whole)
-    found: list[Cell] = []
-    for site in pair.chosen:
-        site = Site(site.tower, site.layer, "z", site.heads) if site.component == "result" else site
-        heads = pair.model.anatomy.layer(site).heads_of(site) if site.heads is not None else None
-        moved = differs(old[site.whole], pair.given(site.whole), heads).cpu()
-        where = pair.where(site, moved.shape)
-        found.extend(Cell(site, pair.given(site.whole), chosen & moved) for chosen in where)
-    return found
+def _prepared(pair: Pair, seed: int) -> Prepared:
+    """The pair's cells as `interp.patch` has them; what a head writes is patched as its z, which makes it."""
+    sites = [Site(s.tower, s.layer, "z", s.heads) if s.component == "result" else s for s in pair.chosen]
+    targets = [Target(((site, None),), str(site)) for site in sites]
+    new = Given({site: pair.given(site) for site in pair.whole}, "given", pair.aligned)
+    question = Question(pair.model, targets, pair.positions, seed=seed, bar=False)
+    return prepare(question, pair.base, new, {"": pair.metric})
 
 
-def _exact(pair: Pair, sweep: Sweep, cells: Sequence[Cell], numbers: Tensor) -> Tensor:
-    asked = [cells[n] for n in numbers.tolist()]
-    logits = pair.model.run(pair.base)["logits"]
-    reads = pair.reads(logits)
-    effects = torch.zeros(len(asked), len(reads.positions), dtype=torch.float64)
-    judge = pair.judge(logits)
-    for answer in sweep.run(asked, reads):
-        gap = (judge(answer.logits) - judge(answer.unchanged)).double().cpu()
-        effects[answer.number] = torch.where(answer.changed, gap, 0.0)
-        if answer.number in (0, len(asked) - 1):
-            sweep.compare(asked[answer.number], answer, reads)
-    return effects
+def _exact(ready: Prepared) -> Tensor:
+    return run(ready, ready.sweep.chunks(ready.cells, ready.judges.reads))[0][""]
 
 
 def _report(pair: Pair, values: Tensor, live: Tensor, checked: Checked, magnitudes: bool) -> dict[str, Any]:

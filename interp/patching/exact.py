@@ -1,4 +1,5 @@
-"""The sweep behind `interp.patch`: base and source once, then chunk by chunk, each held against full passes."""
+"""The sweep behind `interp.patch` and what attributions are checked with: base and source once, then chunk by chunk,
+each held against full passes."""
 
 from __future__ import annotations
 
@@ -71,6 +72,12 @@ class Prepared:
         """The cells, in order."""
         return self.grid.cells
 
+    def only(self, numbers: Sequence[int]) -> Prepared:
+        """The same with some of the cells."""
+        whole = self.grid
+        cells, labels = tuple(whole.cells[n] for n in numbers), tuple(whole.labels[n] for n in numbers)
+        return replace(self, grid=replace(whole, cells=cells, labels=labels))
+
 
 def effects(question: Question, x: Inputs, source: Source, metrics: Metrics) -> dict[str, Effects]:
     """The effects of every cell, by metric."""
@@ -84,7 +91,7 @@ def effects(question: Question, x: Inputs, source: Source, metrics: Metrics) -> 
     chunks = ready.sweep.chunks(ready.cells, ready.judges.reads) if plan is None else [tuple(c) for c in plan["chunks"]]
     if journal is not None and plan is None:
         journal.begin(task, chunks, ready.sweep.product)
-    values, floors = _run(ready, chunks, journal)
+    values, floors = run(ready, chunks, journal)
     found = {name: _result(ready, name, values[name], floors[name], task) for name in metrics}
     if journal is not None:
         for n, name in enumerate(metrics):
@@ -94,8 +101,10 @@ def effects(question: Question, x: Inputs, source: Source, metrics: Metrics) -> 
     return found
 
 
-def prepare(question: Question, x: Inputs, source: Source, metrics: Metrics, *, product: str | None = None) -> Prepared:
-    """Run base and source, and make the cells."""
+def prepare(
+    question: Question, x: Inputs, source: Source | Given, metrics: Metrics, *, product: str | None = None
+) -> Prepared:
+    """Run base and source, and make the cells; a source whose values are given at hand is not run."""
     model = question.model
     sweep = Sweep(
         model.module, model.anatomy, x, model.called_with(x.kwargs), family=model.family, product=product,
@@ -109,8 +118,12 @@ def prepare(question: Question, x: Inputs, source: Source, metrics: Metrics, *, 
     logits = sweep.logits
     judges = Judges(metrics, x, classes=logits.ndim == 2, length=x.length)
     kept = columns_wanted(metrics, model.inputs(source), model.module) if is_run(source) else None
-    new = Sources(model, sweep, old).given(
-        source, kept=kept, align=question.align, reduce=question.reduce, source_model=question.source_model
+    new = (
+        source
+        if isinstance(source, Given)
+        else Sources(model, sweep, old).given(
+            source, kept=kept, align=question.align, reduce=question.reduce, source_model=question.source_model
+        )
     )
     cells = grid(model.anatomy, question.targets, x, old, new, question.positions)
     return Prepared(
@@ -126,9 +139,10 @@ def _reference(metrics: Metrics, new: Given, kept: Tensor | None) -> dict[str, T
     return judges(judges.reads.of(new.logits, kept if new.logits.ndim == 3 else None))
 
 
-def _run(
-    ready: Prepared, chunks: Sequence[tuple[int, int]], journal: Journal | None
+def run(
+    ready: Prepared, chunks: Sequence[tuple[int, int]], journal: Journal | None = None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Effects [cell, prompt] and noise floors by metric, some cells held against full passes."""
     inspected = _inspected(ready.cells, ready.question.seed)
     prompts = len(ready.judges.reads.positions)
     values = {name: torch.zeros(len(ready.cells), prompts, dtype=torch.float64) for name in ready.judges.own}
@@ -221,7 +235,7 @@ def _digest(model: Model, source: Source) -> str:
     return model.inputs(source).digest() if is_run(source) else repr(source)
 
 
-def is_run(source: Source) -> bool:
+def is_run(source: Source | Given) -> bool:
     """Whether the source is inputs to run the model on."""
     said = isinstance(source, str) and source in ("zero", "mean", "noise")
-    return not said and not isinstance(source, (Average, Noise, Tape))
+    return not said and not isinstance(source, (Average, Noise, Tape, Given))
