@@ -11,11 +11,14 @@ from interp.kernels.cpu.reference import pattern
 from interp.kernels.errors import AttentionError
 from interp.kernels.masks import symbols as M
 from interp.kernels.request import request
-from interp.kernels.stats import KEY, ROW
+from interp.kernels.stats import KINDS
 
 NAMES = [
-    *(name for name in (*ROW, *KEY) if name not in (*OF_SCORES, "topk", "mass")), "topk:1", "topk:30", "mass:some",
-]  # fmt: skip
+    *(name for name, kind in KINDS.items() if name not in OF_SCORES and not kind.argument),
+    "topk:1",
+    "topk:30",
+    "mass:some",
+]
 
 
 @pytest.mark.parametrize("rows", [None, [0, 4, 11]])

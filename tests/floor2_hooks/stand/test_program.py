@@ -76,9 +76,9 @@ def test_the_models_own_softmax_as_a_program_changes_nothing(name: str, attn: An
         record = [f"{where}.z", f"{where}.pattern"]
         plain = m.run(x, record=record)
         tape = m.run(x, record=record, edits=[Program(f"{where}.H1", Own())])
-        for site in record:
-            torch.testing.assert_close(tape[site], plain[site], atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(tape["logits"], plain["logits"], atol=1e-6, rtol=1e-6)
+        near = 1e-6 if m.dtype == torch.float64 else 1e-5
+        for site in (*record, "logits"):
+            torch.testing.assert_close(tape[site], plain[site], atol=near, rtol=near)
         others = [head for head in range(last.heads) if head != 1]
         assert torch.equal(tape[f"{where}.z"][:, :, others], plain[f"{where}.z"][:, :, others])
 
