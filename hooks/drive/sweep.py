@@ -28,7 +28,7 @@ from interp.hooks.edits.edits import Set
 from interp.hooks.errors import BudgetError, CheckFailed, InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.keeper import Wish
-from interp.hooks.run.session import Session
+from interp.hooks.run.session import Session, edits_on
 from interp.hooks.run.size import free_memory
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
@@ -82,6 +82,7 @@ class Sweep:
         tower, onward = self.anatomy.towers[name], None
         valid = self._valid(name)
         try:
+            _refuse_rows(tower, self.module)
             if name == "vision" and len(self.anatomy.towers) > 1:
                 _one_image_each(tower, self.base)
                 above = self.engine(self.anatomy.main or "text")
@@ -290,6 +291,13 @@ class Sweep:
         self.passes += 1
         gaps = [_gap(cell, whole[n], looked[n][1].logits[b]) for cell, n, b in asked]
         return max(gaps)
+
+
+def _refuse_rows(tower: Tower, module: nn.Module) -> None:
+    """Tokens of many rows run at once, so what the model runs under must be the same for each of them."""
+    other = next((edit for edit in edits_on(module) if not edit.tokenwise), None)
+    if other is not None:
+        raise CannotDrive(tower, f"the model runs under {other!r}, which is about whole rows")
 
 
 def _depth(module: nn.Module, tower: Tower) -> int:

@@ -50,6 +50,12 @@ class Edit(ByContent):
         ]
         return f"{type(self).__name__}({', '.join([repr(self.site), *said])})"
 
+    @property
+    def tokenwise(self) -> bool:
+        """Whether it does the same to every token of every row, so that it may be met by tokens of many rows at
+        once."""
+        return False
+
     def refuse_unwritten(self) -> None:
         """Raise where what the edit does cannot be written down, so that nobody could go on with it later."""
 
@@ -70,6 +76,10 @@ def _short(value: Any) -> str:
 
 class ValueEdit(Edit):
     """An edit of the tensor at a site."""
+
+    def even(self, value: Any) -> bool:
+        """Whether a value of its own, a number or a vector, meets every token of every row alike."""
+        return self.positions is None and self.rows is None and torch.as_tensor(value).ndim <= 1
 
     @property
     def needs_valid(self) -> bool:
@@ -106,6 +116,10 @@ class Set(ValueEdit):
         if self.value is None:
             raise EditError(f"Set({self.site!r}) needs a value: a number or a tensor that broadcasts to the site.")
 
+    @property
+    def tokenwise(self) -> bool:
+        return self.even(self.value)
+
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         return _fit(self.value, x, self)
 
@@ -115,6 +129,10 @@ class Scale(ValueEdit):
     """Multiply by a factor."""
 
     factor: Any = 1.0
+
+    @property
+    def tokenwise(self) -> bool:
+        return self.even(self.factor)
 
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         return x * _fit(self.factor, x, self)
@@ -153,6 +171,10 @@ class Add(ValueEdit):
         if self.vector is None:
             raise EditError(f"Add({self.site!r}) needs a vector: a number or a tensor that broadcasts to the site.")
 
+    @property
+    def tokenwise(self) -> bool:
+        return self.even(self.vector)
+
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         return x + self.amount * _fit(self.vector, x, self)
 
@@ -168,6 +190,10 @@ class Project(ValueEdit):
     def __post_init__(self) -> None:
         if self.basis is None:
             raise EditError(f"Project({self.site!r}) needs a basis: a vector [d] or columns [d, n].")
+
+    @property
+    def tokenwise(self) -> bool:
+        return self.even(self.to)
 
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         columns = torch.as_tensor(self.basis, dtype=torch.float32, device=x.device)
