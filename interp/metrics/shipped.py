@@ -55,6 +55,8 @@ def places(positions: Positions, mask: Tensor) -> Int[Tensor, "batch read"]:
     last = torch.where(mask, index, -1).amax(1)
     if positions == "last":
         return last[:, None]
+    if isinstance(positions, str):
+        raise MetricError(f"positions are 'last' or numbers for each row, got {positions!r}")
     if len(positions) != len(mask):
         raise MetricError(f"expected inputs of {len(positions)} rows, got {len(mask)}; use metric.take(rows)")
     width = max(len(row) for row in positions)
@@ -240,6 +242,8 @@ class LogProb(Reading):
 
     def __post_init__(self) -> None:
         _nonempty("targets", self.targets)
+        if self.reduce not in ("sum", "mean"):
+            raise MetricError(f"reduce is 'sum' or 'mean', got {self.reduce!r}")
         long = [i for i, row in enumerate(self.targets) if len(row) > 1]
         if long and not self.forced:
             raise MetricError(

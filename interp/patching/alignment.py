@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -39,6 +39,16 @@ def align(base_spans: Span | Sequence[Span], source_spans: Span | Sequence[Span]
 
 
 How = Literal["index", "suffix"] | Alignment
+
+
+def check(how: How | None, reduce: Reduce | None) -> None:
+    """Raise for a `reduce` that nobody would read, or that is none."""
+    if reduce is None:
+        return
+    if not isinstance(how, Alignment):
+        raise InputsError("reduce= is for spans of unequal length: it goes with align=interp.patching.align(...).")
+    if reduce not in get_args(Reduce):
+        raise InputsError(f"reduce is 'last' or 'mean', got {reduce!r}.")
 
 
 def weights(how: How, x: Inputs, y: Inputs, reduce: Reduce | None) -> Tensor:

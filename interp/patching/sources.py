@@ -15,7 +15,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import Tape, real_positions, site_inputs
 from interp.hooks.sites import Site
 from interp.metrics.judge import ALIGN, must_line_up
-from interp.patching.alignment import How, Reduce, taken, weights
+from interp.patching.alignment import How, Reduce, check, taken, weights
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -73,6 +73,7 @@ class Sources:
         source_model: Model | None = None,
     ) -> Given:
         """The source's values; `kept` are the columns whose logits a run is asked for."""
+        check(align, reduce)
         if isinstance(source, (Average, Noise)) or (isinstance(source, str) and source in ("zero", "mean", "noise")):
             if align is not None or source_model is not None:
                 raise InputsError(f"align= and source_model= are for sources that are runs, not for {source!r}.")

@@ -91,6 +91,8 @@ def report(
     `exact` forces patching of every head or estimates; `top` heads get cards; `examples` prompts are shown; `draws`
     sets of random heads and `random` random circuits stand beside what was found.
     """
+    if exact != "auto" and not isinstance(exact, bool):
+        raise InterpError(f"exact is 'auto', True or False, got {exact!r}.")
     given, called = [*results] if not hasattr(results, "to_frame") else [results], name or name_of(model)
     put = _task(model, task, called, n, seed, options)
     if put is None and not given:

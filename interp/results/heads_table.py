@@ -140,7 +140,10 @@ def of_method(frame: Any, method: str | None) -> Any:
 
 def largest(frame: Any, n: int, *, column: str = "estimate", by: By = "abs") -> Any:
     """The n rows with the largest numbers in a column, by magnitude or at one end."""
-    order = {"abs": frame[column].abs(), "high": frame[column], "low": -frame[column]}[by]
+    orders = {"abs": frame[column].abs(), "high": frame[column], "low": -frame[column]}
+    if by not in orders:
+        raise InterpError(f"by is one of {', '.join(map(repr, orders))}, got {by!r}.")
+    order = orders[by]
     return frame.loc[order.sort_values(ascending=False, kind="stable").index].head(n)
 
 

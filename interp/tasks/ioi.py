@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from interp.prompts.draw import Split, option, part, positive, stream, where
 from interp.prompts.names import NAMES, OBJECTS, PLACES, TEMPLATES, IoiRow
@@ -44,13 +44,15 @@ def ioi(
 ) -> Task:
     """`n` prompts, scored by the logit of the indirect object minus that of the subject."""
     option("corruption", corruption, CORRUPTIONS)
+    option("order", order, (None, *get_args(Order)))
+    rng = stream("ioi", seed, split)
     words = Vocabulary(model)
     if names is None:
         known = words.pool(NAMES[split], "name", least=5)
     else:
         known = part(words.given(names, "name", least=15), split)
     places, objects = words.pool(PLACES, "place", least=2), words.pool(OBJECTS, "object", least=2)
-    rng, rows = stream("ioi", seed, split), []
+    rows = []
     for i in range(positive(n)):
         turn = order or ("ABBA", "BABA")[i % 2]
         rows.append(_row(rng, known, places, objects, split=split, order=turn, corruption=corruption))
