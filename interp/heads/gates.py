@@ -222,6 +222,7 @@ register(
         number="how far a head's gate stays open, 0 to 1, by seed",
         shown="map",
         needs=("metric",),
+        papers=("1905.09418", "1712.01312", "1802.10399", "2406.05276"),
         passes=lambda t: 2 * 3 * 2,
         values=None,
         example=lambda t: gates(

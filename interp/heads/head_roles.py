@@ -166,7 +166,7 @@ register(
         "interp.head_roles",
         number="weight on what the kind looks at, 0 to 1 (of copying: a share of eigenvalues, -1 to 1)",
         shown="map",
-        label="head roles",
+        papers=("2209.11895", "1905.09418", "1906.04341"),
         passes=lambda t: 4,
         example=lambda t: head_roles(t.model, t.base, heads=f"{t.tower}L*", n=2, length=6, repeats=2),
     )

@@ -9,15 +9,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 from areas import AREAS, areas
 from house import ROOT, files, imports, sources
 
+from interp import records
+
 KERNELS_MAY_IMPORT = {"torch", "triton", "jaxtyping", "interp"}
-# Methods that are made of methods. Everything else that two methods need lives in hooks/.
-COMPOSITIONS = {"importance", "prune", "head", "report", "cli", "demo"}
 EXTRAS = {"gguf", "lens", "nnsight", "captum", "kernels", "peers", "dist", "dev", "notebooks", "all"}
 TARGETS = {"demo", "test", "check", "bench", "real", "clean"}
 
@@ -66,45 +67,35 @@ def test_imports_go_down_the_floors_only() -> None:
     assert not [row for row in found if row[2]]
 
 
-def verbs(tree: ast.Module) -> set[str]:
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-
-
-def registers(tree: ast.Module) -> bool:
-    return "interp.records.register" in imports(tree)
-
-
-def crossings(methods: dict[str, ast.Module]) -> list[tuple[str, str]]:
-    """Pairs (importer, imported) of methods: files in a room of interp/ with a function of their own name, that
-    register a record."""
-    names = {n for n, tree in methods.items() if n.rsplit(".", 1)[-1] in verbs(tree) and registers(tree)}
-    return [
-        (n, other)
-        for n in sorted(names)
-        if n.rsplit(".", 1)[-1] not in COMPOSITIONS
-        for wanted in imports(methods[n])
-        for other in names - {n}
-        if wanted == other or wanted.startswith(other + ".")
-    ]
+def crossings(
+    homes: Mapping[str, str], made_of: Mapping[str, Iterable[str]], files: Mapping[str, ast.Module]
+) -> set[str]:
+    """ "a imports b" of methods, by the files they are registered in, where a's record does not name b."""
+    found = set()
+    for name, home in homes.items():
+        others = {other: there for other, there in homes.items() if there != home and other not in made_of[name]}
+        for wanted in imports(files[home]):
+            found |= {f"{name} imports {o}" for o, there in others.items() if f"{wanted}.".startswith(f"{there}.")}
+    return found
 
 
 def test_the_method_rule_tells_right_from_wrong() -> None:
-    record = "from interp.records import register\n"
-    patch, results = ast.parse(f"{record}def patch(): ..."), ast.parse("def results(): ...")
-    greedy = ast.parse(f"{record}def sinks():\n    from interp.patching.patch import patch\nimport interp.results")
-    report = ast.parse(f"{record}import interp.patching.patch\ndef report(): ...")
-    modules = {
-        "interp.patching.patch": patch,
-        "interp.results": results,
-        "interp.sink.sinks": greedy,
-        "interp.reporting.report": report,
+    homes = {
+        "interp.patch": "interp.patching.patch",
+        "interp.sinks": "interp.sink.sinks",
+        "interp.head": "interp.heads.head",
     }
-    assert crossings(modules) == [("interp.sink.sinks", "interp.patching.patch")]
+    greedy = "def sinks():\n    from interp.patching.patch import patch\nimport interp.results"
+    codes = {"interp.patching.patch": "", "interp.sink.sinks": greedy, "interp.heads.head": greedy}
+    files = {name: ast.parse(code) for name, code in codes.items()}
+    made_of = {"interp.patch": (), "interp.sinks": (), "interp.head": ("interp.patch",)}
+    assert crossings(homes, made_of, files) == {"interp.sinks imports interp.patch"}
 
 
-def test_a_method_never_imports_another_method() -> None:
-    modules = {".".join(f.with_suffix("").parts): tree for f, tree in sources("interp").items()}
-    assert not crossings(modules)
+def test_a_method_imports_another_method_only_if_its_record_says_so() -> None:
+    files = {".".join(f.with_suffix("").parts): tree for f, tree in sources("interp").items()}
+    methods = records.every()
+    assert not crossings({m.name: m.home for m in methods}, {m.name: m.made_of for m in methods}, files)
 
 
 def broad(tree: ast.Module) -> list[int]:
