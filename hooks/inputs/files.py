@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs.grids import Fit, View
 from interp.hooks.inputs.labels import FIELDS, Roles
+from interp.hooks.pictures.grids import Fit, View
 
 Made = TypeVar("Made")
 FORMAT = 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs.grids import Fit, View
+from interp.hooks.pictures.grids import Fit, View
 
 KINDS = ("bos", "system", "user", "assistant", "template", "text", "image", "video", "audio", "pad", "special")
 CODE = {name: code for code, name in enumerate(KINDS)}

@@ -2,7 +2,7 @@
 
 Idea: a tower's positions are labelled from the ids, the mask and the shapes the model itself is called with, never from
 a square root or an assumed contiguous span. Image tokens are found by id equality; the order of their cells comes from
-the family (`layouts.py`), and a count that does not fit is an error. Cost: no forward pass.
+the family (`hooks/pictures/`), and a count that does not fit is an error. Cost: no forward pass.
 Limits: `system user assistant template` are known only where `prepare` rendered the chat; elsewhere those tokens are
 `text`. Image tokens of a family without a layout have no grid. In a tower that reads pictures from text (`vision` of a
 LLaVA) `image` numbers the pictures of the batch; a row is a picture or a tile, for Qwen-VL all pictures.
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.arguments import IDS, MASKS, main_embeds, main_ids, main_tower
-from interp.hooks.inputs.grids import View
 from interp.hooks.inputs.labels import CODE, FIELDS, KINDS, Roles
-from interp.hooks.inputs.layouts import IMAGES, VIDEOS, Picture, Text, unknown, vision_rows, vision_views
+from interp.hooks.pictures.grids import View
+from interp.hooks.pictures.record import Grids, Text, family_of, unknown, vision_rows, vision_views
 
 OPENS = ("vision_start_token_id", "boi_token_id", "start_image_token_id", "image_start_token_id")
 CLOSES = ("vision_end_token_id", "eoi_token_id", "end_image_token_id", "image_end_token_id")
@@ -76,7 +76,7 @@ def _image_ids(config: Any, name: str) -> set[int]:
     return _ids(config, f"{name}_token_id") or _ids(config, f"{name}_token_index")
 
 
-def place(labels: Roles, name: str, at: Sequence[Tensor], pictures: Sequence[Sequence[Picture]]) -> Roles:
+def place(labels: Roles, name: str, at: Sequence[Tensor], pictures: Sequence[Sequence[Grids]]) -> Roles:
     """Write each row's pictures onto its image tokens, in order."""
     tensors = {field_name: getattr(labels, field_name).clone() for field_name in FIELDS}
     tags = {tag: mask.clone() for tag, mask in labels.tags.items()}
@@ -163,15 +163,16 @@ def _stamp(ids: Tensor, own: Tensor, first: int) -> int:
 def text_roles(config: Any, kwargs: Mapping[str, Tensor], ids: Tensor, valid: Tensor, tokenizer: Any = None) -> Roles:
     """Roles of a tower that reads ids, among them image and video tokens."""
     labels = of_ids(ids, valid, config=config, tokenizer=tokenizer)
-    kind = getattr(config, "model_type", "")
-    for name, families in (("image", IMAGES), ("video", VIDEOS)):
+    family = family_of(config)
+    layouts = {"image": None, "video": None} if family is None else {"image": family.images, "video": family.videos}
+    for name, layout in layouts.items():
         mine = _isin(ids, _image_ids(config, name)) & valid
         if not mine.any() and not (_image_ids(config, name) and PIXELS[name] in kwargs):
             continue
         texts = [Text(row, here.nonzero().flatten()) for row, here in zip(ids, mine, strict=True)]
-        labels = place(labels, name, [text.at for text in texts], families.get(kind, unknown)(config, kwargs, texts))
+        labels = place(labels, name, [text.at for text in texts], (layout or unknown)(config, kwargs, texts))
         marks = Marks.of(config, tokenizer)
-        labels = separate(labels, name, ids, marks.around(texts) if kind in ("idefics3", "smolvlm") else marks)
+        labels = separate(labels, name, ids, marks.around(texts) if family is not None and family.marks else marks)
     return labels
 
 

@@ -29,18 +29,18 @@ from torch import Tensor, nn
 
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.arguments import vocabulary
-from interp.hooks.inputs.grids import Fit
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.token_text import Decoder
+from interp.hooks.pictures.grids import Fit
+from interp.hooks.pictures.record import VisionLanguage, family_of, unknown
 from interp.preparing.chats import Chat, is_chat, paint, render
 from interp.preparing.pictures import as_rows, count_check, sizes_of
 from interp.preparing.rows import Rows, from_batch, from_ids, from_texts, tokenise_answer
 
 Side = Literal["left", "right"]
-NESTED = ("gemma3", "mllama", "idefics3", "smolvlm", "paligemma")
-IMPLICIT = ("blip-2", "instructblip", "paligemma")
-FIRST_POSITION = {"paligemma": 1}
-BY_MASK = ("bloom", "mpt", "opt", "blip-2", "instructblip", "falcon")
+BY_MASK = ("bloom", "mpt", "opt", "falcon")
+PLAIN = VisionLanguage((), images=unknown)
+"""A family that has no record."""
 _warned: dict[str, weakref.WeakSet[nn.Module]] = {}
 
 
@@ -86,7 +86,7 @@ class Call:
     def __init__(self, module: nn.Module, processor: Any, padding: Side | None) -> None:
         self.module, self.processor = module, processor
         self.config = getattr(module, "config", None)
-        self.family = getattr(self.config, "model_type", "")
+        self.family = family_of(self.config) or PLAIN
         self.tokenizer = getattr(processor, "tokenizer", processor if _tokenizes(processor) else None)
         self.looks = getattr(processor, "image_processor", None if _tokenizes(processor) else processor)
         self.two_stacks = bool(getattr(self.config, "is_encoder_decoder", False))
@@ -96,7 +96,8 @@ class Call:
         generates = getattr(self.module, "can_generate", None)
         if self.two_stacks or not callable(generates) or not generates():
             return False
-        return self.family in BY_MASK or self._takes("position_ids")
+        by_mask = self.family.by_mask or getattr(self.config, "model_type", "") in BY_MASK
+        return by_mask or self._takes("position_ids")
 
     def _takes(self, name: str) -> bool:
         import inspect
@@ -145,12 +146,12 @@ class Call:
         token = _placeholder(self.processor, self.family)
         counts = [text.count(token) if token else 1 for text in texts]
         _count_videos(texts, videos, self.processor)
-        if self.family == "paligemma" and not any(counts):
+        if self.family.always and not any(counts):
             texts, counts = [token + text for text in texts], [1] * len(texts)
-        pictures = as_rows(images, counts if token or self.family in IMPLICIT else None)
-        if token or self.family in IMPLICIT:
+        pictures = as_rows(images, counts if token or self.family.implicit else None)
+        if token or self.family.implicit:
             count_check(counts, pictures, token)
-        given = pictures if self.family in NESTED else [picture for row in pictures for picture in row]
+        given = pictures if self.family.nested else [picture for row in pictures for picture in row]
         extra = {"videos": videos} if videos is not None else {}
         extra |= {"add_special_tokens": False} if chats else {}
         batch = self.processor(
@@ -204,7 +205,7 @@ class Call:
         answers = self._answers(continuation, len(rows.ids))
         starts = None
         if answers is not None:
-            fills = {"token_type_ids": 1} if self.family == "paligemma" else {}
+            fills = self.family.fills
             rows, starts = rows.appended(answers, self._decoder(), fills), [len(ids) for ids in rows.ids]
         call = rows.padded(self.side, self.pad_id)
         if self._needs_positions(call):
@@ -223,7 +224,7 @@ class Call:
     def _numbers(self, mask: Tensor) -> Tensor:
         """Positions that count real tokens only; padding gets some position the model has."""
         after = self._padding_position()
-        first = FIRST_POSITION.get(self.family, 0) if after is None else after + 1
+        first = self.family.first_position if after is None else after + 1
         return (mask.long().cumsum(-1) - 1 + first).clamp(min=0)
 
     def _padding_position(self) -> int | None:
@@ -343,9 +344,9 @@ def _texts(data: Any) -> list[str]:
     return list(texts)
 
 
-def _placeholder(processor: Any, family: str) -> str:
+def _placeholder(processor: Any, family: VisionLanguage) -> str:
     """What stands for one picture in a text; empty where the processor puts pictures in front by itself."""
-    if family in ("blip-2", "instructblip"):
+    if family.in_front:
         return ""
     token = getattr(processor, "image_token", None)
     return str(getattr(token, "content", token) or "")

@@ -9,8 +9,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.example import PICTURES, example
+from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.pictures.record import families
 from interp.zoo.families import FAMILIES, tiny
 
 WITH_TEXT = [name for name, family in FAMILIES.items() if "padding" not in family.na]
@@ -139,7 +140,7 @@ def test_mllama_words_before_the_image_are_blind_to_it():
 
 def test_every_known_layout_is_tried():
     types = {getattr(built(name).config, "model_type", None) for name in WITH_IMAGE}
-    assert types == set(PICTURES)
+    assert types == {name for name, family in families().items() if family.example is not None}
 
 
 def test_words_are_no_special_ids():

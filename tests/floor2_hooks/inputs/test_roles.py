@@ -23,9 +23,9 @@ from tokens import PLACEHOLDERS, SIDE, bpe
 from torch import Tensor, nn
 
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs.grids import Fit, View, arrange, grid, windows
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import CODE, Roles, roles
+from interp.hooks.pictures.grids import Fit, View, arrange, grid, windows
 from interp.preparing.prepare import prepare
 
 NUMPY = "ignore:__array__ implementation:DeprecationWarning:transformers.models.paligemma"

@@ -190,7 +190,7 @@ def lead_of(config: Any) -> tuple[str, ...]:
         known = ", ".join(sorted(LEADS))
         raise InputsError(
             f"the token order of image model {config.model_type!r} is not known (known: {known}); "
-            f"if it is one sequence of patches after some tokens, add it to interp.hooks.inputs.grids.LEADS"
+            f"if it is one sequence of patches after some tokens, add it to interp.hooks.pictures.grids.LEADS"
         )
     lead = []
     for name in LEADS[config.model_type]:
