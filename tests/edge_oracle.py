@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import partial
 from typing import Any
 
+import models
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import interp
 from interp.hooks.anatomy.example import example
-from interp.zoo.families import tiny
 
 LENGTH = 5
 
@@ -35,9 +35,7 @@ def difference(logits: Tensor, inputs: Any) -> Tensor:
     return last[:, 0] - last[:, 1]
 
 
-@cache
-def attached(name: str) -> interp.Model:
-    return interp.attach(tiny(name, dtype=torch.float64))
+attached = partial(models.attached, dtype=torch.float64)
 
 
 def asked(name: str) -> tuple[interp.Model, Any, Any]:

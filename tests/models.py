@@ -20,9 +20,9 @@ from interp.zoo.families import tiny
 
 
 @cache
-def attached(name: str) -> interp.Model:
+def attached(name: str, dtype: torch.dtype = torch.float32) -> interp.Model:
     """A tiny random model of a family of `interp.zoo.families`. Shared: a test that changes it builds its own."""
-    return interp.attach(tiny(name))
+    return interp.attach(tiny(name, dtype=dtype))
 
 
 @cache

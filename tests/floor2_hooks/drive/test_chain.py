@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
+from models import attached
 
-import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.drive.chain import Chain, Tokens
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def chain(name: str) -> Chain:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import partial
 from typing import Any
 
+import models
 import pytest
 import torch
 from torch import Tensor
@@ -21,9 +22,7 @@ PADDINGS = [None, "left", "right"]
 Weights = Callable[[Tensor, Tensor], Tensor]
 
 
-@cache
-def attached(name: str) -> interp.Model:
-    return interp.attach(tiny(name, dtype=torch.float64))
+attached = partial(models.attached, dtype=torch.float64)
 
 
 def made(name: str, *, batch: int = 2, length: int = 6, padding: str | None = None) -> Any:

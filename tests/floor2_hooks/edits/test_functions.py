@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 import torch
 from torch import Tensor
@@ -15,12 +16,8 @@ import interp
 from interp.edits import Program
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError, NotFired
-from interp.zoo.families import tiny
 
-
-@cache
-def attached(name: str) -> interp.Model:
-    return interp.attach(tiny(name, dtype=torch.float64))
+attached = partial(models.attached, dtype=torch.float64)
 
 
 def made(name: str = "llama", padding: Any = None) -> tuple[interp.Model, Any]:

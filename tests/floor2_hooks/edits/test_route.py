@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError
 from interp.hooks.stand.ports import head_results
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def by_hand(q: Tensor, z: Tensor, heads: list[int], keep: int, shared: set[int]) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from models import attached
 
 import interp
 from interp.hooks.anatomy.example import example
@@ -15,9 +15,6 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.metrics.shipped import LogitDifference
 from interp.planted import build
 from interp.planted.gates import LAYOUT
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def signals(m: interp.Model) -> tuple[Any, Any, list[str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -17,9 +17,6 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.planted import build
 from interp.planted.gates import LAYOUT
 from interp.planted.probes import probe_task
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def difference(logits: Tensor, inputs: Any) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -16,9 +16,6 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.metrics.shipped import LogitDifference
 from interp.planted import build
 from interp.prompts.planted_words import WORDS
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def difference(logits: Tensor, inputs: Any) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -19,9 +19,6 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.stand import tempered
 from interp.kernels.errors import InterpError
 from interp.planted import build
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def inputs(m: interp.Model, length: int = 13, batch: int = 2) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -17,9 +18,6 @@ from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
 from interp.hooks.sites import Site
 from interp.planted import build
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 @cache

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import attached
 
 import interp
 from interp.explorer.page import page
@@ -16,10 +17,8 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.kernels.errors import InterpError
 from interp.planted import build
 from interp.results.card import HeadCard, Look, Number
-from interp.zoo.families import tiny
 
 TEXTS = ["fox apple lake stone moon fox", "lake = stone , fox = apple , lake ="]
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -17,9 +18,6 @@ from interp.hooks.errors import InputsError, ModelError, SiteError
 from interp.kernels.errors import InterpError
 from interp.planted import build, key
 from interp.results.weights import RESIDUAL, VOCABULARY, HeadCircuits
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -23,7 +24,6 @@ from interp.results.roles import HeadRoles
 from interp.zoo.families import tiny
 from interp.zoo.plain import AttentionOnly, AttentionOnlyConfig
 
-attached = cache(lambda name: interp.attach(tiny(name)))
 TEXTS = [
     "fox apple lake stone moon fox river , fox apple lake fox stone moon fox apple lake",
     "fox = apple , lake = stone , fox = , moon = river , fox = apple , stone",

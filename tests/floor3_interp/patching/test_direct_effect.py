@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -16,7 +16,6 @@ from interp.hooks.errors import InputsError, ModelError
 from interp.metrics.shipped import Accuracy, LogitDifference, LogProb
 from interp.planted import build, key
 from interp.planted.probes import probe_task
-from interp.zoo.families import tiny
 
 PLAIN = ["gpt2", "gpt_neox", "llama", "plain", "falcon", "llava", "paligemma", "t5"]
 BENT = ["gemma2"]
@@ -25,9 +24,6 @@ IMAGES = ["vit", "dinov2"]
 
 def difference(batch: int) -> LogitDifference:
     return LogitDifference(answers=((7,),) * batch, wrong=((10, 11),) * batch)
-
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def asked(name: str) -> tuple[interp.Model, dict[str, Tensor]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import attached
 
 import interp
 from interp.hooks.anatomy.example import example
@@ -16,8 +16,6 @@ from interp.patching.lens import Lens
 from interp.planted import build
 from interp.planted.probes import probe_task
 from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "llava", "t5", "vit", "dinov2"])

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
 from interp import directions
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
-from interp.zoo.families import tiny
 
-attached = cache(lambda name: interp.attach(tiny(name)))
 LAST = {"gpt2": "L1", "llava": "text.L1", "vit": "L2"}
 FIRST = {"gpt2": "L0", "llava": "text.L0", "vit": "L0"}
 POSITIONS = {"gpt2": "last", "llava": "last", "vit": "cls"}

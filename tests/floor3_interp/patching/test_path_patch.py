@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -16,10 +16,8 @@ from interp.hooks.errors import InputsError, ModelError, SiteError
 from interp.metrics.shipped import LogitDifference
 from interp.planted import build, key
 from interp.planted.probes import probe_task
-from interp.zoo.families import tiny
 
 RECEIVERS = ["L1.H2.q_in", "L1.K1.k_in", "L1.K0.v_in", "L1.mlp_in", "logits"]
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def difference(logits: Tensor, inputs: Any) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
@@ -21,7 +22,6 @@ from interp.pruning.owners import owners
 from interp.pruning.pruned import Pruned
 from interp.zoo.families import tiny
 
-attached = cache(lambda name: interp.attach(tiny(name)))
 CUT = (
     "gpt2", "gpt_neox", "llama", "mistral", "qwen3", "gemma2", "gpt_oss", "deepseek_v3", "gptj", "bert", "bart",
     "plain", "vit", "dinov2", "clip", "llava",

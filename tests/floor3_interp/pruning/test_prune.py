@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import attached
 
 import interp
 from interp.hooks.anatomy.example import example
@@ -15,9 +16,6 @@ from interp.hooks.errors import InputsError
 from interp.planted import build
 from interp.pruning.choose import best, even, labels, scored, shares
 from interp.pruning.curve import magnitude
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 @cache

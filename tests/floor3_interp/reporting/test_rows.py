@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,13 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from models import attached
 
 import interp
 from interp.heads.rows import COLUMNS, SCHEMA, head_rows, joined, ranked, read_rows, write_rows
 from interp.reporting.difference import difference
 from interp.reporting.sections.agreement import agreement
 from interp.results.effects import Effects
-from interp.zoo.families import tiny
-
-attached = cache(lambda name: interp.attach(tiny(name)))
 
 
 def effects(model: interp.Model, *, seed: int = 0, rows: int = 5, **meta: Any) -> Effects:

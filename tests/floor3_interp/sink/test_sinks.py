@@ -9,15 +9,14 @@ from typing import Any
 import pandas
 import pytest
 import torch
+from models import attached
 from torch import Tensor
 
 import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
 from interp.planted import build
-from interp.zoo.families import tiny
 
-attached = cache(lambda name: interp.attach(tiny(name)))
 TEXTS = ["fox = apple , lake = stone , fox =", "moon = river , moon ="]
 
 
