@@ -49,7 +49,7 @@ def valid(inputs: Any, batch: int, length: int) -> Tensor:
     return mask.bool()
 
 
-def places(positions: Positions, mask: Tensor) -> Int[Tensor, "batch read"]:
+def places(positions: Positions | str, mask: Tensor) -> Int[Tensor, "batch read"]:
     """The columns read in each row, -1 where a row reads fewer than another."""
     index = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     last = torch.where(mask, index, -1).amax(1)
