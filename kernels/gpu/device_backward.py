@@ -14,7 +14,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from interp.kernels.gpu.device_scores import LN2, LOG2E, block, keys_of, queries, rows_of, to_visit
+from interp.kernels.gpu.device_scores import LN2, LOG2E, bounds, scores, visible
 
 
 @triton.jit
@@ -56,25 +56,6 @@ def through_score(ds, slope, capped, temper, softcap, CAP: tl.constexpr, TEMPER:
 
 @triton.jit
 @no_type_check
-def given(
-    LSE, DELTA, POSITION, DENTROPY, DDISTANCE, DMASS, row, r, real,
-    N_SETS: tl.constexpr, STATS: tl.constexpr, FAR: tl.constexpr,
-):  # fmt: skip
-    """Of rows: log-sum-exp in base 2, delta, position, and the gradients of entropy, distance and masses; what is not
-    wanted is anything.
-    """
-    sets = tl.arange(0, 16)
-    lse = tl.load(LSE + row, mask=real, other=0.0) * LOG2E
-    delta = tl.load(DELTA + row, mask=real, other=0.0)
-    place = tl.load(POSITION + r, mask=real, other=0) if FAR else r
-    dentropy = tl.load(DENTROPY + row, mask=real, other=0.0) if STATS else delta
-    ddistance = tl.load(DDISTANCE + row, mask=real, other=0.0) if FAR else delta
-    dmass = tl.load(DMASS + row[:, None] * 16 + sets[None, :], mask=real[:, None], other=0.0) if N_SETS > 0 else delta
-    return lse, delta, place, dentropy, ddistance, dmass
-
-
-@triton.jit
-@no_type_check
 def rows_gradient(
     Q, K, V, LOW, HIGH, COUNT, INDEX, PART, BITS, KEEP, BIASES, UP, DOWN, WHICH, TEMPERS, SETS, POSITION,
     LSE, DELTA, DZ, DENTROPY, DDISTANCE, DMASS, DQ, DTEMPER,
@@ -92,27 +73,39 @@ def rows_gradient(
     r = tile * BM + tl.arange(0, BM)
     real = r < rows
     row = bh * rows + r
-    d, dv = tl.arange(0, DP), tl.arange(0, DVP)
-    q, low, high, temper, which = queries(
-        Q, LOW, HIGH, TEMPERS, WHICH, bh, b, r, real, d, rows, keys, low_batch, D, TABLE, TEMPER, PER_ROW
-    )
-    dz = rows_of(DZ, row, real, dv, DV)
-    lse, delta, place, dentropy, ddistance, dmass = given(
-        LSE, DELTA, POSITION, DENTROPY, DDISTANCE, DMASS, row, r, real, N_SETS, STATS, FAR
-    )
+    d, dv, sets = tl.arange(0, DP), tl.arange(0, DVP), tl.arange(0, 16)
+    q = tl.load(Q + row[:, None] * D + d[None, :], mask=real[:, None] & (d[None, :] < D), other=0.0)
+    dz = tl.load(DZ + row[:, None] * DV + dv[None, :], mask=real[:, None] & (dv[None, :] < DV), other=0.0)
+    low, high = bounds(LOW, HIGH, b, low_batch, r, real, keys, TABLE)
+    temper = tl.load(TEMPERS + row, mask=real, other=1.0) if TEMPER else 1.0
+    which = tl.load(WHICH + row, mask=real, other=0) if PER_ROW else tl.load(WHICH + bh * rows)
+    lse = tl.load(LSE + row, mask=real, other=0.0) * LOG2E
+    delta = tl.load(DELTA + row, mask=real, other=0.0)
+    place = tl.load(POSITION + r, mask=real, other=0) if FAR else r
+    dentropy = tl.load(DENTROPY + row, mask=real, other=0.0) if STATS else delta
+    ddistance = tl.load(DDISTANCE + row, mask=real, other=0.0) if FAR else delta
+    dmass = tl.load(DMASS + row[:, None] * 16 + sets[None, :], mask=real[:, None], other=0.0) if N_SETS > 0 else delta
     dq = tl.zeros((BM, DP), tl.float32)
     dtemper = tl.zeros((BM,), tl.float32)
     entries = b * table_batch + h * table_head + tile
-    begin, end = to_visit(COUNT, entries, low, high, keys, BN, TABLE)
+    if TABLE:
+        begin, end = 0, tl.load(COUNT + entries)
+    else:
+        begin, end = tl.min(tl.where(high > low, low, keys)) // BN, tl.cdiv(tl.max(tl.where(high > low, high, 0)), BN)
     for n in range(begin, end):
         j = (tl.load(INDEX + entries * most + n) if TABLE else n) * BN + tl.arange(0, BN)
         inside = j < keys
-        k = keys_of(K, kv * keys + j, inside, d, D)
-        v = rows_of(V, kv * keys + j, inside, dv, DV)
-        s, slope, capped, seen = block(
-            q, k, temper, which, low, high, j, b, inside, keys, entries * most + n, scale, softcap, BIASES, UP, DOWN,
-            PART, BITS, KEEP, BM, BN, TABLE, KEPT, CAP, TEMPER, BIAS, SLOPE, PER_ROW, PRECISION,
+        k = tl.load(K + (kv * keys + j[None, :]) * D + d[:, None], mask=inside[None, :] & (d[:, None] < D), other=0.0)
+        v = tl.load(
+            V + (kv * keys + j[:, None]) * DV + dv[None, :], mask=inside[:, None] & (dv[None, :] < DV), other=0.0
+        )
+        s, slope, capped, bias = scores(
+            q, k, temper, BIASES, UP, DOWN, which, j, inside, keys, scale, softcap, CAP, TEMPER, BIAS, SLOPE, PER_ROW,
+            PRECISION,
         )  # fmt: skip
+        seen = visible(
+            low, high, bias, j, b, inside, keys, entries * most + n, PART, BITS, KEEP, BM, BN, TABLE, KEPT, BIAS
+        )
         _p, ds = through_softmax(
             s, seen, v, dz, lse, delta, dentropy, ddistance, dmass, place, j, b, batch, inside, keys, SETS, N_SETS,
             STATS, FAR, PRECISION,
@@ -147,9 +140,9 @@ def keys_gradient(
     batch = tl.num_programs(1) // kv_heads
     j = tile * BN + tl.arange(0, BN)
     inside = j < keys
-    d, dv = tl.arange(0, DP), tl.arange(0, DVP)
-    k = keys_of(K, kv * keys + j, inside, d, D)
-    v = rows_of(V, kv * keys + j, inside, dv, DV)
+    d, dv, sets = tl.arange(0, DP), tl.arange(0, DVP), tl.arange(0, 16)
+    k = tl.load(K + (kv * keys + j[None, :]) * D + d[:, None], mask=inside[None, :] & (d[:, None] < D), other=0.0)
+    v = tl.load(V + (kv * keys + j[:, None]) * DV + dv[None, :], mask=inside[:, None] & (dv[None, :] < DV), other=0.0)
     dk = tl.zeros((BN, DP), tl.float32)
     dvalue = tl.zeros((BN, DVP), tl.float32)
     for member in range(group):
@@ -161,17 +154,25 @@ def keys_gradient(
             r = (tl.load(INDEX + entries * most + n) if TABLE else n) * BM + tl.arange(0, BM)
             real = r < rows
             row = bh * rows + r
-            q, low, high, temper, which = queries(
-                Q, LOW, HIGH, TEMPERS, WHICH, bh, b, r, real, d, rows, keys, low_batch, D, TABLE, TEMPER, PER_ROW
-            )
-            dz = rows_of(DZ, row, real, dv, DV)
-            lse, delta, place, dentropy, ddistance, dmass = given(
-                LSE, DELTA, POSITION, DENTROPY, DDISTANCE, DMASS, row, r, real, N_SETS, STATS, FAR
-            )
-            s, slope, capped, seen = block(
-                q, k, temper, which, low, high, j, b, inside, keys, entries * most + n, scale, softcap, BIASES, UP,
-                DOWN, PART, BITS, KEEP, BM, BN, TABLE, KEPT, CAP, TEMPER, BIAS, SLOPE, PER_ROW, PRECISION,
+            q = tl.load(Q + row[:, None] * D + d[None, :], mask=real[:, None] & (d[None, :] < D), other=0.0)
+            dz = tl.load(DZ + row[:, None] * DV + dv[None, :], mask=real[:, None] & (dv[None, :] < DV), other=0.0)
+            low, high = bounds(LOW, HIGH, b, low_batch, r, real, keys, TABLE)
+            temper = tl.load(TEMPERS + row, mask=real, other=1.0) if TEMPER else 1.0
+            which = tl.load(WHICH + row, mask=real, other=0) if PER_ROW else tl.load(WHICH + bh * rows)
+            lse = tl.load(LSE + row, mask=real, other=0.0) * LOG2E
+            delta = tl.load(DELTA + row, mask=real, other=0.0)
+            place = tl.load(POSITION + r, mask=real, other=0) if FAR else r
+            dentropy = tl.load(DENTROPY + row, mask=real, other=0.0) if STATS else delta
+            ddistance = tl.load(DDISTANCE + row, mask=real, other=0.0) if FAR else delta
+            masses = DMASS + row[:, None] * 16 + sets[None, :]
+            dmass = tl.load(masses, mask=real[:, None], other=0.0) if N_SETS > 0 else delta
+            s, slope, capped, bias = scores(
+                q, k, temper, BIASES, UP, DOWN, which, j, inside, keys, scale, softcap, CAP, TEMPER, BIAS, SLOPE,
+                PER_ROW, PRECISION,
             )  # fmt: skip
+            seen = visible(
+                low, high, bias, j, b, inside, keys, entries * most + n, PART, BITS, KEEP, BM, BN, TABLE, KEPT, BIAS
+            )
             p, ds = through_softmax(
                 s, seen, v, dz, lse, delta, dentropy, ddistance, dmass, place, j, b, batch, inside, keys, SETS,
                 N_SETS, STATS, FAR, PRECISION,
