@@ -117,10 +117,16 @@ def test_the_strongest_head_of_ioi_is_l23_h3(m: interp.Model, task: Any) -> None
     assert first == "L23.H3.z"
     assert shares[first] == pytest.approx(0.54, abs=0.05)
     assert second == "L20.H0.z"
-    for layer, head in ((23, 3), (20, 0), (17, 4), (0, 0), (12, 7)):
-        direct = task.metric(patched_by_hand(m, task, layer, head), task.corrupt) - found.base
-        at = found.sites.index(f"L{layer}.H{head}.z")
-        torch.testing.assert_close(found.values[at], direct, atol=2e-4, rtol=1e-4)
+
+
+def test_five_heads_are_what_plain_hooks_give(m: interp.Model, task: Any) -> None:
+    heads = ((23, 3), (20, 0), (17, 4), (0, 0), (12, 7))
+    sites = [f"L{layer}.H{head}.z" for layer, head in heads]
+    found = interp.patch(m, base=task.corrupt, source=task.clean, metric=task.metric, sites=sites, positions="joint")
+    for site, (layer, head) in zip(sites, heads, strict=True):
+        direct = task.metric(patched_by_hand(m, task, layer, head), task.corrupt).double() - found.base.double()
+        at = found.sites.index(site)
+        torch.testing.assert_close(found.values[at].double(), direct, atol=2e-4, rtol=1e-4)
 
 
 def test_saved_and_reloaded_it_is_the_same_plain_model(m: interp.Model, task: Any, tmp_path: Path) -> None:
