@@ -274,7 +274,7 @@ def _keep(into: _Kept, x: Tensor) -> Tensor:
 
 def _unless_same(x: Tensor, change: Callable[[Tensor], Tensor], before: _Kept) -> Tensor:
     """Apply a change to x minus the residual before it."""
-    residual = before.value.reshape(x.shape)
+    residual = before.value.reshape(x.shape).to(x.device)
     write = x - residual
     new = change(write)
     return x if new is write and not new.requires_grad else residual + new
