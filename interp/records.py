@@ -24,7 +24,7 @@ KINDS: tuple[Kind, ...] = ("decoder", "vit", "lvlm", "encoder-decoder")
 Shown = Literal["map", "bars", "curve", "edges", "tokens", "table", "page", "none"]
 Need = Literal["metric", "source", "task", "needles", "result"]
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
-REGISTERS = re.compile(r"^from interp\.records import .*\bregister\b", re.MULTILINE)
+REGISTERS = re.compile(r"^from interp\.records import (?:\([^)]*|.*)\bregister\b", re.MULTILINE)
 
 
 class RecordError(InterpError):

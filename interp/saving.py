@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -38,8 +39,9 @@ def whole(directory: str | Path) -> Iterator[Path]:
     from safetensors import SafetensorError
 
     to = Path(directory).resolve()
-    new = to.with_name(f"{to.name}.part{os.getpid()}")
-    new.mkdir(parents=True)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    new = to.with_name(f"{to.name}.part-{uuid4().hex[:12]}")
+    new.mkdir()
     try:
         yield new
         if to.exists():

@@ -25,9 +25,9 @@ from interp.hooks.drive.recording import BlockCall, CannotDrive, Crossing, Recor
 from interp.hooks.edits.edits import Edit, ValueEdit
 from interp.hooks.errors import ModelError
 from interp.hooks.run.keeper import Wish
-from interp.hooks.run.session import Session
+from interp.hooks.run.session import Session, edits_on
 from interp.hooks.run.writes import spelled
-from interp.hooks.sites import Site
+from interp.hooks.sites import Site, parse
 from interp.hooks.stand.call import Call, visible
 from interp.hooks.stand.output import logits_of
 from interp.hooks.survey.dissect import outer_tensor
@@ -61,7 +61,7 @@ class Blocks:
     def __init__(
         self, module: nn.Module, anatomy: Anatomy, tower: Tower, *, family: Family | None = None, alone: bool = False
     ) -> None:
-        reason = _refusal(anatomy, tower, alone=alone)
+        reason = _refusal(anatomy, tower, alone=alone) or _entered(module)
         if reason is not None:
             raise CannotDrive(tower, reason)
         self.module, self.anatomy, self.tower, self.family = module, anatomy, tower, family
@@ -184,6 +184,13 @@ def _crossings(anatomy: Anatomy, tower: Tower) -> dict[int, Layer]:
     cross = anatomy.towers.get("cross")
     own = {layer.block: layer.index for layer in tower.layers}
     return {} if cross is None else {own[layer.block]: layer for layer in cross.layers if layer.block in own}
+
+
+def _entered(module: nn.Module) -> str | None:
+    """Why blocks cannot be run again under the model's edits: one at a block's input would act once more on what it has
+    already changed."""
+    found = next((e for e in edits_on(module) if parse(e.site).component in ("embed", "resid_pre")), None)
+    return None if found is None else f"the model runs under {found!r}, which changes what a block is given"
 
 
 def _refusal(anatomy: Anatomy, tower: Tower, *, alone: bool) -> str | None:

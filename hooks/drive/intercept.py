@@ -25,12 +25,9 @@ _LOCK = threading.Lock()
 
 
 class OwnTap(Tap):
-    """A tap for the calls of one thread."""
+    """A tap for the calls of the thread that puts it on."""
 
-    thread = 0
-
-    def live(self) -> bool:
-        return self.thread == get_ident()
+    thread: int | None = 0
 
 
 class Calls(OwnTap):

@@ -278,8 +278,9 @@ class Sweep:
         return _gap(cell, whole[answer.changed], answer.logits[answer.changed])
 
     def inspect(self, looked: Sequence[tuple[Cell, Answer]], reads: Reads) -> float:
-        """`compare` for some answers on one prompt each, in one full pass that has them as its rows."""
-        looked = [(cell, answer) for cell, answer in looked if bool(answer.changed.any())]
+        """`compare` for some answers on one prompt each, in one full pass that has them as its rows; those that came
+        from full passes have nothing to be held against."""
+        looked = [(cell, answer) for cell, answer in looked if self._driven(cell) and bool(answer.changed.any())]
         prompts = [int(answer.changed.int().argmax()) for _, answer in looked]
         kwargs = rows_of(self.kwargs, self.base, prompts) if looked else None
         if kwargs is None:
@@ -297,7 +298,7 @@ def _refuse_rows(tower: Tower, module: nn.Module) -> None:
     """Tokens of many rows run at once, so what the model runs under must be the same for each of them."""
     other = next((edit for edit in edits_on(module) if not edit.tokenwise), None)
     if other is not None:
-        raise CannotDrive(tower, f"the model runs under {other!r}, which is about whole rows")
+        raise CannotDrive(tower, f"the model runs under {other!r}, which does not do the same to every token")
 
 
 def _depth(module: nn.Module, tower: Tower) -> int:

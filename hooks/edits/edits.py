@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.hooks.errors import EditError
 from interp.hooks.inputs.inputs import Positions
+from interp.hooks.sites import parse
 from interp.hooks.stand.call import Call
 from interp.hooks.stand.program import HeadProgram
 from interp.hooks.stand.softmax import Changes, Fused
@@ -78,8 +79,10 @@ class ValueEdit(Edit):
     """An edit of the tensor at a site."""
 
     def even(self, value: Any) -> bool:
-        """Whether a value of its own, a number or a vector, meets every token of every row alike."""
-        return self.positions is None and self.rows is None and torch.as_tensor(value).ndim <= 1
+        """Whether a value of its own, a number or a vector, meets every token of every row alike; one put into a
+        pattern, or for one head of a group, says how heads attend."""
+        attends = self.expand or parse(self.site).component in ("pattern", "scores")
+        return not attends and self.positions is None and self.rows is None and torch.as_tensor(value).ndim <= 1
 
     @property
     def needs_valid(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -74,6 +75,9 @@ class StatTap(Tap):
     offset: Callable[[], int]
     parts: list[dict[str, Tensor]] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.thread = get_ident()
 
     def before(self, call: Call) -> None:
         if self.request.impl is not None and self.site.heads is not None:

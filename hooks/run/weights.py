@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class _Reader(BorderTap):
 
     def __init__(self, site: Site, shape: Sequence[int], read: Read) -> None:
         self.site, self.shape, self.read, self.ran = site, tuple(shape), read, False
+        self.thread = get_ident()
 
     def record(self, call: Call) -> None:
         batch, _, queries, _ = call.q.shape

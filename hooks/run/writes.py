@@ -1,8 +1,9 @@
 """Who wrote what into the residual: the last residual of a run as a sum of embedding, heads, MLPs and biases.
 
 A head's write is `z_h W_O[h]`, carried through whatever stands between the output projection and the residual: nothing,
-a multiplier, a layer scale, or a norm, which is held at the scale of the run (`hooks/norms.py`). That the parts add up
-to the last residual is checked; towers that normalise after adding, or get something added between blocks, do not.
+a multiplier, a layer scale, or a norm, which is held at the scale of the run (`hooks/anatomy/norms.py`). That the parts
+add up to the last residual is checked; towers that normalise after adding, or get something added between blocks, do
+not.
 """
 
 from __future__ import annotations

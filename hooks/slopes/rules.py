@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -172,7 +173,7 @@ class _AttentionRule(Tap):
     rule; heads with programs are under it too."""
 
     def __init__(self, rules: Rules) -> None:
-        self.rules = rules
+        self.rules, self.thread = rules, get_ident()
 
     def __str__(self) -> str:
         return f"the relevance rule {next(name for name in self.rules.names if name in AT_ATTENTION)!r}"

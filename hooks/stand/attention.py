@@ -91,8 +91,9 @@ Made = tuple[tuple[int, ...], Tensor | None, Tensor]
 
 def _nothing_left(call: Call, made: Sequence[Made]) -> bool:
     """Whether all that the user's implementation would give is computed anew; eager gives its weights as well."""
-    heads = {head for some, where, _ in made if where is None for head in some}
-    return call.implementation == "sdpa" and len(heads) == call.q.shape[1]
+    heads = [head for some, _, _ in made for head in some]
+    whole = all(where is None for _, where, _ in made)
+    return call.implementation == "sdpa" and whole and sorted(heads) == list(range(call.q.shape[1]))
 
 
 def _joined(made: Sequence[Made]) -> Tensor:
@@ -166,7 +167,7 @@ def _own_pattern(call: Call, component: str, wanted: tuple[int, ...], index: Ten
     changes, part = changed(call).of(computed), received(call, computed)
     if index is None or index.ndim == 1:
         value = _asked(program(changes), component, replace(part, rows=index))
-    elif changes.numbers:
+    elif changes.numbers or changes.own:
         value = _rows_of_each(_asked(program(changes), component, part), index)
     else:
         each = (_asked(program(of_example(changes, b)), component, part.example(b, rows))
@@ -202,6 +203,7 @@ def _at(standing: Standing, index: Tensor | None) -> Tensor:
     assert standing.where is not None
     where = standing.where
     if index is not None:
+        index = index.to(where.device)
         where = where[:, index] if index.ndim == 1 else where.gather(1, index)
     return where[..., None]
 

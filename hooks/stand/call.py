@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -113,9 +114,12 @@ class Tap:
         """How errors name it."""
         return type(self).__name__.lstrip("_")
 
+    thread: int | None = None
+    """The thread whose calls it wants; None for those of every thread."""
+
     def live(self) -> bool:
         """Whether this tap wants the calls of the current thread."""
-        return True
+        return self.thread in (None, get_ident())
 
     def before(self, call: Call) -> None:
         """Change q, k, v."""

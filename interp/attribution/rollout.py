@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class _Pattern(Tap):
 
     def __init__(self) -> None:
         self.patterns: list[Tensor] = []
+        self.thread = get_ident()
 
     def __str__(self) -> str:
         return "the rollout of relevance"

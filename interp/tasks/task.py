@@ -34,6 +34,9 @@ GENERATORS: dict[str, Generator] = {}
 
 def generator(make: Made) -> Made:
     """Mark a function (model, n, ...) -> Task as a generator of tasks, found by its name."""
+    known = GENERATORS.get(make.__name__)
+    if known is not None and known.__module__ != make.__module__:
+        raise TaskError(f"there is a generator {make.__name__!r} in {known.__module__} already: choose another name")
     GENERATORS[make.__name__] = make
     return make
 

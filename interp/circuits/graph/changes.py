@@ -24,6 +24,7 @@ from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.positions import real
+from interp.hooks.run.session import edits_on
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.metrics.judge import Metric, lined_up
@@ -89,6 +90,8 @@ class GraphPair:
 
     def _apart(self) -> bool:
         """Whether rows can be run apart: nothing is shared between them, as a mean or a picture would be."""
+        if not all(edit.tokenwise for edit in edits_on(self.model.module)):
+            return False
         runs = [run for run in (self.base, self.source) if isinstance(run, Inputs)]
         tensors = [(name, value) for run in runs for name, value in self.kwargs(run).items() if torch.is_tensor(value)]
         alone = {"pixel_values"} if all(name not in BY_ROW for name, _ in tensors) else BY_ROW

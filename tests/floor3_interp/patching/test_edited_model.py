@@ -28,6 +28,7 @@ class Squared:
         return part.read(self.pattern(part))
 
 
+FULL = "does not do the same to every token|changes what a block is given"
 UNDER = {
     "a factor": (interp.Scale("L1.H0.z", 0.5), "Replay"),
     "a direction": (interp.edits.Project("L0.resid_post", torch.ones(128)), "Replay"),
@@ -36,6 +37,12 @@ UNDER = {
     "a key set": (interp.MaskKeys("L0.H1", keys="first"), "full"),
     "a function": (interp.Apply("L0.H1.z", mean_off), "full"),
     "a program": (interp.edits.Program("L0.H1", Squared()), "full"),
+    "a row": (interp.Zero("L0.H1.z", rows=(1,)), "full"),
+    "a mean": (interp.Mean("L0.H1.z"), "full"),
+    "a function across rows": (interp.Apply("L0.H1.z", lambda z: z - z.mean(0, keepdim=True)), "full"),
+    "a pattern": (interp.Scale("L0.H1.pattern", 0.5), "full"),
+    "the embedding": (interp.Scale("embed", 0.5), "full"),
+    "a block's input": (interp.Scale("L1.resid_pre", 0.5), "full"),
 }
 
 
@@ -45,7 +52,7 @@ def test_a_sweep_of_an_edited_model_is_the_loop_over_it(name: str) -> None:
     edit, engine = UNDER[name]
     m = interp.load("zoo:ioi")
     task = interp.tasks.ioi(m, n=2)
-    says = nullcontext() if engine == "Replay" else pytest.warns(UserWarning, match="which is about whole rows")
+    says = nullcontext() if engine == "Replay" else pytest.warns(UserWarning, match=FULL)
     with m.edited([edit]):
         with says:
             found = interp.patch(m, base=task.corrupt, source=task.clean, metric=task.metric, sites="L0-1.H0-2.z")
