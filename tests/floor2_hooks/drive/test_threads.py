@@ -128,3 +128,14 @@ def test_the_setting_of_products_is_given_back_by_the_last_thread() -> None:
     assert MATMUL.fp32_precision == "bf16"
     other.__exit__(None, None, None)
     assert MATMUL.fp32_precision == before
+
+
+def test_statistics_and_weights_are_those_of_their_own_thread() -> None:
+    """Another thread runs another text through the model whenever this one comes to an attention."""
+    m = interp.attach(tiny("llama", dtype=torch.float64))
+    mine, theirs = (dict(example(m.module, batch=2, length=6, seed=seed)) for seed in (1, 2))
+    want = m.attention(mine, stats=["entropy", "received"])
+    with meanwhile(m, theirs):
+        found = m.attention(mine, stats=["entropy", "received"])
+    for name in want.names:
+        assert torch.equal(torch.tensor(found[name].values), torch.tensor(want[name].values))

@@ -191,6 +191,25 @@ LOOKS: dict[str, Callable[[interp.Model, Any], Any]] = {
 }
 
 
+def test_a_programs_rows_and_a_change_of_the_same_heads_softmax_at_other_rows() -> None:
+    """Under sdpa, where every head is changed, and one of them by two edits at rows of their own."""
+    m, x = made("llama")
+    heads = m.towers["text"].layers[0].heads
+    rest = ",".join(str(head) for head in range(heads - 1))
+    last = f"L0.H{heads - 1}"
+    edits = [
+        interp.MaskKeys(f"L0.H{rest}", keys=[1]),
+        interp.edits.Temperature(last, value=2.0, positions=[3]),
+        Program(last, Power(), positions="last"),
+    ]
+    alone = [m.run(x, record="L0.z", edits=[edit])["L0.z"] for edit in edits]
+    plain, both = m.run(x, record="L0.z")["L0.z"], m.run(x, record="L0.z", edits=edits)["L0.z"]
+    want = plain.clone()
+    want[:, :, : heads - 1] = alone[0][:, :, : heads - 1]
+    want[:, 3, -1], want[:, -1, -1] = alone[1][:, 3, -1], alone[2][:, -1, -1]
+    torch.testing.assert_close(both, want, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("what", LOOKS)
 def test_what_a_program_has_no_pattern_for_is_refused_by_name(what: str) -> None:
     m, x = made("llama")
