@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -277,6 +278,7 @@ def papers_of(record: Record) -> list[Paper]:
     return [own.get(number) or PAPERS[number] for number in numbers_of(record)]
 
 
+@cache
 def _load(room: str) -> None:
     """Import every file of a room that registers something."""
     root = Path(__file__).parent

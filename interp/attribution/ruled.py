@@ -37,7 +37,9 @@ SETS: dict[str, tuple[str, ...]] = {
     "cp-lrp": ("ln", "identity", "gate", "attention"),
     "gim": ("ln", "half", "tempered"),
 }
-_CHECKED: weakref.WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = weakref.WeakKeyDictionary()
+Seen = tuple[tuple[str, ...], tuple[str | None, ...]]
+"""Rules, and the towers whose gradients were looked at."""
+_CHECKED: weakref.WeakKeyDictionary[nn.Module, set[Seen]] = weakref.WeakKeyDictionary()
 
 
 def estimate(pair: Pair, names: Sequence[str], *, strict: bool) -> Tensor:
@@ -70,7 +72,8 @@ def rules_for(pair: Pair, names: Sequence[str], *, strict: bool) -> Rules:
 def _check(pair: Pair, rules: Rules, logits: Tensor, slopes: Mapping[Site, Tensor]) -> None:
     """Until it has been seen once: the forward pass is the plain one bit for bit, and the gradient is another."""
     known = _CHECKED.setdefault(pair.model.module, set())
-    if rules.names in known:
+    asked = tuple(rules.names), tuple(dict.fromkeys(site.tower for site in slopes))
+    if asked in known:
         return
     plain = pair.run(first_order=False)
     if not torch.equal(plain.logits, logits):
@@ -84,7 +87,7 @@ def _check(pair: Pair, rules: Rules, logits: Tensor, slopes: Mapping[Site, Tenso
             stacklevel=4,
         )
         return
-    known.add(rules.names)
+    known.add(asked)
 
 
 def by(name: str) -> Callable[[Pair, Setting], Tensor]:

@@ -75,7 +75,7 @@ register(
         unfit={"encoder-decoder": "the blocks of its decoder have several attentions"},
         values=None,
         example=lambda t: acdc(
-            t.model, base=t.base, source=t.source, metric=t.metric, threshold=0.01, tower=t.tower.rstrip(".") or None
+            t.model, base=t.base, source=t.source, metric=t.metric, threshold=0.1, tower=t.tower.rstrip(".") or None
         ),
     )
 )

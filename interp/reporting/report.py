@@ -205,7 +205,7 @@ register(
         passes=lambda t: float(t.of("interp.report").cost.forwards),
         values=None,
         example=lambda t: report(
-            t.model, task=t.task, out=t.folder / "report", overwrite=True, examples=1, draws=2, random=2, circuit=False
+            t.model, task=t.task, out=t.folder / "report", overwrite=True, examples=1, draws=1, circuit=False, top=2
         ),
     )
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature, unwrap
 from typing import Any
 
 from interp.heads.head_roles import head_roles
@@ -64,6 +65,14 @@ def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
     made.labels = labels(made.frames)
 
 
+def _forwards(subject: Subject) -> float:
+    """The prompts, and as many random tokens as kinds are measured on, said once and several times."""
+    asked = signature(unwrap(head_roles)).parameters
+    n, length, repeats = (asked[name].default for name in ("n", "length", "repeats"))
+    tokens = subject.task.clean.length * len(subject.task)
+    return float(2 * len(subject.stacks) + 2 * n * length * (repeats + 1) / tokens)
+
+
 def _page(made: Gathered) -> Mapping[str, Any]:
     kinds = {site: made.labels.get(site, "").split(", ") for site in (*made.leaders, *made.labels)}
     return {"cards": {site: {"roles": [(kind, None) for kind in some if kind]} for site, some in kinds.items()}}
@@ -73,7 +82,7 @@ SECTION = Section(
     "roles",
     30,
     _measure,
-    forwards=lambda subject: 4 * len(subject.stacks),
+    forwards=_forwards,
     page=_page,
     labels={
         "induction": Label("as its method defines it", signed=True, papers=("2209.11895",), drawn=False),

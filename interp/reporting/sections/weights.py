@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from interp.heads.head_circuits import head_circuits
-from interp.heads.matrices import WORDS
 from interp.hooks.sites import parse
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.section import Section
@@ -52,11 +51,11 @@ def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
 
 
 def _forwards(subject: Subject) -> float:
-    """A head's matrices are read off as many rows of a few words as its tower is wide, twice."""
-    tokens = len(subject.task) * subject.task.clean.length
+    """A head's matrices are read off as many short rows as its tower is wide, some times."""
+    rows = len(subject.task) * subject.task.clean.length / subject.model.inputs(subject.model.example()).length
     towers = subject.model.ready().towers
     wide = max((towers[name].width for name in subject.stacks if name in ("text", "decoder")), default=0)
-    return subject.wanted.top * (4 * wide * WORDS / tokens + 6 if wide else 0)
+    return float(subject.wanted.top * (4 * wide / rows + 6 if wide else 0))
 
 
 def _page(made: Gathered) -> Mapping[str, Any]:
