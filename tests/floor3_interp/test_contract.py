@@ -62,8 +62,8 @@ def choices(method: Method) -> Iterator[Variant | None]:
 
 
 LONG = {("interp.report", "lvlm")}
-"""What takes too long here; its parts are asked one by one. Choices of a call are asked on a decoder and a ViT, the call
-itself on every kind."""
+"""What takes too long here; its parts are asked one by one. Choices of a call are asked on a decoder and a ViT, the
+call itself on every kind."""
 ASKED = [(m, v) for m in every() for v in choices(m)]
 CASES = [
     pytest.param(m, v, kind, id=f"{m.name.removeprefix('interp.')}{f'-{v.name}' if v else ''}-{kind}")
