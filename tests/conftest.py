@@ -27,6 +27,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import numpy as np
+import pretend
 import pytest
 import torch
 from areas import areas
@@ -48,6 +49,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped = [item for item in items if any(item.get_closest_marker(m) for m in left_out)]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """PyTorch counts devices at a process's first gradient, so the pretend ones are there before the first test."""
+    items = [item for item in session.items if item.get_closest_marker("device")]
+    if items and (why := pretend.missing()) is not None:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=why))
+    elif items:
+        pretend.start()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,6 +1,7 @@
 """A pretend accelerator with two devices, `pretend:0` and `pretend:1`, for tests on machines that have none.
 
-    pretend.model.to(pretend.DEVICE)
+    pretend.start()
+    model = pretend.moved(model)
 
 It is a PyTorch backend of its own (PrivateUse1), whose memory is the computer's and whose every operation is done by
 the CPU's kernels, so values are real; its tensors are plain `torch.Tensor`s with a storage, views and gradients, and
@@ -16,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -32,6 +34,8 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
+from interp.kernels.native.library import _compiler
+
 NAME = "pretend"
 aten = torch.ops.aten
 INDEXED = {
@@ -43,6 +47,8 @@ INDEXED = {
     aten._unsafe_index.Tensor,
 }
 """What takes indices from the CPU on a GPU too."""
+TENSOR = torch._C.TensorType.get()
+"""The kind of an argument that is a tensor."""
 
 
 class _Hook(_DummyPrivateUse1Hook):
@@ -62,29 +68,11 @@ class _Module(_DummyBackendModule):
         return 2
 
 
-# Memory: one block of malloc's holds the header that DLPack wants, the sizes and the data, and frees itself.
+# Memory: one block of malloc's holds what DLPack wants to know, the size and the data, and is its own to free.
 
-
-class _Device(ctypes.Structure):
-    _fields_ = (("kind", ctypes.c_int32), ("index", ctypes.c_int32))
-
-
-class _Type(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
-
-
-class _Header(ctypes.Structure):
-    """DLPack's DLManagedTensor."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p), ("device", _Device), ("ndim", ctypes.c_int32), ("dtype", _Type),
-        ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p), ("byte_offset", ctypes.c_uint64),
-        ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
-    )  # fmt: skip
-
-
-DEVICE = torch.device("privateuseone", 0)
-TENSOR = torch._C.TensorType.get()
+HEADER = struct.Struct("=QiiiBBHQQQQQq")
+"""DLPack's DLManagedTensor: data, device (kind, index), dimensions, dtype (code, bits, lanes), sizes, strides, offset,
+context, deleter; and behind it the one size."""
 EXTERNAL, BEFORE = 12, 128
 """DLPack's number for devices like this one; the bytes before the data."""
 _libc = ctypes.CDLL(None)
@@ -94,11 +82,11 @@ _capsule = ctypes.pythonapi.PyCapsule_New
 _capsule.restype, _capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
+@cache
 def _code(dtype: torch.dtype) -> int:
-    if dtype is torch.bool:
-        return 6
-    if dtype is torch.bfloat16:
-        return 4
+    """DLPack's for a kind of number."""
+    if dtype in (torch.bool, torch.bfloat16):
+        return 6 if dtype is torch.bool else 4
     return 5 if dtype.is_complex else 2 if dtype.is_floating_point else int(not dtype.is_signed)
 
 
@@ -106,18 +94,18 @@ def _block(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[count] of uninitialised memory."""
     size = dtype.itemsize
     start = _libc.malloc(2 * BEFORE + count * size)
-    sizes, data = start + BEFORE - 8, (start + BEFORE + 63) // 64 * 64
-    ctypes.c_int64.from_address(sizes).value = count
-    where, kind = _Device(EXTERNAL, device.index or 0), _Type(_code(dtype), 8 * size, 1)
-    header = _Header(data, where, 1, kind, sizes, None, 0, None, _free)
-    ctypes.memmove(start, ctypes.byref(header), ctypes.sizeof(header))
+    data, sizes = (start + BEFORE + 63) // 64 * 64, start + HEADER.size - 8
+    what = EXTERNAL, device.index or 0, 1, _code(dtype), 8 * size, 1
+    ctypes.memmove(start, HEADER.pack(data, *what, sizes, 0, 0, 0, _free, count), HEADER.size)
     return torch.from_dlpack(_capsule(start, b"dltensor", None))
 
 
 def _empty(like: Tensor, device: torch.device) -> Tensor:
     """Uninitialised, of a tensor's shape and strides."""
     size, stride = like.size(), like.stride()
-    count = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if like.numel() else 0
+    count = like.numel()
+    if count and not like.is_contiguous():
+        count = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     return _viewed(_block(count, like.dtype, device), size, stride, 0)
 
 
@@ -157,7 +145,7 @@ def _operation(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operation with a tensor of ours, or made on one of our devices."""
     pairs: list[tuple[Tensor, Tensor]] = []
     away: list[Any] = []
-    kinds = {a.name: a.type for a in op._schema.arguments}
+    kinds = _kinds(op)
     here = [_taken(x, kind, pairs, away) for x, kind in zip(args, kinds.values(), strict=False)]
     named = {name: _taken(x, kinds[name], pairs, away) for name, x in kwargs.items()}
     device = _device_of(op, args, pairs, away, named.get("device"))
@@ -168,6 +156,12 @@ def _operation(op: Any, *args: Any, **kwargs: Any) -> Any:
         if own.size() != x.size() or own.stride() != x.stride():
             x.data = _there(own, device)
     return _given(made, pairs, device)
+
+
+@cache
+def _kinds(op: Any) -> dict[str, Any]:
+    """Which kind of value each argument is."""
+    return {argument.name: argument.type for argument in op._schema.arguments}
 
 
 def _taken(x: Any, kind: Any, pairs: list[tuple[Tensor, Tensor]], away: list[Any]) -> Any:
@@ -238,6 +232,11 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -
     return _operation(aten.convolution_backward.default, grad, x, weight, None, *rest)
 
 
+def _histc(x: Tensor, *how: Any) -> Tensor:
+    """A GPU counts whole numbers too."""
+    return _operation(aten.histc.default, x.double(), *how).to(x.dtype)
+
+
 def _clone(memory: torch.UntypedStorage) -> torch.UntypedStorage:
     """What a storage's `clone` is, which a deep copy asks for and which needs an allocator that Python cannot give."""
     if memory.device.type != NAME:
@@ -257,13 +256,14 @@ KERNELS = {
     "set_.source_Tensor": _set,
     "set_.source_Storage_storage_offset": _on_cpu(aten.set_.source_Storage_storage_offset),
     "native_layer_norm": partial(_operation, aten.native_layer_norm.default),
+    "histc": _histc,
     "convolution_overrideable": _convolution,
     "convolution_backward_overrideable": _convolution_backward,
 }
 """What the CPU's kernel of the same name cannot do for us."""
 
 
-def moved(module: torch.nn.Module, device: torch.device = DEVICE) -> torch.nn.Module:
+def moved(module: torch.nn.Module, device: str = f"{NAME}:0") -> torch.nn.Module:
     """`module.to(device)`, parameters staying the objects they are, as on a GPU, so that tied weights stay tied."""
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -271,6 +271,11 @@ def moved(module: torch.nn.Module, device: torch.device = DEVICE) -> torch.nn.Mo
         return module.to(device)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def missing() -> str | None:
+    """Why there can be no pretend accelerator here, if so."""
+    return None if _compiler() else "no C++ compiler, with which the pretend accelerator says how many devices it has"
 
 
 def _guard() -> Path:
@@ -282,7 +287,7 @@ def _guard() -> Path:
         made.parent.mkdir(mode=0o700, exist_ok=True)
         part = made.with_suffix(f".{os.getpid()}")
         include, library = f"-I{torch_itself / 'include'}", f"-L{torch_itself / 'lib'}"
-        how = [os.environ.get("CXX", "c++"), "-std=c++17", "-shared", "-fPIC", include, str(source), library, "-lc10"]
+        how = [str(_compiler()), "-std=c++17", "-shared", "-fPIC", include, str(source), library, "-lc10"]
         subprocess.run([*how, "-o", str(part)], check=True)
         part.replace(made)
     return made
