@@ -15,6 +15,7 @@ from torch import Tensor
 import interp
 from interp.planted.probes import probe_task
 from interp.prompts.rows import Row
+from interp.records import variants
 from interp.tasks.task import Task
 
 Call = Callable[[Place], Any]
@@ -83,23 +84,20 @@ def patch(p: Place) -> Any:
 
 
 def attribute(p: Place) -> Any:
-    from interp.attribution.attribute import METHODS
-
-    found = methods(interp.attribute, p, "llama", METHODS, sites="L*.H*.z", verify=1, steps=2)
+    found = methods(
+        interp.attribute, p, "llama", tuple(variants("interp.attribute")), sites="L*.H*.z", verify=1, steps=2
+    )
     return found | methods(interp.attribute, p, "vit", ("relp",), sites="L*.resid_pre", verify=1)
 
 
 def relevance(p: Place) -> Any:
-    from interp.attribution.relevance import METHODS
-
     m, base = p.model("vit"), p.pair("vit")["base"]
-    return {name: interp.relevance(m, base, metric=difference, method=name, steps=2, samples=2) for name in METHODS}
+    how: dict[str, Any] = {"metric": difference, "steps": 2, "samples": 2}
+    return {name: interp.relevance(m, base, method=name, **how) for name in variants("interp.relevance")}
 
 
 def edges(p: Place) -> Any:
-    from interp.circuits.edges import METHODS
-
-    named = tuple(name for name in METHODS if name != "flow")
+    named = tuple(name for name in variants("interp.edges") if name != "flow")
     found = methods(interp.edges, p, "llama", named, steps=2) | methods(interp.edges, p, "gemma2", ("eap",))
     m, base = p.model("llama"), p.pair("llama")["base"]
     return {**found, "flow": interp.edges(m, base=base, metric=difference, method="flow")}
@@ -119,12 +117,9 @@ def faithfulness(p: Place) -> Any:
 
 def importance(p: Place) -> Any:
     """Every measure that `attribute` does not make."""
-    from interp.attribution.attribute import METHODS as ESTIMATES
-    from interp.heads.importance import METHODS
-
     how: dict[str, Any] = {"draws": 1, "gates": {"steps": 2, "seeds": 1}, "verify": 1}
     others = interp.tasks.key_value(p.model(DECODER), n=2, seed=1)
-    by = ["relp", *(name for name in METHODS if name not in ESTIMATES)]
+    by = ["relp", *variants("interp.importance")]
     return interp.importance(p.model(DECODER), facts(p), by=by, retain=others, **how)
 
 
@@ -241,7 +236,20 @@ def asked(name: str, p: Place) -> Any:
     return task.right(), task.metric(p.model(KNOWS[name]).run(task.clean)["logits"], task.clean).tolist()
 
 
+class Squared:
+    """A head program: weights in proportion to the squares of the softmax's."""
+
+    def pattern(self, part: Any) -> Tensor:
+        weights = part.softmax(part.scores()) ** 2
+        return weights / weights.sum(-1, keepdim=True)
+
+    def z(self, part: Any) -> Tensor:
+        return part.read(self.pattern(part))
+
+
 EDITS: dict[str, Any] = {
+    "Apply": [interp.Apply("L1.H1.z", torch.tanh)],
+    "Program": [interp.edits.Program("L1.H1", Squared()), interp.edits.Program("L1.H2", Squared(), positions="last")],
     "Set": [interp.Set("L1.z", 0.5), interp.Set("L1.H1.pattern", 0.25), interp.Set("L1.H1.scores", 0.0)],
     "Scale": [interp.Scale("L0.H1.z", 0.5, positions=[1, 2]), interp.Scale("L1.H1.k", 0.5, expand=True)],
     "Zero": [interp.Zero("L1.H2.result")],
