@@ -53,7 +53,8 @@ def _numbers(anatomy: Anatomy, site: Site, wish: Wish, x: Inputs) -> int:
     if site.component in ("pattern", "scores"):
         keys = _valid(x, replace(site, component="k"), layer)
         return 0 if keys is None else count * heads * keys.shape[1]
-    per_head = {"q": layer.d_head, "k": layer.d_head, "v": layer.d_value, "z": layer.d_value, "result": tower.width}
+    per_head = {"q": layer.d_head, "k": layer.d_head, "v": layer.d_value, "z": layer.d_value}
+    per_head |= dict.fromkeys(("result", "q_in", "k_in", "v_in"), tower.width)
     return count * heads * (per_head[site.component] if site.component in HEAD | KV else tower.width)
 
 

@@ -79,5 +79,5 @@ def test_copies_from_anywhere_count_wherever_the_word_stands() -> None:
 def test_r2_and_anywhere_exclude_each_other() -> None:
     with pytest.raises(InputsError, match="r2 counts weight"):
         retrieval_heads(needle(), notes(), mode="r2", anywhere=True)
-    with pytest.raises(InputsError, match="'event', 'set' or 'r2'"):
+    with pytest.raises(InputsError, match="one of 'event', 'set', 'r2'"):
         retrieval_heads(needle(), notes(), mode="query")

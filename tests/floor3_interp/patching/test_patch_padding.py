@@ -127,4 +127,4 @@ def test_a_row_goes_on_to_its_last_column_where_padding_is_not_known() -> None:
     known = m.inputs(call)
     unknown = replace(known, main="vision")
     ends = [Sweep(m.module, m.anatomy, x, m.called_with(x.kwargs)).engine(None).ends for x in (known, unknown)]  # type: ignore[union-attr]
-    assert [one.tolist() for one in ends] == [[5, 8], [8, 8]]
+    assert [list(one) for one in ends] == [[5, 8], [8, 8]]
