@@ -10,7 +10,6 @@ mean and by zero says what the answer loses, not that no other head could do the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -130,7 +129,9 @@ def _roles(model: Model, place: Site, x: Inputs, seed: int) -> dict[str, Any]:
 
 def _weights(model: Model, place: Site) -> dict[str, Any]:
     found = head_circuits(model, str(place))
-    numbers = [Number(name, float(value[0]), math.nan, math.nan, 0) for name, value in found.scores.items()]
+    numbers = [
+        Number(name, float(value[0]), float(value[0]), float(value[0]), 0) for name, value in found.scores.items()
+    ]
     left_out = {name: why for name, why in found.left_out.items() if name != "composition"}
     if not found.pairs:
         return {"weights": numbers, "left_out": left_out}
