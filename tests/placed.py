@@ -60,7 +60,7 @@ def split(module: nn.Module) -> nn.Module:
         set_module_tensor_to_device(module, name, devices[name])
     with warnings.catch_warnings():  # that some of the names are parameters', which it has to be told as well
         warnings.filterwarnings("ignore", message="The following device_map keys", category=UserWarning)
-        return dispatch_model(module, device_map=devices)
+        return dispatch_model(module, device_map=devices, main_device=f"{pretend.NAME}:0")
 
 
 def _later(module: nn.Module) -> Iterator[str]:
