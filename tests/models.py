@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,30 +73,41 @@ def _both() -> Task:
 
 
 @cache
-def needles() -> Task:
+def shared(name: str) -> interp.Model:
+    """A tiny family ("llama") or a model of the zoo ("zoo:needle"). Shared likewise."""
+    if name.startswith("zoo:planted"):
+        return planted(name.removeprefix("zoo:"))
+    return interp.load(name) if name.startswith("zoo:") else attached(name)
+
+
+Models = Callable[[str], interp.Model]
+"""From a name as `shared` reads it to the model, wherever it lies."""
+
+
+@cache
+def needles(models: Models = shared) -> Task:
     """Needles in short texts, and the model that was trained to find them."""
-    reader = interp.load("zoo:needle")
-    return interp.tasks.needle(reader, n=2, lengths=(32,), depths=(0.5,), whole=True)
+    return interp.tasks.needle(models("zoo:needle"), n=2, lengths=(32,), depths=(0.5,), whole=True)
 
 
-def trial(kind: Kind, folder: Path) -> Trial:
+def trial(kind: Kind, folder: Path, models: Models = shared) -> Trial:
     """A tiny model of a kind and a question to it."""
     if kind == "encoder-decoder":
-        model = attached("t5")
+        model = models("t5")
         base, source = (model.inputs(dict(example(model.module, batch=3, length=6, seed=seed))) for seed in (1, 2))
         return Trial(kind, model, base, source, difference, "decoder.L*.H*", None, folder, labels=[0, 0, 0],
                      texts=("a text", "another text"))  # fmt: skip
-    task, texts = _asked(kind)
+    task, texts = _asked(kind, models)
     return Trial(
         kind, task.model, task.clean, task.corrupt, task.metric, "text.L*.H*" if kind == "lvlm" else "L*.H*",
-        needles() if kind == "decoder" else task, folder, labels=[row[0] for row in task.answer_ids],
+        needles(models) if kind == "decoder" else task, folder, labels=[row[0] for row in task.answer_ids],
         reads="cls" if kind == "vit" else "last", task=task, texts=texts,
     )  # fmt: skip
 
 
-def _asked(kind: Kind) -> tuple[Task, tuple[str, ...]]:
+def _asked(kind: Kind, models: Models) -> tuple[Task, tuple[str, ...]]:
     if kind == "decoder":
-        return _texts().on(attached("llama")), ("note : lisbon amber violin .", "the river is wide .")
+        return _texts().on(models("llama")), ("note : lisbon amber violin .", "the river is wide .")
     if kind == "vit":
-        return _pictures().on(planted("planted-vit")), ("no text", "none")
-    return _both().on(planted("planted-lvlm")), ("what colour is b2", "what colour is c2")
+        return _pictures().on(models("zoo:planted-vit")), ("no text", "none")
+    return _both().on(models("zoo:planted-lvlm")), ("what colour is b2", "what colour is c2")

@@ -127,3 +127,28 @@ def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _columns(frame: Any) -> Iterator[tuple[str, Any]]:
     return ((name, column.to_numpy()) for name, column in frame.select_dtypes("number").items())
+
+
+LOGITS = 8.0
+"""Effects are differences of logits, which are about as large as this in the models here."""
+
+
+def check_same(here: Mapping[str, Tensor], there: Mapping[str, Tensor], near: float) -> None:
+    """Raise where numbers are not those of the CPU, `near` being a part of the size of the numbers compared."""
+    assert here.keys() == there.keys()
+    assert here
+    for path, value in here.items():
+        size = max([LOGITS, *value[value.isfinite()].abs().flatten().tolist()])
+        torch.testing.assert_close(
+            there[path].cpu(), value, rtol=0, atol=near * size, equal_nan=True, msg=lambda m, p=path: f"{p}: {m}"
+        )
+
+
+def away(there: Mapping[str, Tensor]) -> list[str]:
+    """What does not lie on the CPU."""
+    return [path for path, value in there.items() if value.device.type != "cpu"]
+
+
+ROUNDINGS = 8
+"""In bfloat16: two writes in each of up to three blocks, the norm, the head; each rounds by half a unit."""
+NEAR = {torch.float32: 1e-6, torch.bfloat16: ROUNDINGS * torch.finfo(torch.bfloat16).eps / 2}

@@ -10,9 +10,6 @@ from interp.zoo.families import FAMILIES
 
 WHOLE = {
     "transformer_bridge": "TransformerBridge holds its modules twice, and accelerate follows both",
-    "qwen3_vl": "transformers adds interpolated positions to patches that lie on another device",
-    "paligemma": "transformers reads the mask of image tokens on another device than the decoder's",
-    "instructblip": "transformers joins queries and words that lie on two devices",
     "mllama": "transformers joins the hidden states of all vision layers, which then lie on several devices",
 }
 """Families that cannot be split, by whom and why; they are tried on one device."""
