@@ -129,7 +129,7 @@ def ungrouped(m: interp.Model) -> interp.Model:
     wide = tiny("llama", dtype=torch.float64)
     state, group = m.module.state_dict(), 2
     config = type(wide.config)(**{**wide.config.to_dict(), "num_key_value_heads": 4})
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         made = type(wide)(config).double().eval()
     for name, value in state.items():
         if "k_proj" in name or "v_proj" in name:
