@@ -16,14 +16,17 @@ STUDIES := $(filter-out experiments/real/_%,$(wildcard experiments/real/*.py))
 demo: $(VENV)/.base
 	$(BIN)/interp demo
 
+# Tests on pretend accelerators have processes of their own: what registers a device stays registered.
 test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	$(if $(ARGS),,$(BIN)/pytest -n $(WORKERS) -m device)
 
 check: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	$(if $(ARGS),,$(BIN)/pytest -n $(WORKERS) -m device)
 
 bench: $(VENV)/.test
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done

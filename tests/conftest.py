@@ -33,7 +33,7 @@ import torch
 from areas import areas
 from torch.utils import _device
 
-ON_REQUEST = ("gpu", "slow", "real")
+ON_REQUEST = ("gpu", "slow", "real", "device")
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
