@@ -124,6 +124,7 @@ def refuse_network(event: str, args: tuple[Any, ...]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
+    if os.environ.get("PYTEST_XDIST_WORKER") or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
     poison_python()
     sys.addaudithook(refuse_network)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,9 @@ def test_a_model_that_does_not_fit_the_disk_is_one_line_and_no_directory(argv: l
 def test_ctrl_c_is_130_and_no_traceback(tmp_path: Path) -> None:
     out = tmp_path / "out"
     call = [sys.executable, "-m", "interp", "report", "zoo:planted-decoder", "--out", str(out)]
-    process = subprocess.Popen(call, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # a shell that runs the tests in the background lets its children ignore the signal
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("checks"):
