@@ -7,7 +7,7 @@ a traced call (`hooks/survey/trace.py`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
@@ -22,6 +22,7 @@ from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import Roles
+from interp.hooks.inputs.sound import extractor_of
 from interp.hooks.run.session import Session
 from interp.hooks.survey.capabilities import Capabilities, capabilities
 from interp.hooks.survey.checks import Report, check
@@ -136,11 +137,12 @@ class Held:
         return self._describe(inputs) if isinstance(inputs, Mapping) else self.prepare(inputs)
 
     def _describe(self, kwargs: Mapping[str, Any]) -> Inputs:
-        return Inputs.of(kwargs, config=self.config, tokenizer=self.tokenizer)
+        extractor = extractor_of(self.processor)
+        return Inputs.of(kwargs, config=self.config, tokenizer=self.tokenizer, extractor=extractor)
 
     def prepare(
         self,
-        given: Any,
+        given: Any = None,
         *,
         images: Any = None,
         videos: Any = None,
@@ -148,8 +150,11 @@ class Held:
         chat: bool | None = None,
         continuation: Any = None,
         padding: Literal["left", "right"] | None = None,
+        language: str | Sequence[str] | None = None,
+        task: str | None = None,
     ) -> Inputs:
-        """Text, chat messages, ids or a processor's output as frozen `Inputs`; see `interp/preparing/prepare.py`."""
+        """Text, chat messages, ids, sound or a processor's output as frozen `Inputs`; see
+        `interp/preparing/prepare.py`."""
         return prepare(
             self.module,
             self.processor,
@@ -160,6 +165,8 @@ class Held:
             chat=chat,
             continuation=continuation,
             padding=padding,
+            language=language,
+            task=task,
         )
 
     def roles(self, inputs: Any) -> Roles:

@@ -48,6 +48,8 @@ def _recipe(ask: Ask) -> Recipe:
         return _pair
     if main == "input_features" and hasattr(ask.config, "max_source_positions") and hasattr(ask.config, "num_mel_bins"):
         return _speech
+    if main == "input_values" and getattr(ask.config, "conv_stride", None):
+        return _waves
     if main == "pixel_values" and "pixel_values" in ask.accepts and hasattr(ask.config, "image_size"):
         return lambda ask: {"pixel_values": pixels_for(ask, ask.config, ask.batch)}
     if main == "input_ids" and "input_ids" in ask.accepts:
@@ -103,6 +105,15 @@ def _decoder(ask: Ask) -> dict[str, Tensor]:
 def _speech(ask: Ask) -> dict[str, Tensor]:
     """Log-mel frames, two for each encoder position, and a decoder row."""
     made = {"input_features": ask.noise(ask.batch, ask.config.num_mel_bins, 2 * ask.config.max_source_positions)}
+    return made | (_decoder(ask) if "decoder_input_ids" in ask.accepts else {})
+
+
+def _waves(ask: Ask) -> dict[str, Tensor]:
+    """Samples enough for `length` positions of the encoder, and a decoder row where there is one."""
+    samples = ask.length
+    for kernel, stride in zip(reversed(ask.config.conv_kernel), reversed(ask.config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    made = {"input_values": ask.noise(ask.batch, samples)}
     return made | (_decoder(ask) if "decoder_input_ids" in ask.accepts else {})
 
 

@@ -1,3 +1,3 @@
 """What a model is called with: tensors and which are real (`inputs`, `arguments`, `positions`), what each token is and
-where in the picture it lies (`roles`, `labels`), its text (`token_text`, `table`), on disk
+where in the picture it lies (`roles`, `labels`, `sound`), its text (`token_text`, `table`), on disk
 (`files`)."""

@@ -14,9 +14,8 @@ IDS = {"text": "input_ids", "encoder": "input_ids", "decoder": "decoder_input_id
 MASKS = {"text": "attention_mask", "encoder": "attention_mask", "decoder": "decoder_attention_mask"}
 MAINS = (
     ("decoder", "decoder_input_ids"), ("text", "input_ids"), ("text", "inputs_embeds"), ("vision", "pixel_values"),
-    ("vision", "pixel_values_videos"), ("encoder", "input_features"),
+    ("vision", "pixel_values_videos"), ("encoder", "input_features"), ("audio", "input_values"),
 )  # fmt: skip
-SOUND = ("input_values", "input_features")
 DROPPED = ("past_key_values",)
 SCALARS = (bool, int, float, str)
 
@@ -39,14 +38,15 @@ def _only(call: Mapping[str, Any], dims: int) -> Tensor | None:
     """The one tensor that can only be ids [batch, position] (or embeddings, of three dimensions) of a plain module."""
     kinds = [value for value in call.values() if isinstance(value, Tensor) and value.dtype != torch.bool]
     fits = [value for value in kinds if value.dim() == dims and value.is_floating_point() == (dims == 3)]
-    named = any(name in call for name in (*SOUND, *(name for _, name in MAINS)))
+    named = any(name in call for _, name in MAINS)
     return fits[0] if len(fits) == 1 and not named else None
 
 
 def other_towers(call: Mapping[str, Any]) -> list[str]:
     """The towers beside the main one."""
     main = main_tower(call)
-    found = ["encoder"] if main == "decoder" and ("input_ids" in call or "input_features" in call) else []
+    reads = any(name in call for name in ("input_ids", "input_features", "input_values"))
+    found = ["encoder"] if main == "decoder" and reads else []
     pixels = "pixel_values" in call or "pixel_values_videos" in call
     return found + (["vision"] if pixels and main != "vision" else [])
 

@@ -45,7 +45,7 @@ def _about(inputs: Any) -> dict[str, Any]:
     return {
         "format": FORMAT, "main": inputs.main, "tokens": inputs.tokens, "texts": inputs.texts,
         "offsets": inputs.offsets, "continuation": inputs.continuation, "grids": labels.grids, "views": views,
-        "sizes": labels.sizes, "fit": labels.fit and asdict(labels.fit),
+        "sizes": labels.sizes, "fit": labels.fit and asdict(labels.fit), "seconds": labels.seconds,
         "scalars": {name: value for name, value in inputs.kwargs.items() if not isinstance(value, Tensor)},
         "towers": {name: tower if isinstance(tower, str) else None for name, tower in inputs.towers.items()},
     }  # fmt: skip
@@ -81,6 +81,7 @@ def _roles(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Roles:
     fit = _frozen_fields(Fit(), about["fit"]) if about["fit"] else None
     fields: dict[str, Any] = dict(_under(tensors, "roles."))
     fields |= {"grids": _frozen(about["grids"]), "views": views, "sizes": _frozen(about["sizes"]), "fit": fit}
+    fields |= {"seconds": about.get("seconds")}
     return Roles(**fields, tags=_under(tensors, "tags."))
 
 

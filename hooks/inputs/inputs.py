@@ -31,7 +31,8 @@ ALIASES = {
     "text": ("text", "decoder", "encoder", "cross"),
     "decoder": ("decoder", "text", "cross"),
     "vision": ("vision", "encoder"),
-    "encoder": ("encoder",),
+    "encoder": ("encoder", "audio"),
+    "audio": ("audio", "encoder"),
 }
 
 
@@ -62,13 +63,15 @@ class Inputs:
         return Inputs, (dict(self.kwargs), *rest, dict(self.towers))
 
     @classmethod
-    def of(cls, kwargs: Mapping[str, Any], *, config: Any = None, tokenizer: Any = None) -> Inputs:
+    def of(
+        cls, kwargs: Mapping[str, Any], *, config: Any = None, tokenizer: Any = None, extractor: Any = None
+    ) -> Inputs:
         """Wrap the arguments of a call as they are; ids are never retokenised."""
         call = checked(kwargs, config)
-        towers = {name: _tower(call, name, config, tokenizer) for name in other_towers(call)}
+        towers = {name: _tower(call, name, config, tokenizer, extractor) for name in other_towers(call)}
         if getattr(config, "model_type", None) == "mllama" and "vision" in towers:
             towers["vision2"] = towers["vision"]  # its global layers go on over the same tiles
-        return _describe(call, main_tower(call), config, tokenizer, towers)
+        return _describe(call, main_tower(call), config, tokenizer, extractor, towers)
 
     @property
     def ids(self) -> Tensor | None:
@@ -169,9 +172,14 @@ class Inputs:
 
 
 def _describe(
-    call: Mapping[str, Any], tower: str, config: Any, tokenizer: Any, towers: Mapping[str, Any] = MappingProxyType({})
+    call: Mapping[str, Any],
+    tower: str,
+    config: Any,
+    tokenizer: Any,
+    extractor: Any,
+    towers: Mapping[str, Any] = MappingProxyType({}),
 ) -> Inputs:
-    labels = roles(config, call, tokenizer=tokenizer, tower=tower)
+    labels = roles(config, call, tokenizer=tokenizer, tower=tower, extractor=extractor)
     valid, ids = ~labels.where("pad"), main_ids(call, tower)
     if ids is None or tokenizer is None:
         return Inputs(call, valid, labels, main=tower, towers=towers)
@@ -183,10 +191,10 @@ def _describe(
     )
 
 
-def _tower(call: Mapping[str, Any], name: str, config: Any, tokenizer: Any) -> Inputs | str:
+def _tower(call: Mapping[str, Any], name: str, config: Any, tokenizer: Any, extractor: Any) -> Inputs | str:
     """Another tower's inputs, or why its positions are not known."""
     try:
-        return _describe(call, name, config, tokenizer if name in ("encoder", "text") else None)
+        return _describe(call, name, config, tokenizer if name in ("encoder", "text") else None, extractor)
     except InputsError as reason:
         return str(reason)
 

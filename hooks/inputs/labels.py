@@ -38,6 +38,8 @@ class Roles:
     views: tuple[tuple[View, ...], ...] = ()
     sizes: tuple[tuple[int, int], ...] | None = None
     fit: Fit | None = None
+    seconds: float | None = None
+    """Of sound: the time that a position stands for, position n from `n * seconds` on."""
 
     @property
     def newline(self) -> Tensor:
@@ -79,7 +81,20 @@ class Roles:
             words.append(str(int(self.image[at])))
         if self.tile[at] >= 0 and len(self.grids[row]) > 1:
             words.append(f"grid {int(self.tile[at])}")
+        if self.seconds is not None and int(self.kind[at]) == CODE["audio"]:
+            words.append(f"{position * self.seconds:.2f} s")
         return " ".join(words) + (f" ({int(self.row[at])},{int(self.col[at])})" if self.row[at] >= 0 else "")
+
+    def during(self, start: float, end: float) -> tuple[int, int]:
+        """The positions of sound that a stretch of seconds touches, as first and one past the last."""
+        if self.seconds is None:
+            raise InputsError("how long these positions last is not known: attach the model with its processor.")
+        first, last = int(start / self.seconds + 1e-6), math.ceil(end / self.seconds - 1e-6)
+        if not 0 <= start < end or first >= self.kind.shape[1]:
+            raise InputsError(
+                f"no stretch from {start} to {end} s: there are {self.kind.shape[1] * self.seconds:.2f} s."
+            )
+        return first, min(last, self.kind.shape[1])
 
     def boxes(self, image_sizes: Sequence[tuple[int, int]] | None = None, *, fit: Fit | None = None) -> Tensor:
         """[batch, position, 4] of (left, top, right, bottom) in pixels of the original pictures; NaN where none.

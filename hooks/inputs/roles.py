@@ -21,6 +21,7 @@ from torch import Tensor
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.arguments import IDS, MASKS, main_embeds, main_ids, main_tower
 from interp.hooks.inputs.labels import CODE, FIELDS, KINDS, Roles
+from interp.hooks.inputs.sound import SOUND, sound_roles
 from interp.hooks.pictures.grids import View
 from interp.hooks.pictures.record import Grids, Text, family_of, unknown, vision_rows, vision_views
 
@@ -201,14 +202,6 @@ def _viewed(labels: Roles, views: Sequence[View] | None) -> Roles:
     return replace(labels, image=torch.where(labels.image >= 0, labels.image + first, labels.image))
 
 
-def audio_roles(config: Any, kwargs: Mapping[str, Tensor]) -> Roles:
-    """Roles of Whisper's encoder, whose second convolution halves the frames."""
-    if getattr(config, "model_type", None) != "whisper":
-        raise InputsError(f"the encoder length of audio model {getattr(config, 'model_type', None)!r} is not known")
-    features = kwargs["input_features"]
-    return plain(features.new_ones(len(features), -(-features.shape[-1] // 2), dtype=torch.bool), "audio")
-
-
 def roles(
     config: Any,
     kwargs: Mapping[str, Any],
@@ -216,17 +209,18 @@ def roles(
     tokenizer: Any = None,
     valid: Bool[Tensor, "batch position"] | None = None,
     tower: str | None = None,
+    extractor: Any = None,
 ) -> Roles:
     """The roles of a tower's positions (`tower=None`: the main one) under the arguments the model is called with.
 
     The main tower is the decoder of an encoder-decoder, else the text, else the pixels. `valid` defaults to the
-    tower's attention mask, and to everything where there is none.
+    tower's attention mask, and to everything where there is none. `extractor` says how long a frame of sound lasts.
     """
     name = tower or main_tower(kwargs)
     if name == "vision":
         return vision_roles(config, kwargs)
-    if name == "encoder" and "input_features" in kwargs:
-        return audio_roles(config, kwargs)
+    if name in ("encoder", "audio") and any(sound in kwargs for sound in SOUND):
+        return sound_roles(config, kwargs, extractor)
     if name not in IDS:
         raise InputsError(f"no roles for tower {name!r}; there are {', '.join(IDS)} and vision")
     ids, mask, embeds = main_ids(kwargs, name), kwargs.get(MASKS[name]), main_embeds(kwargs)

@@ -33,6 +33,8 @@ class Listed(Protocol):
 
 Line = tuple[str, ...]
 FOLD = 8
+SOUND = 1 << 30
+"""Stands for the number of a grid where positions are frames of sound."""
 MOST = 2000
 
 
@@ -50,8 +52,9 @@ def lines(inputs: Listed, row: int) -> Iterator[Line]:
 
 
 def _folded(inputs: Listed, row: int) -> list[bool]:
-    """Positions whose neighbours on both sides belong to the same grid, or are padding too."""
-    tiles, valid = inputs.roles.tile[row].tolist(), inputs.valid[row].tolist()
+    """Positions whose neighbours on both sides belong to the same grid, or are sound or padding too."""
+    valid, sound = inputs.valid[row].tolist(), inputs.roles.where("audio")[row].cpu()
+    tiles = inputs.roles.tile[row].cpu().masked_fill(sound, SOUND).tolist()
     stretch = [(tile, real) if tile >= 0 or not real else None for tile, real in zip(tiles, valid, strict=True)]
     half, out = FOLD // 2, [False] * len(tiles)
     for position in range(half, len(tiles) - half):

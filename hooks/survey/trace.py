@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
 from interp.hooks.errors import ModelError
-from interp.hooks.inputs.arguments import SOUND
+from interp.hooks.inputs.sound import SOUND
 from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.interface import Switch
 from interp.hooks.survey.dissect import Event, Stage, dissect, first_tensor, outer_tensor

@@ -10,9 +10,11 @@ Where left padding would shift positions the model gets explicit `position_ids`;
 mask themselves, or by picture (Qwen-VL), are left to it. `padding=` overrides the side.
 
 Continuation. Answers are tokenised as they read after an ordinary word, on their own, so that the same answer has the
-same ids after every prompt. Encoder-decoders get them in the decoder, after its start token.
+same ids after every prompt. Encoder-decoders get them in the decoder, after its start token; Whisper's after the tokens
+for language, task and no times (`speech.py`).
 
-Cost: no forward pass. Limits: video processors need torchvision; audio is Whisper's; a text is never cut.
+Cost: no forward pass. Limits: video processors need torchvision; audio goes to models that only listen, such as
+Whisper and Wav2Vec2; a text or a clip is never cut.
 """
 
 from __future__ import annotations
@@ -30,12 +32,15 @@ from torch import Tensor, nn
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.arguments import vocabulary
 from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.inputs.sound import SOUND, extractor_of
 from interp.hooks.inputs.token_text import Decoder
 from interp.hooks.pictures.grids import Fit
 from interp.hooks.pictures.record import VisionLanguage, family_of, unknown
 from interp.preparing.chats import Chat, is_chat, paint, render
 from interp.preparing.pictures import as_rows, count_check, sizes_of
 from interp.preparing.rows import Rows, from_batch, from_ids, from_texts, tokenise_answer
+from interp.preparing.sound import clips, heard, window_of
+from interp.preparing.speech import prefixes
 
 Side = Literal["left", "right"]
 BY_MASK = ("bloom", "mpt", "opt", "falcon")
@@ -55,11 +60,18 @@ def prepare(
     chat: bool | Mapping[str, Any] | None = None,
     continuation: Any = None,
     padding: Side | None = None,
+    language: str | Sequence[str] | None = None,
+    task: str | None = None,
 ) -> Inputs:
-    """Inputs for a module from texts, messages, ids or a processor's output, with pictures and an answer if given."""
+    """Inputs for a module from texts, messages, ids or a processor's output, with pictures and an answer if given.
+
+    `audio` is a clip or a list of clips: a path to a WAV file, samples between -1 and 1, or a dict of array and
+    sampling_rate. `language` and `task` are what Whisper's decoder reads before the text.
+    """
     if padding not in (None, "left", "right"):
         raise InputsError(f"padding is the side, 'left' or 'right', got {padding!r}")
-    call = Call(module, processor, padding)
+    call = Call(module, processor, padding, language=language, task=task)
+    call.check_spoken(data, audio)
     if isinstance(data, Inputs):
         _nothing_else(images=images, videos=videos, audio=audio, chat=chat or None)
         if continuation is None:
@@ -70,6 +82,8 @@ def prepare(
         return call.finish_batch(data, continuation)
     if audio is not None:
         _nothing_else(images=images, videos=videos, chat=chat or None)
+        if data is not None and continuation is not None:
+            raise InputsError("with audio= a text is what the decoder writes: give it once, as continuation=")
         return call.listen(audio, data if continuation is None else continuation)
     return call.read(data, images, videos, chat, continuation)
 
@@ -83,8 +97,10 @@ def _nothing_else(**given: Any) -> None:
 class Call:
     """One preparation: the module, what its processor consists of, and the side to pad on."""
 
-    def __init__(self, module: nn.Module, processor: Any, padding: Side | None) -> None:
-        self.module, self.processor = module, processor
+    def __init__(
+        self, module: nn.Module, processor: Any, padding: Side | None, *, language: Any = None, task: str | None = None
+    ) -> None:
+        self.module, self.processor, self.language, self.task = module, processor, language, task
         self.config = getattr(module, "config", None)
         self.family = family_of(self.config) or PLAIN
         self.tokenizer = getattr(processor, "tokenizer", processor if _tokenizes(processor) else None)
@@ -171,13 +187,29 @@ class Call:
         batch = self.looks(images=pictures, return_tensors="pt")
         return self._with_pictures(self._inputs(dict(batch)), sizes_of([pictures]))
 
+    def check_spoken(self, data: Any, audio: Any) -> None:
+        """Language and task go with sound whose decoder has not started."""
+        spoken = audio is not None or (
+            isinstance(data, Mapping) and "input_features" in data and "decoder_input_ids" not in data
+        )
+        if (self.language is not None or self.task is not None) and not spoken:
+            raise InputsError("language= and task= go with audio=, whose text they stand before: leave them out.")
+
     def listen(self, audio: Any, text: Any) -> Inputs:
-        """Sound for Whisper, sampled at the processor's rate; the text, if any, goes to the decoder."""
-        extractor = getattr(self.processor, "feature_extractor", self.processor)
-        if self.processor is None or not hasattr(extractor, "sampling_rate"):
+        """Sound at the extractor's rate; the text, if any, goes to the decoder."""
+        extractor = extractor_of(self.processor)
+        if extractor is None:
             raise InputsError("audio needs the model's processor, whose feature extractor says the sampling rate")
-        batch = extractor(audio, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-        return self._two_stacks(dict(batch), len(batch["input_features"]), text)
+        rows = clips(audio, extractor.sampling_rate, window_of(extractor))
+        batch = heard(extractor, rows, masked=self._takes("attention_mask"))
+        if self.two_stacks:
+            return self._two_stacks(batch, len(rows), text)
+        if text is not None or self.language is not None or self.task is not None:
+            raise InputsError(
+                f"{type(self.module).__name__} has no decoder that a text, language= or task= could go to: give the"
+                " audio alone."
+            )
+        return self._inputs(batch)
 
     def finish_batch(self, data: Mapping[str, Any], continuation: Any) -> Inputs:
         """A processor's output: as it is, or with an answer appended."""
@@ -250,7 +282,8 @@ class Call:
         """The encoder's arguments with a decoder that starts, and goes on with the answer."""
         start = _start_id(self.module, self.config)
         answers = self._answers(answer, batch) or [[]] * batch
-        decoder = Rows([[start, *ids] for ids in answers], None, None, {}, {})
+        before = self._before(start, batch) if "input_features" in call else [[start]] * batch
+        decoder = Rows([[*first, *ids] for first, ids in zip(before, answers, strict=True)], None, None, {}, {})
         decoder.check()
         padded = decoder.padded("right", self.pad_id)
         call["decoder_input_ids"] = padded["input_ids"]
@@ -260,12 +293,17 @@ class Call:
         if rows is not None:
             towers = {**inputs.towers, "encoder": rows.described(inputs.tower("encoder"), self.side, None)}
             inputs = replace(inputs, towers=towers)
-        return inputs if answer is None else replace(inputs, continuation=(1,) * batch)
+        return inputs if answer is None else replace(inputs, continuation=tuple(map(len, before)))
+
+    def _before(self, start: int, batch: int) -> list[list[int]]:
+        return prefixes(
+            self.module, self.tokenizer, start, batch, language=self.language, task=self.task, warn=self.warn
+        )
 
     def _inputs(self, call: dict[str, Any]) -> Inputs:
         device, dtype = _home(self.module)
         moved = {name: _at(value, name, device, dtype) for name, value in call.items()}
-        return Inputs.of(moved, config=self.config, tokenizer=self.tokenizer)
+        return Inputs.of(moved, config=self.config, tokenizer=self.tokenizer, extractor=extractor_of(self.processor))
 
     def _with_pictures(self, inputs: Inputs, sizes: Any) -> Inputs:
         """Say how large the pictures were and how they were fitted, so that boxes can be drawn."""
@@ -386,5 +424,5 @@ def _home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 def _at(value: Any, name: str, device: torch.device, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
-    half = dtype in (torch.float16, torch.bfloat16) and name.startswith(("pixel_values", "input_features"))
+    half = dtype in (torch.float16, torch.bfloat16) and name.startswith(("pixel_values", *SOUND))
     return value.to(device, dtype) if half and value.is_floating_point() else value.to(device)
