@@ -22,7 +22,7 @@ from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.head_names import layer_name
 from interp.hooks.inputs.inputs import Inputs, Positions
-from interp.hooks.run.statistics import Request, StatTap, stream
+from interp.hooks.run.statistics import Keys, Request, StatTap, stream
 from interp.hooks.sites import Site
 from interp.kernels.stats import parse
 
@@ -36,9 +36,13 @@ class AttentionStats:
     inputs: Inputs
     impl: tuple[str, ...]
     """Which kernels computed them."""
+    keys: Keys = "seen"
+    """Whether of the weights on all keys the model sees or, renormalised, on those that are no padding."""
 
     def __repr__(self) -> str:
-        return f"AttentionStats({', '.join(self.names)}; {len(self.values)} layers; computed by {', '.join(self.impl)})"
+        over = "the keys the model sees" if self.keys == "seen" else "real keys"
+        by = ", ".join(self.impl)
+        return f"AttentionStats({', '.join(self.names)}; {len(self.values)} layers; over {over}; computed by {by})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,26 +99,30 @@ def attention(
     impl: str | None = None,
     chunk: int | None = None,
     reduce_groups: Any = None,
+    keys: Keys = "seen",
 ) -> AttentionStats:
-    """Statistics of the heads a site pattern means, such as "L*", "vision.L*" or "L3-5.H0,2"."""
+    """Statistics of the heads a site pattern means, such as "L*", "vision.L*" or "L3-5.H0,2".
+
+    `keys="real"` leaves out keys that are padding where the model sees those too, as Whisper does.
+    """
     anatomy = model.ready()
     x = model.inputs(inputs)
     sites = [Site(s.tower, s.layer, "attention", s.heads) for s in anatomy.sites(_pattern(heads))]
-    request = Request.of(stats, rows, impl, reduce_groups)
+    request = Request.of(stats, rows, impl, reduce_groups, keys)
     progress = _Progress(model, x, chunk)
     with forced_eager():
         taps = stream(model.module, anatomy, sites, request, x, progress.run, lambda: progress.offset)
-    return _read(taps, x)
+    return _read(taps, x, keys)
 
 
 def _pattern(heads: str) -> str:
     return heads if ".z" in heads else f"{heads}.z"
 
 
-def _read(taps: Mapping[Site, StatTap], x: Inputs) -> AttentionStats:
+def _read(taps: Mapping[Site, StatTap], x: Inputs, keys: Keys) -> AttentionStats:
     values = {site: {name: value.cpu() for name, value in tap.merged().items()} for site, tap in taps.items()}
     heads = {site: _labels(tap) for site, tap in taps.items()}
-    return AttentionStats(values, heads, x, tuple(sorted({name for tap in taps.values() for name in tap.ran})))
+    return AttentionStats(values, heads, x, tuple(sorted({name for tap in taps.values() for name in tap.ran})), keys)
 
 
 def _labels(tap: StatTap) -> tuple[int, ...]:

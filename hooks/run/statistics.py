@@ -2,8 +2,14 @@
 
 The model's own implementation computes z; the statistics come from what the call received. With `impl` the kernels
 compute both in one pass, and the model goes on with their z. Padding is not a row: padded queries take no part in
-sums over rows. Distances in a picture are between patches on their grid; what stands for no patch (a CLS token, a
-register) is at no distance: 0, as a key and as a row.
+sums over rows. Distances in a picture are between patches on their grid, averaged over the weight on patches: what
+stands for no patch (a CLS token, a register) is no key of theirs, and as a row it is at no distance, 0, as is a row
+that looks at no patch. Rows and keys of cross-attention are two sequences, in which there is no token before, no token
+itself and no distance: refused.
+
+Keys are those the model sees (`keys="seen"`), and some models see padding: Whisper gives its frames of filling weight
+like any others. `mass:pad` is how much; `keys="real"` takes every statistic of the weights on real keys alone, as they
+are when the others are hidden.
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +25,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.inputs.inputs import Inputs, Positions
-from interp.hooks.run.tape import tower_inputs
+from interp.hooks.run.tape import key_columns, tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.stand.attention import by_numbers, fused_part, pattern_of
 from interp.hooks.stand.call import Call, Tap, received
@@ -37,6 +43,12 @@ FIRST = "mass:first"
 NOWHERE = "mass:nowhere"
 """The mass on tokens that stand for no patch of the picture."""
 
+ALONG = ("distance", "previous", "self")
+"""What compares a row's place with a key's, so both must be of one sequence."""
+Keys = Literal["seen", "real"]
+LEAST = 1e-6
+"""Weight on patches below which the rounding of the rest would be all there is of their distance."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -46,17 +58,31 @@ class Request:
     rows: Positions | None = None
     impl: str | None = None
     reduce_groups: Any = None
+    keys: Keys = "seen"
 
     @classmethod
-    def of(cls, stats: Sequence[str] | str, rows: Positions | None, impl: str | None, reduce_groups: Any) -> Request:
+    def of(
+        cls,
+        stats: Sequence[str] | str,
+        rows: Positions | None,
+        impl: str | None,
+        reduce_groups: Any,
+        keys: Keys = "seen",
+    ) -> Request:
         """Read the names; an average over rows is merged over chunks from the two numbers it is made of."""
+        if keys not in ("seen", "real"):
+            raise InputsError(f"keys= is 'seen' (by the model) or 'real' (padding left out), got {keys!r}.")
+        if keys == "real" and impl is not None:
+            raise InputsError(
+                "impl= computes the model's own attention, which is over the keys it sees: leave keys= out."
+            )
         wanted = parse_all(stats)
         if not wanted:
             raise InputsError("name at least one statistic, for example stats=['entropy', 'received'].")
         if any(s.kind == "received_mean" for s in wanted):
             wanted = tuple(dict.fromkeys((*wanted, Stat("received"), Stat("seen"))))
         wanted = tuple(Stat("mass", "first") if s.kind == "first" else s for s in wanted)
-        return cls(wanted, rows, impl, reduce_groups)
+        return cls(wanted, rows, impl, reduce_groups, keys)
 
     @property
     def names(self) -> list[str]:
@@ -125,6 +151,8 @@ class StatTap(Tap):
         parts, made = {}, None
         if fused:
             parts[fused], made = self._fused(call, fused, asked, z=z)
+        if taken and self.request.keys == "real" and not bool(self._keys().valid.all()):
+            raise InputsError(f"{self.site}: heads {list(taken)} attend by a program of their own: leave keys= out.")
         if taken:
             parts[taken] = self._given(call, taken, asked, rows)
         stats = _in_order(heads, parts)
@@ -187,6 +215,8 @@ class StatTap(Tap):
         return mask[0].nonzero().flatten()
 
     def _without_padding(self, mask: Any, queries: int, keys: int) -> Any:
+        """A call's mask without the rows that are padding and, where real keys were asked for, without those keys."""
+        mask = self._real_keys(mask, queries, keys) if self.request.keys == "real" else mask
         whole, start = self._queries().valid, self._start()
         if bool(whole.all()):
             return mask
@@ -200,6 +230,24 @@ class StatTap(Tap):
             )
         return as_mask(mask) & Dense(valid[:, None, :, None].expand(-1, -1, -1, keys).to(self.inputs.valid.device))
 
+    def _real_keys(self, mask: Any, queries: int, keys: int) -> Any:
+        if bool(self._keys().valid.all()):
+            return mask
+        valid = self._of_keys(self._keys().valid, queries, keys)
+        return as_mask(mask) & Dense(valid[:, None, None].expand(-1, -1, queries, -1).to(self.inputs.valid.device))
+
+    def _of_keys(self, mask: Tensor, queries: int, keys: int) -> Tensor:
+        """What is said of the positions of the tower that is looked at, of a call's keys."""
+        if self.layer.kind == "cross":
+            mask = mask[:, key_columns(self.inputs, self.site)]
+            if mask.shape[1] != keys:
+                raise InputsError(
+                    f"{self.site} has {keys} keys here, and the tower it looks at {mask.shape[1]} positions: which key"
+                    " is which is not known; ask for statistics that name no keys."
+                )
+        first = self._first_key(queries, keys)
+        return mask[:, first : first + keys]
+
     def _first_key(self, queries: int, keys: int) -> int:
         """The column of the first key: a sliding window's cache has dropped those before it."""
         return max(0, self._start() + queries - keys) if self._start() else 0
@@ -209,20 +257,28 @@ class StatTap(Tap):
         if all(s.kind != "distance" for s in self.request.stats):
             return None
         x = self._keys()
-        if x.ids is not None or x.length != keys:
+        if x.ids is not None or x.length != keys or not self._pictured(x):
             return None
         places = torch.stack([x.roles.frame, x.roles.row, x.roles.col], -1)
         if not bool((places == places[:1]).all()):
             raise InputsError("distances are taken on one grid, and these pictures have several: ask size by size.")
         return _Grid(places[0].clamp(min=0).float(), (x.roles.row < 0)[0])
 
+    def _pictured(self, x: Inputs) -> bool:
+        """Whether the tower reads patches, whose places are then known; frames of sound and vectors of text are in a
+        row."""
+        if bool(x.roles.patch.any()):
+            return True
+        if bool((x.roles.where("image") | x.roles.where("video")).any()):
+            raise InputsError(
+                f"{self.site}: the places of this tower's patches are not known, so there is no distance between them."
+            )
+        return False
+
     def _key_sets(self, queries: int, keys: int) -> dict[str, Tensor]:
-        start = self._first_key(queries, keys)
-        return {
-            s.argument: self._keys().mask(s.argument)[:, start : start + keys]
-            for s in self.request.stats
-            if s.kind == "mass"
-        }
+        own = self._keys()
+        sets = {s.argument for s in self.request.stats if s.kind == "mass"}
+        return {name: self._of_keys(_named(own, name), queries, keys) for name in sets}
 
     def merged(self) -> dict[str, Tensor]:
         """All chunks as one run, reduced over groups if that was asked."""
@@ -244,12 +300,19 @@ class _Grid:
     nowhere: Tensor
 
     def corrected(self, stats: Mapping[str, Tensor], rows: Tensor | None) -> dict[str, Tensor]:
-        """Distances without the way to the corner."""
+        """Distances without the way to the corner, over the weight on patches."""
         chosen = slice(None) if rows is None else rows
         corner = self.places.norm(dim=-1)[chosen].to(stats["distance"])
+        rest = (1 - stats[NOWHERE]).clamp(min=0.0)
         far = (stats["distance"] - stats[NOWHERE] * corner).clamp(min=0.0)
-        distance = far.masked_fill(self.nowhere[chosen].to(far.device), 0.0)
+        mean = torch.where(rest > LEAST, far / rest.clamp(min=LEAST), 0.0)
+        distance = mean.masked_fill(self.nowhere[chosen].to(far.device), 0.0)
         return {**{name: value for name, value in stats.items() if name != NOWHERE}, "distance": distance}
+
+
+def _named(x: Inputs, name: str) -> Tensor:
+    """The positions a key set stands for; padding is one where a model sees it."""
+    return ~x.valid if name == "pad" else x.mask(name)
 
 
 def _placed(name: str, value: Tensor, first_key: int) -> Tensor:
@@ -271,6 +334,18 @@ def _in_order(heads: tuple[int, ...], parts: Mapping[tuple[int, ...], Mapping[st
     return {name: torch.cat([found[name] for found in parts.values()], 1)[:, order] for name in names}
 
 
+def _of_one_sequence(taps: Mapping[Site, StatTap], request: Request) -> None:
+    """Refuse what compares places of rows and keys where these are two sequences."""
+    asked = [s.name for s in request.stats if s.kind in ALONG]
+    crossed = [str(site) for site, tap in taps.items() if tap.layer.kind == "cross"]
+    if asked and crossed:
+        raise InputsError(
+            f"{crossed[0]} is cross-attention, whose rows and keys are two sequences: {', '.join(asked)} has no meaning"
+            " there. Ask for entropy, max, argmax, topk:K, received or mass:NAME, name layers of self-attention, or see"
+            " interp.heads.alignment for whether its rows follow the other sequence."
+        )
+
+
 def stream(
     root: nn.Module,
     anatomy: Anatomy,
@@ -288,6 +363,7 @@ def stream(
             f"{outside[0]}: statistics need the attention call, and this family's does not go through transformers'"
             " interface."
         )
+    _of_one_sequence(taps, request)
     watched: Mapping[Site, nn.Module] = {site: root.get_submodule(tap.layer.attention) for site, tap in taps.items()}
     for site, module in watched.items():
         Switch.watch(module, taps[site])

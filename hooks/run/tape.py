@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.hooks.anatomy.towers import Anatomy
@@ -221,7 +221,7 @@ def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
     """
     name, two = site.tower, inputs.main == "decoder"
     if (cross or name == "cross") and site.component in KV:
-        name = "encoder" if two else "vision"
+        name = "encoder" if two and ("encoder" in inputs.towers or "vision" not in inputs.towers) else "vision"
     elif name == "cross":
         name = "decoder" if two else "qformer"
     return inputs if name is None else inputs.tower(name)
@@ -260,6 +260,16 @@ def _tiles(inputs: Inputs, site: Site, shape: Sequence[int]) -> Tensor:
             " pictures that have equally many tiles."
         )
     return torch.ones(*shape, dtype=torch.bool)
+
+
+def key_columns(inputs: Inputs, site: Site) -> Int[Tensor, " key"]:
+    """Which positions of the tower that a cross-attention looks at are its keys, in order: all but Mllama's filler."""
+    keys = tower_inputs(inputs, Site(site.tower, site.layer, "k"), cross=True)
+    filler = keys.roles.tags.get("filler")
+    if filler is None:
+        return torch.arange(keys.length, device=keys.valid.device)
+    _tiles(inputs, site, keys.valid.shape)
+    return (~filler[0]).nonzero().flatten().to(keys.valid.device)
 
 
 def select(tensor: Tensor, mask: Tensor, *, axis: int, squeeze: bool = False) -> Tensor:

@@ -22,8 +22,11 @@ STATS = {
     "first": ("weight", "Weight on the first token (of a picture tower its class token), averaged over rows."),
     "previous": ("weight", "Weight on the token just before, averaged over rows."),
     "self": ("weight", "Weight on the token itself, averaged over rows."),
-    "distance": ("tokens", "Mean distance between a token and what it attends to."),
+    "distance": ("tokens", "Mean distance between a token and what it attends to; in a picture between patches alone."),
 }
+
+CROSSED = ("entropy", "first")
+"""What has a meaning of rows and keys that are two sequences."""
 
 
 def measured(model: Model, x: Inputs, tower: Tower, own: Inputs) -> list[dict[str, Any]] | None:
@@ -39,6 +42,16 @@ def measured(model: Model, x: Inputs, tower: Tower, own: Inputs) -> list[dict[st
                 return None
             mean = (values * real[:, None]).sum(2) / real.sum(1)[:, None]
             rows += _rows(heads, name, finite(mean, f"{name} of the heads"))
+    return rows
+
+
+def crossed_measures(model: Model, x: Inputs, tower: Tower, own: Inputs) -> list[dict[str, Any]]:
+    """The same of cross-attention, of what has a meaning between two sequences: `own` are the positions of its rows."""
+    found, real, rows = model.attention(x, stats=CROSSED, heads=pattern_of(model, tower, kind="cross")), own.valid, []
+    for site, stats in found.values.items():
+        for name in CROSSED:
+            mean = (stats[name].cpu().double() * real.cpu()[:, None]).sum(2) / real.cpu().sum(1)[:, None]
+            rows += _rows(heads_at(site, found.heads[site]), name, finite(mean, f"{name} of the heads"))
     return rows
 
 

@@ -205,10 +205,11 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def grid_distance(p: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """[head, query], over patches alone, for a pattern [head, query, key]."""
+    """[head, query], a mean over the weight on patches, for a pattern [head, query, key]."""
     far = ((row[:, None] - row[None]).double() ** 2 + (col[:, None] - col[None]).double() ** 2).sqrt()
     patch = row >= 0
-    return (p.double() * far * patch[:, None] * patch[None]).sum(-1)
+    on = p.double() * patch[None]
+    return (on / on.sum(-1, keepdim=True) * far * patch[:, None]).sum(-1)
 
 
 @pytest.mark.parametrize(("name", "heads"), [("vit", "L*"), ("dinov2", "L0"), ("llava", "vision.L*")])

@@ -59,12 +59,19 @@ def _some(subject: Subject) -> Any:
 
 def _attention(subject: Subject, prefix: str) -> dict[str, Effects]:
     x = _some(subject)
-    stats = subject.model.attention(x, stats=list(STATS), heads=f"{prefix}L*")
+    wanted = {name: title for name, title in STATS.items() if name != "distance" or not _crossed(subject, prefix)}
+    stats = subject.model.attention(x, stats=list(wanted), heads=f"{prefix}L*")
     sites = [name for site, some in stats.heads.items() for name in heads_at(site, some)]
     return {
         title: measured(sites, torch.cat([_rows(x, s, v[name]) for s, v in stats.values.items()]), title)
-        for name, title in STATS.items()
+        for name, title in wanted.items()
     }
+
+
+def _crossed(subject: Subject, prefix: str) -> bool:
+    """Whether some layers of a tower are cross-attention, whose rows and keys are at no distance."""
+    layers = subject.model.anatomy.tower(prefix.rstrip(".") or None, text=prefix).layers
+    return any(layer.kind == "cross" for layer in layers)
 
 
 def _rows(x: Any, site: Site, values: Tensor) -> Tensor:
@@ -98,7 +105,7 @@ SECTION = Section(
     forwards=lambda subject: 2 * len(subject.stacks),
     labels={
         "attention entropy": Label("mean entropy of the head's rows"),
-        "attention distance": Label("mean distance between a row and the keys it weighs"),
+        "attention distance": Label("mean distance between a row and the keys it weighs, in a picture between patches"),
         "largest weight": Label("mean of each row's largest weight"),
     },
 )

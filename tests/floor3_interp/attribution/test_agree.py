@@ -10,6 +10,7 @@ from typing import Any
 import pandas.testing
 import pytest
 import torch
+from spoken import tone, whisper
 from torch import Tensor
 
 import interp
@@ -215,6 +216,20 @@ def test_every_tower_of_an_encoder_decoder(heads: str) -> None:
     assert found.attention.shape == (8, 2, keys)
     torch.testing.assert_close(found.attention.sum(-1), torch.ones(8, 2).double(), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(found.curves[0, 0], found.curves[0, 1])
+
+
+def test_padding_that_a_model_looks_at_is_not_compared() -> None:
+    """Whisper sees the frames that fill its window, where weight and attribution agree on next to nothing."""
+    m = interp.attach(*whisper())
+    x = m.prepare(audio=[tone(0.3), tone(0.8, seed=1)], language="en", continuation=" yes")
+    found = interp.attribution.agree(m, x, metric=right, heads="cross.L*.H*", random=1, shares=(0.0, 1.0))
+    assert found.counted.sum(1).tolist() == [15, 40]
+    _, got = found.correlations("all")
+    for row, frames in ((0, 15), (1, 40)):
+        looks = found.attention[:, row, :frames].mean(0)
+        owed = found.relevance[row, :frames].abs()
+        expected = torch.corrcoef(torch.stack([looks, owed]))[0, 1]
+        assert float(got["input pearson"][0, row]) == pytest.approx(float(expected), abs=1e-9)
 
 
 def test_saved_loaded_drawn_and_told(tmp_path: Path) -> None:
