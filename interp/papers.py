@@ -65,6 +65,9 @@ _KNOWN = (
           "Vig, Jesse and Gehrmann, Sebastian and Belinkov, Yonatan and Qian, Sharon and Nevo, Daniel and Sakenis,"
           " Simas and Huang, Jason and Singer, Yaron and Shieber, Stuart",
           "Causal Mediation Analysis for Interpreting Neural NLP: The Case of Gender Bias", 2020),
+    Paper("2004.14837", "chen2020alignment",
+          "Chen, Yun and Liu, Yang and Chen, Guanhua and Jiang, Xin and Liu, Qun",
+          "Accurate Word Alignment Induction from Neural Machine Translation", 2020),
     Paper("2012.09838", "chefer2020beyond", "Chefer, Hila and Gur, Shir and Wolf, Lior",
           "Transformer Interpretability Beyond Attention Visualization", 2020),
     Paper("2103.15679", "chefer2021generic", "Chefer, Hila and Gur, Shir and Wolf, Lior",

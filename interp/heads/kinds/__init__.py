@@ -1,4 +1,5 @@
-"""What attention heads are known for, one published definition each, summed up a few rows at a time."""
+"""What attention heads are known for, one published definition each, summed up a few rows at a time: of a head's own
+sequence (`KINDS`), and of the other one that cross-attention looks at (`alignment`, `crossing`)."""
 
 from __future__ import annotations
 

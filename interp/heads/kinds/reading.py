@@ -22,15 +22,20 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 
-def head_sites(model: Model, heads: str) -> list[Site]:
+def head_sites(model: Model, heads: str, *, cross: bool = False) -> list[Site]:
     """The attentions that a pattern of heads means, such as "L*", "vision.L*" or "L3-5.H0": self-attention of one
-    tower."""
+    tower, or cross-attention."""
     anatomy = model.ready()
     spelled = heads if ".z" in heads else f"{heads}.z"
     found = [Site(s.tower, s.layer, "attention", s.heads) for s in anatomy.sites(spelled)]
-    if crossed := [s.layer for s in found if anatomy.layer(s).kind == "cross"]:
+    wanted = "cross" if cross else "self"
+    if others := [s.layer for s in found if anatomy.layer(s).kind != wanted]:
         raise SiteError(
-            f"a head's own sequence is asked about, and layers {crossed} of {heads!r} are cross-attention: name others."
+            f"heads that look at another sequence are asked about, and layers {others} of {heads!r} are self-attention:"
+            " name others."
+            if cross
+            else f"a head's own sequence is asked about, and layers {others} of {heads!r} are cross-attention: name"
+            " others, or see interp.heads.alignment."
         )
     return found
 
