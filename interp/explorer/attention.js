@@ -32,7 +32,8 @@ function attentionOf(head, example) {
   };
   const received = (position) => new Map(rows.map((query) => [query, row(query).get(position) ?? 0]));
   const places = indices ? [...new Set([...rows, ...indices])].sort((a, b) => a - b) : [...new Set([...rows, ...keys])].sort((a, b) => a - b);
-  return { rows, keys, row, received, places, scale: block.scale, sampled: Boolean(block.rows || block.keys || indices), partial: Boolean(indices), wide,
+  const nearest = (indices || keys).reduce((least, key) => Math.min(least, key), tokens), across = nearest > rows[rows.length - 1];
+  return { rows, keys, across, row, received, places, scale: block.scale, sampled: Boolean(block.rows || block.keys || indices), partial: Boolean(indices), wide,
     byte: (r, k) => weights[offset(r) + k] };
 }
 

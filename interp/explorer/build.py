@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from interp.explorer.crossed import Crossed, crossed_example, crossed_patterns, crossings
 from interp.explorer.looks import ROOM, example, images, patterns, pixels, stacks
-from interp.explorer.measures import described, measured
+from interp.explorer.measures import crossed_measures, described, measured
 from interp.explorer.payload.plain import ExplorerError
 from interp.explorer.says import says
 from interp.hooks.anatomy.towers import Tower
@@ -43,6 +44,9 @@ def payload(
     methods = {name: _described(result, found) for name, (result, found) in tables.items()}
     finding = _finding(rows)
     towers, statistics = _statistics(model, x, towers, warnings)
+    across, why = crossings(model, x)
+    warnings += why
+    statistics += [row for one in across for row in crossed_measures(model, x, one.tower, one.rows)]
     rows += [row for row in statistics if row["method"] not in methods]
     if not rows:
         raise ExplorerError(f"nothing to show of {type(model.module).__name__}. {' '.join(warnings)}")
@@ -59,7 +63,7 @@ def payload(
         "main": model.anatomy.main or next(iter(model.towers)),
         "scores": rows,
         "methods": methods,
-        **_looks(model, x, towers, examples, seen),
+        **_looks(model, x, towers, across, examples, seen),
         "cards": says(model, x),
         "provenance": about(model.module, x),
     }
@@ -100,18 +104,31 @@ def _tower(tower: Tower) -> dict[str, Any]:
 
 
 def _looks(
-    model: Model, x: Inputs, towers: list[tuple[Tower, Inputs]], count: int, pictures: list[Any]
+    model: Model,
+    x: Inputs,
+    towers: list[tuple[Tower, Inputs]],
+    across: list[Crossed],
+    count: int,
+    pictures: list[Any],
 ) -> dict[str, list[Any]]:
     held: dict[str, list[Any]] = {"examples": [], "patterns": [], "images": []}
+    room = ROOM // max(1, len(towers) + len(across))
     for tower, own in towers:
         chosen, start = range(min(count, own.batch)), len(held["examples"])
         if not chosen:
             continue
         suffix = f", {tower.name}" if len(towers) > 1 else ""
         held["examples"] += [example(own, row, f"example {row}{suffix}") for row in chosen]
-        blocks = patterns(model, x, tower, own, chosen, ROOM // len(towers))
+        blocks = patterns(model, x, tower, own, chosen, room)
         held["patterns"] += [{**block, "example": start + block["example"]} for block in blocks]
         held["images"] += [one for row in chosen for one in images(own, row, start + row, pictures)]
+    for one in across:
+        chosen, start = range(min(count, one.rows.batch)), len(held["examples"])
+        if not chosen:
+            continue
+        held["examples"] += [crossed_example(one, row) for row in chosen]
+        blocks = crossed_patterns(model, x, one, chosen, room)
+        held["patterns"] += [{**block, "example": start + block["example"]} for block in blocks]
     return held
 
 

@@ -73,7 +73,8 @@ function attentionPart(head) {
 let unfolded = null;
 const wholePattern = (matrix, open) => el("details", { class: "matrix", open }, el("summary", { text: "The whole pattern", click: (event) => { unfolded = !event.currentTarget.parentNode.open; } }), el("div", { class: "scroll" }, matrix));
 
-const sampledWords = (found, about) => `A sample of a longer text: ${found.rows.length} of ${about.tokens.length.toLocaleString("en")} query rows` + (found.partial ? `, of each the ${found.wide} keys with the most weight.` : `, ${found.keys.length} keys.`);
+const sampledWords = (found, about) => found.across ? `The tokens that look stand first, then what they look at: ${found.rows.length} query rows, ` + (found.partial ? `of each the ${found.wide} keys with the most weight.` : `${found.keys.length} keys.`)
+  : `A sample of a longer text: ${found.rows.length} of ${about.tokens.length.toLocaleString("en")} query rows` + (found.partial ? `, of each the ${found.wide} keys with the most weight.` : `, ${found.keys.length} keys.`);
 
 function attentionControls(head, example, drawn) {
   const menu = el("select", { id: "choose-example", "data-act": "example", change: () => change({ example: Number(menu.value), token: null }) }, examplesOf(head).map((i) => el("option", { value: i, text: shorten(DATA.examples[i].name, 50) })));

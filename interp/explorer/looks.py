@@ -40,7 +40,6 @@ def stacks(model: Model, x: Inputs) -> tuple[list[tuple[Tower, Inputs]], list[st
     for tower in model.ready().towers.values():
         layers = [layer for layer in tower.layers if layer.kind == "self"]
         if not layers:
-            said.append(f"{tower.name}: cross-attention is not shown.")
             continue
         if not all(layer.interface for layer in layers):
             said.append(
@@ -54,24 +53,26 @@ def stacks(model: Model, x: Inputs) -> tuple[list[tuple[Tower, Inputs]], list[st
     return found, said
 
 
-def pattern_of(model: Model, tower: Tower) -> str:
-    """The self-attention layers of a tower as a site pattern."""
+def pattern_of(model: Model, tower: Tower, *, kind: str = "self") -> str:
+    """The self-attention (or cross-attention) layers of a tower as a site pattern."""
     name = spelled(model.anatomy, tower)
-    numbers = ",".join(str(layer.index) for layer in tower.layers if layer.kind == "self")
+    numbers = ",".join(str(layer.index) for layer in tower.layers if layer.kind == kind)
     return f"{name}.L{numbers}" if name else f"L{numbers}"
 
 
 def example(x: Inputs, row: int, name: str) -> dict[str, Any]:
     """The real tokens of one row, patches by their place."""
     columns = x.valid[row].nonzero().flatten().tolist()
+    tokens = [token(x, row, column) for column in columns]
+    return {"name": name, "tokens": tokens, "roles": [x.roles.label(row, column) for column in columns]}
+
+
+def token(x: Inputs, row: int, column: int) -> str:
+    """What a position is called: a patch by its place, a frame of sound by its time, else its text."""
     labels = x.roles
-    tokens = []
-    for column in columns:
-        if bool(labels.patch[row, column]):
-            tokens.append(f"({int(labels.row[row, column])},{int(labels.col[row, column])})")
-        else:
-            tokens.append(x.tokens[row][column] if x.tokens is not None else labels.label(row, column))
-    return {"name": name, "tokens": tokens, "roles": [labels.label(row, column) for column in columns]}
+    if bool(labels.patch[row, column]):
+        return f"({int(labels.row[row, column])},{int(labels.col[row, column])})"
+    return x.tokens[row][column] if x.tokens is not None else labels.label(row, column)
 
 
 def patterns(
@@ -108,7 +109,7 @@ def _largest(
     model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[int], count: int
 ) -> list[dict[str, Any]]:
     """The heaviest keys of some query rows, the same columns in every example."""
-    picked = _spread(own.valid, count)
+    picked = spread(own.valid, count)
     names = (f"topk:{KEYS}", f"topk:{KEYS}.keys")
     found = model.attention(x, stats=names[:1], heads=pattern_of(model, tower), rows=picked.tolist())
     blocks = []
@@ -121,7 +122,7 @@ def _largest(
     return blocks
 
 
-def _spread(valid: Tensor, count: int) -> Tensor:
+def spread(valid: Tensor, count: int) -> Tensor:
     """Columns that are real in every row, evenly spaced, the last of them included."""
     common = valid.all(0).nonzero().flatten().cpu()
     if not len(common):
