@@ -84,6 +84,7 @@ class Sweep:
         try:
             _refuse_rows(tower, self.module)
             if name == "vision" and len(self.anatomy.towers) > 1:
+                _read_by_its_end(tower, self.anatomy, self.module)
                 _one_image_each(tower, self.base)
                 above = self.engine(self.anatomy.main or "text")
                 onward = above if isinstance(above, Replay) else None
@@ -307,6 +308,17 @@ def _depth(module: nn.Module, tower: Tower) -> int:
     if not isinstance(read, int):
         raise CannotDrive(tower, f"the text reads the vision layers {read} at once")
     return read if read >= 0 else len(tower.layers) + 1 + read
+
+
+def _read_by_its_end(tower: Tower, anatomy: Anatomy, module: nn.Module) -> None:
+    """What a vision tower ends with has to enter the text as its first residual: Mllama's text looks at it by
+    cross-attention, and at layers before its last."""
+    above = anatomy.towers.get(anatomy.main or "text")
+    if above is None or not any(layer.kind == "cross" for layer in above.layers):
+        return
+    more = getattr(getattr(module.config, "vision_config", None), "intermediate_layers_indices", None)
+    layers = f", and its layers {list(more)} beside its last" if more else ""
+    raise CannotDrive(tower, f"the text reads the {tower.name} tower by cross-attention{layers}")
 
 
 def _one_image_each(tower: Tower, x: Inputs) -> None:

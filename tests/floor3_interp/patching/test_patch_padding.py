@@ -59,6 +59,23 @@ def test_a_mean_is_taken_over_real_tiles_and_put_on_them(mllama: Any, site: str)
     assert not torch.allclose(other, gap, atol=1e-3)
 
 
+@pytest.mark.parametrize("sites", ["vision.L*.H*.z", "vision.L*.resid_post", "vision.L1.mlp_out"])
+def test_a_vision_tower_of_which_the_text_reads_several_layers_goes_by_full_passes(mllama: Any, sites: str) -> None:
+    """Mllama's text looks at it by cross-attention. What it ends with was put in front of the text, which reads
+    nothing there, and effects were 0 until the check against a full pass failed."""
+    m, x, where = mllama
+    y = m.inputs({**x.kwargs, "pixel_values": x.kwargs["pixel_values"].flip(0)})
+    with pytest.warns(UserWarning, match=r"reads the vision tower by cross-attention, and its layers \[0, 1\]"):
+        found = interp.patch(m, base=x, source=y, metric=metric, sites=sites)
+    clean = metric(m.run(x)["logits"], x)
+    for n, name in enumerate(found.sites):
+        mine, theirs = (m.run(run, record=name)[name] for run in (x, y))
+        put = torch.where(where.view(*where.shape, *[1] * (mine.ndim - 2)), theirs, mine)
+        gap = metric(m.run(x, edits=[interp.Set(name, put)])["logits"], x) - clean
+        torch.testing.assert_close(found.values[n], gap.double(), atol=1e-5, rtol=1e-4)
+    assert found.values.abs().max() > 1e-3
+
+
 def test_keys_of_tiles_that_are_padding_are_refused(mllama: Any) -> None:
     m, x, _ = mllama
     with pytest.raises(InputsError, match="some tiles are padding"), pytest.warns(UserWarning, match="full forward"):
