@@ -11,9 +11,10 @@ the heads of a layer, and over all:
                 gradient at z: to first order the metric's fall if this head could not see key j
                 (`interp.attribution.key_spans`)
 
-Correlations (Pearson, Spearman) are taken over the real keys that the rows see, example by example (never over padding,
-which Whisper sees too and where both sides are small); sums of K over a layer's heads go with their mean weight. `deletion()` hides growing shares of the keys from every row of every layer, by
-attention, by attribution (R, with its sign) or at random: the metric should fall fastest in the order that is faithful.
+Correlations (Pearson, Spearman) are taken over the real keys that the rows see, example by example; padding that a
+model sees too, as Whisper does, is not compared. Sums of K over a layer's heads go with their mean weight. `deletion()`
+hides growing shares of the keys from every row of every layer, by attention, by attribution (R, with its sign) or at
+random: the metric should fall fastest in the order that is faithful.
 Cost: one forward and one backward pass, and about one more attention a layer for the rows asked for; a forward pass per
 share, order and random draw. No N x N: rows are read a few at a time.
 Limits: R and K are first order; the paper's saliency is by perturbation, per token of output, and its maps are not
