@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -102,6 +102,15 @@ class Inputs:
     def valid_of(self, tower: str) -> Bool[Tensor, "batch position"]:
         """Which positions of a tower are real."""
         return self.tower(tower).valid
+
+    def whole(self, tower: str) -> Inputs:
+        """The same inputs, of which every position of a tower counts, padding too: for models that see it, as Whisper's
+        decoder sees frames without sound. Patches then reach them, and `mask("pad")` are they alone."""
+        if tower in ALIASES[self.main] and tower not in self.towers:
+            return replace(self, valid=torch.ones_like(self.valid))
+        own = self.tower(tower)
+        every = replace(own, valid=torch.ones_like(own.valid))
+        return replace(self, towers={**self.towers, tower: every})
 
     def mask(self, spec: Positions) -> Bool[Tensor, "batch position"]:
         """The real positions a specification stands for.

@@ -3,7 +3,8 @@
 Idea: frames that are filling are told by the extractor's `attention_mask`, and where there is none by the signal: what
 follows the last frame that is not blank, as extractors fill (in a waveform one value that stays; in log-mel features
 every band at the lowest value of the clip). A clip that is blank throughout is silence and counts whole. The encoder's
-convolutions are applied to the number of frames, as the models' own code does. Cost: no forward pass.
+convolutions are applied to the number of frames, as the models' own code does. Whisper itself looks at filling like at
+sound: methods leave it as it is and do not count it, unless asked of `x.whole("encoder")`. Cost: no forward pass.
 Limits: digital silence at the end of a clip that comes without a mask is taken for filling; other families.
 """
 

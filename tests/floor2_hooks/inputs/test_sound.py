@@ -121,3 +121,23 @@ def test_a_clip_too_short_for_one_position_is_refused() -> None:
     model, _ = wav2vec()
     with pytest.raises(InputsError, match="row 0 of input_values has 5 frames of sound, too few"):
         Inputs.of({"input_values": torch.randn(1, 5)}, config=model.config)
+
+
+def test_filling_is_patched_where_it_is_asked_for() -> None:
+    """Whisper sees it: only with it does all that the encoder says make the source's answer."""
+    model, processor = whisper()
+    m = interp.attach(model, processor)
+    x, y = (m.prepare(audio=tone(length), language="en") for length in (0.3, 0.8))
+
+    def metric(logits: Tensor, inputs: Inputs) -> Tensor:
+        return 1e3 * (logits[:, -1, 3] - logits[:, -1, 4])
+
+    site = "encoder.L1.resid_post"
+    whole = float(metric(m.run(y)["logits"], y) - metric(m.run(x)["logits"], x))
+    assert abs(whole) > 1e-4
+    every, sound = (interp.patch(m, base=base, source=y, metric=metric, sites=site) for base in (x.whole("encoder"), x))
+    assert float(every.values[0, 0]) == pytest.approx(whole, abs=2e-5)
+    assert abs(float(sound.values[0, 0]) - whole) > 1e-4
+    assert x.whole("encoder").tower("encoder").mask("pad").sum() == 35
+    assert x.whole("encoder").tower("encoder").mask("audio").sum() == 15
+    assert x.whole("decoder").valid.all()

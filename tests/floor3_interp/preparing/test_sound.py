@@ -138,3 +138,23 @@ def test_a_model_without_a_decoder_takes_no_text() -> None:
     m = interp.attach(*wav2vec())
     with pytest.raises(InputsError, match="Wav2Vec2ForCTC has no decoder"):
         m.prepare(audio=tone(0.1), continuation=" yes")
+
+
+def test_an_encoder_decoder_of_waveforms() -> None:
+    """SpeechT5's attention is out of reach, and `attach` says so; its positions are known."""
+    import transformers as hf
+
+    config = hf.SpeechT5Config(
+        hidden_size=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2),
+        num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=40,
+    )  # fmt: skip
+    module = hf.SpeechT5ForSpeechToText(config).eval()
+    m = interp.attach(module, hf.SpeechT5FeatureExtractor())
+    x = m.prepare(audio=[tone(0.03), tone(0.02)])
+    encoder = x.tower("encoder")
+    assert encoder.valid.sum(1).tolist() == [47, 31]
+    assert encoder.valid.shape == module(**x.kwargs).encoder_last_hidden_state.shape[:2]
+    assert encoder.roles.seconds == 10 / RATE
+    with pytest.raises(interp.InterpError, match="does not go through transformers' interface"):
+        m.sites()
