@@ -163,7 +163,7 @@ def request(
         symbols = symbols & Dense(_bias(bias, q, k))
     symbols.check(queries, keys)
     _check_broadcast(symbols, q, k)
-    staged, on_grid = in_stages(edits), _places(places, keys)
+    staged, on_grid = in_stages(edits), _places(places, queries, keys)
     for edit in staged:
         edit.check(batch, heads, queries, keys)
     wanted = parse_all(stats)
@@ -288,9 +288,13 @@ def _check_sets(stats: Sequence[Stat], sets: Mapping[str, Tensor], batch: int, k
     return found
 
 
-def _places(places: Tensor | None, keys: int) -> Tensor | None:
+def _places(places: Tensor | None, queries: int, keys: int) -> Tensor | None:
     if places is None:
         return None
+    if queries > keys:
+        raise AttentionError(
+            f"places are those of keys, among which the last queries stand; got {queries} queries and {keys} keys"
+        )
     found = places.unsqueeze(-1) if places.dim() == 1 else places
     if found.dim() != 2 or found.shape[0] != keys:
         raise AttentionError(f"places are [key] or [key, axis] for {keys} keys; got {list(places.shape)}")

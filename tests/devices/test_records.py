@@ -1,6 +1,7 @@
 """Every method that has a record, and every choice of one, on pretend accelerators: the CPU's numbers, kept on the CPU.
 
-A method is tried as its record says, on a decoder and on a vision-language model over two devices.
+A method is tried as its record says, on a decoder and on a vision-language model over two devices, or where neither is
+fit for it on an encoder-decoder.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ def named(found: list[Case]) -> list[object]:
 
 
 PICTURES = [(method, None, kind) for method, _, kind in cases("vit", choices=False) if method.name == "interp.report"]
-ALL = named([*cases("decoder", choices=True), *cases("lvlm", choices=False), *PICTURES])
+TRANSLATED = [
+    (method, None, kind)
+    for method, _, kind in cases("encoder-decoder", choices=False)
+    if {"decoder", "lvlm"} <= set(method.unfit)
+]
+"""What nothing else can be asked of."""
+ALL = named([*cases("decoder", choices=True), *cases("lvlm", choices=False), *PICTURES, *TRANSLATED])
 SOME = named([*cases("decoder", choices=False)])
 
 

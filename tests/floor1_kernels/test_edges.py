@@ -237,6 +237,13 @@ def test_places_on_a_grid_measure_distance() -> None:
         torch.testing.assert_close(x.double(), (p * far).sum(-1), rtol=1e-5, atol=1e-5)
 
 
+def test_rows_without_a_place_among_the_keys_are_at_no_distance_on_a_grid() -> None:
+    """They were counted from the other end of the grid."""
+    q, k, v = tensors(6)
+    with pytest.raises(AttentionError, match="got 6 queries and 4 keys"):
+        attention.attend(q, k[:, :, :4], v[:, :, :4], stats="distance", places=torch.zeros(4, 2))
+
+
 def test_explain_says_why() -> None:
     q, k, v = tensors()
     said = attention.explain(q, k, v, mask=M.Power(), edits=E.Blend("uniform", 0.5))

@@ -5,7 +5,8 @@ Of one head and example, over its n real tokens numbered 0..n-1:
     map        [G, G]: rows and keys in G bins of equal length; the mean over the rows of a bin of their weight on a bin
     profile    [distance]: the mean over rows of their weight at a distance; |i - j| in a text, in the bands 0, 1, 2, 3,
                4-7, 8-15, and so on; on a grid of patches the Chebyshev distance, patches alone
-    distance   the mean over rows of the sum over keys of weight times that distance
+    distance   the mean over rows of the sum over keys of weight times that distance; on a grid of the weight that is on
+               patches, so that weight on a class token is no nearness
     entropy    the mean over rows of -sum p ln p, in nats; relative to ln of the number of keys the row sees
     rank       effective rank: exp of the entropy of the whole pattern's singular values as shares of their sum (Roy and
                Vetterli 2007), for inputs of at most `SHORT` tokens, whose patterns are held one layer at a time
@@ -19,6 +20,8 @@ from torch import Tensor
 from interp.heads.kinds.page import Page
 
 SHORT = 256
+FAINT = 1e-6
+"""Weight on patches that rounding could make up."""
 
 Found = dict[str, Tensor]
 
@@ -80,7 +83,11 @@ class Shape:
 
     def _distance(self, at: Tensor, p: Tensor) -> Tensor:
         away, counted = apart(self.page, at)
-        return torch.einsum("bhrk,brk->bhr", p, (away * counted).float()).double().sum(2)
+        total = torch.einsum("bhrk,brk->bhr", p, (away * counted).float()).double()
+        if self.page.picture:
+            weight = torch.einsum("bhrk,brk->bhr", p, counted.float()).double()
+            total = torch.where(weight > FAINT, total / weight.clamp(min=FAINT), 0.0)
+        return total.sum(2)
 
     def _ceiling(self, at: Tensor) -> Tensor:
         """ln of how many keys each row sees, at least ln 2 so that rows that see one key have 0 / ln 2."""

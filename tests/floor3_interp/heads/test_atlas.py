@@ -75,6 +75,11 @@ def test_in_a_picture_distance_is_that_of_the_grid() -> None:
             for j in patches:
                 strength[max(abs(cells[i][0] - cells[j][0]), abs(cells[i][1] - cells[j][1]))] += float(a[i, j])
         assert found.profile[h, 0].tolist() == pytest.approx([s / len(patches) for s in strength], abs=1e-5)
+        away = 0.0
+        for i in patches:
+            near = [max(abs(cells[i][0] - cells[j][0]), abs(cells[i][1] - cells[j][1])) for j in patches]
+            away += sum(float(a[i, j]) * d for j, d in zip(patches, near, strict=True)) / float(a[i, patches].sum())
+        assert float(found.values["distance"][h, 0]) == pytest.approx(away / len(patches), abs=1e-4)
 
 
 def shaped(length: int) -> dict[str, Tensor]:
