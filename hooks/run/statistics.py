@@ -187,7 +187,8 @@ class StatTap(Tap):
 
     def _unpadded(self, part: Part) -> dict[str, Any]:
         """What the part says beside q, k and v; its mask without queries that are padding."""
-        return {**part.arguments, "mask": self._without_padding(part.mask, part.q.shape[2], part.k.shape[2])}
+        sizes = part.q.shape[2], part.k.shape[2]
+        return {**part.arguments, "mask": self._without_padding(part.mask, *sizes, part.q.device)}
 
     @property
     def _grows(self) -> bool:
@@ -214,9 +215,9 @@ class StatTap(Tap):
             )
         return mask[0].nonzero().flatten()
 
-    def _without_padding(self, mask: Any, queries: int, keys: int) -> Any:
+    def _without_padding(self, mask: Any, queries: int, keys: int, device: torch.device) -> Any:
         """A call's mask without the rows that are padding and, where real keys were asked for, without those keys."""
-        mask = self._real_keys(mask, queries, keys) if self.request.keys == "real" else mask
+        mask = self._real_keys(mask, queries, keys, device) if self.request.keys == "real" else mask
         whole, start = self._queries().valid, self._start()
         if bool(whole.all()):
             return mask
@@ -228,13 +229,13 @@ class StatTap(Tap):
                 f"{self.site} has {queries} queries here, but its tower's inputs have {list(whole.shape)} [row,"
                 " position], some of them padding: which queries are real is not known; run inputs without padding."
             )
-        return as_mask(mask) & Dense(valid[:, None, :, None].expand(-1, -1, -1, keys).to(self.inputs.valid.device))
+        return as_mask(mask) & Dense(valid[:, None, :, None].expand(-1, -1, -1, keys).to(device))
 
-    def _real_keys(self, mask: Any, queries: int, keys: int) -> Any:
+    def _real_keys(self, mask: Any, queries: int, keys: int, device: torch.device) -> Any:
         if bool(self._keys().valid.all()):
             return mask
         valid = self._of_keys(self._keys().valid, queries, keys)
-        return as_mask(mask) & Dense(valid[:, None, None].expand(-1, -1, queries, -1).to(self.inputs.valid.device))
+        return as_mask(mask) & Dense(valid[:, None, None].expand(-1, -1, queries, -1).to(device))
 
     def _of_keys(self, mask: Tensor, queries: int, keys: int) -> Tensor:
         """What is said of the positions of the tower that is looked at, of a call's keys."""
