@@ -23,13 +23,13 @@ from interp.hooks.drive.intercept import Calls, Intercept, OwnTap
 from interp.hooks.drive.packed import Shared
 from interp.hooks.drive.recording import BlockCall, CannotDrive, Crossing, Recording, Whereabouts, residual
 from interp.hooks.edits.edits import Edit, ValueEdit
-from interp.hooks.errors import ModelError
+from interp.hooks.run.answer import ends
 from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session, edits_on
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site, parse
 from interp.hooks.stand.call import Call, visible
-from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.output import answer_of, logits_of, no_logits
 from interp.hooks.survey.dissect import outer_tensor
 
 Take = Callable[[int, str, Tensor], None]
@@ -61,7 +61,7 @@ class Blocks:
     def __init__(
         self, module: nn.Module, anatomy: Anatomy, tower: Tower, *, family: Family | None = None, alone: bool = False
     ) -> None:
-        reason = _refusal(anatomy, tower, alone=alone) or _entered(module)
+        reason = _refusal(anatomy, tower, alone=alone) or _entered(module) or _read_before(module, anatomy)
         if reason is not None:
             raise CannotDrive(tower, reason)
         self.module, self.anatomy, self.tower, self.family = module, anatomy, tower, family
@@ -107,7 +107,7 @@ class Blocks:
             notes.stand(put, heads=heads, leaf=leaf)
             logits = logits_of(self.module(**called(self.module, kwargs, kept)))
         if logits is None:
-            raise ModelError(f"{type(self.module).__name__} has no logits to measure: load it with a head.")
+            raise no_logits(self.module)
         first = notes.entered[self.layers[0]]
         return Recording(
             self.tower, notes.blocks(heads=heads), notes.entered, notes.last[0], logits,
@@ -167,8 +167,8 @@ class Blocks:
 
 
 def keeps(module: nn.Module, columns: Tensor | None) -> Tensor | None:
-    """The columns, where the model can be asked for the logits of these alone."""
-    return columns if "logits_to_keep" in signature(module.forward).parameters else None
+    """The columns, where the model can be asked for the logits of these alone, and logits are what is read."""
+    return columns if "logits_to_keep" in signature(module.forward).parameters and answer_of(module) is None else None
 
 
 def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) -> dict[str, Any]:
@@ -191,6 +191,12 @@ def _entered(module: nn.Module) -> str | None:
     already changed."""
     found = next((e for e in edits_on(module) if parse(e.site).component in ("embed", "resid_pre")), None)
     return None if found is None else f"the model runs under {found!r}, which changes what a block is given"
+
+
+def _read_before(module: nn.Module, anatomy: Anatomy) -> str | None:
+    """Why blocks cannot be run again where the metric reads a place inside them: they step aside behind the last."""
+    answer = answer_of(module)
+    return None if ends(anatomy, answer) else f"the metric reads {answer and answer.name!r}, a place before the end"
 
 
 def _refusal(anatomy: Anatomy, tower: Tower, *, alone: bool) -> str | None:

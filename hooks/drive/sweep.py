@@ -32,7 +32,7 @@ from interp.hooks.run.session import Session, edits_on
 from interp.hooks.run.size import free_memory
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
-from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.output import logits_of, no_logits
 
 __all__ = ["Answer", "Cell", "Reads", "Sweep", "differs"]
 
@@ -149,7 +149,7 @@ class Sweep:
             logits = logits_of(owner.module(**called(owner.module, kwargs, keeps(owner.module, kept))))
         self.passes += 1
         if logits is None:
-            raise ModelError(f"{type(owner.module).__name__} has no logits to measure: load it with a head.")
+            raise no_logits(owner.module)
         return session.recorded(), logits
 
     @staticmethod
@@ -268,7 +268,8 @@ class Sweep:
         kept = keeps(self.module, torch.unique(reads.positions))
         with Session(self.module, self.anatomy, edits=edits, inputs=self.base, family=self.family), torch.no_grad():
             logits = logits_of(self.module(**called(self.module, self.kwargs, kept)))
-        assert logits is not None
+        if logits is None:
+            raise no_logits(self.module)
         return reads.of(logits, kept if logits.ndim == 3 else None)
 
     def compare(self, cell: Cell, answer: Answer, reads: Reads) -> float:

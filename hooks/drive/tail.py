@@ -23,7 +23,7 @@ from interp.hooks.drive.intercept import Intercept
 from interp.hooks.drive.questions import Reads
 from interp.hooks.drive.recording import Recording
 from interp.hooks.errors import ModelError
-from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.output import answer_of, logits_of
 
 How = Literal["final", "frozen", "none"]
 
@@ -45,7 +45,7 @@ class Readout:
     def __init__(self, module: nn.Module, base: Recording, kwargs: Mapping[str, Any]) -> None:
         self.module, self.base, self.kwargs = module, base, kwargs
         embeddings: Callable[[], Any] = getattr(module, "get_output_embeddings", lambda: None)
-        self.head: Any = embeddings()
+        self.head: Any = embeddings() if answer_of(module) is None else nn.Identity()
         port = base.tower.final_norm
         self.norm = None if port is None else module.get_submodule(port.module)
         self.finish = self._linear()
@@ -66,11 +66,13 @@ class Readout:
         if self.head is None or logits.ndim != 3 or (kept is None and logits.shape[1] != self.base.length):
             return None
         last = self.base.length - 1 if kept is None else int(kept[-1])
-        if last >= self.base.length or self.head.weight.shape[-1] != self.base.left.shape[-1]:
+        reads = logits.shape if isinstance(self.head, nn.Identity) else self.head.weight.shape
+        if last >= self.base.length or reads[-1] != self.base.left.shape[-1]:
             return None
         with torch.no_grad():
             plain = self.head(self.final(self.base.left[:, last : last + 1]))
-        for finish in _finishes(getattr(self.module, "config", None)):
+        plainly = isinstance(self.head, nn.Identity)
+        for finish in [lambda x: x] if plainly else _finishes(getattr(self.module, "config", None)):
             if torch.allclose(finish(plain), logits[:, -1:].to(plain), atol=1e-4, rtol=1e-4):
                 return finish
         return None
@@ -144,6 +146,7 @@ class Tail(Readout):
     def __init__(
         self, module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], *, left: Tensor, logits: Tensor
     ) -> None:
+        _refuse_before(module, tower)
         super().__init__(module, Recording(tower, (), {}, left, logits, None, *left.shape[:2]), kwargs)
         self.tower, self.left = tower, left
 
@@ -180,6 +183,19 @@ class Tail(Readout):
             if self.tower.layers[-1].ports["resid_post"].key is None:
                 return self.whole(self.left[prompts], prompts)
             return self.forward(prompts)  # blocks that return more than the residual cannot step aside
+
+
+def _refuse_before(module: nn.Module, tower: Tower) -> None:
+    """Raise where a metric reads a place that the last residual does not come before."""
+    answer = answer_of(module)
+    if answer is None or answer.site is None or answer.site.component == "final_norm":
+        return
+    if tower.final_norm is None and answer.site.layer == tower.layers[-1].index:
+        return  # it is the last residual itself
+    raise ModelError(
+        f"the metric reads {answer.name!r}, and what is written straight to the end of the tower {tower.name!r} does"
+        " not pass there: read 'final_norm', or use interp.patch."
+    )
 
 
 def unembedding(tail: Tail) -> Tensor:

@@ -72,7 +72,9 @@ class Tape(Mapping[str, Any]):
         for have, tensor in self._tensors.items():
             if have.whole == site.whole and (picked := self._heads(have, site, tensor)) is not None:
                 return picked
-        raise SiteError(f"{str(site)!r} was not recorded; this tape has {', '.join(self) or 'nothing'}.")
+        hint = "; a model without a head has none, and interp.metrics.Similarity reads other places"
+        more = hint if site.component == "logits" else ""
+        raise SiteError(f"{str(site)!r} was not recorded; this tape has {', '.join(self) or 'nothing'}{more}.")
 
     def _heads(self, have: Site, want: Site, tensor: Tensor) -> Tensor | None:
         """The wanted heads out of a recording that holds them."""

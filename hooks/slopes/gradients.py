@@ -27,7 +27,7 @@ from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
 from interp.hooks.slopes.rules import Rules
 from interp.hooks.stand.call import Call
-from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.output import logits_of, no_logits
 
 Score = Callable[[Tensor], Tensor]
 """From the model's logits to one number a row."""
@@ -159,7 +159,7 @@ def graph(
         undo.enter_context(torch.enable_grad())
         logits = logits_of(module(**kwargs))
         if logits is None:
-            raise ModelError(f"{type(module).__name__} has no logits to measure: load it with a head.")
+            raise no_logits(module)
         logits = logits if logits.requires_grad else logits.detach().requires_grad_()
         value = score(logits)
     session.check_fired()

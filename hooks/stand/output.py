@@ -1,14 +1,52 @@
-"""The answer in what a model returns, read and replaced."""
+"""The answer in what a model returns, read and replaced, and what it is while it is not the logits."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from interp.hooks.errors import SiteError
+from interp.hooks.errors import ModelError, SiteError
+from interp.hooks.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerPlace:
+    """What a module answers with for now: a site, a named output, or (no name) its logits again."""
+
+    module: nn.Module
+    name: str | None
+    site: Site | None
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.answers: list[AnswerPlace] = []
+
+
+_STACK = _Stack()
+
+
+def answers() -> list[AnswerPlace]:
+    """What models answer with in this thread, the innermost last (`hooks/run/answer.py` puts them there)."""
+    return _STACK.answers
+
+
+def answer_of(module: nn.Module) -> AnswerPlace | None:
+    """What a module answers with, where that is not its logits."""
+    found = next((one for one in reversed(_STACK.answers) if one.module is module), None)
+    return None if found is None or found.name is None else found
+
+
+def no_logits(module: nn.Module) -> ModelError:
+    """What to say of a model that has none."""
+    return ModelError(
+        f"{type(module).__name__} has no logits to measure: load it with a head, or give a metric that reads what it"
+        " has, such as interp.metrics.Similarity('final_norm', pool='mean')."
+    )
 
 
 def logits_of(output: Any) -> Tensor | None:
@@ -30,7 +68,7 @@ def logits_key(output: Any) -> str | int | None:
         return 0
     raise SiteError(
         f"{type(output).__name__} has no logits: load the model with a head (ForCausalLM, ForImageClassification,"
-        " ...), or record 'final_norm' instead."
+        " ...), or record 'final_norm' instead; interp.metrics.Similarity reads such places."
     )
 
 

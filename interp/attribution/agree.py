@@ -41,6 +41,7 @@ from interp.hooks.slopes.gradients import Graph, graph
 from interp.hooks.stand.call import Call, part_of
 from interp.hooks.stand.tempered import NUMBERS
 from interp.metrics.judge import Metric, judged
+from interp.metrics.reading import hands_over
 from interp.patching.cells import expanded
 from interp.provenance import about
 from interp.records import Method, register
@@ -54,6 +55,7 @@ LEAST = 3
 """Keys that a correlation needs."""
 
 
+@hands_over
 def agree(
     model: Model,
     inputs: Any,

@@ -21,6 +21,7 @@ from interp.attribution.pair import STEPS, Pair, Setting, paired
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Metric
+from interp.metrics.reading import hands_over
 from interp.patching.alignment import How, Reduce
 from interp.patching.sources import Source
 from interp.provenance import about
@@ -36,6 +37,7 @@ def methods() -> dict[str, Variant]:
     return variants("interp.attribute", room="attribution")
 
 
+@hands_over
 def attribute(
     model: Model,
     *,

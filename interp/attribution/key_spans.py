@@ -34,6 +34,7 @@ from interp.hooks.stand.tempered import row_chunks
 from interp.kernels.cpu import merge
 from interp.kernels.masks.symbols import Causal
 from interp.metrics.judge import Metric, judged
+from interp.metrics.reading import hands_over
 from interp.records import Method, register
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class KeySpans:
         return f"KeySpans ({self.form}) of {len(self.layers)} layers; largest {where}"
 
 
+@hands_over
 def key_spans(
     model: Model,
     inputs: Any,

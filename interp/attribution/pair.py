@@ -21,6 +21,7 @@ from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Dropped, Graph, graph
 from interp.hooks.slopes.rules import Rules
 from interp.metrics.judge import ALIGN, Judge, Metric, judged, must_line_up, reads_of
+from interp.metrics.reading import site_of
 from interp.metrics.shipped import Reading
 from interp.patching.alignment import Alignment, How, Reduce
 from interp.patching.cells import expanded
@@ -36,6 +37,10 @@ Contributions = Mapping[Site, Tensor]
 FILLED = ("zero", "mean", "noise")
 FLAT = 1e-6
 """Slopes of the metric by the logits that are rounding, not slopes."""
+
+
+class FlatMetric(InputsError):
+    """A metric whose gradient is 0 where it is taken."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +127,11 @@ class Pair:
     def _refuse_flat(self, found: Graph) -> None:
         if found.steepness() > FLAT:
             return
-        why = "its reference is this very run" if getattr(self.metric, "reference", None) is not None else "it is flat"
-        raise InputsError(
-            f"the metric {_short(self.metric)} does not move with the logits at the base run ({why}): like every"
+        held = [name for name in ("reference", "target") if getattr(self.metric, name, None) is not None]
+        why = f"its {held[0]} is this very run" if held else "it is flat"
+        what = "logits" if site_of(self.metric) is None else f"what it reads, {site_of(self.metric)!r},"
+        raise FlatMetric(
+            f"the metric {_short(self.metric)} does not move with {what} at the base run ({why}): like every"
             " divergence at its own minimum, it has gradient 0 there, and first-order methods would say 0 for every"
             " cell. Use method='ig', which also looks between base and source, take the gradient at the other run"
             " (swap base and source), or use a logit difference."

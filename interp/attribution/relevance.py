@@ -36,8 +36,9 @@ from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import frozen, refuse_rounding
 from interp.hooks.slopes.rules import Rules, applicable
-from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import Metric, judged
+from interp.metrics.reading import hands_over
 from interp.records import Kind, Method, Passes, Variant, register, variants
 from interp.results.figures.maps import overlay, salient
 
@@ -101,6 +102,7 @@ class Relevance:
         )
 
 
+@hands_over
 def relevance(
     model: Model,
     inputs: Any,
@@ -158,22 +160,16 @@ class _Asked:
             logits = logits_of(m.module(**m.called_with(self.x.kwargs)))
         put.check_fired()
         if logits is None:
-            raise ModelError(f"{type(m.module).__name__} has no logits to measure: load it with a head.")
+            raise no_logits(m.module)
         return self.score(logits)
 
     def rolled(self, *, propagated: bool) -> Tensor:
         m = self.model
         stack = m.anatomy.tower(self.embed.tower, text=str(self.embed))
-        whole = rolled_out(m.module, stack, m.called_with(self.x.kwargs), self.score, propagated=propagated)
-        valid = tower_inputs(self.x, self.embed).valid.cpu()
-        to = (
-            torch.zeros(len(whole), dtype=torch.long)
-            if stack.bidirectional
-            else (valid * torch.arange(valid.shape[1])).amax(1)
-        )
-        found = whole[torch.arange(len(whole)), to]
-        own = torch.nn.functional.one_hot(to, found.shape[1]).to(found.dtype)
-        return found - own  # the 1 of the identity is the position itself, not what it read
+        whole, read = rolled_out(m.module, stack, m.called_with(self.x.kwargs), self.score, propagated=propagated)
+        share = (read / read.sum(1, keepdim=True)).to(whole.dtype)
+        owed = whole - torch.eye(whole.shape[-1])  # the 1 of the identity is the position itself, not what it read
+        return torch.einsum("rt,rtf->rf", share, owed)
 
 
 Explain = Callable[["_Asked", Any, Tensor], Tensor]

@@ -5,9 +5,12 @@
     chefer-generic  Generic attention explainability (2021, arXiv 2103.15679): the pattern itself in place of its
                     relevance, R <- R + A R; needs no relevance propagation and fits any self-attention tower
 
-Row `to` of the product is the relevance of every position for that one: the class token of a ViT, the last token of a
-decoder. Cost: one forward pass and one backward (two of each for `chefer`), with every pattern in memory: this is the
-one method that needs rows * keys numbers per head. Limits: self-attention towers within transformers' interface.
+Row `to` of the product is the relevance of every position for that one; what is reported is the mean over the rows that
+the metric reads, whichever they are: the class token of a ViT, the last token of a decoder, every real token of a
+sentence encoder that takes their mean. They are the rows of the last layer where the metric has a gradient.
+Cost: one forward pass and one backward (two of each for `chefer`), with every pattern in memory: this is the one method
+that needs rows * keys numbers per head. Limits: self-attention towers within transformers' interface; rows count alike,
+however much of the metric comes from each.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from torch import Tensor, nn
 from interp.attribution.relprop import Relprop
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.anatomy.unwrap import forced_eager
-from interp.hooks.errors import ModelError
+from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.slopes.gradients import frozen
 from interp.hooks.stand.call import Call, Tap, part_of
 from interp.hooks.stand.interface import Switch
-from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.output import logits_of, no_logits
 
 Score = Callable[[Tensor], Tensor]
 
@@ -68,8 +71,11 @@ class _Explicit(_Pattern):
         call.z = torch.matmul(pattern, part.values).transpose(1, 2)
 
 
-def rolled_out(module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score: Score, *, propagated: bool) -> Tensor:
-    """[row, to, from]: what each position owes to each position of the tower's input."""
+def rolled_out(
+    module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score: Score, *, propagated: bool
+) -> tuple[Tensor, Tensor]:
+    """[row, to, from], what each position owes to each position of the tower's input; and [row, to], which positions
+    the metric reads."""
     if any(not layer.interface or layer.kind == "cross" for layer in tower.layers):
         raise ModelError(f"the tower {tower.name!r} has attention that is not self-attention within the interface.")
     patterns, slopes = _slopes(module, tower, kwargs, score, _Pattern())
@@ -81,7 +87,20 @@ def rolled_out(module: nn.Module, tower: Tower, kwargs: Mapping[str, Any], score
     for share, slope in zip(shares, slopes, strict=True):
         step = (share.detach() * slope).clamp(min=0).mean(1).cpu().float()
         total = total + step @ total
-    return total
+    return total, _read(tower, slopes)
+
+
+def _read(tower: Tower, slopes: Sequence[Tensor]) -> Tensor:
+    """[row, position] whose attention in the last layer that counts the metric feels: a row's pattern moves that row
+    alone, so these are the rows that are read from there on."""
+    for slope in reversed(slopes):
+        felt = (slope != 0).any(-1).any(1).cpu()
+        if bool(felt.any(1).all()):
+            return felt
+    raise InputsError(
+        f"the metric has no gradient at any attention of the tower {tower.name!r} in some row, so nothing is relevant"
+        " for it there: it is flat, or reads another tower."
+    )
 
 
 def _slopes(
@@ -100,7 +119,8 @@ def _slopes(
         undo.callback(first.register_forward_pre_hook(_leaf, with_kwargs=True).remove)
         with Relprop() if isinstance(tap, _Explicit) else nullcontext():
             logits = logits_of(module(**kwargs))
-        assert logits is not None
+        if logits is None:
+            raise no_logits(module)
         leaf = logits.detach().requires_grad_()
         (start,) = torch.autograd.grad(score(leaf).sum(), leaf)
         grads = torch.autograd.grad(logits, tap.patterns, start, allow_unused=True)

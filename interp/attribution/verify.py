@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.attribution.pair import Pair
+from interp.attribution.pair import FlatMetric, Pair
 from interp.hooks.drive.questions import Cell
 from interp.hooks.edits.edits import ValueEdit
 from interp.hooks.errors import InputsError
@@ -55,7 +55,11 @@ def agreement(
     found = {"source into base": _direction(pair, values, how, magnitudes, seed)}
     other = pair.reverse()
     if other is not None:
-        found["base into source"] = _direction(other, estimate(other), how, magnitudes, seed)
+        try:
+            back = estimate(other)
+        except FlatMetric as why:  # held against the source's own run, say: there is nothing to estimate from there
+            return {**found, "base into source left out": str(why)}
+        found["base into source"] = _direction(other, back, how, magnitudes, seed)
     return found
 
 

@@ -20,6 +20,7 @@ from interp.circuits.graph.changes import GraphPair
 from interp.circuits.graph.running import Ablation, Runner
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Method, register
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 
+@hands_over
 def acdc(
     model: Model,
     *,

@@ -40,6 +40,7 @@ from interp.circuits.graph.changes import Filled, GraphPair, Written
 from interp.circuits.graph.exact import exact
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Kind, Method, Passes, Variant, register, variants
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 
+@hands_over
 def edges(
     model: Model,
     *,

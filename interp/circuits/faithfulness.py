@@ -34,6 +34,7 @@ from interp.circuits.judged import GRID, Faithfulness
 from interp.circuits.random import largest, like, sizes
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.reading import reading
 from interp.provenance import about
 from interp.records import Method, register
 from interp.tasks.task import Task
@@ -64,16 +65,19 @@ def faithfulness(
         how: dict[str, Any] = {"base": base, "source": source, "metric": metric, "scores": scores}
         how |= {"ablation": ablation, "level": level, "random": random, "parts": parts, "seed": seed}
         return [faithfulness(model, one, task, **how) for one in circuit]
-    pair = _pair(model, task, base, source, metric)
-    return _Trial(pair, circuit, task, ablation, level, seed).judged(scores, random, parts)
+    on = task if task is None or task.model is not None else task.on(model)
+    chosen = on.metric if metric is None and on is not None else metric
+    with reading(model, chosen):
+        pair = _pair(model, on, base, source, chosen)
+        return _Trial(pair, circuit, on, ablation, level, seed).judged(scores, random, parts)
 
 
 def _pair(model: Model, task: Task | None, base: Any, source: Any, metric: Metric | None) -> GraphPair:
     if task is not None:
         if base is not None or source is not None:
             raise InputsError("a task brings its own clean and corrupt prompts: give task, or base= and source=.")
-        on = task if task.model is not None else task.on(model)
-        return GraphPair(model, on.clean, on.corrupt, on.metric if metric is None else metric)
+        assert metric is not None
+        return GraphPair(model, task.clean, task.corrupt, metric)
     if base is None or source is None or metric is None:
         raise InputsError("say what the circuit is judged on: a task, or base=, source= and metric=.")
     return GraphPair(model, base, source, metric)

@@ -26,6 +26,7 @@ from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.session import Session
 from interp.hooks.stand.output import logits_of
 from interp.metrics.judge import Judge, Metric, answer_ids, lined_up, reads_of
+from interp.metrics.reading import hands_over
 from interp.metrics.shipped import LogProb
 from interp.records import Method, register
 
@@ -84,6 +85,7 @@ class Exchanged(ValueEdit):
         return x + (moved @ columns @ columns.T).to(x.dtype)
 
 
+@hands_over
 def das(
     model: Model,
     *,

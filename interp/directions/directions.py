@@ -22,6 +22,7 @@ from interp.directions.vectors import as_columns, random_bases, rows, single
 from interp.hooks.edits.edits import Project, Set, ValueEdit
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, lined_up, reads_of
+from interp.metrics.reading import hands_over
 from interp.records import Method, register
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def random_like(direction: Tensor, n: int = 100, *, seed: int = 0) -> Tensor:
     return (drawn / drawn.norm(dim=1, keepdim=True) * size).to(direction.dtype)
 
 
+@hands_over
 def exchange(
     model: Model,
     *,

@@ -23,6 +23,7 @@ from interp.hooks.edits.edits import Project
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, reads_of
+from interp.metrics.reading import hands_over
 from interp.records import Method, register
 from interp.results.intervals import interval
 
@@ -62,6 +63,7 @@ class Subspaces:
         return f"Subspaces of {', '.join(self.sites)}: ranks {', '.join(map(str, self.ranks))}"
 
 
+@hands_over
 def subspace(
     model: Model,
     inputs: Any,

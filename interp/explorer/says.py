@@ -33,6 +33,8 @@ def says(model: Model, x: Inputs, *, row: int = 0) -> dict[str, dict[str, list[t
     sites = [Site(name, layer.index, "z") for layer in layers]
     end = Site(name, tower.layers[-1].index, "resid_post")
     tape = model.run(x, record=[*sites, end])
+    if "logits" not in tape:
+        return {}
     logits = tape["logits"]
     if logits.ndim != 3:
         return {}

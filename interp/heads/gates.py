@@ -24,6 +24,8 @@ from interp.hooks.errors import InputsError
 from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
+from interp.metrics.places import At, Pooled
+from interp.metrics.reading import reading
 from interp.metrics.shipped import KL, Reading, narrow
 from interp.provenance import about
 from interp.records import Method, register
@@ -112,19 +114,25 @@ def _parts(model: Model, data: Any, loss: Loss | None, batch: int) -> list[_Part
 
 def _of_rows(loss: Loss, at: int, batch: int) -> Loss:
     """A metric that knows its rows, for one part of them."""
-    if not isinstance(loss, Reading) or not loss.ROWS:
+    if not isinstance(loss, (Reading, Pooled)) or not loss.ROWS:
         return loss
-    count = len(getattr(loss, loss.ROWS[0]))
+    first = getattr(loss, loss.ROWS[0])
+    if isinstance(first, Tensor) and first.ndim == 1:  # one vector for all rows
+        return loss
+    count = len(first)
     return loss.take(range(at * batch, min((at + 1) * batch, count)))
 
 
 def _turned(loss: Loss) -> Loss:
+    if isinstance(loss, Pooled):
+        return At(loss.site, lambda value, x: -loss(value, x))
     return (lambda logits, x: -loss(logits, x)) if isinstance(loss, Reading) else loss
 
 
 def _task_loss(part: Task) -> Loss:
-    """-log of the summed probability of the right answers; of a whole answer, its tokens one by one."""
-    if part.whole:
+    """-log of the summed probability of the right answers; of a whole answer, its tokens one by one; where texts are
+    compared by what stands at a place, their similarity."""
+    if part.whole or part.score == "similarity":
         return _turned(part.metric)
     answers = part.answer_ids
 
@@ -146,7 +154,7 @@ def _own(model: Model, x: Inputs) -> Loss:
 
 def _name(data: Any, loss: Loss | None) -> str:
     if loss is not None:
-        return type(loss).__name__ if isinstance(loss, Reading) else getattr(loss, "__name__", repr(loss))
+        return type(loss).__name__ if isinstance(loss, (Reading, Pooled)) else getattr(loss, "__name__", repr(loss))
     return "-log p(answer)" if isinstance(data, Task) else "divergence from the model's own logits"
 
 
@@ -178,7 +186,8 @@ class _Plan:
 
     def _slopes(self, bank: Bank, part: _Part, random: torch.Generator) -> float:
         """The loss of one step, whose gradient the bank's parameters then have."""
-        tape = self.model.run(part.x, edits=gated(self.layers, bank.draw(random)), grad=True)
+        with reading(self.model, part.loss):
+            tape = self.model.run(part.x, edits=gated(self.layers, bank.draw(random)), grad=True)
         value = _checked(part.loss(tape["logits"], part.x))
         total = value + self.penalty * bank.cost().to(value.device)
         for parameter, slope in zip(bank.parameters, torch.autograd.grad(total, bank.parameters), strict=True):

@@ -43,6 +43,8 @@ from interp.heads.measures.measured import Measured, Order
 from interp.heads.measures.table import Importance
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.places import At
+from interp.metrics.reading import site_of
 from interp.metrics.shipped import Reading
 from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
@@ -213,7 +215,10 @@ def gated(run: Run, names: list[str]) -> list[Measured]:
 
 def _cost(metric: Metric) -> Any:
     """A metric as a loss; the shipped ones are turned around by the gates."""
-    return metric if isinstance(metric, Reading) else lambda logits, inputs: -metric(logits, inputs)
+    if isinstance(metric, Reading):
+        return metric
+    site, cost = site_of(metric), lambda answer, inputs: -metric(answer, inputs)
+    return cost if site is None else At(site, cost)
 
 
 def _said(meta: Any) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""What a metric reads from logits: the shipped ones (`shipped`) and how any of them is asked (`judge`, `judges`)."""
+"""How a run is judged: by its logits (`shipped`) or by what stands at another place (`places`), and how any of these is
+asked (`judge`, `judges`, `reading`)."""
 
 from __future__ import annotations
 
+from interp.metrics.places import Along, At, Distance, Similarity
 from interp.metrics.shipped import (
     KL,
     Accuracy,
@@ -17,6 +19,9 @@ from interp.metrics.shipped import (
 __all__ = [
     "KL",
     "Accuracy",
+    "Along",
+    "At",
+    "Distance",
     "LogProb",
     "Logit",
     "LogitDifference",
@@ -24,4 +29,5 @@ __all__ = [
     "Probability",
     "Reading",
     "RecoveredFraction",
+    "Similarity",
 ]

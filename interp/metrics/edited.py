@@ -9,23 +9,26 @@ from torch import Tensor
 
 from interp.hooks.edits.edits import Edit
 from interp.hooks.inputs.inputs import Inputs
-from interp.metrics.judge import Judge, Metric, reads_of
+from interp.metrics.judge import Metric, judged
+from interp.metrics.reading import reading
 
 if TYPE_CHECKING:
     from interp.model import Model
+
+
+def scored(model: Model, x: Inputs, metric: Metric) -> Tensor:
+    """The metric [row] of a plain pass, wherever it reads."""
+    return EditedScores(model, x, metric).base
 
 
 class EditedScores:
     """`scores(edits)` is the metric [row] of one forward pass; `base` that of the plain one."""
 
     def __init__(self, model: Model, x: Inputs, metric: Metric) -> None:
-        self.model, self.x = model, x
-        logits = model.run(x)["logits"]
-        self._reads, self._judge = reads_of(metric, x, logits), Judge(metric, x, classes=logits.ndim == 2)
-        self.base = self._of(logits)
+        self.model, self.x, self.metric = model, x, metric
+        self.base = self([])
 
     def __call__(self, edits: Sequence[Edit]) -> Tensor:
-        return self._of(self.model.run(self.x, edits=edits)["logits"])
-
-    def _of(self, logits: Tensor) -> Tensor:
-        return self._judge(self._reads.of(logits)).double().cpu()
+        with reading(self.model, self.metric):
+            answer = self.model.run(self.x, edits=edits)["logits"]
+            return judged(self.metric, self.x, answer).double().cpu()

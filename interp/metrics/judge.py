@@ -12,6 +12,8 @@ from torch import Tensor
 from interp.hooks.drive.sweep import Reads
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
+from interp.metrics.places import Pooled, pooled
+from interp.metrics.reading import handed_over, must_fit, positions_read, site_of
 from interp.metrics.shipped import Ids, Reading, ids, places
 
 if TYPE_CHECKING:
@@ -21,10 +23,16 @@ Metric = Callable[[Tensor, Any], Tensor]
 
 
 def reads_of(metric: Metric, x: Inputs, logits: Tensor) -> Reads:
-    """What the metric says it reads; all of the logits where it says nothing."""
+    """What the metric says it reads; all of the logits, or of the place it names, where it says nothing."""
+    handed_over(metric)
     if logits.ndim == 2:
         columns = metric.columns if isinstance(metric, Reading) else None
         return Reads(torch.zeros(len(logits), 1, dtype=torch.long), columns)
+    if site_of(metric) is not None:
+        mask = positions_read(x)
+        must_fit(mask, *logits.shape[:2])
+        every = torch.arange(mask.shape[1]).expand(len(mask), -1)
+        return Reads(metric.places(mask)[0].cpu() if isinstance(metric, Pooled) else every, None)
     if not isinstance(metric, Reading):
         return Reads(torch.arange(logits.shape[1]).expand(len(logits), -1), None)
     at = places(metric.positions, x.valid)
@@ -80,6 +88,8 @@ class Judge:
     def __call__(self, read: Tensor) -> Tensor:
         if isinstance(self.metric, Reading):
             value = self.metric.score(read.float() if read.dtype != torch.float64 else read)
+        elif isinstance(self.metric, Pooled):
+            value = self.metric.score(self._vectors(read))
         else:
             value = self.metric(read[:, 0] if self.classes else read, self.x)
         if not torch.is_tensor(value) or value.shape != (len(read),):
@@ -90,3 +100,11 @@ class Judge:
                 f"the metric {self.metric!r} is not finite in row {int((~torch.isfinite(value)).nonzero()[0])}."
             )
         return value
+
+    def _vectors(self, read: Tensor) -> Tensor:
+        """One vector a row, of the columns that were read of a place."""
+        assert isinstance(self.metric, Pooled)
+        if self.classes:
+            return self.metric.vectors(read[:, 0], None)
+        real = self.metric.places(positions_read(self.x))[1]
+        return pooled(read, real.to(read.device))

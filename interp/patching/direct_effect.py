@@ -21,6 +21,7 @@ from interp.hooks.drive.tail import Tail, last_tower
 from interp.hooks.errors import InputsError
 from interp.hooks.run.writes import Writes
 from interp.metrics.judge import Judge, Metric, answer_ids, reads_of
+from interp.metrics.reading import hands_over
 from interp.metrics.shipped import Logit
 from interp.records import Method, register
 from interp.results.effects import Effects
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 
+@hands_over
 def direct_effect(
     model: Model, inputs: Any, *, metric: Metric | None = None, answers: Any = None, tower: str | None = None
 ) -> Effects:
@@ -57,7 +59,8 @@ def direct_effect(
         sites=(*map(str, writes.parts), "bias", "remainder"), positions=None,
         values=torch.stack([*values, bias, rest]).cpu(), base=value.cpu(), source=None,
         noise_floor=_rounding(tape["logits"], values),
-        meta={**tape.meta, "metric": repr(metric), "method": "direct effect", "norm": "scale held at this run's"},
+        meta={**tape.meta, "metric": repr(metric), "method": "direct effect", "corruption": "none",
+              "norm": "scale held at this run's"},
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from interp.hooks.run.tape import Tape
 from interp.journal import Journal
 from interp.metrics.judge import Metric
 from interp.metrics.judges import Judges, columns_wanted
+from interp.metrics.reading import site_of
 from interp.patching.alignment import Alignment, How, Reduce
 from interp.patching.cells import Grid, Target, grid
 from interp.patching.sources import Average, Given, Noise, Source, Sources
@@ -116,7 +117,7 @@ def prepare(
         if value.ndim < (4 if site.component in BY_HEAD else 3):
             raise SiteError(f"{site} is {list(value.shape)} here, without rows and positions, and cannot be patched.")
     logits = sweep.logits
-    judges = Judges(metrics, x, classes=logits.ndim == 2, length=x.length)
+    judges = Judges(metrics, x, classes=logits.ndim == 2, length=_length(metrics, x, logits))
     kept = columns_wanted(metrics, model.inputs(source), model.module) if is_run(source) else None
     new = (
         source
@@ -135,8 +136,14 @@ def _reference(metrics: Metrics, new: Given, kept: Tensor | None) -> dict[str, T
     """The metrics of the source's own run."""
     if new.logits is None or new.inputs is None:
         return None
-    judges = Judges(metrics, new.inputs, classes=new.logits.ndim == 2, length=new.inputs.length)
+    length = _length(metrics, new.inputs, new.logits)
+    judges = Judges(metrics, new.inputs, classes=new.logits.ndim == 2, length=length)
     return judges(judges.reads.of(new.logits, kept if new.logits.ndim == 3 else None))
+
+
+def _length(metrics: Metrics, x: Inputs, answer: Tensor) -> int:
+    """How many positions the answer has; of logits, of which some may have been left out, those of the inputs."""
+    return x.length if site_of(metrics) is None or answer.ndim == 2 else answer.shape[1]
 
 
 def run(

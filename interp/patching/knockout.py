@@ -25,8 +25,9 @@ from interp.hooks.run.session import Session
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
-from interp.hooks.stand.output import logits_of
+from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import Judge, Metric, reads_of
+from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Method, register
 from interp.results.effects import Effects
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 Edges = Sequence[tuple[Positions, Positions]]
 
 
+@hands_over
 def knockout(
     model: Model,
     inputs: Any,
@@ -70,8 +72,8 @@ def knockout(
     return Effects(
         sites=tuple(cells), positions=None, values=torch.stack(blocked).double().cpu() - base.cpu(), base=base.cpu(),
         source=None, noise_floor=floor,
-        meta={**about(model.module, x), "method": "attention knockout", "edges": [[str(a), str(b)] for a, b in edges],
-              "window": window, "metric": repr(metric)},
+        meta={**about(model.module, x), "method": "attention knockout", "corruption": "hidden keys",
+              "edges": [[str(a), str(b)] for a, b in edges], "window": window, "metric": repr(metric)},
     )  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def _run(model: Model, x: Inputs, edits: Sequence[AttentionEdit]) -> Tensor:
         logits = logits_of(model.module(**model.called_with(x.kwargs)))
     session.check_fired()
     if logits is None:
-        raise SiteError(f"{type(model.module).__name__} has no logits to measure: load it with a head.")
+        raise no_logits(model.module)
     return logits
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Metric
+from interp.metrics.reading import hands_over
 from interp.patching.alignment import How, Reduce
 from interp.patching.cells import Group, targets
 from interp.patching.exact import Question, effects, is_run
@@ -37,6 +38,7 @@ def patch(
 ) -> dict[str, Effects]: ...
 
 
+@hands_over
 def patch(  # type: ignore[misc]  # the overloads spell the metric out, and leave the rest to this
     model: Model,
     *,

@@ -32,6 +32,7 @@ from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.writes import Writes
 from interp.hooks.sites import Site
 from interp.metrics.judge import Judge, Metric, lined_up, reads_of
+from interp.metrics.reading import hands_over
 from interp.patching.paths import READS, Freeze, Norms, Paths, before
 from interp.records import Method, register
 from interp.results.effects import Effects
@@ -44,6 +45,7 @@ TOGETHER = 64
 """Senders that are driven, and whose receivers' values are held, at a time."""
 
 
+@hands_over
 def path_patch(
     model: Model,
     *,
@@ -85,8 +87,8 @@ def path_patch(
     return Effects(
         sites=tuple(map(str, out)), positions=None, values=values.cpu(), base=plain.cpu(),
         source=judge(reads.of(new["logits"])).cpu(), noise_floor=floor,
-        meta={**old.meta, "method": "path patching", "direction": "source into base", "freeze": freeze, "ln": ln,
-              "receivers": [str(site) for site in into], "metric": repr(metric)},
+        meta={**old.meta, "method": "path patching", "corruption": "run", "direction": "source into base",
+              "freeze": freeze, "ln": ln, "receivers": [str(site) for site in into], "metric": repr(metric)},
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import Tape, real_positions, site_inputs
 from interp.hooks.sites import Site
+from interp.hooks.stand.output import answer_of
 from interp.metrics.judge import ALIGN, must_line_up
 from interp.patching.alignment import How, Reduce, check, taken, weights
 
@@ -148,8 +149,14 @@ class Sources:
         values = {site: tape[site] for site in self.old}
         if tape.inputs is None and align is not None:
             raise InputsError("this tape does not know its inputs, so nothing can be aligned with them.")
-        full = tape["logits"] if any(site.component == "logits" for site in tape.sites) else None
+        full = self._answer_on(tape)
         return self._fitted(values, tape.inputs, full, "run", align, reduce)
+
+    def _answer_on(self, tape: Tape) -> Tensor | None:
+        """What the metric reads of a recorded run: its logits, or the place that it names, where the tape holds it."""
+        answer = answer_of(self.model.module)
+        wanted = Site(None, None, "logits") if answer is None else answer.site
+        return tape[wanted] if wanted is not None and wanted in tape.sites else None
 
     def _from_run(
         self, y: Inputs, kept: Tensor | None, align: How | None, reduce: Reduce | None, source_model: Model | None

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Score = Literal["difference", "probability", "logprob", "accuracy"]
+Score = Literal["difference", "probability", "logprob", "accuracy", "similarity"]
+Reads = tuple[str, Literal["mean", "cls", "last"]]
+"""What a similarity is of: a place in the model, and how its positions become one vector."""
 Prompt = str | tuple[int, ...]
 Place = tuple[str, int] | tuple[int, int]
 """The n-th occurrence of a text in the clean prompt, or start and end tokens (for prompts of ids)."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.metrics.judge import Metric, judged
+from interp.metrics.reading import reading
 from interp.metrics.shipped import Accuracy, Ids
 from interp.pruning.choose import best, labels
 from interp.pruning.cut import cut, masks
@@ -131,7 +132,7 @@ def _parts(model: Model, data: Any, metric: Metric | None, batch: int) -> Parts:
 
 
 def _accuracy(part: Task) -> Metric:
-    if part.whole:
+    if part.whole or part.score == "similarity":
         return part.metric
     among: Ids | None = None
     if all(part.wrong):
@@ -150,10 +151,15 @@ def _point(model: Model, gone: list[str], parts: Parts, cutting: bool, rounds: i
     edits = masks(model, gone)
     own = cut(model, remains(model, gone), edits) if cutting and gone else model
     edits = () if cutting else edits
-    values = [judged(metric, x, own.run(x, edits=edits)["logits"]) for x, metric in parts]
+    values = [_judged(own, x, metric, edits) for x, metric in parts]
     times = [(_seconds(model, parts, ()), _seconds(own, parts, edits)) for _ in range(rounds)]
     whole, ours = (min((one[n] for one in times), default=torch.nan) for n in (0, 1))
     return _Point(torch.cat(values).double().cpu(), ours, ours / whole)
+
+
+def _judged(own: Model, x: Inputs, metric: Metric, edits: Sequence[Any]) -> Tensor:
+    with reading(own, metric):
+        return judged(metric, x, own.run(x, edits=edits)["logits"])
 
 
 def _seconds(own: Model, parts: Parts, edits: Sequence[Any]) -> float:

@@ -11,21 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from interp.prompts.rows import Prompt, Recipe, Row, Score
+from interp.prompts.rows import Prompt, Reads, Recipe, Row, Score
 from interp.prompts.vocabulary import TaskError
 
 FORMAT = 1
-Head = tuple[str, Score, bool, Recipe | None]
-"""Name, score, whether answers are forced as a whole, and who made the rows."""
+Head = tuple[str, Score, bool, Recipe | None, Reads]
+"""Name, score, whether answers are forced as a whole, who made the rows, and what a similarity reads."""
 NEEDED = ("clean", "corrupt", "answer")
 
 
 def save(head: Head, rows: Sequence[Row], path: Path) -> Path:
     """Write a task; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    name, score, whole, made = head
+    name, score, whole, made, reads = head
     recipe = None if made is None else {"generator": made.generator, "options": dict(made.options)}
     first = {"interp_task": FORMAT, "name": name, "score": score, "whole": whole, "recipe": recipe}
+    first |= {"reads": list(reads)} if score == "similarity" else {}
     lines = [first, *(_row_out(row, i, path) for i, row in enumerate(rows))]
     new = path.with_name(path.name + ".new")
     new.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -55,7 +56,8 @@ def load(path: Path) -> tuple[Head, tuple[Row, ...]]:
     rows = tuple(_row_in(path, number, _line(path, number, text)) for number, text in enumerate(lines[1:], 2))
     recipe = head.get("recipe")
     made = None if recipe is None else Recipe(recipe["generator"], recipe["options"])
-    return (head["name"], head["score"], head["whole"], made), rows
+    site, pool = head.get("reads", ("final_norm", "mean"))
+    return (head["name"], head["score"], head["whole"], made, (site, pool)), rows
 
 
 def _line(path: Path, number: int, text: str) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 Rows are texts (or ids, or texts with a picture); put on a model they become inputs, a metric and positions:
 `.clean .corrupt .answers .wrong .metric .positions .meta`. Clean and corrupt have the same number of tokens in every
-row, and answers are one token each, or are teacher-forced as a whole; anything else is an error. `.heldout` is the same
-question with other names and templates, `.filter()` keeps the rows the model gets right and says how many.
-Cost: none but `filter`, one forward pass over the clean prompts. Limits: one picture a row.
+row, and answers are one token each, or are teacher-forced as a whole; anything else is an error. A model without logits
+is asked with `score="similarity"`: the answer is then another text whose vector the clean one's should be near to,
+nearer than to the wrong text's (no answer: its own clean vector), and `reads` says which vector that is.
+`.heldout` is the same question with other names and templates, `.filter()` keeps the rows the model gets right and says
+how many. Cost: none but `filter`, one forward pass over the clean prompts, and one over the answers of a similarity.
+Limits: one picture a row.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from torch import Tensor
 
 from interp.hooks.anatomy.lengths import longest
 from interp.hooks.inputs.positions import Span
+from interp.metrics.edited import scored
+from interp.metrics.places import Similarity
 from interp.metrics.shipped import Accuracy, Ids, LogitDifference, LogProb, Probability, Reading, narrow, valid
-from interp.prompts.rows import Place, Prompt, Recipe, Row, Score
+from interp.prompts.rows import Place, Prompt, Reads, Recipe, Row, Score
 from interp.prompts.vocabulary import Host, TaskError, Vocabulary
 from interp.tasks import files
 
@@ -52,6 +57,8 @@ class Task:
     """The first answer is appended to both prompts and scored token by token."""
     recipe: Recipe | None = None
     model: Host | None = field(default=None, compare=False, repr=False)
+    reads: Reads = ("final_norm", "mean")
+    """Of a similarity."""
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -134,8 +141,10 @@ class Task:
         return _single(self.vocabulary, self.wrong)
 
     @cached_property
-    def metric(self) -> Reading:
+    def metric(self) -> Reading | Similarity:
         """How a run of the task is judged."""
+        if self.score == "similarity":
+            return self._similarity()
         if self.whole or self.score == "logprob":
             return LogProb(self.answer_ids, forced=self.whole)
         if self.score == "difference":
@@ -143,6 +152,17 @@ class Task:
         if self.score == "probability":
             return Probability(self.answer_ids, self.wrong_ids if all(self.wrong) else None)
         return Accuracy(self.answer_ids, self._choices())
+
+    def _similarity(self) -> Similarity:
+        site, pool = self.reads
+        unbound = Similarity(site, pool=pool)
+        if self.model is None:
+            raise TaskError(f"the task {self.name!r} is on no model: use task.on(model)")
+        if not any(self.answers):
+            return unbound.to(self.model, self.clean)
+        said, other = ([row[0] for row in side] if all(side) else None for side in (self.answers, self.wrong))
+        right, wrong = (None if texts is None else self.model.prepare(texts, chat=False) for texts in (said, other))
+        return unbound.to(self.model, right, wrong)
 
     def _choices(self) -> Ids | None:
         if not all(self.wrong):
@@ -176,8 +196,15 @@ class Task:
         found: list[bool] = []
         for start in range(0, len(self), batch):
             part = self.take(range(start, min(start + batch, len(self))))
-            found += part._right(self.model.run(part.clean)["logits"])
+            near = self.score == "similarity"
+            found += part._nearer() if near else part._right(self.model.run(part.clean)["logits"])
         return tuple(found)
+
+    def _nearer(self) -> list[bool]:
+        """Whether clean is nearer to the answer than to the wrong one, or, without wrong ones, than corrupt is."""
+        model: Any = self.model
+        clean = scored(model, self.clean, self.metric)
+        return [bool(v) for v in clean > (0.0 if all(self.wrong) else scored(model, self.corrupt, self.metric))]
 
     def _right(self, logits: Tensor) -> list[bool]:
         if not self.whole:
@@ -197,14 +224,14 @@ class Task:
 
     def save(self, path: str | Path) -> Path:
         """Write JSONL: a head line, then one line a row; pictures go to a folder beside it."""
-        head = (self.name, self.score, self.whole, self.recipe)
+        head = (self.name, self.score, self.whole, self.recipe, self.reads)
         return files.save(head, self.rows, Path(path))
 
     @staticmethod
     def load(path: str | Path, model: Host | None = None) -> Task:
         """Read what `save` wrote."""
-        (name, score, whole, recipe), rows = files.load(Path(path))
-        task = Task(name, rows, score, whole, recipe)
+        (name, score, whole, recipe, reads), rows = files.load(Path(path))
+        task = Task(name, rows, score, whole, recipe, reads=reads)
         return task if model is None else task.on(model)
 
     @staticmethod
@@ -235,7 +262,9 @@ def made(
 
 
 def _check_row(task: Task, index: int, row: Row) -> None:
-    if not row.answers:
+    if task.score == "similarity":
+        _check_similar(task, index, row)
+    elif not row.answers:
         raise TaskError(f"row {index} of {task.name!r} has no answer")
     if task.score == "difference" and not task.whole and not row.wrong:
         raise TaskError(
@@ -250,11 +279,25 @@ def _check_row(task: Task, index: int, row: Row) -> None:
             )
 
 
+def _check_similar(task: Task, index: int, row: Row) -> None:
+    """Answers are texts, one a row, of all rows or of none, and there are no wrong ones without right ones."""
+    for name, side in (("answer", row.answers), ("wrong", row.wrong)):
+        if len(side) > 1 or not all(isinstance(one, str) for one in side):
+            raise TaskError(f"a similarity is to one text: row {index} of {task.name!r} has as {name} {side!r}")
+        if len(side) != len(getattr(task.rows[0], "answers" if name == "answer" else "wrong")):
+            raise TaskError(f"row {index} of {task.name!r} and row 0 differ in whether there is a {name} text")
+    if task.whole or (row.wrong and not row.answers):
+        raise TaskError(
+            f"row {index} of {task.name!r}: a similarity takes no whole=, and no wrong text without a right"
+        )
+
+
 def _check_fit(task: Task) -> None:
     """Answers, pictures, vocabulary and lengths, on the model."""
     assert task.model is not None
     _check_towers(task)
-    _ = task.answer_ids, task.wrong_ids
+    if task.score != "similarity":
+        _ = task.answer_ids, task.wrong_ids
     lengths = [_lengths(side) for side in (task.clean, task.corrupt)]
     for i, (clean, corrupt) in enumerate(zip(*lengths, strict=True)):
         if clean != corrupt:

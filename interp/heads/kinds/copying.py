@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.heads.kinds.reading import heads_of, page_of, read_heads, tower_of
 from interp.hooks.drive.tail import Tail, last_tower, unembedding
+from interp.hooks.errors import ModelError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.weights import Rows
 from interp.hooks.run.writes import Writes
@@ -36,6 +37,8 @@ def copying(model: Model, sites: Sequence[Site], x: Inputs) -> Tensor:
     looked = _looked_at(model, sites, x, page)
     stack = last_tower(model.anatomy, tower_of(model, sites).name)
     tape = model.run(x, record=Writes.sites(model.anatomy, stack))
+    if "logits" not in tape:
+        raise ModelError(f"{type(model.module).__name__} has no logits, so its heads raise no token's")
     writes = Writes(model.module, tape, stack)
     writes.check()
     tail = Tail(model.module, stack, model.called_with(x.kwargs), left=writes.final, logits=tape["logits"])

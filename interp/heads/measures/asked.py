@@ -128,7 +128,7 @@ def asked(
     chosen = tuple(_sites(model, patterns))
     if isinstance(data, Task):
         task = data if data.model is model else data.on(model)
-        known = None if not all(task.answers) else task.answer_ids
+        known = None if not all(task.answers) or task.score == "similarity" else task.answer_ids
         given = known if labels is None else _ids(labels, len(task))
         groups = tuple(str(one.get("template", n)) for n, one in enumerate(task.meta))
         y = task.corrupt if source is None else source

@@ -22,6 +22,7 @@ from interp.heads.measures.measured import Measured
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import graph
 from interp.metrics.judge import Metric, judged
+from interp.metrics.reading import reading
 from interp.records import Variant, register
 
 PASSES = 2.0
@@ -35,7 +36,8 @@ def gates(asked: Asked, metric: Metric) -> dict[Site, Tensor]:
         return judged(metric, x, logits)
 
     kwargs = model.called_with(x.kwargs)
-    run = graph(model.module, model.anatomy, x, kwargs, sites=asked.whole, score=score, family=model.family)
+    with reading(model, metric):
+        run = graph(model.module, model.anatomy, x, kwargs, sites=asked.whole, score=score, family=model.family)
     slopes, found = run.gradients(), {}
     for site, z in run.values.items():
         wide = torch.promote_types(z.dtype, torch.float32)

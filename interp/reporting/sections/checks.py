@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.metrics.edited import scored
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.section import Section
 from interp.reporting.steps.steps import Answer, Steps
@@ -49,7 +50,7 @@ def _metric(task: Task, side: str) -> Tensor:
     for start in range(0, len(task), 32):
         part = task.take(range(start, min(start + 32, len(task))))
         x = getattr(part, side)
-        found.append(part.metric(task.model.run(x)["logits"], x).double().cpu())
+        found.append(scored(task.model, x, part.metric))
     return torch.cat(found)
 
 

@@ -79,9 +79,10 @@ class Subject:
         facts = about(self.model.module, self.task.clean)
         recipe = self.task.recipe
         options = None if recipe is None else {**recipe.options}
-        return {**facts, "model": self.name, "revision": self.revision, "task": self.task.name, "rows": len(self.task),
-                "corrupt_hash": self.task.corrupt.digest(), "options": options, "score": self.task.score,
-                **asdict(self.wanted)}  # fmt: skip
+        reads = {"reads": list(self.task.reads)} if self.task.score == "similarity" else {}
+        return {**facts, **reads, "model": self.name, "revision": self.revision, "task": self.task.name,
+                "rows": len(self.task), "corrupt_hash": self.task.corrupt.digest(), "options": options,
+                "score": self.task.score, **asdict(self.wanted)}  # fmt: skip
 
 
 def name_of(model: Model) -> str:
