@@ -1,8 +1,9 @@
 """Where heads look on real tokens: examples, patterns and pictures of a model's towers, small enough for a page.
 
 Short inputs keep whole patterns; of long ones some rows are kept, evenly spaced with the last among them, and of each
-row the keys with the most weight, which the kernels give without N x N. Pictures come with the grid that the model's
-own labels give, cut to what the patches cover.
+row the keys with the most weight, which the kernels give without N x N. Rows that look at a picture keep all their
+keys, since a map of the eight heaviest patches is no map; the first row (a class token) is among them. Pictures come
+with the grid that the model's own labels give, cut to what the patches cover.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def patterns(
     longest = int(own.valid[list(rows)].sum(1).max())
     if longest <= WHOLE and heads * len(rows) * longest**2 <= room:
         return _whole(model, x, tower, own, rows)
+    if bool(own.roles.patch[list(rows)].any()):
+        return _rows(model, x, tower, own, rows, min(ROWS, max(1, room // (heads * len(rows) * longest))))
     count = min(ROWS, max(1, room // (heads * len(rows) * KEYS * INDEX)))
     return _largest(model, x, tower, own, rows, count)
 
@@ -105,6 +108,22 @@ def _whole(model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[in
     return blocks
 
 
+def _rows(model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[int], count: int) -> list[dict[str, Any]]:
+    """All keys of some query rows, the same columns in every example."""
+    name = f"{pattern_of(model, tower)}.pattern"
+    picked = spread(own.valid, count, first=True)
+    tape = model.run(x, record=name, positions=picked.tolist(), store="cpu")
+    recorded = [tape[site] for site in model.sites(name)]
+    blocks = []
+    for n, row in enumerate(rows):
+        columns = own.valid[row].nonzero().flatten().cpu()
+        weights = torch.cat([layer[row][:, :, columns].float() for layer in recorded])
+        place = own.valid[row].int().cumsum(0).cpu() - 1
+        blocks.append({"example": n, "sites": _sites(model, tower), "weights": weights.clamp(0, 1),
+                       "rows": place[picked].tolist()})  # fmt: skip
+    return blocks
+
+
 def _largest(
     model: Model, x: Inputs, tower: Tower, own: Inputs, rows: Sequence[int], count: int
 ) -> list[dict[str, Any]]:
@@ -122,12 +141,13 @@ def _largest(
     return blocks
 
 
-def spread(valid: Tensor, count: int) -> Tensor:
-    """Columns that are real in every row, evenly spaced, the last of them included."""
+def spread(valid: Tensor, count: int, *, first: bool = False) -> Tensor:
+    """Columns that are real in every row, evenly spaced, the last of them included; `first` puts the first before."""
     common = valid.all(0).nonzero().flatten().cpu()
     if not len(common):
         raise InputsError("these inputs have no column that is a token in each: show examples of more equal length.")
-    return common[torch.linspace(len(common) - 1, 0, min(count, len(common))).round().long().flip(0)]
+    found = common[torch.linspace(len(common) - 1, 0, min(count, len(common))).round().long().flip(0)]
+    return torch.unique(torch.cat([common[:1], found])) if first else found
 
 
 def images(own: Inputs, row: int, example: int, pictures: Sequence[Any]) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Patterns of heads on a few of the task's prompts, and the pictures they look at, small enough for a page.
 
 Short prompts are kept whole for every head while the page has room, else for the heads that matter; of long ones the
-last rows are kept with each row's largest weights, so nothing is ever N x N in the page. Weights are bytes on one scale
-from 0 to 1, shared by all heads. Cost: one forward pass a prompt and tower. Limits: one grid per picture.
+last rows are kept with each row's largest weights, so nothing is ever N x N in the page; of pictures the first row (a
+class token) and some evenly spaced ones, with all their keys. Weights are bytes on one scale that all heads share, from
+0 to 1, of long pictures to the largest weight. Cost: one forward pass a prompt and tower. Limits: one grid per picture.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def _example(x: Inputs, name: str, row: Any) -> Answer:
     length = x.length
     kinds = [KINDS[int(code)] for code in roles.kind[0].tolist()]
     tokens = list(x.tokens[0]) if x.tokens is not None else [roles.label(0, n) for n in range(length)]
-    answer = str(row.rows[0].answers[0])
-    return {"name": name, "tokens": tokens, "roles": kinds, "note": f"right answer {answer!r}"}
+    answers = row.rows[0].answers
+    said = f"right answer {str(answers[0])!r}" if answers else "held against its own vector"
+    return {"name": name, "tokens": tokens, "roles": kinds, "note": said}
 
 
 def _blocks(
@@ -68,8 +70,35 @@ def _blocks(
     if every:
         name = tower if prefix else None
         mine = [head_name(name, layer.index, h) for layer in stack.layers for h in range(layer.heads)]
-    made = [_block(subject, clean, site, length, example) for site in (_by_layer(mine) if mine else ())]
+    together = _by_layer(mine) if mine else []
+    if length > WHOLE and bool(x.roles.patch[0].any()):
+        return _looks(subject, clean, together, length, example)
+    made = [_block(subject, clean, site, length, example) for site in together]
     return [block for block in made if block is not None]
+
+
+def _looks(subject: Subject, clean: Inputs, layers: list[list[str]], length: int, example: int) -> list[Answer]:
+    """All keys of some rows, for heads that look at a picture."""
+    rows = torch.linspace(0, length - 1, min(ROWS, length)).round().long().unique().tolist()
+    found: list[tuple[list[str], Tensor]] = []
+    for sites in layers:
+        if (spelled := _patterns(subject, sites)) is not None:
+            tape = subject.model.run(clean, record=spelled, positions=rows)
+            found.append((sites, tape[spelled][0].float().cpu()))
+    scale = max((float(weights.max()) for _, weights in found), default=1.0) or 1.0
+    return [
+        {"example": example, "sites": sites, "rows": rows, "weights": _bytes(weights / scale), "scale": scale,
+         "shape": list(weights.shape), "indices": None}
+        for sites, weights in found
+    ]  # fmt: skip
+
+
+def _patterns(subject: Subject, sites: list[str]) -> str | None:
+    """The patterns of some heads of one layer as a site; None where they look at another tower."""
+    layer, heads = layer_name(sites[0]), [head_place(site).head for site in sites]
+    if subject.model.anatomy.layer(subject.model.anatomy.sites(f"{layer}.z")[0]).kind == "cross":
+        return None
+    return f"{spelled_together(layer, heads)}.pattern"
 
 
 def _by_layer(sites: list[str]) -> list[list[str]]:
@@ -81,10 +110,9 @@ def _by_layer(sites: list[str]) -> list[list[str]]:
 
 def _block(subject: Subject, clean: Inputs, sites: list[str], length: int, example: int) -> Answer | None:
     """The patterns of some heads of one layer."""
-    layer, heads = layer_name(sites[0]), [head_place(site).head for site in sites]
-    if subject.model.anatomy.layer(subject.model.anatomy.sites(f"{layer}.z")[0]).kind == "cross":
+    spelled = _patterns(subject, sites)
+    if spelled is None:
         return None
-    spelled = f"{spelled_together(layer, heads)}.pattern"
     rows = list(range(length)) if length <= WHOLE else list(range(length - ROWS, length))
     some: dict[str, Any] = {} if length <= WHOLE else {"positions": rows}
     weights = subject.model.run(clean, record=spelled, **some)[spelled][0].float().cpu()
@@ -124,7 +152,7 @@ def _page(made: Gathered) -> Mapping[str, Any]:
     if not held.get("examples"):
         return {}
     blocks = [
-        {"example": block["example"], "sites": block["sites"], "rows": block["rows"], "scale": 1.0,
+        {"example": block["example"], "sites": block["sites"], "rows": block["rows"], "scale": block.get("scale", 1.0),
          "weights": np.frombuffer(base64.b64decode(block["weights"]), dtype=np.uint8).reshape(block["shape"]),
          **({} if block["indices"] is None else {"indices": np.asarray(block["indices"])})}
         for block in held["blocks"]
