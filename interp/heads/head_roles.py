@@ -6,8 +6,8 @@ can be looked for, so a head is judged on what it does and not on what the text 
 Weights are read a few rows at a time, so no N x N pattern is kept. Cost: one forward pass and about one more attention
 for the data and for the random tokens each; copying needs one more pass of each. Limits: a kind says where a head looks
 (copying: what it writes), not that anything depends on it; most values grow in short texts, where there is little else
-to look at: compare heads on one data set only. In picture towers only what has a meaning on patches is measured; the
-others are named in `.left_out` with the reason.
+to look at: compare heads on one data set only. What has no meaning is named in `.left_out` with the reason: kinds about
+words in picture towers, and random tokens where none can be made of a model's vocabulary (genes, formulas).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.weights import Rows
 from interp.hooks.sites import Site, nearest
+from interp.kernels.errors import InterpError
 from interp.provenance import about
 from interp.records import Method, register
 from interp.results.roles import HeadRoles
@@ -94,7 +95,12 @@ def _random(
         if given:
             return why
         raise InputsError(f"{why}: give data=.")
-    return random_tokens(model, n, length, repeats, seed)
+    try:
+        return random_tokens(model, n, length, repeats, seed)
+    except InterpError as why:  # letters of a genome, signs of a formula: too few words to draw from
+        if given:
+            return f"random tokens cannot be made for this model: {why}"
+        raise
 
 
 def _on_data(
@@ -119,15 +125,16 @@ def _on_random(
 ) -> dict[str, str]:
     """Put what is measured on random tokens into `found`; returns what cannot be, and why."""
     several, once = random
-    kinds = [kind for kind in KINDS if kind.name in wanted and kind.name in ON_REPEATED]
-    if kinds and repeats > 1:
-        values, _ = _measure(model, sites, several, page_of(model, sites, several), kinds)
-        found |= {f"{name}{REPEATED}": value for name, value in values.items()}
+    page = page_of(model, sites, several)
+    kinds = [kind for kind in KINDS if kind.name in wanted and kind.name in ON_REPEATED and repeats > 1]
+    left_out = {f"{kind.name}{REPEATED}": why for kind in kinds if (why := kind.refuses(page)) is not None}
+    values, _ = _measure(model, sites, several, page, [k for k in kinds if f"{k.name}{REPEATED}" not in left_out])
+    found |= {f"{name}{REPEATED}": value for name, value in values.items()}
     try:
         found |= {COPYING: copying(model, sites, once)} if COPYING in wanted else {}
     except ModelError as why:
-        return {COPYING: str(why)}
-    return {}
+        left_out[COPYING] = str(why)
+    return left_out
 
 
 def _measure(
