@@ -51,6 +51,8 @@ COLUMNS: dict[str, str] = {
 """Name and type. `direction` is denoise, noise or none; `exact` the exactly patched value where the row is an estimate,
 `verified` whether there is one; `rank` within method, direction and tower, 1 first: the result's own where it has one,
 else by magnitude."""
+UNSAID = "not said"
+"""The ablation of a result that does not say what was put in the head's place; "none" is that of one that put none."""
 
 
 def head_rows(result: Any, anatomy: Anatomy, **given: Any) -> Any:
@@ -65,7 +67,7 @@ def head_rows(result: Any, anatomy: Anatomy, **given: Any) -> Any:
 def _of_effects(effects: Effects, anatomy: Anatomy, given: Mapping[str, Any]) -> Any:
     if effects.positions is not None:
         raise InterpError(POSITIONS)
-    corruption = str(effects.meta.get("corruption", "none"))
+    corruption = str(effects.meta.get("corruption", UNSAID))
     known = {
         "method": effects.meta.get("method", "patch"),
         "direction": direction(effects),
@@ -78,7 +80,9 @@ def _of_effects(effects: Effects, anatomy: Anatomy, given: Mapping[str, Any]) ->
 def direction(effects: Effects) -> str:
     """Denoise where the source does better than the base, noise where it does worse, none where there is neither."""
     if effects.source is None:
-        return "noise" if effects.meta.get("corruption") in ("zero", "mean", "noise") else "none"
+        said = str(effects.meta.get("corruption", UNSAID))
+        made = said in ("zero", "mean", "noise") or said.startswith(("mean of a dataset", "Noise("))
+        return "noise" if made else "none"
     return "denoise" if float((effects.source - effects.base).mean()) > 0 else "noise"
 
 
