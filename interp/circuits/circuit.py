@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.circuits.drawing import svg
+from interp.circuits.drawing import held, svg
 from interp.circuits.files import read_edges, write_edges
 from interp.circuits.graph.nodes import Graph
 from interp.hooks.errors import SiteError
@@ -56,7 +56,7 @@ class Circuit:
     @property
     def edges(self) -> tuple[str, ...]:
         """Its edges by name."""
-        return tuple(self.graph.name(edge) for edge in self.graph.edges if bool(self.mask[edge]))
+        return tuple(self.graph.name(edge) for edge in held(self.graph, self.mask))
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -104,12 +104,12 @@ class Circuit:
         rows = [
             {"sender": str(self.graph.senders[u]), "receiver": str(self.graph.receivers[v]),
              "score": None if self.scores is None else float(self.scores[u, v])}
-            for u, v in self.graph.edges if bool(self.mask[u, v])
+            for u, v in held(self.graph, self.mask)
         ]  # fmt: skip
         return pandas.DataFrame(rows, columns=["sender", "receiver", "score"])
 
     def draw(self, path: str | Path | None = None, *, title: str = "Circuit") -> str:
-        """An SVG of its nodes and edges; also written to `path`, if given."""
+        """An SVG of its nodes and edges, the largest ones where there are many; also written to `path`, if given."""
         made = svg(self, title)
         if path is not None:
             Path(path).write_text(made, encoding="utf-8")

@@ -2,20 +2,28 @@
 
 No graphviz, no script, no colour that carries meaning by itself: q, k and v edges differ by their dashes, negative
 scores by a hollow end, sizes by width, and everything reads in grey. All text is escaped; a title and a description say
-the same to a screen reader.
+the same to a screen reader. Of a large circuit the `MOST` largest edges are drawn, which the picture says, and rows
+stand closer where there are many: nobody reads a thousand lines.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from interp.circuits.graph.nodes import Graph
 from interp.hooks.sites import Site
 
-WIDTH, HEIGHT, GAP, BOX = 78, 76, 14, 26
+WIDTH, GAP = 78, 14
+ROOMY, CLOSE, TALL = (76, 26), (34, 18), 20
+"""From row to row and the height of a box, where there are few rows and where there are more than so many."""
+MOST = 160
+"""Edges that are drawn."""
 DASHES = {"q_in": "", "k_in": "7 3", "v_in": "2 3"}
 SHOWN = 40
 """Edges that the description lists."""
@@ -37,39 +45,75 @@ class Drawable(Protocol):
     def scores(self) -> Tensor | None:
         """[sender, receiver]."""
 
-    @property
-    def edges(self) -> tuple[str, ...]:
-        """Those of the mask by name."""
+
+def held(graph: Graph, mask: Tensor) -> tuple[tuple[int, int], ...]:
+    """The edges of a mask in the graph's order, receiver by receiver."""
+    return tuple((u, v) for v, u in (mask & graph.exists).T.nonzero().tolist())
 
 
-def svg(circuit: Drawable, title: str) -> str:
-    """The whole picture."""
-    places = _places(circuit)
-    right = max(x for x, _ in places.values()) + WIDTH + GAP
-    bottom = max(y for _, y in places.values()) + BOX + 60
-    body = "".join(_lines(circuit, places)) + "".join(_box(node, x, y) for node, (x, y) in places.items())
+Box = tuple[int | None, str]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where boxes stand, and how high they are."""
+
+    places: dict[Box, tuple[int, int]]
+    box: int
+
+
+def svg(circuit: Drawable, title: str, *, most: int = MOST) -> str:
+    """The picture, of at most so many edges."""
+    every = held(circuit.graph, circuit.mask)
+    edges = _largest(circuit, every, most)
+    layout = _laid_out(circuit, edges)
+    right = max(x for x, _ in layout.places.values()) + WIDTH + GAP
+    bottom = max(y for _, y in layout.places.values()) + layout.box + 60
+    boxes = (_box(node, x, y, layout.box) for node, (x, y) in layout.places.items())
+    part = "" if len(edges) == len(every) else _part(circuit, edges, every)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right} {bottom}" role="img"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(right, 460)} {bottom}" role="img"'
         f' aria-labelledby="circuit-title circuit-text" font-family="sans-serif" font-size="12">'
-        f'<title id="circuit-title">{escape(title)}</title><desc id="circuit-text">{escape(_said(circuit))}</desc>'
-        f'<rect width="{right}" height="{bottom}" fill="#ffffff"/>{body}{_legend(bottom)}</svg>\n'
+        f'<title id="circuit-title">{escape(title)}</title>'
+        f'<desc id="circuit-text">{escape(_said(circuit, edges, part))}</desc>'
+        f'<rect width="{max(right, 460)}" height="{bottom}" fill="#ffffff"/>'
+        f"{''.join(_lines(circuit, edges, layout))}{''.join(boxes)}{_legend(bottom, part)}</svg>\n"
     )
 
 
-def _said(circuit: Drawable) -> str:
-    edges = circuit.edges
+def _largest(circuit: Drawable, edges: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """The first by size, in the order they came."""
+    if len(edges) <= most or circuit.scores is None:
+        return [*edges[:most]]
+    sizes = torch.stack([circuit.scores[edge] for edge in edges]).nan_to_num(0.0).abs()
+    return [edges[n] for n in sizes.argsort(descending=True, stable=True)[:most].sort().values.tolist()]
+
+
+def _part(circuit: Drawable, edges: Sequence[tuple[int, int]], every: Sequence[tuple[int, int]]) -> str:
+    """What is drawn of it."""
+    if circuit.scores is None:
+        return f"the first {len(edges):,} of {len(every):,} edges"
+    size = circuit.scores.nan_to_num(0.0).abs()
+    total = float(sum(size[edge] for edge in every))
+    share = f", which have {float(sum(size[edge] for edge in edges)) / total:.0%} of their size" if total else ""
+    return f"the {len(edges):,} largest of {len(every):,} edges{share}"
+
+
+def _said(circuit: Drawable, edges: Sequence[tuple[int, int]], part: str) -> str:
+    names = [circuit.graph.name(edge) for edge in edges[:SHOWN]]
     rest = f", and {len(edges) - SHOWN} more" if len(edges) > SHOWN else ""
-    return f"{circuit!r}. Edges: {', '.join(edges[:SHOWN]) or 'none'}{rest}."
+    drawn = f" Drawn are {part}." if part else ""
+    return f"{circuit!r}.{drawn} Edges: {', '.join(names) or 'none'}{rest}."
 
 
-def _node(site: Site) -> tuple[int | None, str]:
+def _node(site: Site) -> Box:
     """The box of a sender: its layer and its name there."""
     if site.layer is None:
         return None, "embed"
     return site.layer, "MLP" if site.heads is None else f"H{site.heads[0]}"
 
 
-def _fed(circuit: Drawable, receiver: int) -> list[tuple[int | None, str]]:
+def _fed(circuit: Drawable, receiver: int) -> list[Box]:
     """The boxes that a receiver belongs to: one, or the heads of a group that the circuit listens to."""
     graph = circuit.graph
     if receiver == len(graph.receivers) - 1:
@@ -79,47 +123,46 @@ def _fed(circuit: Drawable, receiver: int) -> list[tuple[int | None, str]]:
     return [_node(graph.senders[u]) for u in fed if bool(heard[u])] or [_node(graph.senders[fed[0]])]
 
 
-def _places(circuit: Drawable) -> dict[tuple[int | None, str], tuple[int, int]]:
+def _laid_out(circuit: Drawable, edges: Sequence[tuple[int, int]]) -> _Layout:
     graph = circuit.graph
-    boxes: set[tuple[int | None, str]] = {(None, "embed"), (None, "logits")}
-    for u, v in graph.edges:
-        if bool(circuit.mask[u, v]):
-            boxes |= {_node(graph.senders[u]), *_fed(circuit, v)}
+    boxes: set[Box] = {(None, "embed"), (None, "logits")}
+    for u, v in edges:
+        boxes |= {_node(graph.senders[u]), *_fed(circuit, v)}
     order = [_node(site) for site in graph.senders]
-    rows: list[list[tuple[int | None, str]]] = [[(None, "embed")]]
+    rows: list[list[Box]] = [[(None, "embed")]]
     for layer in graph.layers:
         for mlp in (False, True):
             row = [box for box in order if box in boxes and box[0] == layer.index and (box[1] == "MLP") == mlp]
             rows += [row] if row else []
     rows.append([(None, "logits")])
+    height, size = CLOSE if len(rows) > TALL else ROOMY
     wide = max(len(row) for row in rows) * (WIDTH + GAP)
     found = {}
     for n, row in enumerate(rows):
         start = GAP + (wide - len(row) * (WIDTH + GAP)) // 2
         for m, box in enumerate(row):
-            found[box] = start + m * (WIDTH + GAP), GAP + (len(rows) - 1 - n) * HEIGHT
-    return found
+            found[box] = start + m * (WIDTH + GAP), GAP + (len(rows) - 1 - n) * height
+    return _Layout(found, size)
 
 
-def _box(node: tuple[int | None, str], x: int, y: int) -> str:
+def _box(node: Box, x: int, y: int, high: int) -> str:
     label = node[1] if node[0] is None else f"L{node[0]}.{node[1]}"
     return (
-        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{BOX}" rx="5" fill="#f4f4f4" stroke="#222222"/>'
-        f'<text x="{x + WIDTH // 2}" y="{y + 17}" text-anchor="middle" fill="#111111">{escape(label)}</text>'
+        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{high}" rx="5" fill="#f4f4f4" stroke="#222222"/>'
+        f'<text x="{x + WIDTH // 2}" y="{y + high // 2 + 4}" text-anchor="middle" fill="#111111">{escape(label)}</text>'
     )
 
 
-def _lines(circuit: Drawable, places: dict[tuple[int | None, str], tuple[int, int]]) -> list[str]:
-    graph, made = circuit.graph, []
+def _lines(circuit: Drawable, edges: Sequence[tuple[int, int]], layout: _Layout) -> list[str]:
+    graph, made, places = circuit.graph, [], layout.places
     scores = None if circuit.scores is None else circuit.scores.nan_to_num(0.0)
     most = 0.0 if scores is None else float((scores.abs() * circuit.mask).max())
-    for u, v in graph.edges:
-        if not bool(circuit.mask[u, v]):
-            continue
+    for u, v in edges:
         score = 0.0 if scores is None else float(scores[u, v])
         width = 1.2 if not most else 0.6 + 3.4 * abs(score) / most
         start, name = places[_node(graph.senders[u])], graph.name((u, v))
-        made += [_line(start, places[box], graph.receivers[v], width, score, name) for box in _fed(circuit, v)]
+        ends = [places[box] for box in _fed(circuit, v)]
+        made += [_line(start, (x, y + layout.box), graph.receivers[v], width, score, name) for x, y in ends]
     return made
 
 
@@ -127,7 +170,7 @@ def _line(
     start: tuple[int, int], end: tuple[int, int], receiver: Site, width: float, score: float, name: str
 ) -> str:  # fmt: skip
     shift = {"q_in": -18, "k_in": 0, "v_in": 18}.get(receiver.component, 0)
-    x1, y1, x2, y2 = start[0] + WIDTH // 2, start[1], end[0] + WIDTH // 2 + shift, end[1] + BOX
+    x1, y1, x2, y2 = start[0] + WIDTH // 2, start[1], end[0] + WIDTH // 2 + shift, end[1]
     dash = DASHES.get(receiver.component, "")
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     said = escape(f"{name} {score:+.3g}" if score else name)
@@ -139,6 +182,10 @@ def _line(
     )
 
 
-def _legend(bottom: int) -> str:
+def _legend(bottom: int, part: str) -> str:
     words = "lines into heads: q solid, k dashed, v dotted; hollow end: negative score"
-    return f'<text x="{GAP}" y="{bottom - 14}" fill="#111111" font-size="10">{words}</text>'
+    lines = [f"drawn: {part}", words] if part else [words]
+    return "".join(
+        f'<text x="{GAP}" y="{bottom - 14 * (len(lines) - n)}" fill="#111111" font-size="10">{escape(line)}</text>'
+        for n, line in enumerate(lines)
+    )

@@ -7,26 +7,30 @@ MIB, 2504.13151). 0 is nothing and 1 the whole model; f is not clipped and may p
 
     completeness  for parts K of C, |m(C without K) - m(model without K)| over the same gap: K all of C, random halves
     minimality    for each edge (node) of C, how far f moves when it goes; the smallest say what C could do without
-    random        f of circuits of the same size and layer profile, at least 100 of them
+    random        f of circuits of the same size and layer profile, at least 100 of them; with `random=0` neither these
+                  nor the next
     magnitude     f of the circuit of that size whose senders' writes change most, which asks no gradient
     CPR, CMD      with `scores=`: areas under f (edges by signed importance) and under |1 - f| (by magnitude) over MIB's
                   grid of sizes, by trapezoids from .001 to 1, pruned as MIB does
 
 What a circuit scores depends on ablation, level and data, so all three are in the result; `same_data` says whether it
-was judged on what it was found on. Cost: a recorded pass of each side, then one to two forward passes per circuit, of
-which the random ones alone are 100. Limits: ratios of means; with a gap near 0 there is nothing to be faithful to, an
-error.
+was judged on what it was found on. Cost: a recorded pass of each side (one for all circuits of a list), then one to
+three forward passes per circuit, of which the random ones alone are 100. Limits: ratios of means. With a gap of 0 there
+is nothing to be faithful to, an error; with a gap that these prompts do not tell apart from 0 the result says so
+(`sound`) in the place of f.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from interp.circuits.circuit import Circuit, Level
+from interp.circuits.drawing import held
 from interp.circuits.edge_scores import Edges
 from interp.circuits.graph.changes import GraphPair, Written
 from interp.circuits.graph.running import Ablation, Runner
@@ -57,19 +61,18 @@ def faithfulness(
     random: int = 100,
     parts: int = 40,
     seed: int = 0,
+    tell: Callable[[int], object] = lambda done: None,
 ) -> Any:
     """A circuit judged on a task (clean prompts in the circuit, corrupt ones outside it), or on `base=` (inside),
     `source=` (outside) and `metric=`; a list for several circuits. `parts` edges or nodes are tried for minimality, a
-    quarter as many halves for completeness."""
-    if not isinstance(circuit, Circuit):
-        how: dict[str, Any] = {"base": base, "source": source, "metric": metric, "scores": scores}
-        how |= {"ablation": ablation, "level": level, "random": random, "parts": parts, "seed": seed}
-        return [faithfulness(model, one, task, **how) for one in circuit]
+    quarter as many halves for completeness. `tell` is told after each circuit how many were run."""
+    several = [circuit] if isinstance(circuit, Circuit) else circuit
     on = task if task is None or task.model is not None else task.on(model)
     chosen = on.metric if metric is None and on is not None else metric
     with reading(model, chosen):
-        pair = _pair(model, on, base, source, chosen)
-        return _Trial(pair, circuit, on, ablation, level, seed).judged(scores, random, parts)
+        ground = _Ground(_pair(model, on, base, source, chosen), on, ablation, tell)
+        found = [_Trial(ground, one, level, seed).judged(scores, random, parts) for one in several]
+    return found[0] if isinstance(circuit, Circuit) else found
 
 
 def _pair(model: Model, task: Task | None, base: Any, source: Any, metric: Metric | None) -> GraphPair:
@@ -83,85 +86,110 @@ def _pair(model: Model, task: Task | None, base: Any, source: Any, metric: Metri
     return GraphPair(model, base, source, metric)
 
 
-class _Trial:
-    """One circuit, one ablation."""
+class _Ground:
+    """What all circuits are judged on: one pair, one ablation."""
 
-    def __init__(
-        self, pair: GraphPair, circuit: Circuit, task: Task | None, ablation: Ablation, level: Level, seed: int
-    ) -> None:
-        if circuit.graph != pair.graph:
-            raise InputsError(
-                "the circuit belongs to another graph: other layers, heads or kv heads than this model's."
-            )
-        for name, value, known in (
-            ("ablation", ablation, ("resample", "mean", "zero")),
-            ("level", level, ("edge", "node")),
-        ):
-            if value not in known:
-                raise InputsError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}.")
-        self.pair, self.graph, self.level, self.task, self.ablation = pair, pair.graph, level, task, ablation
-        self.circuit = circuit.as_nodes() if level == "node" else circuit
+    def __init__(self, pair: GraphPair, task: Task | None, ablation: Ablation, tell: Callable[[int], object]) -> None:
+        known = get_args(Ablation)
+        if ablation not in known:
+            raise InputsError(f"ablation is {' or '.join(map(repr, known))}, got {ablation!r}.")
+        self.pair, self.graph, self.task, self.ablation, self.tell = pair, pair.graph, task, ablation, tell
         self.runner = Runner(pair, ablation)
-        self.whole, self.nothing = self.runner.base, self.runner(torch.zeros_like(self.graph.exists))
+        self.whole, self.nothing = self.runner.base, self.run(torch.zeros_like(self.graph.exists))
         self.gap = float((self.whole - self.nothing).mean())
-        self.draw = torch.Generator().manual_seed(seed)
         if abs(self.gap) < 1e-6 * max(1.0, float(self.whole.abs().max())):
             raise InputsError(
                 f"the metric of the model and of nothing differs by {self.gap:.3g}: there is nothing to be faithful to."
             )
 
+    def run(self, mask: Tensor) -> Tensor:
+        """The metric of a circuit, per row."""
+        found = self.runner(mask)
+        self.tell(self.runner.count)
+        return found
+
     def f(self, values: Tensor) -> float:
+        """The share of the gap."""
         return float((values - self.nothing).mean()) / self.gap
 
+
+class _Trial:
+    """One circuit."""
+
+    def __init__(self, ground: _Ground, circuit: Circuit, level: Level, seed: int) -> None:
+        if circuit.graph != ground.graph:
+            raise InputsError(
+                "the circuit belongs to another graph: other layers, heads or kv heads than this model's."
+            )
+        known = get_args(Level)
+        if level not in known:
+            raise InputsError(f"level is {' or '.join(map(repr, known))}, got {level!r}.")
+        self.ground, self.graph, self.level, self.task = ground, ground.graph, level, ground.task
+        self.circuit = circuit.as_nodes() if level == "node" else circuit
+        self.f, self.run = ground.f, ground.run
+        self.draw = torch.Generator().manual_seed(seed)
+
     def judged(self, scores: Edges | None, random: int, parts: int) -> Faithfulness:
-        mask = self.circuit.mask
-        values = self.runner(mask)
-        drawn = [self.f(self.runner(like(self.graph, mask, self.level, self.draw))) for _ in range(random)]
-        more = Written(self.runner.full.embed, self.runner.full.z, self.runner.full.mlp)
-        big = largest(self.graph, sizes(self.graph, more, self.pair.carries), mask, self.level)
+        ground, mask, before = self.ground, self.circuit.mask, self.ground.runner.count
+        values = self.run(mask)
+        drawn = [self.f(self.run(like(self.graph, mask, self.level, self.draw))) for _ in range(random)]
         completeness, minimality = self._completeness(mask, parts), self._minimality(mask, self.f(values), parts)
         curves = {} if scores is None else {signed: self._curve(scores, signed) for signed in (True, False)}
+        magnitude = self.f(self.run(self._largest(mask))) if random else math.nan
         meta = {
-            **about(self.pair.model.module, self.pair.base), "ablation": self.ablation, "level": self.level,
-            "metric": repr(self.pair.metric), "task": None if self.task is None else self.task.name,
+            **about(ground.pair.model.module, ground.pair.base), "ablation": ground.ablation, "level": self.level,
+            "metric": repr(ground.pair.metric), "task": None if self.task is None else self.task.name,
             "edges": len(self.circuit), "fraction": self.circuit.fraction, "nodes": len(self.circuit.nodes),
-            "same_data": self.circuit.meta.get("found_on") == self.pair.base.digest(),
-            "circuit": dict(self.circuit.meta), "passes": self.runner.count,
+            "same_data": self.circuit.meta.get("found_on") == ground.pair.base.digest(),
+            "circuit": dict(self.circuit.meta), "passes": ground.runner.count - before,
         }  # fmt: skip
         return Faithfulness(
-            values=values, whole=self.whole, nothing=self.nothing, random=torch.tensor(drawn, dtype=torch.float64),
-            magnitude=self.f(self.runner(big)), completeness=completeness, minimality=minimality, grid=GRID,
-            signed=curves.get(True), unsigned=curves.get(False), groups=self._groups(), meta=meta,
+            values=values, whole=ground.whole, nothing=ground.nothing,
+            random=torch.tensor(drawn, dtype=torch.float64), magnitude=magnitude, completeness=completeness,
+            minimality=minimality, grid=GRID, signed=curves.get(True), unsigned=curves.get(False),
+            groups=self._groups(), meta=meta,
         )  # fmt: skip
+
+    def _largest(self, mask: Tensor) -> Tensor:
+        """The circuit of the same size whose senders' writes change most."""
+        full = self.ground.runner.full
+        by = sizes(self.graph, Written(full.embed, full.z, full.mlp), self.ground.pair.carries)
+        return largest(self.graph, by, mask, self.level)
 
     def _groups(self) -> tuple[str, ...]:
         """What prompts share beyond chance: their template, where the task says so."""
         if self.task is None:
-            return tuple(map(str, range(len(self.whole))))
+            return tuple(map(str, range(len(self.ground.whole))))
         return tuple(str(one.get("template", n)) for n, one in enumerate(self.task.meta))
 
-    def _units(self, mask: Tensor) -> list[Tensor]:
-        """The edges, or the nodes' edges, that the circuit is made of."""
+    def _units(self, mask: Tensor) -> list[tuple[int, int | None]]:
+        """The edges, or the nodes (senders), that the circuit is made of."""
         if self.level == "edge":
-            return [self.graph.mask([edge]) for edge in self.graph.edges if bool(mask[edge])]
-        rows = mask.any(1).nonzero()[:, 0].tolist()
-        return [(torch.arange(len(mask)) == u)[:, None] & self.graph.exists for u in rows]
+            return [*held(self.graph, mask)]
+        return [(u, None) for u in mask.any(1).nonzero()[:, 0].tolist()]
+
+    def _made(self, units: Sequence[tuple[int, int | None]]) -> Tensor:
+        """The mask of some of them."""
+        found = torch.zeros_like(self.graph.exists)
+        for u, v in units:
+            found[u, slice(None) if v is None else v] = True
+        return found & self.graph.exists
 
     def _completeness(self, mask: Tensor, parts: int) -> tuple[float, ...]:
         units, found = self._units(mask), [mask] if parts else []
         for _ in range(parts // 4 if len(units) > 1 else 0):
             some = torch.randperm(len(units), generator=self.draw)[: len(units) // 2].tolist()
-            found.append(torch.stack([units[n] for n in some]).any(0))
+            found.append(self._made([units[n] for n in some]))
         gaps = []
         for part in found:
-            inside, outside = self.runner(mask & ~part), self.runner(self.graph.exists & ~part)
-            gaps.append(abs(float((inside - outside).mean()) / self.gap))
+            inside, outside = self.run(mask & ~part), self.run(self.graph.exists & ~part)
+            gaps.append(abs(float((inside - outside).mean()) / self.ground.gap))
         return tuple(gaps)
 
     def _minimality(self, mask: Tensor, f: float, parts: int) -> tuple[float, ...]:
         units = self._units(mask)
         order = torch.randperm(len(units), generator=self.draw)[:parts].tolist()
-        return tuple(f - self.f(self.runner(mask & ~units[n])) for n in order)
+        return tuple(f - self.f(self.run(mask & ~self._made([units[n]]))) for n in order)
 
     def _curve(self, scores: Edges, signed: bool) -> tuple[float, ...]:
         if scores.graph != self.graph:
@@ -169,7 +197,7 @@ class _Trial:
         found = []
         for share in GRID:
             one = scores.circuit(fraction=share, signed=signed)
-            found.append(self.f(self.runner((one.as_nodes() if self.level == "node" else one).mask)))
+            found.append(self.f(self.run((one.as_nodes() if self.level == "node" else one).mask)))
         return tuple(found)
 
 

@@ -33,7 +33,7 @@ class Faithfulness(Saved):
     random: Tensor
     """f of random circuits of the same size and layer profile."""
     magnitude: float
-    """f of the circuit whose senders' writes change most."""
+    """f of the circuit whose senders' writes change most; NaN where no random circuits were asked for."""
     completeness: tuple[float, ...]
     """Gaps for parts of the circuit; the first is for all of it."""
     minimality: tuple[float, ...]
@@ -50,6 +50,19 @@ class Faithfulness(Saved):
     def gap(self) -> float:
         """The mean metric of the model beyond that of nothing."""
         return float((self.whole - self.nothing).mean())
+
+    def gap_interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Bootstrap interval of the gap; templates are drawn again, then prompts within each."""
+        drawn = weights(self.groups or apart(len(self.values)), draws=draws, seed=seed)
+        low, high = interval(drawn @ (self.whole - self.nothing).double(), level, n=len(self.values))
+        return float(low), float(high)
+
+    @property
+    def sound(self) -> bool:
+        """Whether these prompts tell the gap apart from 0; where they do not, there is nothing to be faithful to, and f
+        is a ratio of noise. Of a single prompt it cannot be said, and is taken to be so."""
+        low, high = self.gap_interval()
+        return not low <= 0 <= high
 
     @property
     def f(self) -> float:
@@ -108,6 +121,7 @@ class Faithfulness(Saved):
         """The numbers, as JSON holds them."""
         ends = [None if math.isnan(end) else end for end in self.interval()]
         curves = {} if self.signed is None or self.unsigned is None else {"cpr": self.cpr, "cmd": self.cmd}
+        gap_ends = [None if math.isnan(end) else end for end in self.gap_interval()]
         above = float((self.random >= self.f).double().mean()) if len(self.random) else None
         return {
             "f": self.f, "distance": self.distance, "low": ends[0], "high": ends[1], "spread": self.spread,
@@ -116,7 +130,8 @@ class Faithfulness(Saved):
             "minimality": median(map(abs, self.minimality)) if self.minimality else None,
             "random": {"n": len(self.random), "mean": float(self.random.mean()) if len(self.random) else None,
                        "max": float(self.random.max()) if len(self.random) else None, "at_least_f": above},
-            "magnitude": self.magnitude, **curves,
+            "magnitude": None if math.isnan(self.magnitude) else self.magnitude, **curves,
+            "gap": self.gap, "gap_low": gap_ends[0], "gap_high": gap_ends[1], "sound": self.sound,
             **{key: self.meta.get(key) for key in CONDITIONS},
         }  # fmt: skip
 
@@ -137,13 +152,21 @@ class Faithfulness(Saved):
         return figure.update_layout(xaxis_title="share of edges", yaxis_title="faithfulness f", xaxis_type="log")
 
     def __repr__(self) -> str:
-        return (
-            f"Faithfulness {self.f:.3f}{spanned(*self.interval(), '.3f')} on {len(self.values)} prompts,"
-            f" {self.meta.get('edges')} edges ({self.meta.get('fraction', math.nan):.1%}), {self.meta.get('ablation')} "
-            f"ablation by {self.meta.get('level')}s;"
-            f" random circuits {float(self.random.mean()) if len(self.random) else float('nan'):.3f}, largest changes"
-            f" {self.magnitude:.3f}"
+        circuit = (
+            f"{self.meta.get('edges')} edges ({self.meta.get('fraction', math.nan):.1%}), {self.meta.get('ablation')} "
+            f"ablation by {self.meta.get('level')}s"
         )
+        if not self.sound:
+            return (
+                f"Nothing to be faithful to: on {len(self.values)} prompts the model is"
+                f" {self.gap:+.3g}{spanned(*self.gap_interval())} above nothing, which 0 is part of; {circuit}"
+            )
+        beside = (
+            f"; random circuits {float(self.random.mean()):.3f}, largest changes {self.magnitude:.3f}"
+            if len(self.random) else ""
+        )  # fmt: skip
+        said = f"Faithfulness {self.f:.3f}{spanned(*self.interval(), '.3f')} on {len(self.values)} prompts"
+        return f"{said}, {circuit}{beside}"
 
     def facts(self) -> dict[str, Any]:
         """With the numbers that it comes to."""

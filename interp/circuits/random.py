@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,15 +19,24 @@ def like(graph: Graph, mask: Tensor, level: str, draw: torch.Generator) -> Tenso
     each kind in each layer."""
     if level == "node":
         return _nodes(graph, mask.any(1), draw)[:, None] & graph.exists
+    found = torch.zeros_like(graph.exists)
+    for senders, receivers in _cells(graph):
+        count = int(mask[senders, receivers].sum())
+        if count:
+            some = torch.randperm(len(senders), generator=draw)[:count]
+            found[senders[some], receivers[some]] = True
+    return found
+
+
+@lru_cache(maxsize=4)
+def _cells(graph: Graph) -> list[tuple[Tensor, Tensor]]:
+    """The edges between each pair of layers and kinds of nodes, as senders and receivers."""
     cells: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
     for u, v in graph.edges:
         sender, receiver = graph.senders[u], graph.receivers[v]
         cells[sender.layer, sender.component, receiver.layer, receiver.component].append((u, v))
-    found: list[tuple[int, int]] = []
-    for edges in cells.values():
-        count = sum(bool(mask[edge]) for edge in edges)
-        found += [edges[n] for n in torch.randperm(len(edges), generator=draw)[:count].tolist()]
-    return graph.mask(found)
+    made = [torch.tensor(edges).T for edges in cells.values()]
+    return [(pairs[0], pairs[1]) for pairs in made]
 
 
 def _nodes(graph: Graph, kept: Tensor, draw: torch.Generator) -> Tensor:
@@ -59,5 +69,5 @@ def largest(graph: Graph, by: Tensor, mask: Tensor, level: str) -> Tensor:
     if level == "node":
         top = by.topk(int(mask.any(1).sum())).indices
         return torch.zeros_like(by, dtype=torch.bool).index_fill(0, top, True)[:, None] & graph.exists
-    scores = torch.stack([by[u] for u, _ in graph.edges])
+    scores = by[torch.tensor([u for u, _ in graph.edges])]
     return graph.mask(chosen(graph, scores, int(mask.sum()), "top"))
