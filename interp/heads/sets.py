@@ -6,22 +6,30 @@ For each head of the set, in random order, one is drawn from the 8 cheapest of t
 
 so that one layer away counts as much as twice the norm, a layer that has no others left is not the end of it, and draws
 differ. Norms are means of |z W_O| over the rows that are masked. `Draws` says how far the draws are from the set, since
-with few heads they cannot be near. Cost: one forward pass for the norms.
+with few heads they cannot be near. Cost: one forward pass for the norms, which records z of every layer; one more each
+time these fill `ROOM` bytes.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
 
 from interp.hooks.edits.edits import Edit, UniformAttention, Zero
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.head_names import by_layer, head_place, heads_at, spelled_together
-from interp.hooks.inputs.inputs import Positions
+from interp.hooks.inputs.inputs import Inputs, Positions
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.size import estimate
+from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
+from interp.hooks.stand.ports import head_results
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -29,6 +37,8 @@ if TYPE_CHECKING:
 How = Literal["uniform", "zero"]
 AMONG = 8
 """How many of the cheapest are drawn from."""
+ROOM = 2**28
+"""Bytes of z that one pass for norms records."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,48 @@ def mask_edits(heads: Sequence[str], how: How) -> list[Edit]:
     return [UniformAttention(site) if how == "uniform" else Zero(f"{site}.z") for site in sites]
 
 
-def output_norms(model: Model, inputs: Any, sites: Sequence[Site], *, positions: Positions) -> dict[str, float]:
-    """Mean length of what each head writes, |z W_O|, at these positions."""
+def output_norms(
+    model: Model, inputs: Any, sites: Sequence[Site], *, positions: Positions | None = None
+) -> dict[str, float]:
+    """Mean length of what each head writes, |z W_O|, at these positions; unless said at all real ones of all rows."""
     found: dict[str, float] = {}
-    for site in sites:
-        place = Site(site.tower, site.layer, "result")
-        written = model.run(inputs, record=str(place), positions=positions)[str(place)]
-        lengths = written.float().norm(dim=-1).mean((0, 1)).tolist()
-        found |= dict(zip(heads_at(site, range(len(lengths))), lengths, strict=True))
+    x = model.inputs(inputs)
+    for some in _together(model, x, sites, positions):
+        tape = model.run(x, record=some, positions=positions)
+        for place in some:
+            lengths = _lengths(model, place, tape[str(place)])
+            valid = torch.ones_like(lengths[..., 0], dtype=torch.bool)
+            if positions is None:
+                valid = tower_inputs(x, place).valid.to(lengths.device)
+            means = lengths[valid].mean(0).tolist()
+            found |= dict(zip(heads_at(place, range(len(means))), means, strict=True))
     return found
+
+
+def _together(model: Model, x: Inputs, sites: Sequence[Site], positions: Positions | None) -> Iterator[list[Site]]:
+    """The sites' layers in stretches whose z keep within the room."""
+    some: list[Site] = []
+    for place in dict.fromkeys(Site(site.tower, site.layer, "z") for site in sites):
+        wish = Wish([*some, place], positions=positions)
+        if some and estimate(model.ready(), wish, x, dtype=model.dtype) > ROOM:
+            yield some
+            some = []
+        some.append(place)
+    if some:
+        yield some
+
+
+def _lengths(model: Model, place: Site, z: Tensor) -> Tensor:
+    """[row, position, head], head by head, so that no more than one write is held."""
+    layer = model.anatomy.layer(place)
+    if layer.out is None:
+        raise SiteError(
+            f"{place}: the output projection of this layer was not found, so what heads write is not known."
+        )
+    out = model.module.get_submodule(layer.out)
+    with torch.no_grad():
+        writes = (head_results(out, z, (head,))[..., 0, :] for head in range(layer.heads))
+        return torch.stack([write.float().norm(dim=-1) for write in writes], -1)
 
 
 def matched(heads: Sequence[str], norms: Mapping[str, float], *, draws: int, seed: int = 0) -> Draws:
