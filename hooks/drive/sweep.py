@@ -183,10 +183,11 @@ class Sweep:
             if engine is not None:
                 total += sum(map(engine.cost, engine.versions(n, cell)))
             elif bool(cell.changed.any()):
-                total += self._full_cost(cell)
+                total += self.cost_of_pass(cell)
         return total
 
-    def _full_cost(self, cell: Cell) -> int:
+    def cost_of_pass(self, cell: Cell) -> int:
+        """The same of a full pass through the cell's tower."""
         return len(self.anatomy.tower(cell.site.tower, text=str(cell.site)).layers) * self.base.valid.numel()
 
     def _driven(self, cell: Cell) -> Replay | None:
@@ -246,7 +247,7 @@ class Sweep:
             changed = cells[number].changed
             if len(changed) != len(reads.positions):  # images or tiles that are not prompts
                 changed = changed.any().expand(len(reads.positions))
-            self.tell(self._full_cost(cells[number]) * bool(changed.any()))
+            self.tell(self.cost_of_pass(cells[number]) * bool(changed.any()))
             made = self.full(cells[number], reads) if bool(changed.any()) else unchanged
             yield Answer(number, made, unchanged, changed)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.quantised import quantised, rounds_its_input
 from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.drive.blocks import called
 from interp.hooks.drive.intercept import Calls, Intercept
 from interp.hooks.edits.edits import Edit, ValueEdit
 from interp.hooks.errors import InputsError, ModelError
@@ -139,10 +140,12 @@ def graph(
     dropped: Dropped | None = None,
     calls: Iterable[Site] = (),
     family: Family | None = None,
+    kept: Tensor | None = None,
 ) -> Graph:
-    """Run once with a graph from the sites to the metric. `calls` are sites whose attention calls are kept."""
+    """Run once with a graph from the sites to the metric. `calls` are sites whose attention calls are kept; `kept` are
+    the columns whose logits are made and scored, where the model can be asked for some."""
     refuse_rounding(module)
-    sites, kept = list(sites), list(calls)
+    sites, attended = list(sites), list(calls)
     session = Session(module, anatomy, edits=edits, wish=Wish(sites, grad=True), inputs=inputs, family=family)
     with ExitStack() as undo:
         undo.enter_context(frozen(module))
@@ -154,10 +157,10 @@ def graph(
             undo.enter_context(stops)
         tap = Calls()
         put = undo.enter_context(Intercept(module))
-        for name in {anatomy.layer(site).attention for site in kept}:
+        for name in {anatomy.layer(site).attention for site in attended}:
             put.tap(module.get_submodule(name), tap)
         undo.enter_context(torch.enable_grad())
-        logits = logits_of(module(**kwargs))
+        logits = logits_of(module(**called(module, kwargs, kept)))
         if logits is None:
             raise no_logits(module)
         logits = logits if logits.requires_grad else logits.detach().requires_grad_()
@@ -168,7 +171,7 @@ def graph(
             "the metric carries no gradient: it counts or compares (accuracy, argmax) or detaches. Use a logit"
             " difference, a probability or a log-probability, or interp.patch, which needs no gradient."
         )
-    return Graph(session.recorded(), logits, value, {s: _one(tap, module, anatomy, s) for s in kept}, rules)
+    return Graph(session.recorded(), logits, value, {s: _one(tap, module, anatomy, s) for s in attended}, rules)
 
 
 def _one(tap: Calls, module: nn.Module, anatomy: Anatomy, site: Site) -> Call:

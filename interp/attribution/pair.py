@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from interp.hooks.drive.sweep import Reads, Sweep
+from interp.hooks.drive.blocks import called
+from interp.hooks.drive.sweep import Sweep
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
+from interp.hooks.run.size import free_memory
 from interp.hooks.run.tape import Tape, tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Dropped, Graph, graph
 from interp.hooks.slopes.rules import Rules
-from interp.metrics.judge import ALIGN, Judge, Metric, judged, must_line_up, reads_of
+from interp.hooks.stand.output import logits_of, no_logits
+from interp.metrics.judge import ALIGN, Metric, judged, must_line_up
+from interp.metrics.judges import columns_wanted
 from interp.metrics.reading import site_of
 from interp.metrics.shipped import Reading
 from interp.patching.alignment import Alignment, How, Reduce
@@ -64,7 +71,8 @@ class Pair:
     metric: Metric
     chosen: tuple[Site, ...]
     positions: Any
-    new: Tape | Mapping[str, Tensor]
+    new: Mapping[str, Tensor]
+    """What the source has, by whole site."""
     passes: int = 0
     """Forward and backward passes so far, the source's included."""
     score: Tensor | None = None
@@ -88,19 +96,22 @@ class Pair:
 
     def given(self, site: Site) -> Tensor:
         """The source's value at a whole site."""
-        value: Tensor = self.new[str(site)]
-        return value
+        return self.new[str(site)]
 
-    def judge(self, logits: Tensor) -> Judge:
-        """The metric as a judge of the cells it reads."""
-        return Judge(self.metric, self.base, classes=logits.ndim == 2)
+    @cached_property
+    def kept(self) -> Tensor | None:
+        """The columns whose logits the metric reads, where the model can be asked for these alone: of many words the
+        other logits would cost more than all blocks together."""
+        return columns_wanted({"": self.metric}, self.base, self.model.module)
 
     def judged(self, logits: Tensor) -> Tensor:
-        """The metric of full logits, per row."""
-        return judged(self.metric, self.base, logits)
+        """The metric of a run's logits, per row."""
+        return judged(self.metric, self.base, logits, self.kept)
 
-    def reads(self, logits: Tensor) -> Reads:
-        return reads_of(self.metric, self.base, logits)
+    def seen(self, *, record: Sequence[Site], edits: Sequence[Edit] = ()) -> tuple[Mapping[Site, Tensor], Tensor]:
+        """Values of the base run under edits, and the logits that are read."""
+        self.passes += 1
+        return observed(self.model, self.base, record, kept=self.kept, edits=edits)
 
     def run(
         self,
@@ -116,7 +127,7 @@ class Pair:
         found = graph(
             self.model.module, self.model.anatomy, self.base, self.kwargs(),
             sites=self.whole if sites is None else sites, score=self.judged, edits=edits, rules=rules, dropped=dropped,
-            calls=calls, family=self.model.family,
+            calls=calls, family=self.model.family, kept=self.kept,
         )  # fmt: skip
         self.passes += 2
         self.score = found.score.detach() if self.score is None and not edits else self.score
@@ -213,7 +224,7 @@ def paired(
     whole = list(dict.fromkeys(_recorded(site) for site in chosen))
     made = isinstance(source, (Average, Noise, Tape)) or (isinstance(source, str) and source in FILLED)
     if made or align is not None:
-        given = _given(model, x, source, whole, align, reduce)
+        given = _given(model, x, source, whole, metric, align=align, reduce=reduce)
         values = {str(site): value for site, value in given.values.items()}
         run = given.inputs if align is not None and not isinstance(source, Tape) else None
         return Pair(
@@ -222,10 +233,24 @@ def paired(
         )  # fmt: skip
     y = model.inputs(source)
     must_line_up(x, y, instead=ALIGN)
-    tape = model.run(y, record=whole)
-    pair = Pair(model, x, y, metric, tuple(chosen), positions, tape, passes=1)
-    pair.other = pair.judged(tape["logits"])
+    pair = Pair(model, x, y, metric, tuple(chosen), positions, {}, passes=1)
+    values, logits = observed(model, y, whole, kept=pair.kept)
+    pair.new, pair.other = {str(site): value for site, value in values.items()}, pair.judged(logits)
     return pair
+
+
+def observed(
+    model: Model, x: Inputs, sites: Sequence[Site], *, kept: Tensor | None = None, edits: Sequence[Edit] = ()
+) -> tuple[Mapping[Site, Tensor], Tensor]:
+    """Values of a run at sites, and its logits, of the `kept` columns where there are such."""
+    wish = Wish(list(sites), budget=free_memory() // 2)
+    session = Session(model.module, model.anatomy, edits=edits, wish=wish, inputs=x, family=model.family)
+    with model.on(session), torch.no_grad():
+        logits = logits_of(model.module(**called(model.module, model.called_with(x.kwargs), kept)))
+    session.check_fired()
+    if logits is None:
+        raise no_logits(model.module)
+    return session.recorded(), logits
 
 
 def _score(metric: Metric, given: Given) -> Tensor | None:
@@ -250,12 +275,19 @@ def chosen_sites(model: Model, spelled: Sequence[str | Site]) -> list[Site]:
 
 
 def _given(
-    model: Model, x: Inputs, source: Source, whole: Sequence[Site], align: How | None, reduce: Reduce | None
+    model: Model,
+    x: Inputs,
+    source: Source,
+    whole: Sequence[Site],
+    metric: Metric,
+    *,
+    align: How | None,
+    reduce: Reduce | None,
 ) -> Given:
     """Zeros, means, noise, a tape, or a run that does not line up, as `interp.patch` makes them."""
-    old = model.run(x, record=whole)
+    old, _ = observed(model, x, whole, kept=columns_wanted({"": metric}, x, model.module))
     sweep = Sweep(model.module, model.anatomy, x, model.called_with(x.kwargs), family=model.family)
-    return Sources(model, sweep, {site: old[site] for site in whole}).given(source, align=align, reduce=reduce)
+    return Sources(model, sweep, old).given(source, align=align, reduce=reduce)
 
 
 def _short(metric: Metric) -> str:

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from interp.attribution.pair import Pair, Setting, contributions
+from interp.attribution.pair import Pair, Setting, contributions, observed
 from interp.hooks.edits.edits import Set
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
@@ -72,12 +72,12 @@ class _Line:
                 " ask for one tower at a time."
             )
         self.embed = Site(towers[0], None, "embed")
-        tape = pair.model.run(pair.base, record=[self.embed, *pair.whole])
-        pair.score = pair.judged(tape["logits"])
-        self.start = tape[self.embed]
-        self.base = {site: tape[site] for site in pair.whole}
-        self.end = pair.model.run(pair.source, record=[self.embed])[self.embed]
-        pair.passes += 2
+        found, logits = pair.seen(record=[self.embed, *pair.whole])
+        pair.score = pair.judged(logits)
+        self.start = found[self.embed]
+        self.base = {site: found[site] for site in pair.whole}
+        self.end = observed(pair.model, pair.source, [self.embed], kept=pair.kept)[0][self.embed]
+        pair.passes += 1
         pair.notes |= {"steps": steps, "grid": [round(a, 6) for a in self.midpoints()], "path": str(self.embed)}
 
     def midpoints(self) -> list[float]:
@@ -93,9 +93,7 @@ class _Line:
         return [self.base, *inner, {site: self.pair.given(site) for site in self.pair.whole}]
 
     def _values(self, alpha: float) -> dict[Site, Tensor]:
-        tape = self.pair.model.run(self.pair.base, record=self.pair.whole, edits=self.at(alpha))
-        self.pair.passes += 1
-        return {site: tape[site] for site in self.pair.whole}
+        return dict(self.pair.seen(record=self.pair.whole, edits=self.at(alpha))[0])
 
 
 register(

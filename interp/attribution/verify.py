@@ -11,8 +11,8 @@ Limits: under sampling the overlap is among the cells patched; a half whose memb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,9 +20,7 @@ from torch import Tensor
 
 from interp.attribution.pair import FlatMetric, Pair
 from interp.hooks.drive.questions import Cell
-from interp.hooks.edits.edits import ValueEdit
 from interp.hooks.errors import InputsError
-from interp.hooks.run.tape import head_axis
 from interp.hooks.sites import Site
 from interp.patching.cells import Target
 from interp.patching.exact import Prepared, Question, prepare, run
@@ -39,11 +37,13 @@ HALVES = 8
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """The cells that were patched: their numbers, exact effects [cell, row], and weights."""
+    """The cells that were patched: their numbers, exact effects [cell, row], and how many each of them stands for; and
+    the effects of random halves of the others [half, row]."""
 
     numbers: Tensor
     exact: Tensor
     weights: Tensor
+    halves: Tensor
 
 
 def agreement(
@@ -68,12 +68,27 @@ def _direction(pair: Pair, values: Tensor, how: Any, magnitudes: bool, seed: int
     live = torch.tensor([bool(cell.changed.any()) for cell in ready.cells])
     draw = torch.Generator().manual_seed(seed)
     numbers, weights = _drawn(values.abs().mean(1), live, _count(how, int(live.sum()), values.shape[1]), draw)
-    checked = Checked(numbers, _exact(ready.only(numbers.tolist())), weights)
-    made = _report(pair, values, live, checked, magnitudes)
     rest = live.clone()
     rest[numbers] = False
-    if bool(rest.any()):
-        made["group test"] = _group_test(pair, ready.cells, rest, made, draw)
+    cells = [*(ready.cells[n] for n in numbers.tolist()), *_halves(ready.cells, rest, draw)]
+    effects = _exact(ready, cells)
+    checked = Checked(numbers, effects[: len(numbers)], weights, effects[len(numbers) :])
+    made = _report(pair, values, live, checked, magnitudes)
+    if len(checked.halves):
+        made["group test"] = _group_test(checked, int(rest.sum()), made["largest exact"])
+    return made | _costs(pair, ready, cells)
+
+
+def _costs(pair: Pair, ready: Prepared, cells: Sequence[Cell]) -> dict[str, Any]:
+    """In forward passes of the base, which a sweep's time goes into: this check, and every cell patched exactly."""
+    one = max(1, ready.sweep.cost_of_pass(ready.cells[0]))
+    here, every = (2 + ready.sweep.cost(some) / one for some in (cells, ready.cells))
+    made = {"passes": round(here, 1), "passes of all": round(every, 1)}
+    if every <= here + pair.passes:
+        made["instead"] = (
+            f"interp.patch gives the exact effects of all {len(ready.cells)} cells for about {every:.3g} forward"
+            f" passes, no more than this estimate ({pair.passes}) with its check ({here:.3g})"
+        )
     return made
 
 
@@ -109,7 +124,10 @@ def _prepared(pair: Pair, seed: int) -> Prepared:
     return prepare(question, pair.base, new, {"": pair.metric})
 
 
-def _exact(ready: Prepared) -> Tensor:
+def _exact(ready: Prepared, cells: Sequence[Cell]) -> Tensor:
+    """[cell, row], in one sweep."""
+    grid = replace(ready.grid, cells=tuple(cells), labels=("",) * len(cells))
+    ready = replace(ready, grid=grid)
     return run(ready, ready.sweep.chunks(ready.cells, ready.judges.reads))[0][""]
 
 
@@ -165,44 +183,29 @@ def ranks(x: Tensor, weights: Tensor) -> Tensor:
     return (mass.cumsum(0) - mass / 2)[at]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class _Where(ValueEdit):
-    """Another value where a mask says so."""
-
-    value: Any = None
-    mask: Any = None
-
-    def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        return torch.where(self.mask.to(x.device), self.value.to(x), x)
-
-
-def _group_test(
-    pair: Pair, cells: Sequence[Cell], rest: Tensor, made: Mapping[str, Any], draw: torch.Generator
-) -> dict[str, Any]:
-    """Random halves of the cells that were not patched, each half patched together in a full pass."""
+def _halves(cells: Sequence[Cell], rest: Tensor, draw: torch.Generator) -> list[Cell]:
+    """Random halves of the cells that are not patched, each half as one cell of several places: the sweep answers it
+    from the first layer and column that it changes on."""
     numbers = rest.nonzero().flatten()
-    plain = pair.model.run(pair.base)["logits"]
-    moved = []
-    for _ in range(HALVES):
-        half = numbers[torch.rand(len(numbers), generator=draw) < 0.5].tolist()
-        edits = _together(pair, [cells[n] for n in half])
-        with torch.no_grad():
-            logits = pair.model.run(pair.base, edits=edits)["logits"]
-        moved.append(float((pair.judged(logits) - pair.judged(plain)).double().mean()))
-    largest = max(moved, key=abs)
-    return {"halves": HALVES, "of": len(numbers), "largest": largest, "share of the largest cell":
-            abs(largest) / made["largest exact"] if made["largest exact"] else None}  # fmt: skip
+    if not len(numbers):
+        return []
+    picks = [numbers[torch.rand(len(numbers), generator=draw) < 0.5] for _ in range(HALVES)]
+    return [_together([cells[n] for n in half.tolist()]) for half in picks if len(half)]
 
 
-def _together(pair: Pair, cells: Sequence[Cell]) -> list[_Where]:
-    """One edit per site for all its cells."""
-    masks: dict[Site, Tensor] = {}
+def _together(cells: Sequence[Cell]) -> Cell:
+    """One cell that is all of these: a site's positions side by side, sites after each other."""
+    by_site: dict[Site, Cell] = {}
     for cell in cells:
-        whole, value = cell.site.whole, cell.values
-        mask = masks.setdefault(whole, torch.zeros(value.shape[:-1], dtype=torch.bool))
-        if cell.site.heads is None:
-            mask |= cell.where if mask.ndim == 2 else cell.where[..., None]
-        else:
-            assert head_axis(cell.site.component) == 2
-            mask[:, :, list(pair.model.anatomy.layer(cell.site).heads_of(cell.site))] |= cell.where[..., None]
-    return [_Where(str(site), value=pair.given(site), mask=mask[..., None]) for site, mask in masks.items()]
+        known = by_site.get(cell.site)
+        by_site[cell.site] = cell if known is None else replace(cell, where=known.where | cell.where)
+    first, *others = by_site.values()
+    return replace(first, also=tuple(others))
+
+
+def _group_test(checked: Checked, count: int, largest: float) -> dict[str, Any]:
+    """What the halves move, held against the largest cell that was patched."""
+    moved = checked.halves.mean(1).tolist()
+    most = max(moved, key=abs)
+    return {"halves": len(moved), "of": count, "largest": most, "share of the largest cell":
+            abs(most) / largest if largest else None}  # fmt: skip

@@ -74,9 +74,9 @@ ALIGN = "; say align='index', 'suffix' or interp.patching.align(...) for those t
 """What helps where pairs may be aligned."""
 
 
-def judged(metric: Metric, x: Inputs, logits: Tensor) -> Tensor:
-    """The metric of full logits, per row."""
-    return Judge(metric, x, classes=logits.ndim == 2)(reads_of(metric, x, logits).of(logits))
+def judged(metric: Metric, x: Inputs, logits: Tensor, kept: Tensor | None = None) -> Tensor:
+    """The metric of full logits, or of those of the `kept` columns, per row."""
+    return Judge(metric, x, classes=logits.ndim == 2)(reads_of(metric, x, logits).of(logits, kept))
 
 
 class Judge:
