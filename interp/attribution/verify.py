@@ -5,14 +5,21 @@ of the estimate's rank, and sums weighted by the inverse of each cell's chance o
 Spearman correlations over all cells, without the largest one, and over the cells that can change at all (identical
 positions are exactly 0 on both sides and flatter a correlation); the overlap of the largest; the worst miss. What was
 not patched one by one is patched in random halves together (the group test of AtP*, arXiv 2403.00745): if a half moves
-the metric, something in it was missed. Cost: as `interp.patch`, twice; a forward pass per random half.
-Limits: under sampling the overlap is among the cells patched; a half whose members cancel passes the group test.
+the metric, something in it was missed. A sample's correlations have 95% intervals, for the cells that were not drawn.
+Cost: as `interp.patch` of the cells that are patched and of eight more from the first layer on, and the estimate once
+more for the other direction; "passes" says how many forward passes of the base that is and what all cells would take,
+"instead" is there where `interp.patch` alone costs no more.
+Limits: under sampling the overlap is among the cells patched; a half whose members cancel passes the group test; the
+interval of ten cells or so may leave out the correlation over all, since what stands alone among hundreds is mostly not
+drawn: of 30 on, it held it in all of 240 trials on a real model of 270 heads.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -33,17 +40,22 @@ SAMPLE = 256
 STRATA = 4
 TOP = 10
 HALVES = 8
+CHANCE = 4.1
+"""Of a variance with seven degrees of freedom: one time in forty it is as many times what was found."""
+RESAMPLES = 300
 
 
 @dataclass(frozen=True, eq=False)
 class Checked:
     """The cells that were patched: their numbers, exact effects [cell, row], and how many each of them stands for; and
-    the effects of random halves of the others [half, row]."""
+    the effects of random halves of the others [half]."""
 
     numbers: Tensor
     exact: Tensor
     weights: Tensor
     halves: Tensor
+    owed: Tensor
+    """What the estimates say of each half."""
 
 
 def agreement(
@@ -70,11 +82,13 @@ def _direction(pair: Pair, values: Tensor, how: Any, magnitudes: bool, seed: int
     numbers, weights = _drawn(values.abs().mean(1), live, _count(how, int(live.sum()), values.shape[1]), draw)
     rest = live.clone()
     rest[numbers] = False
-    cells = [*(ready.cells[n] for n in numbers.tolist()), *_halves(ready.cells, rest, draw)]
-    effects = _exact(ready, cells)
-    checked = Checked(numbers, effects[: len(numbers)], weights, effects[len(numbers) :])
+    halves = _halves(rest, draw)
+    cells = [*(ready.cells[n] for n in numbers.tolist()), *(_together([ready.cells[n] for n in h]) for h in halves)]
+    exact, moved = _exact(ready, cells).split([len(numbers), len(halves)])
+    owed = torch.tensor([float(values[half].mean(1).sum()) for half in halves], dtype=torch.float64)
+    checked = Checked(numbers, exact, weights, moved.mean(1), owed)
     made = _report(pair, values, live, checked, magnitudes)
-    if len(checked.halves):
+    if halves:
         made["group test"] = _group_test(checked, int(rest.sum()), made["largest exact"])
     return made | _costs(pair, ready, cells)
 
@@ -99,19 +113,21 @@ def _count(how: Any, live: int, rows: int) -> int:
 
 
 def _drawn(size: Tensor, live: Tensor, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cells to patch, and one over each one's chance: a quarter are the largest, the rest equally many per stratum."""
+    """Cells to patch, and one over each one's chance: half are the largest, the others as many of each stratum of
+    ranks, every stratum as many times longer than the one before: what is missed mostly stands near the largest."""
     order = live.nonzero().flatten()
     order = order[size[order].argsort(descending=True, stable=True)]
     if count >= len(order):
         return order, torch.ones(len(order), dtype=torch.float64)
-    sure = order[: max(1, count // 4)]
-    numbers, weights = [sure], [torch.ones(len(sure), dtype=torch.float64)]
-    left = count - len(sure)
-    for n, stratum in enumerate(order[len(sure) :].tensor_split(STRATA)):
-        take = min(len(stratum), left // STRATA + (n < left % STRATA))
-        if take:
-            numbers.append(stratum[torch.randperm(len(stratum), generator=draw)[:take]])
-            weights.append(torch.full((take,), len(stratum) / take, dtype=torch.float64))
+    sure = max(1, count // 2)
+    numbers, weights = [order[:sure]], [torch.ones(sure, dtype=torch.float64)]
+    strata, left = min(STRATA, count - sure), count - sure
+    ends = [max(sure + n, round(sure * (len(order) / sure) ** (n / strata))) for n in range(1, strata + 1)]
+    for n, (low, high) in enumerate(pairwise([sure, *ends])):
+        take = min(high - low, -(-left // (strata - n)))
+        numbers.append(order[low:high][torch.randperm(high - low, generator=draw)[:take]])
+        weights.append(torch.full((take,), (high - low) / take, dtype=torch.float64))
+        left -= take
     return torch.cat(numbers), torch.cat(weights)
 
 
@@ -154,7 +170,55 @@ def _report(pair: Pair, values: Tensor, live: Tensor, checked: Checked, magnitud
                        "exact": float(exact[worst])},
         "largest exact": float(exact.abs().max()),
     }  # fmt: skip
+    if len(checked.halves):
+        made |= {f"{name} interval": ends for name, ends in _intervals(x, y, all_weights, checked).items()}
     return made
+
+
+def _intervals(x: Tensor, y: Tensor, weights: Tensor, checked: Checked) -> dict[str, tuple[float, float] | None]:
+    """95% intervals of the correlations over all cells, for those that were not drawn: what resampling the patched
+    cells gives, and what Fisher's transformation gives for as many (of ranks, where every cell counts alike, for as
+    many as their weights come to), the wider of both; and Pearson's lower end no higher than the random halves leave
+    it, if they moved otherwise than the estimates say and than the cells drawn of them did."""
+    count, draw = len(checked.numbers), torch.Generator().manual_seed(0)
+    found: dict[str, list[float]] = {"pearson": [], "spearman": []}
+    fixed = torch.arange(count, len(x))
+    for _ in range(RESAMPLES):
+        some = torch.cat([torch.randint(count, (count,), generator=draw), fixed])
+        a, b, w = x[some], y[some], weights[some]
+        for name, (left, right) in {"pearson": (a, b), "spearman": (ranks(a, w), ranks(b, w))}.items():
+            value = pearson(left, right, w)
+            found[name] += [] if value is None else [value]
+    plain = {"pearson": pearson(x, y, weights), "spearman": pearson(ranks(x, weights), ranks(y, weights), weights)}
+    made: dict[str, tuple[float, float] | None] = {}
+    for name, value in plain.items():
+        if value is None or not found[name]:
+            made[name] = None
+            continue
+        ends = torch.tensor(found[name], dtype=torch.float64).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        alike = checked.weights.sum() ** 2 / checked.weights.square().sum()
+        n = count if name == "pearson" else float(alike)
+        spread, sure = 1.96 / max(n - 3, 0.5) ** 0.5, 1 - (n + 1) ** -2
+        middle = math.atanh(max(-sure, min(sure, value)))
+        made[name] = min(ends[0], math.tanh(middle - spread)), max(ends[1], math.tanh(middle + spread))
+    if made["pearson"] is not None and plain["pearson"] is not None:
+        low, high = made["pearson"]
+        made["pearson"] = min(low, plain["pearson"] * _unseen(x, y, weights, checked)), high
+    return made
+
+
+def _unseen(x: Tensor, y: Tensor, weights: Tensor, checked: Checked) -> float:
+    """By how much misses among the cells that were not drawn may lower the correlation. A random half of them moves the
+    metric by what the estimates owe and half of the sum of the misses; over halves that varies by a quarter of the
+    misses' squares, as far as effects add up."""
+    if len(checked.halves) < 2:
+        return 1.0
+    squares = CHANCE * 4 * float((checked.halves - checked.owed).var())
+    drawn = checked.weights > 1
+    seen = float(((x - y)[: len(drawn)].square() * (checked.weights - 1))[drawn].sum())
+    share = weights / weights.sum()
+    total = float((weights * (y - (share * y).sum()).square()).sum())
+    return (total / (total + max(0.0, squares - seen))) ** 0.5 if total > 0 else 1.0
 
 
 def _top(x: Tensor, k: int) -> set[int]:
@@ -183,18 +247,15 @@ def ranks(x: Tensor, weights: Tensor) -> Tensor:
     return (mass.cumsum(0) - mass / 2)[at]
 
 
-def _halves(cells: Sequence[Cell], rest: Tensor, draw: torch.Generator) -> list[Cell]:
-    """Random halves of the cells that are not patched, each half as one cell of several places: the sweep answers it
-    from the first layer and column that it changes on."""
+def _halves(rest: Tensor, draw: torch.Generator) -> list[list[int]]:
+    """Random halves of the cells that are not patched."""
     numbers = rest.nonzero().flatten()
-    if not len(numbers):
-        return []
-    picks = [numbers[torch.rand(len(numbers), generator=draw) < 0.5] for _ in range(HALVES)]
-    return [_together([cells[n] for n in half.tolist()]) for half in picks if len(half)]
+    picks = [numbers[torch.rand(len(numbers), generator=draw) < 0.5].tolist() for _ in range(HALVES)]
+    return [half for half in picks if half]
 
 
 def _together(cells: Sequence[Cell]) -> Cell:
-    """One cell that is all of these: a site's positions side by side, sites after each other."""
+    """One cell that is all of these, which the sweep answers from the first layer and column that it changes on."""
     by_site: dict[Site, Cell] = {}
     for cell in cells:
         known = by_site.get(cell.site)
@@ -205,7 +266,7 @@ def _together(cells: Sequence[Cell]) -> Cell:
 
 def _group_test(checked: Checked, count: int, largest: float) -> dict[str, Any]:
     """What the halves move, held against the largest cell that was patched."""
-    moved = checked.halves.mean(1).tolist()
+    moved = checked.halves.tolist()
     most = max(moved, key=abs)
     return {"halves": len(moved), "of": count, "largest": most, "share of the largest cell":
             abs(most) / largest if largest else None}  # fmt: skip

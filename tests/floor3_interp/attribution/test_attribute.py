@@ -197,6 +197,64 @@ def test_agreement_is_that_of_exact_patching_in_both_directions(how: Any) -> Non
     else:
         assert there["group test"]["of"] == 26
         assert abs(there["group test"]["largest"]) > 0
+        for name in ("pearson", "spearman"):
+            low, high = there[f"{name} interval"]
+            assert -1 <= low <= there[name] <= high <= 1
+
+
+def test_a_sample_costs_what_its_cells_cost_and_says_where_all_cells_cost_no_more() -> None:
+    m, asked = random_pair()
+    calls = []
+    handle = m.module.register_forward_hook(lambda *_: calls.append(1))
+    counts, said = {}, {}
+    for how in (1, "all"):
+        calls.clear()
+        found = attribute(m, sites="L*.H*.z", positions="each", verify=how, **asked)
+        counts[how], said[how] = len(calls), found.meta["verify"]["source into base"]
+    handle.remove()
+    assert counts[1] == counts["all"]  # halves are patched together in the sweep, not in full passes
+    assert said[1]["passes of all"] == said["all"]["passes of all"]
+    assert said[1]["passes"] < said[1]["passes of all"] + 2 + 8
+    assert "interp.patch" in said["all"]["instead"]
+
+
+def test_halves_are_their_cells_patched_together() -> None:
+    from interp.attribution.pair import paired
+    from interp.attribution.verify import _exact, _prepared, _together
+
+    m, asked = random_pair()
+    pair = paired(m, asked["base"], asked["source"], asked["metric"], ["L*.H*.z"], "each")
+    ready = _prepared(pair, 0)
+    some = [n for n, cell in enumerate(ready.cells) if bool(cell.changed.any())][1::3]
+    moved = _exact(ready, [_together([ready.cells[n] for n in some])])[0]
+    edits = [edit for n in some for edit in ready.cells[n].edits()]
+    plain, edited = (asked["metric"](m.run(asked["base"], edits=e)["logits"], pair.base) for e in ((), edits))
+    torch.testing.assert_close(moved, (edited - plain).double(), atol=1e-5, rtol=1e-4)
+
+
+def test_intervals_hold_the_correlation_over_all_cells() -> None:
+    from interp.attribution.verify import HALVES, Checked, _drawn, _intervals, pearson
+
+    random = torch.Generator().manual_seed(0)
+    held = {10: 0, 40: 0}
+    for n in held:
+        for seed in range(30):
+            exact = torch.randn(270, generator=random).double() ** 5
+            estimate = exact * (0.6 + 0.4 * torch.rand(270, generator=random).double())
+            estimate[exact.abs().argsort()[-4:-2]] /= 20  # saturated heads
+            whole = pearson(estimate, exact, torch.ones(270).double())
+            numbers, weights = _drawn(estimate.abs(), torch.ones(270).bool(), n, torch.Generator().manual_seed(seed))
+            rest = torch.ones(270).bool()
+            rest[numbers] = False
+            halves = [rest & (torch.rand(270, generator=random) < 0.5) for _ in range(HALVES)]
+            moved, owed = (torch.stack([x[half].sum() for half in halves]) for x in (exact, estimate))
+            checked = Checked(numbers, exact[numbers][:, None], weights, moved, owed)
+            ends = _intervals(estimate[numbers], exact[numbers], weights, checked)["pearson"]
+            assert ends is not None
+            assert whole is not None
+            held[n] += ends[0] <= whole <= ends[1]
+    assert held[40] >= 27  # without what the halves say, 18
+    assert held[10] >= 26
 
 
 def test_weights_make_a_sample_stand_for_all() -> None:
