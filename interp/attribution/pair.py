@@ -161,7 +161,7 @@ class Pair:
 
     def change(self, found: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
         """Source minus recorded values, float32 or better."""
-        return {site: _wide(self.given(site)) - _wide(value) for site, value in found.items()}
+        return {site: wide(self.given(site)) - wide(value) for site, value in found.items()}
 
     def cells(self, contributions: Contributions) -> Tensor:
         """[cell, row], float64 and on the CPU, in the order of `sites` and positions."""
@@ -197,13 +197,14 @@ def _recorded(site: Site) -> Site:
     return replace(site.whole, component="z") if site.component == "result" else site.whole
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """The numbers in float32 or better, without their graph."""
     return x.detach() if x.dtype == torch.float64 else x.detach().float()
 
 
 def contributions(change: Mapping[Site, Tensor], slopes: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
     """<source - base, gradient> at every row, position and head."""
-    return {site: (delta * _wide(slopes[site]).to(delta)).sum(-1) for site, delta in change.items()}
+    return {site: (delta * wide(slopes[site]).to(delta)).sum(-1) for site, delta in change.items()}
 
 
 def paired(

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from interp.attribution.pair import Pair, Setting, contributions, observed
+from interp.attribution.pair import Pair, Setting, contributions, observed, wide
 from interp.hooks.edits.edits import Set
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
@@ -32,8 +32,8 @@ def estimate(pair: Pair, setting: Setting) -> Tensor:
     for alpha in line.midpoints():
         found = pair.run(edits=line.at(alpha), first_order=False)
         for site, slope in found.gradients().items():
-            total[site] = total.get(site, 0.0) + slope.detach().float() / line.steps
-    change = {site: pair.given(site).float() - value.float() for site, value in line.base.items()}
+            total[site] = total.get(site, 0.0) + wide(slope) / line.steps
+    change = pair.change(line.base)
     return pair.cells(contributions(change, total))
 
 
@@ -43,7 +43,7 @@ def conductance(pair: Pair, setting: Setting) -> Tensor:
     total: dict[Site, Tensor] = {}
     for n, (here, there) in enumerate(pairwise(line.edges())):
         slopes = pair.run(edits=line.at((n + 0.5) / line.steps), first_order=False).gradients()
-        step = {site: there[site].float() - here[site].float() for site in slopes}
+        step = {site: wide(there[site]) - wide(here[site]) for site in slopes}
         for site, part in contributions(step, slopes).items():
             total[site] = total.get(site, 0.0) + part
     return pair.cells(total)
@@ -84,8 +84,9 @@ class _Line:
         return [(k + 0.5) / self.steps for k in range(self.steps)]
 
     def at(self, alpha: float) -> list[Set]:
-        """The edit that puts the run at a point of the line."""
-        return [Set(str(self.embed), self.start + alpha * (self.end - self.start))]
+        """The edit that puts the run at a point of the line, rounded once where the model is narrow."""
+        start, end = wide(self.start), wide(self.end)
+        return [Set(str(self.embed), (start + alpha * (end - start)).to(self.start.dtype))]
 
     def edges(self) -> list[dict[Site, Tensor]]:
         """Values of the sites at the ends of the steps, the two runs at the ends."""

@@ -142,6 +142,8 @@ class _Asked:
     steps: int
     samples: int
     seed: int
+    dtype: torch.dtype | None = None
+    """What the model computes in, where captum's sums are wider."""
 
     def score(self, logits: Tensor) -> Tensor:
         value = judged(self.metric, self.x, logits)
@@ -155,7 +157,9 @@ class _Asked:
     def forward(self, embedded: Tensor) -> Tensor:
         """The metric with this as the tower's embedded input, in what captum calls."""
         m = self.model
-        put = Session(m.module, m.anatomy, edits=[Set(str(self.embed), embedded)], inputs=self.x, family=m.family)
+        put = Session(
+            m.module, m.anatomy, edits=[Set(str(self.embed), embedded.to(self.dtype))], inputs=self.x, family=m.family
+        )
         with put:
             logits = logits_of(m.module(**m.called_with(self.x.kwargs)))
         put.check_fired()
@@ -177,13 +181,15 @@ Explain = Callable[["_Asked", Any, Tensor], Tensor]
 
 
 def _by_gradient(explain: Explain) -> Callable[[_Asked], Tensor]:
-    """One of captum's, on the embedded input."""
+    """One of captum's, on the embedded input: products and sums in float32 or better, whatever the model is."""
 
     def run(asked: _Asked) -> Tensor:
         captum = _captum()
         with frozen(asked.model.module), torch.enable_grad():
-            embedded = asked.model.run(asked.x, record=[asked.embed])[asked.embed].detach().requires_grad_()
-            return explain(asked, captum, embedded)
+            embedded = asked.model.run(asked.x, record=[asked.embed])[asked.embed].detach()
+            asked.dtype = embedded.dtype
+            wide = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
+            return explain(asked, captum, wide.requires_grad_())
 
     return run
 

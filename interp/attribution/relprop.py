@@ -14,7 +14,7 @@ Limits: the operators a plain ViT or BERT is made of; another one that changes n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ def divided(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0."""
     sign = torch.where(b >= 0, 1.0, -1.0).to(b.dtype)
     return torch.where(b == 0, 0.0, a / (b + TINY * sign))
+
+
+def _wide(*tensors: Tensor) -> Iterator[Tensor]:
+    """In float32 or better: what comes in is as narrow as the model, what is summed of it is not."""
+    return (x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors)
 
 
 class _Passed(torch.autograd.Function):
@@ -55,45 +60,46 @@ class _AlphaBeta(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, None, None]:
-        x, w = ctx.saved_tensors
+        x, w, relevance = _wide(*ctx.saved_tensors, relevance)
         up, down, plus, minus = x.clamp(min=0), x.clamp(max=0), w.clamp(min=0), w.clamp(max=0)
         share = divided(relevance, up @ plus.T + down @ minus.T)
-        return up * (share @ plus) + down * (share @ minus), None, None
+        return (up * (share @ plus) + down * (share @ minus)).to(ctx.saved_tensors[0].dtype), None, None
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        z = a @ b
-        ctx.save_for_backward(a, b, z)
-        return z
+        ctx.save_for_backward(a, b)
+        return a @ b
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, Tensor]:
-        a, b, z = ctx.saved_tensors
-        share = divided(relevance, z)
-        return a * (share @ b.transpose(-1, -2)) / 2, b * (a.transpose(-1, -2) @ share) / 2
+        a, b, relevance = _wide(*ctx.saved_tensors, relevance)
+        share = divided(relevance, a @ b)
+        made = a * (share @ b.transpose(-1, -2)) / 2, b * (a.transpose(-1, -2) @ share) / 2
+        return made[0].to(ctx.saved_tensors[0].dtype), made[1].to(ctx.saved_tensors[1].dtype)
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         z = a + b
-        ctx.save_for_backward(a.expand_as(z), b.expand_as(z), z)
+        ctx.save_for_backward(a.expand_as(z), b.expand_as(z))
         ctx.shapes = a.shape, b.shape
         return z
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, Tensor]:
-        a, b, z = ctx.saved_tensors
-        share = divided(relevance, z)
+        a, b, relevance = _wide(*ctx.saved_tensors, relevance)
+        share = divided(relevance, a + b)
         parts = [a * share, b * share]
-        axes = tuple(range(1, z.ndim))
+        axes = tuple(range(1, a.ndim))
         sizes = [p.sum(axes, keepdim=True) for p in parts]
         whole = sum(s.abs() for s in sizes)
         total = relevance.sum(axes, keepdim=True)
         made = [p * divided(divided(s.abs(), whole) * total, s) for p, s in zip(parts, sizes, strict=True)]
-        return tuple(m.sum_to_size(shape) for m, shape in zip(made, ctx.shapes, strict=True))
+        summed = [m.sum_to_size(shape) for m, shape in zip(made, ctx.shapes, strict=True)]
+        return tuple(m.to(x.dtype) for m, x in zip(summed, ctx.saved_tensors, strict=True))
 
 
 PASSED = {

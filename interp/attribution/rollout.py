@@ -85,7 +85,7 @@ def rolled_out(
     length = patterns[0].shape[-1]
     total = torch.eye(length).expand(len(patterns[0]), -1, -1)
     for share, slope in zip(shares, slopes, strict=True):
-        step = (share.detach() * slope).clamp(min=0).mean(1).cpu().float()
+        step = (share.detach().float() * slope.float()).clamp(min=0).mean(1).cpu()
         total = total + step @ total
     return total, _read(tower, slopes)
 
