@@ -2,7 +2,8 @@
 
 A composition of `head_roles`, `head_circuits`, `sinks`, `m.attention`, `direct_effect` and `patch`, each by its own
 definition and with its own limits; what has no meaning for the head is named on the card with the reason. Of roles the
-head's place among all heads of its tower is told as well. Without a metric the head is judged by the logit of what the
+head's place among all heads of its tower is told as well, and what it looks at and writes is said in plain words
+(`interp/heads/plainly.py`), whatever kind it is or is not. Without a metric the head is judged by the logit of what the
 model says at the end over that of its next choice. Cost: about a dozen forward passes over the data, and those of the
 head's weights (one over as many tokens as the model is wide). Limits: effects are of the head alone; ablation by the
 mean and by zero says what the answer loses, not that no other head could do the same.
@@ -21,6 +22,7 @@ from interp.finite import finite
 from interp.heads.head_circuits import head_circuits
 from interp.heads.head_roles import head_roles
 from interp.heads.kinds.reading import head_sites, page_of, read_heads
+from interp.heads.plainly import Said, looked, wrote
 from interp.hooks.errors import CheckFailed, InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
@@ -28,7 +30,7 @@ from interp.hooks.run.weights import Rows
 from interp.hooks.sites import Site
 from interp.kernels.errors import InterpError
 from interp.metrics.judge import Metric
-from interp.metrics.shipped import LogitDifference
+from interp.metrics.shipped import LogitDifference, Reading
 from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
 from interp.provenance import about
@@ -63,7 +65,11 @@ def head(
     made.add("weights", lambda: _weights(model, place))
     made.add("sink", lambda: _sink(model, place, x))
     made.add("attention", lambda: _attention(model, place, x))
-    made.judge(metric if metric is not None else None if task is None else task.metric)
+    chosen = metric if metric is not None else None if task is None else task.metric
+    answers = _answers(chosen)
+    made.add("what it looks at", lambda: _said(looked(model, place, x, answers), "attention"))
+    made.judge(chosen)
+    made.add("what it writes", lambda: _said(wrote(model, place, x, answers), "effects"))
     made.add("looks", lambda: _looks(model, place, x, examples))
     return made.card
 
@@ -159,6 +165,16 @@ def _attention(model: Model, place: Site, x: Inputs) -> dict[str, Any]:
     }
 
 
+def _said(found: Said, where: str) -> dict[str, Any]:
+    return {where: [_number(name, values) for name, values in found.numbers.items()], "says": found.sentences}
+
+
+def _answers(metric: Metric | None) -> dict[str, Any]:
+    """The words that a metric holds against each other, where it knows some."""
+    sides = {"the right answer": getattr(metric, "answers", None), "the wrong answer": getattr(metric, "wrong", None)}
+    return {name: ids for name, ids in sides.items() if ids is not None and isinstance(metric, Reading)}
+
+
 def _first_over_second(model: Model, x: Inputs) -> Metric:
     """What the model says at the end over its next choice."""
     tape = model.run(x)
@@ -242,7 +258,7 @@ register(
             "interp.patch",
             "interp.sinks",
         ),
-        passes=lambda t: 12 + 6 * t.turned + 6 * t.layers,
+        passes=lambda t: 16 + 6 * t.turned + 6 * t.layers,
         values=None,
         example=lambda t: head(t.model, f"{t.tower}L1.H1", t.base, metric=t.metric),
     )

@@ -73,6 +73,8 @@ class HeadCard:
     """On the metric: written directly, and what ablation changes."""
     looks: tuple[Look, ...] = ()
     """The largest weights, the first token and a token's own left out."""
+    says: tuple[str, ...] = ()
+    """What it looks at and what it writes, in words with numbers."""
     examples: tuple[tuple[str, ...], ...] = ()
     """The tokens of the examples that have a pattern here."""
     patterns: tuple[tuple[tuple[float, ...], ...], ...] = ()
@@ -120,6 +122,7 @@ class HeadCard:
             lines += [f"  {title}: {said}"] if said else []
         said = ", ".join(f"{one.row_token!r} at {one.key_token!r} {one.weight:.2f}" for one in self.looks[:BEST])
         lines += [f"  looks: {said}"] if said else []
+        lines += [f"  {one}" for one in self.says]
         lines += [f"  not here: {one}" for one in self.missing]
         return "\n".join(lines)
 
@@ -141,7 +144,7 @@ class HeadCard:
             "promotes": [(f"{source} -> {target}", value) for source, target, value in self.promotes],
             "suppresses": [(f"{source} -> {target}", value) for source, target, value in self.suppresses],
             "facts": [(one.name, f"{one.value:.3g}") for one in (*self.weights, *self.attention, *self.effects)],
-            "notes": list(self.missing),
+            "notes": [*self.says, *self.missing],
         }
         return {
             "title": f"{self.site} of {self.model}",
@@ -172,7 +175,7 @@ def _html(card: HeadCard) -> str:
     tokens = [(title, [f"{s} → {t} {value:+.3g}" for s, t, value in found[: 2 * BEST]])
               for title, found in (("promotes", card.promotes), ("suppresses", card.suppresses))]  # fmt: skip
     looks = [f"{one.row_token} at {one.key_token} {one.weight:.2f} (example {one.example})" for one in card.looks]
-    rows = [*numbers, *tokens, ("looks", looks[: 2 * BEST]), ("not here", card.missing)]
+    rows = [("in words", card.says), *numbers, *tokens, ("looks", looks[: 2 * BEST]), ("not here", card.missing)]
     body = "".join(f"<tr><th scope='row'>{title}</th><td>{_lines(said)}</td></tr>" for title, said in rows if said)
     head = html.escape(f"{card.site} of {card.model}")
     patterns = "".join(_pattern(tokens, one) for tokens, one in zip(card.examples, card.patterns, strict=True))

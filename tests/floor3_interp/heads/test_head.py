@@ -149,3 +149,57 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(InterpError, match="nothing called"):
         card()["beauty"]
     assert "at least two tokens" in interp.head(attached("gpt2"), "L0.H0", torch.tensor([[5]])).left_out["roles"]
+
+
+def test_in_words_it_says_where_the_weight_of_the_last_token_goes_and_what_is_written_there() -> None:
+    m = planted()
+    task = interp.tasks.induction(m, n=4, length=6)
+    one, x = interp.head(m, "L1.H4", task), task.clean
+    tape = m.run(x, record="L1.H4.pattern")
+    groups = ("the first token", "itself", "words said more than once", "the token before",
+              "punctuation and special tokens", "other tokens")  # fmt: skip
+    shares: dict[str, list[float]] = {name: [] for name in groups}
+    written, right = [], []
+    for row in range(x.batch):
+        real = x.valid[row].nonzero().flatten().tolist()
+        ids, last = x.ids[row].tolist(), real[-1]
+        a = tape["L1.H4.pattern"][row, 0, last].double()
+        totals = dict.fromkeys(groups, 0.0)
+        for key in real:
+            word = bool(x.roles.where("text")[row, key])
+            again = word and sum(ids[other] == ids[key] for other in real) > 1
+            name = ("the first token" if key == real[0] else "itself" if key == last else
+                    "words said more than once" if again else "the token before" if key == last - 1 else
+                    "other tokens" if word else "punctuation and special tokens")  # fmt: skip
+            totals[name] += float(a[key])
+        for name, value in totals.items():
+            shares[name].append(value)
+        best = max((key for key in real[1:-1] if bool(x.roles.where("text")[row, key])), key=lambda key: float(a[key]))
+        written.append(ids[best])
+        right.append(float(sum(a[key] for key in real if ids[key] in task.answer_ids[row])))
+    for name, values in shares.items():
+        assert one[f"weight on {name}"].value == pytest.approx(sum(values) / len(values), abs=1e-6), name
+    assert one["weight on the right answer"].value == pytest.approx(sum(right) / len(right), abs=1e-6)
+    assert sum(one[f"weight on {name}"].value for name in groups) == pytest.approx(1, abs=1e-5)
+
+    def over_the_mean(logits: torch.Tensor, inputs: object) -> torch.Tensor:
+        last = logits[torch.arange(len(logits)), x.mask("last").int().argmax(1)]
+        return last[torch.arange(len(last)), torch.tensor(written)] - last.mean(1)
+
+    direct = interp.patching.direct_effect(m, x, metric=over_the_mean)
+    expected = float(direct.mean[direct.sites.index("L1.H4.result")])
+    assert one["writes to the word it looks at most"].value == pytest.approx(expected, abs=1e-4)
+    assert f"{one['weight on the right answer'].value:.2f} to the words of the right answer" in " ".join(one.says)
+    assert "raises the logit of the word it looks at most" in repr(one)
+
+
+def test_a_picture_head_and_an_encoders_are_described_too() -> None:
+    from encoders import headless, pairs
+
+    seen = interp.head(headless("dinov2"), "L1.H2", pairs("dinov2")[0])
+    groups = ("the class token", "itself", "patches that touch it", "other patches", "what stands for no patch")
+    assert sum(seen[f"weight on {name}"].value for name in groups) == pytest.approx(1, abs=1e-5)
+    assert "Averaged over all tokens it gives" in seen.says[0]
+    assert "no logits" in seen.left_out["what it writes"]
+    read = interp.head(headless("bert"), "L1.H2", pairs("bert")[0])
+    assert read["weight on other tokens"].value > 0
