@@ -39,6 +39,17 @@ def headless(name: str) -> interp.Model:
     return interp.attach(built(name))
 
 
+@cache
+def many_patches() -> interp.Model:
+    """A tiny feature extractor that reads 256 patches and a class token, with the processor of shapes."""
+    config = transformers.Dinov2Config(**SMALL, image_size=48, patch_size=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = transformers.Dinov2Model(config)
+        stir(module)
+    return interp.attach(module.eval(), interp.load("zoo:shapes-vit").processor)
+
+
 def built(name: str, seed: int = 0) -> Any:
     """The module, in eval mode."""
     with torch.random.fork_rng(devices=[]):

@@ -38,7 +38,7 @@ from interp.hooks.slopes.gradients import frozen, refuse_rounding
 from interp.hooks.slopes.rules import Rules, applicable
 from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import Metric, judged
-from interp.metrics.reading import hands_over
+from interp.metrics.reading import hands_over, site_of
 from interp.records import Kind, Method, Passes, Variant, register, variants
 from interp.results.figures.maps import overlay, salient
 
@@ -168,7 +168,12 @@ class _Asked:
         return self.score(logits)
 
     def rolled(self, *, propagated: bool) -> Tensor:
-        m = self.model
+        m, site = self.model, site_of(self.metric)
+        if propagated and site is not None:
+            raise InputsError(
+                f"relevance is propagated from the logits of a class, and this metric reads {site!r}, whose numbers have"
+                " no relevance of their own to start from: use method='chefer-generic'."
+            )
         stack = m.anatomy.tower(self.embed.tower, text=str(self.embed))
         whole, read = rolled_out(m.module, stack, m.called_with(self.x.kwargs), self.score, propagated=propagated)
         share = (read / read.sum(1, keepdim=True)).to(whole.dtype)

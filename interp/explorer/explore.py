@@ -6,7 +6,7 @@ widget whose selection Python reads and sets. Results given (`results={"patch": 
 beside the statistics of attention, and `circuit=` is drawn.
 Cost: three forward passes of the data (statistics, patterns, what heads promote), and two more a further tower.
 Limits: attention weights say where a head reads from, not what it does: patch to know. Patterns of long inputs are a
-sample of rows and their largest keys; numbers in the page have six digits; `.save` of the results keeps all.
+sample of rows, in texts with their largest keys; numbers in the page have six digits; `.save` of the results keeps all.
 """
 
 from __future__ import annotations

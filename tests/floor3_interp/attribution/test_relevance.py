@@ -212,3 +212,49 @@ def test_maps_colour_what_is_for_and_against_and_find_what_stands_out() -> None:
     lone[4, 4] = 1
     assert int(salient(lone).flatten().argmax()) == 40
     assert float(salient(lone)[0, 0]) < float(salient(lone)[4, 4]) / 3
+
+
+@pytest.mark.parametrize(("pool", "rows"), [("mean", None), ("cls", [0]), ("last", [-1])])
+def test_relevance_is_rolled_out_to_the_rows_that_the_metric_reads(pool: Any, rows: list[int] | None) -> None:
+    """Not to row 0 of every tower that looks both ways; of each row its own 1 is taken off."""
+    from encoders import headless, pairs
+
+    from interp.attribution.rollout import rolled_out
+    from interp.metrics import Along
+    from interp.metrics.reading import reading
+
+    m, (x, _) = headless("bert"), pairs("bert")
+    x = m.inputs(x)
+    metric = Along("final_norm", pool=pool, direction=torch.randn(32))
+    found = relevance(m, x, metric=metric, method="chefer-generic").values
+    with reading(m, metric):
+        stack = m.anatomy.tower(None, text="")
+        whole, read = rolled_out(m.module, stack, dict(x.kwargs), lambda h: metric(h, x), propagated=False)
+    for row in range(3):
+        real = x.valid[row].nonzero().flatten()
+        wanted = real if rows is None else real[rows]
+        assert read[row].nonzero().flatten().tolist() == wanted.tolist()
+        expected = torch.stack([whole[row, to] - torch.eye(9)[to] for to in wanted]).mean(0)
+        torch.testing.assert_close(found[row], expected * x.valid[row], atol=1e-6, rtol=1e-5)
+
+
+def test_a_masked_word_is_explained_from_its_own_row() -> None:
+    m = model("bert")
+    x = m.inputs(example(m.module, batch=2, length=7, seed=4))
+
+    def third(logits: Tensor, inputs: Any) -> Tensor:
+        return logits[:, 3, 11]
+
+    found = relevance(m, x, metric=third, method="chefer-generic").values
+    tape = m.run(x, record="L*.z", grad=True)
+    slope = torch.autograd.grad(third(tape["logits"], x).sum(), tape["L1.z"])[0]
+    assert bool((slope[:, [0, 1, 2, 4, 5, 6]] == 0).all())  # in the last layer nothing is read of the other rows
+    first = relevance(m, x, metric=lambda g, i: g[:, 0, 11], method="chefer-generic").values
+    assert float((found - first).abs().max()) > 1e-3
+
+
+def test_a_metric_that_moves_with_no_attention_is_refused() -> None:
+    m = model("bert")
+    x = m.inputs(example(m.module, batch=2, length=7, seed=4))
+    with pytest.raises(InputsError, match="no gradient at any attention"):
+        relevance(m, x, metric=lambda g, i: g[:, 0, 11] * 0.0, method="chefer-generic")

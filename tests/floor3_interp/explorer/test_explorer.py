@@ -241,6 +241,33 @@ def test_padding_is_left_out(ioi: tuple[Any, Any], room: int) -> None:
             assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_rows_that_look_at_a_picture_keep_all_their_keys() -> None:
+    """A map drawn from the eight heaviest of 257 patches shows what eight patches look like, not where a head looks."""
+    from encoders import many_patches
+
+    model = many_patches()
+    x = model.inputs({"pixel_values": torch.randn(2, 3, 48, 48)})
+    assert x.length == 257
+    examples, blocks = looked_at(model, x, room=120_000)
+    tape = model.run(x, record="L*.pattern")
+    exact = torch.cat([tape[site].cpu() for site in model.sites("L*.pattern")], 1)
+    for n, block in enumerate(blocks):
+        assert "indices" not in block
+        assert block["rows"][0] == 0  # the class token
+        assert block["rows"][-1] == 256
+        assert len(block["rows"]) > 10
+        assert len(examples[n]["tokens"]) == 257
+        assert torch.allclose(block["weights"], exact[n][:, block["rows"]], atol=1e-6)
+    made = built(model, x, examples=2, pictures=[Image.new("RGB", (48, 48))] * 2)
+    data = shown(made)
+    for block in data["patterns"]:
+        weights = unpacked(block, 257)
+        assert weights.shape[-1] == 257
+        assert np.abs(weights.sum(-1) - 1).max() < 0.5 * 257 * block["scale"] / 255 + 1e-3
+        assert block["scale"] == pytest.approx(float(made["patterns"][block["example"]]["weights"].max()), abs=1e-5)
+    assert len(data["images"]) == 2
+
+
 def test_long_texts_keep_the_largest_keys_of_some_rows() -> None:
     model = interp.load("zoo:needle")
     task = interp.tasks.needle(model, n=1, lengths=[300])

@@ -343,3 +343,45 @@ def test_one_layer_and_one_head_will_do() -> None:
         torch.testing.assert_close(
             one.values[kind][0], every.values[kind][every.sites.index("L0.H1")], atol=1e-6, rtol=1e-5
         )
+
+
+class Letters:
+    """A tokenizer of the four letters of a genome: no word of two letters among its tokens."""
+
+    bos_token_id = None
+    all_special_ids = (0,)
+    words = ("<pad>", "A", "C", "G", "T")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        return self.words[ids] if isinstance(ids, int) else [self.words[i] for i in ids]
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(input_ids=[self.words.index(c.upper()) for c in text])
+
+
+def test_data_without_words_is_measured_and_random_words_are_left_out() -> None:
+    m = interp.attach(tiny("bert"))
+    ids = torch.tensor([[1, 2, 3, 4, 1, 2, 4, 3, 1, 2, 3, 4]])
+    x = m.inputs({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    genes = interp.attach(tiny("bert"), Letters())
+    roles = interp.head_roles(genes, x)
+    assert {"previous token", "duplicate token", "induction"} <= set(roles.kinds)
+    for name in ("copying", "induction @ repeated"):
+        assert "random tokens cannot be made" in roles.left_out[name]
+    with pytest.raises(InterpError, match="0 words"):
+        interp.head_roles(genes)
+
+
+def test_a_model_without_logits_has_roles_and_no_copying() -> None:
+    from encoders import headless, pairs
+
+    roles = interp.head_roles(headless("bert"), pairs("bert")[0], n=2, length=6, repeats=2)
+    assert "no logits" in roles.left_out["copying"]
+    assert {"self", "previous token", "induction @ repeated"} <= set(roles.kinds)
+    with pytest.raises(InputsError, match="copying"):
+        interp.head_roles(headless("bert"), pairs("bert")[0], kinds=["copying"], n=2, length=6, repeats=2)

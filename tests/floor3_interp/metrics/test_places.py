@@ -230,6 +230,8 @@ def test_the_other_engines_take_it_too(name: str) -> None:
     torch.testing.assert_close(table.measures[0].values[at], lost.double(), **CLOSE)
     agreed = interp.attribution.agree(m, x, metric=metric, shares=(0.0, 0.5), random=1)
     torch.testing.assert_close(agreed.curves[0, 0], metric(final(m.module, x), m.inputs(x)).double(), **CLOSE)
+    with pytest.raises(InputsError, match="use method='chefer-generic'"):
+        interp.relevance(m, x, metric=metric, method="chefer")
     for method in ("gradient_x_input", "chefer-generic"):
         assert interp.relevance(m, x, metric=metric, method=method).values.abs().sum() > 0
     if name == "dinov2":  # BERT normalises after adding, so it has no edges

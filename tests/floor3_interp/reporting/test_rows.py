@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from models import attached
 
 import interp
 from interp.heads.rows import COLUMNS, SCHEMA, head_rows, joined, ranked, read_rows, write_rows
+from interp.metrics import Logit
 from interp.reporting.difference import difference
 from interp.reporting.sections.agreement import agreement
 from interp.results.effects import Effects
@@ -46,6 +48,26 @@ def test_rows_hold_the_numbers_of_the_result_and_its_meaning() -> None:
     assert set(rows["n"]) == {5}
     assert set(rows["schema"]) == {SCHEMA}
     assert first["site"].tolist() == [site.removesuffix(".z") for site in e.sites]
+
+
+def test_what_stands_in_a_heads_place_is_what_the_result_says_and_never_a_default() -> None:
+    m = attached("llama")
+    silent = replace(effects(m), meta={"metric": "x"}, reverse=None)
+    assert set(head_rows(silent, m.anatomy)["ablation"]) == {"not said"}
+    x = m.inputs({"input_ids": torch.randint(5, 90, (2, 6))})
+    y = m.inputs({"input_ids": torch.randint(5, 90, (2, 6))})
+    metric = Logit(((5,), (6,)))
+    made = {
+        "none": interp.patching.direct_effect(m, x, metric=metric),
+        "resample": interp.path_patch(m, base=x, source=y, metric=metric, receivers="logits", senders="L0.H*"),
+        "zero": interp.patch(m, base=x, source="zero", metric=metric, sites="L0.H*.z"),
+    }
+    for ablation, result in made.items():
+        assert set(head_rows(result, m.anatomy)["ablation"]) == {ablation}
+    hidden = interp.patching.knockout(m, x, metric=metric, edges=[("first", "last")], heads="L*.H*")
+    assert hidden.meta["corruption"] == "hidden keys"
+    averaged = interp.patch(m, base=x, source=interp.patching.Average([y]), metric=metric, sites="L0.H*.z")
+    assert set(head_rows(averaged, m.anatomy)["direction"]) == {"noise"}
 
 
 def test_query_heads_know_the_kv_group_they_share() -> None:
