@@ -171,8 +171,8 @@ class _Asked:
         m, site = self.model, site_of(self.metric)
         if propagated and site is not None:
             raise InputsError(
-                f"relevance is propagated from the logits of a class, and this metric reads {site!r}, whose numbers have"
-                " no relevance of their own to start from: use method='chefer-generic'."
+                f"relevance is propagated from the logits of a class, and this metric reads {site!r}, whose numbers"
+                " have no relevance of their own to start from: use method='chefer-generic'."
             )
         stack = m.anatomy.tower(self.embed.tower, text=str(self.embed))
         whole, read = rolled_out(m.module, stack, m.called_with(self.x.kwargs), self.score, propagated=propagated)

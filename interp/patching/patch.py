@@ -38,8 +38,8 @@ def patch(
 ) -> dict[str, Effects]: ...
 
 
-@hands_over
-def patch(  # type: ignore[misc]  # the overloads spell the metric out, and leave the rest to this
+@hands_over  # type: ignore[misc]  # the overloads spell the metric out, and leave the rest to this
+def patch(
     model: Model,
     *,
     base: Any,

@@ -210,6 +210,7 @@ class Task:
         if not self.whole:
             values: list[float] = Accuracy(self.answer_ids, self._choices())(logits, self.clean).tolist()
             return [value == 1.0 for value in values]
+        assert isinstance(self.metric, Reading)
         said = narrow(logits, self.clean, self.metric).argmax(-1).tolist()
         return [tuple(row[: len(ids)]) == ids for row, ids in zip(said, self.answer_ids, strict=True)]
 

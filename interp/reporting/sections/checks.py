@@ -45,12 +45,12 @@ def _numbers(task: Task) -> dict[str, float]:
 
 def _metric(task: Task, side: str) -> Tensor:
     """The metric of one side, per prompt."""
-    assert task.model is not None
+    model: Any = task.model
     found = []
     for start in range(0, len(task), 32):
         part = task.take(range(start, min(start + 32, len(task))))
         x = getattr(part, side)
-        found.append(scored(task.model, x, part.metric))
+        found.append(scored(model, x, part.metric))
     return torch.cat(found)
 
 
