@@ -33,7 +33,9 @@ class Generated:
 
     @property
     def text(self) -> str | None:
-        """The first row's text."""
+        """The text of a single row; that of several rows is `texts`."""
+        if len(self.ids) != 1:
+            raise InputsError(f"{len(self.ids)} rows were generated, so there is no one text: read .texts, row by row.")
         return self.texts[0] if self.texts else None
 
 

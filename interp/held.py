@@ -147,7 +147,7 @@ class Held:
         images: Any = None,
         videos: Any = None,
         audio: Any = None,
-        chat: bool | None = None,
+        chat: bool | Mapping[str, Any] | None = None,
         continuation: Any = None,
         padding: Literal["left", "right"] | None = None,
         language: str | Sequence[str] | None = None,

@@ -74,6 +74,8 @@ def query_heads(
 def _fitted(model: Model, questions: Any, passages: Sequence[str]) -> Task:
     if not isinstance(questions, Task):
         raise InputsError(f"expected a task, such as interp.tasks.needle(m), got {type(questions).__name__}.")
+    if questions.chat is not None:
+        raise InputsError("an empty question is put into plain prompts; this task stands in a chat: take it without.")
     task = questions if questions.model is model else questions.on(model)
     for i, row in enumerate(task.rows):
         missing = [name for name in ("question", *passages) if name not in row.positions]

@@ -112,7 +112,14 @@ def note(key: str, values: Sequence[str]) -> list[str]:
 
 
 def haystack(
-    rng: random.Random, *, length: int, depth: float, distractors: int = 3, key: str | None = None
+    rng: random.Random,
+    *,
+    length: int,
+    depth: float,
+    distractors: int = 3,
+    key: str | None = None,
+    keys_from: Sequence[str] = KEYS,
+    values_from: Sequence[str] = VALUES,
 ) -> Haystack:
     """Draw a prompt of exactly `length` words whose needle stands at `depth`; distractors are notes with other keys."""
     room = length - NEEDLE_WORDS * (1 + distractors) - 3
@@ -125,8 +132,8 @@ def haystack(
     if not 0.0 <= depth <= 1.0:
         raise NeedleError(f"expected a depth from 0 to 1, got {depth}")
     keys = [key] if key else []
-    keys += rng.sample([k for k in KEYS if k != key], 1 + distractors - len(keys))
-    notes = [note(k, rng.sample(VALUES, 2)) for k in keys]
+    keys += rng.sample([k for k in keys_from if k != key], 1 + distractors - len(keys))
+    notes = [note(k, rng.sample(list(values_from), 2)) for k in keys]
     start = round(depth * (length - 3 - NEEDLE_WORDS))
     before = _scatter(rng, notes[1:], length=length - 3 - NEEDLE_WORDS)
     body, start = _insert(before, notes[0], near=start)

@@ -15,18 +15,20 @@ from interp.prompts.rows import Prompt, Reads, Recipe, Row, Score
 from interp.prompts.vocabulary import TaskError
 
 FORMAT = 1
-Head = tuple[str, Score, bool, Recipe | None, Reads]
-"""Name, score, whether answers are forced as a whole, who made the rows, and what a similarity reads."""
+Head = tuple[str, Score, bool, Recipe | None, Reads, str | None]
+"""Name, score, whether answers are forced as a whole, who made the rows, what a similarity reads, and what is asked
+where it is a chat."""
 NEEDED = ("clean", "corrupt", "answer")
 
 
 def save(head: Head, rows: Sequence[Row], path: Path) -> Path:
     """Write a task; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    name, score, whole, made, reads = head
+    name, score, whole, made, reads, chat = head
     recipe = None if made is None else {"generator": made.generator, "options": dict(made.options)}
     first = {"interp_task": FORMAT, "name": name, "score": score, "whole": whole, "recipe": recipe}
     first |= {"reads": list(reads)} if score == "similarity" else {}
+    first |= {} if chat is None else {"chat": chat}
     lines = [first, *(_row_out(row, i, path) for i, row in enumerate(rows))]
     new = path.with_name(path.name + ".new")
     new.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -57,7 +59,7 @@ def load(path: Path) -> tuple[Head, tuple[Row, ...]]:
     recipe = head.get("recipe")
     made = None if recipe is None else Recipe(recipe["generator"], recipe["options"])
     site, pool = head.get("reads", ("final_norm", "mean"))
-    return (head["name"], head["score"], head["whole"], made, (site, pool)), rows
+    return (head["name"], head["score"], head["whole"], made, (site, pool), head.get("chat")), rows
 
 
 def _line(path: Path, number: int, text: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Without a haystack of your own, prompts are those `zoo:needle` was trained on (`interp/prompts/needles.py`): notes "note
 : lisbon amber violin ." between filler sentences, "question : lisbon" at the end, and two words to answer; lengths are
-tokens of a word-level tokenizer, `<bos>` not counted. The corrupt prompt has other words in the needle, whose first is
+words, which are tokens of a word-level tokenizer, `<bos>` not counted. On a model only keys and values of one token
+are drawn. The corrupt prompt has other words in the needle, whose first is
 the wrong answer. With `haystack=` (a text file) and `needles=` (from `interp.formats.needles`), each needle is put
 between two sentences at each depth (0 is the start), and the whole answer is teacher-forced; lengths then are tokens of
 the model. Limits: one needle asked for; with a haystack of your own the corrupt prompt lets the answer's words change
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from interp.prompts.draw import Split, stream
-from interp.prompts.needles import VALUES, NeedleError
+from interp.prompts.needles import KEYS, VALUES, NeedleError
 from interp.prompts.needles import haystack as generated
 from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, TaskError, Vocabulary
@@ -25,6 +26,8 @@ from interp.tasks.haystack import Needle, from_file
 from interp.tasks.task import Task, generator, made
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+Pools = tuple[Sequence[str], Sequence[str]]
+"""Keys and values that are one token each."""
 
 
 @generator
@@ -48,7 +51,9 @@ def needle(
     if haystack is not None:
         hidden = Task("needle", tuple(from_file(Path(haystack), needles, cells, Vocabulary(model))), "logprob", True)
         return hidden if model is None else hidden.on(model)
-    rows = [_row(rng, length, depth, distractors, whole) for length, depth, _ in cells]
+    words = Vocabulary(model)
+    pools = words.pool(KEYS, "key", least=1 + distractors), words.pool(VALUES, "value", least=6)
+    rows = [_row(rng, pools, length, depth, distractors, whole) for length, depth, _ in cells]
     options = {"n": n, "seed": seed, "lengths": list(lengths), "depths": list(depths), "distractors": distractors}
     options["whole"] = whole
     return made("needle", model, rows, options=options, score="logprob" if whole else "difference", whole=whole)
@@ -62,13 +67,14 @@ def _check(lengths: Sequence[int], depths: Sequence[float], n: int) -> None:
             raise TaskError(f"expected depths from 0 to 1, got {depth}")
 
 
-def _row(rng: random.Random, length: int, depth: float, distractors: int, whole: bool) -> Row:
+def _row(rng: random.Random, pools: Pools, length: int, depth: float, distractors: int, whole: bool) -> Row:
+    keys, values = pools
     try:
-        hay = generated(rng, length=length, depth=depth, distractors=distractors)
+        hay = generated(rng, length=length, depth=depth, distractors=distractors, keys_from=keys, values_from=values)
     except NeedleError as error:
         raise TaskError(f"the needle is longer than the haystack: {error}") from None
     first, last = hay.answer_span
-    others = rng.sample([word for word in VALUES if word not in hay.words], last - first)
+    others = rng.sample([word for word in values if word not in hay.words], last - first)
     changed = (*hay.words[:first], *others, *hay.words[last:])
     answer = " ".join(hay.answer)
     return Row(

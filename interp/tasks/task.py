@@ -6,8 +6,8 @@ row, and answers are one token each, or are teacher-forced as a whole; anything 
 is asked with `score="similarity"`: the answer is then another text whose vector the clean one's should be near to,
 nearer than to the wrong text's (no answer: its own clean vector), and `reads` says which vector that is.
 `.heldout` is the same question with other names and templates, `.filter()` keeps the rows the model gets right and says
-how many. Cost: none but `filter`, one forward pass over the clean prompts, and one over the answers of a similarity.
-Limits: one picture a row.
+how many, `.in_chat()` puts them into a chat. Cost: none but `filter`, one forward pass over the clean prompts, and one
+over the answers of a similarity. Limits: one picture a row.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from interp.tasks import files
 Made = TypeVar("Made", bound="Generator")
 
 Generator = Callable[..., "Task"]
+ASK = "Complete the text."
 GENERATORS: dict[str, Generator] = {}
 """By name: what `task.heldout` asks for more rows."""
 
@@ -59,6 +60,8 @@ class Task:
     model: Host | None = field(default=None, compare=False, repr=False)
     reads: Reads = ("final_norm", "mean")
     """Of a similarity."""
+    chat: str | None = None
+    """What the user asks for, where the prompts stand in the model's chat template."""
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -78,6 +81,14 @@ class Task:
         task = replace(self, model=model)
         _check_fit(task)
         return task
+
+    def in_chat(self, ask: str = ASK) -> Task:
+        """The same rows in the chat template of a model that was trained on one: `ask` from the user, and each prompt
+        as the beginning of an answer that the model goes on with."""
+        if any(not isinstance(row.clean, str) or row.image is not None for row in self.rows):
+            raise TaskError(f"the task {self.name!r} has prompts of ids or pictures; a chat begins an answer of text")
+        task = replace(self, chat=ask)
+        return task if self.model is None else task.on(self.model)
 
     def take(self, rows: Sequence[int]) -> Task:
         """The task of those rows."""
@@ -115,8 +126,12 @@ class Task:
         pictures = {} if images[0] is None else {"images": images}
         if not any(prompts):
             return self.model.prepare(None, **pictures)
-        given = [list(p) if isinstance(p, tuple) else p for p in prompts]
+        given: list[Any] = [list(p) if isinstance(p, tuple) else p for p in prompts]
         more: dict[str, Any] = {} if isinstance(prompts[0], tuple) else {"chat": False}
+        if self.chat is not None:
+            user = {"role": "user", "content": self.chat}
+            given = [[user, {"role": "assistant", "content": prompt}] for prompt in prompts]
+            more["chat"] = {"continue_final_message": True}
         if self.whole:
             more["continuation"] = [list(ids) for ids in self.answer_ids]
         return self.model.prepare(given, **pictures, **more)
@@ -187,7 +202,8 @@ class Task:
                 f"no generator {self.recipe.generator!r} of tasks is known here: import the module that defines it"
             )
         generate = GENERATORS[self.recipe.generator]
-        return generate(self.model, **{**self.recipe.options, "split": "heldout"})
+        found = generate(self.model, **{**self.recipe.options, "split": "heldout"})
+        return found if self.chat is None else found.in_chat(self.chat)
 
     def right(self, *, batch: int = 32) -> tuple[bool, ...]:
         """For each row, whether the model prefers a right answer on the clean side."""
@@ -225,14 +241,14 @@ class Task:
 
     def save(self, path: str | Path) -> Path:
         """Write JSONL: a head line, then one line a row; pictures go to a folder beside it."""
-        head = (self.name, self.score, self.whole, self.recipe, self.reads)
+        head = (self.name, self.score, self.whole, self.recipe, self.reads, self.chat)
         return files.save(head, self.rows, Path(path))
 
     @staticmethod
     def load(path: str | Path, model: Host | None = None) -> Task:
         """Read what `save` wrote."""
-        (name, score, whole, recipe, reads), rows = files.load(Path(path))
-        task = Task(name, rows, score, whole, recipe, reads=reads)
+        (name, score, whole, recipe, reads, chat), rows = files.load(Path(path))
+        task = Task(name, rows, score, whole, recipe, reads=reads, chat=chat)
         return task if model is None else task.on(model)
 
     @staticmethod
@@ -369,12 +385,24 @@ def _span(task: Task, name: str) -> Span:
     return Span(tuple(_row_span(task, i, row.positions.get(name)) for i, row in enumerate(task.rows)), name)
 
 
+def _before(task: Task, index: int) -> str:
+    """What stands before the prompt of a row in a chat."""
+    text, prompt = task.clean.texts[index], task.rows[index].clean
+    if prompt not in text:
+        raise TaskError(
+            f"the chat template rewrites the prompt of row {index} of {task.name!r}, so nothing in it is found"
+        )
+    found: str = text[: text.rindex(prompt)]
+    return found
+
+
 def _row_span(task: Task, index: int, place: Place | None) -> tuple[int, int] | None:
     if place is None:
         return None
     first, second = place
     if isinstance(first, str):
-        found: tuple[int, int] = task.clean.find(first, second, row=index).rows[index]
+        before = 0 if task.chat is None or second < 0 else _before(task, index).count(first)
+        found: tuple[int, int] = task.clean.find(first, second + before, row=index).rows[index]
         return found
     start = int(torch.argmax(task.clean.valid[index].int()))
     return start + first, start + second

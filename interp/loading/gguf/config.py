@@ -1,7 +1,11 @@
-"""The config of a model in a GGUF file: every fact about the architecture is used, or the file is refused by its name.
+"""The config of a model in a GGUF file: every fact that the file states about the architecture is used, or refused by
+its name.
 
-What a file leaves out cannot be seen from what it says: transformers' own reader takes the class's default and says
-nothing (rope scaling of Llama-3.1 and 3.2, Gemma-3 of 4 B and more). Here each such case is an error.
+What a file leaves out cannot be seen from what it states: transformers' own reader takes the class's default and says
+nothing. Of that, the cases that leave a trace are errors here (the rope scaling of Llama-3.1 and 3.2 is a tensor,
+Gemma-3 of 4 B and more is known by its layers). Others leave none: Mistral is written as `llama`, and the window of
+4,096 tokens that the first Mistral-7B has is not in the file, so it is read as a Llama without a window, which is
+another model on longer texts. Where that matters, take the original checkpoint.
 """
 
 from __future__ import annotations

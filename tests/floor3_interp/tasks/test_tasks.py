@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -183,12 +184,12 @@ MISFITS = [
     ("ioi", lambda: planted_model("planted-decoder"), "tokenizer has"),
     ("greater_than", lambda: word_level("ioi"), "splits years"),
     ("key_value", lambda: word_level("needle"), "no token for"),
-    ("needle", lambda: word_level("ioi"), "no token for"),
+    ("needle", lambda: word_level("ioi"), "tokenizer has"),
     ("copy_colors", lambda: word_level("needle"), "no token for"),
     ("docstring", lambda: word_level("needle"), "argument name"),
     ("subject_verb", lambda: word_level("needle"), "plural|noun"),
     ("ioi", tiny_vit, "no tokenizer|classes are"),
-    ("needle", tiny_vit, "no tokenizer"),
+    ("needle", tiny_vit, "no tokenizer|classes are"),
     ("shapes", lambda: word_level("ioi"), "no vision tower"),
     ("shapes", lambda: planted_model("planted-lvlm"), "no token for"),
 ]
@@ -382,6 +383,77 @@ def test_greater_than_counts_every_later_year():
     for row in task.rows:
         assert len(row.answers) + len(row.wrong) == 100
         assert min(row.answers) > row.meta["year"] >= max(row.wrong)
+
+
+def digits(size: int) -> Stand:
+    """A tokenizer of words that takes digits apart, `size` of them together."""
+    inner = Tokenizer(models.BPE())
+    pieces = pre_tokenizers.Split(Regex(rf"\d{{1,{size}}}| ?[^\s\d]+|\s+"), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    inner.decoder = decoders.ByteLevel()
+    texts = [row.clean for row in tasks.greater_than(None, n=80).rows] * 2
+    texts += [f"{n:03d}" for n in range(1000)] * 3
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=3000, initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator(texts, trainer)
+    return Stand(tiny_gpt2(inner.get_vocab_size()), PreTrainedTokenizerFast(tokenizer_object=inner))
+
+
+def test_years_said_digit_by_digit_are_compared_where_they_differ_first():
+    model = digits(1)
+    task = tasks.greater_than(model, n=20)
+    assert lengths(task.clean) == lengths(task.corrupt)
+    for row in task.rows:
+        tens = row.meta["year"][0]
+        assert set(row.answers) == {d for d in "0123456789" if d > tens}
+        assert set(row.wrong) == {d for d in "0123456789" if d < tens}
+        assert min(len(row.answers), len(row.wrong)) > 0
+        assert row.meta["digit"]
+        assert row.clean.endswith(f" {row.meta['century']}")
+    assert task.metric(model.run(task.clean)["logits"], task.clean).isfinite().all()
+    assert tasks.greater_than(byte_pairs(), n=3).rows[0].meta.get("digit") is None
+    with pytest.raises(TaskError, match="or into digits"):
+        tasks.greater_than(digits(3), n=3)
+
+
+def test_needles_are_words_of_one_token():
+    inner = byte_pairs().tokenizer
+    for whole in (False, True):
+        task = tasks.needle(byte_pairs(), n=3, lengths=(64,), depths=(0.5,), whole=whole)
+        for row in task.rows:
+            for word in (row.meta["key"], *row.meta["answer"].split()):
+                assert len(inner(f" {word}", add_special_tokens=False)["input_ids"]) == 1
+        assert lengths(task.clean) == lengths(task.corrupt)
+
+
+def test_a_task_in_a_chat_begins_the_answer(tmp_path):
+    tokenizer = byte_pairs().tokenizer
+    template = (
+        "{% for m in messages %}<{{ m['role'] }}> Mary {{ m['content'] }} </s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    spoken = copy.deepcopy(tokenizer)
+    spoken.chat_template = template
+    model = interp.attach(tiny_gpt2(len(spoken)), spoken)
+    plain = tasks.ioi(model, n=4)
+    task = plain.in_chat("Mary, go on.")
+    for i, row in enumerate(task.rows):
+        text = task.clean.texts[i]
+        assert text.endswith(row.clean)
+        assert "Mary, go on." in text
+        for name, place in row.positions.items():
+            (start, end), (low, high) = task.positions[name].rows[i], plain.positions[name].rows[i]
+            assert task.clean.tokens[i][start:end] == plain.clean.tokens[i][low:high], (name, place)
+            assert task.clean.length - start == plain.clean.length - low
+    assert lengths(task.clean) == lengths(task.corrupt)
+    assert task.heldout.chat == "Mary, go on."
+    again = Task.load(task.save(tmp_path / "chat.jsonl"))
+    assert again.chat == task.chat
+    assert torch.equal(again.on(model).clean.kwargs["input_ids"], task.clean.kwargs["input_ids"])
+    with pytest.raises(TaskError, match="ids or pictures"):
+        tasks.shapes(tiny_vit(), n=2).in_chat()
 
 
 def test_the_planted_decoder_does_its_tasks():
