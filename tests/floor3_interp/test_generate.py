@@ -192,3 +192,11 @@ def test_generate_inside_edited_is_generate_with_edits() -> None:
     with m.edited(edits):
         found = m.module.generate(**x.kwargs, max_new_tokens=NEW, do_sample=False)
     assert torch.equal(found[:, x.length :], expected.ids)
+
+
+def test_one_text_is_that_of_one_row() -> None:
+    m = attached("llama")
+    with pytest.raises(InputsError, match=r"\.texts"):
+        _ = m.generate(prompt(m, batch=2), max_new_tokens=2).text
+    alone = m.generate(prompt(m, batch=1), max_new_tokens=2)
+    assert alone.text == (alone.texts[0] if alone.texts else None)
