@@ -5,19 +5,24 @@ W_Q W_K^T, and the whole OV circuit from words to logits W_E W_OV W_U; its copyi
 
     sum of Re(lambda) / sum of |lambda|        over the eigenvalues, from -1 to 1
 
-exactly, since W_E W_V W_O W_U has the eigenvalues of the small matrix (W_O W_U) (W_E W_V), and zeros. The same is given
+exactly, since W_E W_V W_O W_U has the eigenvalues of the small matrix W_O (W_U W_E) W_V, and zeros. The same is given
 of W_OV within the residual. An entry (s, t) of the whole circuit, less the mean over t, is how much looking at word s
 raises word t. Composition of an earlier head A with a later head B is |W_OV^A M| / (|W_OV^A| |M|) in Frobenius norms,
 with M = W_QK^B (q), its transpose (k), or W_OV^B (v); beside it stands what random matrices of these shapes give. Norm
 gains are folded in as `interp/heads/matrices.py` says; what norms divide by, attention biases, MLPs and positions are
 left out. Query heads that share a kv head share W_K and W_V. Rotary models have their W_QK at distance 0.
-Cost: a forward pass over as many tokens as the model is wide, and six short ones per layer; for the tokens of a head
-one product of vocabulary x d_head x vocabulary. Limits: what a circuit can do is not what it does: where the head
-looks, and whether anything reads it, the weights do not say. Towers without words have the residual's scores only.
+Cost: a forward pass over as many tokens as the model is wide, and six short ones per layer; W_U W_E once, vocabulary x
+d x d products; for the tokens of a head vocabulary x d x d_head, and a search (`interp/heads/word_pairs.py`) that looks
+at every pair of a small vocabulary and not at all of a large one, as `meta["words looked at"]` says. Limits: what a
+circuit can do is not what it does: where the head looks, and whether anything reads it, the weights do not say. Towers
+without words have the residual's scores only.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +30,7 @@ from torch import Tensor
 
 from interp.heads.kinds.reading import head_names, head_sites, heads_of, tower_of
 from interp.heads.matrices import HeadMatrices, LayerMatrices
+from interp.heads.word_pairs import WordPairs, word_pairs
 from interp.hooks.errors import InputsError, ModelError
 from interp.provenance import about
 from interp.records import Method, register
@@ -35,7 +41,8 @@ if TYPE_CHECKING:
 
 FEW = 8
 """Of at most so many heads the tokens are looked up unless told otherwise."""
-ROWS = 512
+WORDS = 2**14
+"""Of the vocabulary at a time."""
 
 Head = tuple[int, LayerMatrices, int]
 """Layer, its matrices, head."""
@@ -59,19 +66,19 @@ def head_circuits(
     if keep < 0 or draws < 1:
         raise InputsError(f"expected top of 0 or more and at least one draw, got top={top}, draws={draws}.")
     words, left_out = _words(matrices)
-    eigenvalues = {RESIDUAL: _stack([_eigenvalues(m.o[h], m.v[h]) for _, m, h in every])}
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    eigenvalues = {RESIDUAL: _stack([_eigenvalues(m.o[h] @ m.v[h]) for _, m, h in every])}
+    found: list[WordPairs] = []
     if words is not None:
-        ends = [_ends(*words, m, h) for _, m, h in every]
-        eigenvalues = {VOCABULARY: _stack([_eigenvalues(w, r) for r, w in ends]), **eigenvalues}
-        found = [_tokens(reads, writes, keep) for reads, writes in ends] if keep else []
+        smalls, found = _vocabulary(*words, every, keep, seed)
+        eigenvalues = {VOCABULARY: _stack([_eigenvalues(small) for small in smalls]), **eigenvalues}
     composition, baseline, why = _composition(every, draws, seed)
     left_out |= {"composition": why} if why else {}
-    pairs = {sign: torch.stack([one[n] for one in found]) for n, sign in enumerate(("promoted", "suppressed")) if found}
+    pairs = {sign: torch.stack([getattr(one, sign) for one in found]) for sign in ("promoted", "suppressed") if found}
+    looked = {"words looked at": [found[0].looked, len(words[0])]} if found and words is not None else {}
     return HeadCircuits(
         head_names(model, sites), {name: _score(values) for name, values in eigenvalues.items()}, eigenvalues, pairs,
-        torch.stack([own for _, _, own in found]) if found else None, composition, baseline, _names(model, pairs),
-        left_out, {**about(model.module, None), "method": "weights", "draws": draws, "seed": seed,
+        torch.stack([one.own for one in found]) if found else None, composition, baseline, _names(model, pairs),
+        left_out, {**about(model.module, None), "method": "weights", "draws": draws, "seed": seed, **looked,
                    "norms": "gains folded in, scales left out", "rotary": "queries and keys at distance 0"},
     )  # fmt: skip
 
@@ -86,16 +93,49 @@ def _words(matrices: HeadMatrices) -> tuple[tuple[Tensor, Tensor] | None, dict[s
     return (embedding[:count].cpu(), unembedding[:, :count].cpu()), {}
 
 
-def _ends(embedding: Tensor, unembedding: Tensor, of: LayerMatrices, head: int) -> tuple[Tensor, Tensor]:
-    """W_E W_V [word, d_head] and W_O W_U less its mean over words [d_head, word]."""
-    reads = torch.cat([part.double() @ of.v[head] for part in embedding.split(2**14)])
-    writes = torch.cat([of.o[head] @ part.double() for part in unembedding.split(2**14, 1)], 1)
-    return reads, writes
+def _vocabulary(
+    embedding: Tensor, unembedding: Tensor, every: list[Head], keep: int, seed: int
+) -> tuple[list[Tensor], list[WordPairs]]:
+    """By head W_O W_U W_E W_V [d_head, d_head], and the pairs of words that it promotes and suppresses."""
+    if not keep:  # W_U W_E [d, d] once, which all heads share
+        through = sum(u.double() @ e.double() for e, u in _parts(embedding, unembedding))
+        size = float(torch.linalg.norm(through))
+        return [_rounded(m.o[h] @ through @ m.v[h], size * _size(m.o[h], m.v[h])) for _, m, h in every], []
+    smalls, found = [], []
+    for _, m, h in every:
+        small, reads, writes = _ends(embedding, unembedding, m, h)
+        smalls.append(small)
+        found.append(word_pairs(reads, writes, keep, seed=seed))
+    return smalls, found
 
 
-def _eigenvalues(second: Tensor, first: Tensor) -> Tensor:
-    """Those of `first second` that may differ from 0, largest first: `second first` is small."""
-    found = torch.linalg.eigvals(second @ first)
+def _size(*factors: Tensor) -> float:
+    return math.prod(float(torch.linalg.norm(one)) for one in factors)
+
+
+def _rounded(small: Tensor, size: float) -> Tensor:
+    """A product of factors of that size together, or 0 where nothing of it is more than rounding."""
+    return small if float(torch.linalg.norm(small)) > 1e-15 * size else torch.zeros_like(small)
+
+
+def _parts(embedding: Tensor, unembedding: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(embedding.split(WORDS), unembedding.split(WORDS, 1), strict=True)
+
+
+def _ends(embedding: Tensor, unembedding: Tensor, of: LayerMatrices, head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """W_O W_U W_E W_V, and in float32 W_E W_V [word, d_head] and W_O W_U [d_head, word]."""
+    small, reads, writes = of.v.new_zeros(of.o.shape[1], of.v.shape[2]), [], []
+    for read, write in _parts(embedding, unembedding):
+        read, write = read.double() @ of.v[head], of.o[head] @ write.double()
+        small += write @ read
+        reads.append(read.float())
+        writes.append(write.float())
+    return small, torch.cat(reads), torch.cat(writes, 1)
+
+
+def _eigenvalues(small: Tensor) -> Tensor:
+    """Of `second first`, which are those of the large `first second` that may differ from 0; largest first."""
+    found = torch.linalg.eigvals(small)
     return found[found.abs().argsort(descending=True)]
 
 
@@ -109,23 +149,6 @@ def _score(eigenvalues: Tensor) -> Tensor:
     return torch.where(total > 0, eigenvalues.real.sum(1) / total.clamp(min=1e-300), 0.0)
 
 
-def _tokens(reads: Tensor, writes: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Promoted and suppressed (source, target, logit) [rank, 3], and the share of words that raise themselves most."""
-    writes = (writes - writes.mean(1, keepdim=True)).float()
-    best = {1: torch.zeros(0, 3, dtype=torch.double), -1: torch.zeros(0, 3, dtype=torch.double)}
-    own = 0
-    for start in range(0, len(reads), ROWS):
-        some = reads[start : start + ROWS].float() @ writes
-        at = torch.arange(start, start + len(some))
-        own += int(((some.argmax(1) == at) & (some.amax(1) > 0)).sum())
-        for sign, held in best.items():
-            values, flat = (sign * some).flatten().topk(min(keep, some.numel()))
-            places = (at[flat // some.shape[1]], flat % some.shape[1], sign * values)
-            both = torch.cat([held, torch.stack([one.double() for one in places], 1)])
-            best[sign] = both[(sign * both[:, 2]).argsort(descending=True, stable=True)[:keep]]
-    return best[1], best[-1], torch.tensor(own / len(reads), dtype=torch.double)
-
-
 def _names(model: Model, pairs: dict[str, Tensor]) -> dict[int, str]:
     if not pairs or not hasattr(model.tokenizer, "convert_ids_to_tokens"):
         return {}
@@ -135,45 +158,65 @@ def _names(model: Model, pairs: dict[str, Tensor]) -> dict[int, str]:
 
 def _composition(every: list[Head], draws: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
     """By side, scores and what random matrices give [sender, receiver]; and why there are none or not all."""
-    if len({layer for layer, _, _ in every}) < 2:
+    layers = {layer: m for layer, m, _ in every}
+    if len(layers) < 2:
         return {}, {}, "heads compose with those of other layers, and one layer was asked for"
-    why = next((m.why for _, m, _ in every if m.why), "")
-    scores: dict[str, Tensor] = {}
-    baseline: dict[str, Tensor] = {}
+    why = next((m.why for m in layers.values() if m.why), "")
+    at = {layer: [n for n, (one, _, _) in enumerate(every) if one == layer] for layer in layers}
+    heads = {layer: [every[n][2] for n in numbers] for layer, numbers in at.items()}
+    sides = ("v",) if why else ("q", "k", "v")
+    scores, baseline = ({s: torch.zeros(len(every), len(every), dtype=torch.double) for s in sides} for _ in range(2))
     known: dict[tuple[int, ...], float] = {}
-    for side in ("v",) if why else ("q", "k", "v"):
-        scores[side], baseline[side] = (torch.zeros(len(every), len(every), dtype=torch.double) for _ in range(2))
-        for a, (low, sender, h) in enumerate(every):
-            for b, (high, receiver, g) in enumerate(every):
-                if low < high:
-                    left, right = _side(receiver, g, side)
-                    shapes = (*sender.v[h].shape, *sender.o[h].shape, *left.shape, *right.shape)
-                    scores[side][a, b] = _composed(sender.v[h], sender.o[h], left, right)
-                    if shapes not in known:
-                        known[shapes] = _random(shapes, draws, seed)
-                    baseline[side][a, b] = known[shapes]
+    senders = {layer: _Product.of(m.v[heads[layer]], m.o[heads[layer]]) for layer, m in layers.items()}
+    for high, receiver in layers.items():
+        for side in sides:
+            reader = _Product.of(*_side(receiver, heads[high], side))
+            for low, sender in senders.items():
+                if low >= high:
+                    continue
+                place = torch.tensor(at[low])[:, None], torch.tensor(at[high])[None]
+                shapes = tuple(n for x in (sender, reader) for one in (x.left, x.right) for n in one.shape[1:])
+                if shapes not in known:
+                    known[shapes] = _random(shapes, draws, seed)
+                scores[side][place] = _composed(sender, reader)
+                baseline[side][place] = known[shapes]
     return scores, baseline, f"q and k: {why}" if why else ""
 
 
-def _side(of: LayerMatrices, head: int, side: str) -> tuple[Tensor, Tensor]:
-    """The receiver's matrix as a product [d, d_head] [d_head, d]."""
+def _side(of: LayerMatrices, heads: list[int], side: str) -> tuple[Tensor, Tensor]:
+    """The receivers' matrices as products [head, d, d_head] [head, d_head, d]."""
     if side == "v":
-        return of.v[head], of.o[head]
+        return of.v[heads], of.o[heads]
     assert of.q is not None
     assert of.k is not None
-    return (of.q[head], of.k[head].T) if side == "q" else (of.k[head], of.q[head].T)
+    q, k = of.q[heads], of.k[heads]
+    return (q, k.mT) if side == "q" else (k, q.mT)
 
 
-def _composed(v: Tensor, o: Tensor, left: Tensor, right: Tensor) -> float:
-    """|v o left right| / (|v o| |left right|), by matrices of d_head x d_head."""
-    a, b, c, d = _small(v), _small(o.T), _small(left), _small(right.T)
-    size = torch.linalg.norm(a @ b.T) * torch.linalg.norm(c @ d.T)
-    return float(torch.linalg.norm(a @ (o @ left) @ d.T) / size) if float(size) > 0 else 0.0
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """Matrices `left right`, [head, d, d_head] [head, d_head, d], with the R of a QR decomposition of `left` and of
+    the transpose of `right`: the same lengths and angles between columns, d_head x d_head; and the products' norms."""
+
+    left: Tensor
+    right: Tensor
+    small_left: Tensor
+    small_right: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> _Product:
+        """With what is worked out once for all pairs."""
+        a, b = (torch.linalg.qr(one, mode="r").R for one in (left, right.mT))
+        return cls(left, right, a, b, torch.linalg.norm(a @ b.mT, dim=(1, 2)))
 
 
-def _small(tall: Tensor) -> Tensor:
-    """R of a QR decomposition: the same lengths and angles between columns."""
-    return torch.linalg.qr(tall, mode="r").R
+def _composed(sender: _Product, receiver: _Product) -> Tensor:
+    """|v o left right| / (|v o| |left right|) [sender, receiver], by matrices of d_head x d_head."""
+    between = torch.einsum("axd,bdy->abxy", sender.right, receiver.left)
+    made = sender.small_left[:, None] @ between @ receiver.small_right.mT[None]
+    size = sender.size[:, None] * receiver.size[None]
+    return torch.where(size > 0, torch.linalg.norm(made, dim=(2, 3)) / size.clamp(min=1e-300), 0.0)
 
 
 def _random(shapes: tuple[int, ...], draws: int, seed: int) -> float:
@@ -181,8 +224,10 @@ def _random(shapes: tuple[int, ...], draws: int, seed: int) -> float:
     random = torch.Generator().manual_seed(seed)
 
     def one() -> float:
-        parts = [torch.randn(shapes[n], shapes[n + 1], generator=random, dtype=torch.double) for n in (0, 2, 4, 6)]
-        return _composed(*parts)
+        a, b, c, d = (
+            torch.randn(1, shapes[n], shapes[n + 1], generator=random, dtype=torch.double) for n in (0, 2, 4, 6)
+        )
+        return float(_composed(_Product.of(a, b), _Product.of(c, d)))
 
     return sum(one() for _ in range(draws)) / draws
 

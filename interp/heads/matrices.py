@@ -13,7 +13,8 @@ queries and keys are normalised on the way (Qwen3, Gemma-3) no matrix makes them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,13 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.example import example
 from interp.hooks.anatomy.norms import Frozen, frozen
+from interp.hooks.drive.blocks import called, keeps
+from interp.hooks.drive.intercept import Intercept
 from interp.hooks.drive.tail import Tail, last_tower, unembedding
-from interp.hooks.edits.edits import Set
+from interp.hooks.edits.edits import Edit, Set
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
 from interp.hooks.run.writes import Writes, spelled
 from interp.hooks.sites import Site
 from interp.hooks.stand.ports import head_results
@@ -53,6 +58,14 @@ class LayerMatrices:
     k: Tensor | None
     why: str = ""
     """Why there are no q and k."""
+
+
+class _Enough(Exception):
+    """Everything that is asked for has been seen."""
+
+
+def _enough(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _Enough
 
 
 class HeadMatrices:
@@ -116,8 +129,27 @@ class HeadMatrices:
         position, d]: what came before makes no difference, so one pass does for all."""
         sites = {layer.index: [self._site(layer, name) for name in ("q", "k", "v")] for layer in layers}
         edits = [Set(str(self._site(layer, "attn_in")), vectors) for layer in layers]
-        tape = self.model.run(self._inputs(batch), record=[s for some in sites.values() for s in some], edits=edits)
-        return {index: {site.component: tape[site].double() for site in some} for index, some in sites.items()}
+        found = self._until(layers, self._inputs(batch), [s for some in sites.values() for s in some], edits)
+        return {index: {site.component: found[site].double() for site in some} for index, some in sites.items()}
+
+    def _until(
+        self, layers: Sequence[Layer], kwargs: Mapping[str, Tensor], sites: Sequence[Site], edits: Sequence[Edit]
+    ) -> Mapping[Site, Tensor]:
+        """What a run has at sites of these layers: it ends behind the last of them, and no logits are made that nobody
+        reads."""
+        model, x = self.model, self.model.inputs(kwargs)
+        session = Session(model.module, model.anatomy, edits=edits, wish=Wish(sites), inputs=x, family=model.family)
+        end = max(layer.index for layer in layers)
+        known = {layer.block for layer in self.tower.layers if layer.index <= end}
+        later = [layer.block for layer in self.tower.layers if layer.index > end and layer.block not in known]
+        with Intercept(model.module) as put, model.on(session), torch.no_grad():
+            for block in later[:1]:
+                put.before(model.module.get_submodule(block), _enough)
+            with suppress(_Enough):
+                kept = keeps(model.module, torch.tensor([0]))
+                model.module(**called(model.module, model.called_with(x.kwargs), kept))
+        session.check_fired()
+        return session.recorded()
 
     def _inputs(self, batch: int) -> dict[str, Tensor]:
         return example(self.model.module, batch=batch, length=WORDS)
@@ -163,7 +195,9 @@ class HeadMatrices:
         rows = self._shape(batch)[0]
         units = torch.eye(width, dtype=self.model.dtype)
         parts: dict[int, dict[str, list[Tensor]]] = {one.index: {"q": [], "k": [], "v": []} for one in layers}
-        nothing = self._read(layers, torch.zeros(rows, positions, width, dtype=self.model.dtype), batch)
+        few = torch.zeros(self._shape(2)[0], positions, width, dtype=self.model.dtype)
+        nothing = {index: {name: value[:1] for name, value in found.items()}
+                   for index, found in self._read(layers, few, 2).items()}  # fmt: skip
         for start in range(0, width, rows * each):
             some = units[start : start + rows * each]
             vectors = torch.zeros(rows, each, width, dtype=self.model.dtype)

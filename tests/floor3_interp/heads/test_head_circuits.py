@@ -121,7 +121,7 @@ def test_copying_scores_are_those_of_all_eigenvalues() -> None:
 
 
 def test_tokens_are_the_largest_and_smallest_entries_of_the_whole_circuit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("interp.heads.head_circuits"), "ROWS", 50)
+    monkeypatch.setattr(import_module("interp.heads.word_pairs"), "ROWS", 50)
     m = attached("gpt2")
     found = interp.heads.head_circuits(m, "L1.H2", top=6)
     every = whole(m, 6)

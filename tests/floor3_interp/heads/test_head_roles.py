@@ -251,8 +251,8 @@ def test_copying_is_that_of_the_definition() -> None:
             raised = (logits - logits.mean(-1, keepdim=True)).relu()
             for b, ids in enumerate(once.ids.tolist()):
                 scores = []
-                for i in range(len(ids)):
-                    looked = ids[int(tape[f"L{layer}.pattern"][b, h, i].argmax())]
+                for i in range(1, len(ids)):  # the first token is where heads rest, and is not looked for
+                    looked = ids[1 + int(tape[f"L{layer}.pattern"][b, h, i, 1:].argmax())]
                     whole = sum(float(raised[b, i, t]) for t in ids)
                     own = float(raised[b, i, looked])
                     scores.append(4 * own / (own + whole) - 1 if own else -1.0)
