@@ -56,23 +56,28 @@ class Carries:
     def _projection(self, layer: int) -> nn.Module:
         return self.module.get_submodule(self.blocks.tower.by_index[layer].out or "")
 
-    def back(self, layer: int, g: Tensor) -> Tensor:
-        """`W_O^T carry^T g` [row, position, head, d_head]: the gradient by z, for one by the attention's write."""
-        found, between = self.blocks.tower.by_index[layer], self.between[layer]
-        if isinstance(between, nn.Module):
-            with torch.enable_grad():
-                x = self.out[layer].reshape(g.shape).detach().requires_grad_()
-                (g,) = torch.autograd.grad(between(x), x, g)
-        elif between is not None:
-            g = g * between
-        out = self._projection(layer)
-        weight = _plain(out)
-        if weight is not None:
-            return (g @ weight).unflatten(-1, (found.heads, found.d_value))
+    def carried(self, layer: int, g: Tensor) -> Tensor:
+        """`carry^T g` [receiver, row, position, d]: gradients by the attention's output, for those by its write."""
+        between = self.between[layer]
+        if not isinstance(between, nn.Module):
+            return g if between is None else g * between
         with torch.enable_grad():
-            nothing = g.new_zeros(*g.shape[:-1], found.heads * found.d_value).requires_grad_()
-            (z,) = torch.autograd.grad(out(nothing), nothing, g)
-        return z.unflatten(-1, (found.heads, found.d_value))
+            x = self.out[layer].reshape(g.shape[1:]).expand(g.shape).detach().requires_grad_()
+            (found,) = torch.autograd.grad(between(x), x, g)
+        return found
+
+    def by_head(self, layer: int, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """`z W_O` [head, row, position, d] of each head of z [row, position, head, d_head], without a bias; a
+        projection that is no plain matrix is given its `dtype`."""
+        weight = _plain(self._projection(layer))
+        if weight is not None:
+            return torch.einsum("bphk,dhk->hbpd", z, weight.to(z).unflatten(1, z.shape[2:]))
+        alone = torch.zeros(z.shape[2], *z.shape, dtype=dtype, device=z.device)
+        for head in range(z.shape[2]):
+            alone[head, :, :, head] = z[:, :, head]
+        with torch.no_grad():
+            made = self.project(layer, alone.flatten(0, 1))
+        return made.unflatten(0, alone.shape[:2]).to(z.dtype)
 
     def project(self, layer: int, z: Tensor) -> Tensor:
         """`z W_O` [..., d] of z [..., head, d_head], the heads summed, without a bias."""

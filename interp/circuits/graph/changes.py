@@ -1,9 +1,10 @@
 """What each sender writes more in the source than in the base, kept small: z of every head, writes of every MLP.
 
-A head's write is `carry(z W_O + b)`, so `<change of a head's write, g> = <change of z, W_O^T carry^T g>`: the gradient
-comes to the head, and no [batch, position, node, d] tensor is ever made. The carry (nothing, a multiplier, a layer
-scale, or a norm after the attention) is differentiated at the run that the gradient belongs to. Rows do not mix, so
-passes go over as many of them at a time as keep the graph of a block small beside the changes that have to stand.
+A head's write is `carry(z W_O + b)`, and of that only z is kept: no [batch, position, node, d] tensor of all nodes is
+ever made, and of one layer's heads only while they are held against what another layer reads. The carry (nothing, a
+multiplier, a layer scale, or a norm after the attention) is differentiated at the run that the gradient belongs to.
+Rows do not mix, so passes go over as many of them at a time as keep what is walked small beside the changes that have
+to stand.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ PARTS = ("z", "attn_out", "attn_write", "mlp_write")
 BY_ROW = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds"}
 """Arguments that have one entry per row; a batch with others is not taken apart."""
 GRAPH = 2**23
-"""Bytes that the graph of one block may always have; more where the changes themselves take four times that."""
+"""Bytes that what is walked may always have."""
+TAPES = 1.8
+"""What is walked may have so many tapes, z and resid_pre of every layer and row; the changes take another one."""
 IN_A_BLOCK = 34
 """A block with its graph, in residuals: an MLP of four times the width with its gradients, q, k, v, z and the norms."""
 
@@ -84,9 +87,18 @@ class GraphPair:
         """The rows that a pass takes at a time."""
         rows, shape = self.base.batch, self.valid.shape
         residual = shape[1] * self.blocks.tower.width * next(self.model.module.parameters()).element_size()
-        room = max(GRAPH, 2 * len(self.blocks.layers) * rows * residual // 4)
-        step = max(1, room // (IN_A_BLOCK * residual)) if self._apart() else rows
+        room = max(GRAPH, int(TAPES * 2 * len(self.blocks.layers) * rows * residual))
+        step = max(1, room // (self._standing() * residual)) if self._apart() else rows
+        step = -(-rows // -(-rows // step))  # as even as can be
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    def _standing(self) -> int:
+        """What stands in memory of a row that is walked, in residuals: one a layer, a block, a slope for each of its
+        receivers (and what a norm makes of them on the way back), a write for each head of a layer, once turned."""
+        graph = self.graph
+        slopes = max(len(graph.receivers_of(layer)) for layer in self.blocks.layers)
+        heads = max(layer.heads for layer in graph.layers)
+        return len(graph.layers) + IN_A_BLOCK + slopes * (6 if self.carries.wanted else 1) + 2 * heads
 
     def _apart(self) -> bool:
         """Whether rows can be run apart: nothing is shared between them, as a mean or a picture would be."""

@@ -118,6 +118,10 @@ class Graph:
         """Every edge as (sender, receiver), receiver by receiver."""
         return tuple((int(u), int(v)) for v, u in self.exists.T.nonzero().tolist())
 
+    def receivers_of(self, layer: int) -> list[Site]:
+        """Everything that reads in a layer."""
+        return [site for site in self.receivers if site.layer == layer]
+
     def heads_of(self, layer: int) -> slice:
         """The senders that are this layer's heads."""
         first = self.sender_at[Site(self.tower, layer, "attention", (0,))]

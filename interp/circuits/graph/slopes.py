@@ -2,15 +2,18 @@
 
 For a receiver v the slope is d metric / d in_v, in_v being the residual before the norm as v alone reads it; the score
 of u -> v is the sum over positions of <change of u's write, slope>. In each block, from the last one down, the gradient
-of q, k and v is taken back to the residual head by head, and that of the MLP's write to what the MLP reads, each is
-contracted with every earlier layer's changes and forgotten. What stands in memory is one change of z and of the MLP's
-write per layer, and one residual per layer and the graph of one block for the rows that are walked at a time.
+of q, k and v is taken back to the residual head by head, and that of the MLP's write to what the MLP reads; they are
+contracted with every earlier layer's changes and forgotten. What the heads of an earlier layer write more is made once
+for all receivers of a block (d x d products a token; to take each receiver's slope back to those heads would be as many
+times that). What stands in memory is one change of z and of the MLP's write per layer, and for the rows that are walked
+at a time one residual per layer, the graph of one block, a slope per receiver of it and a write per head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,6 +35,18 @@ Edits = Callable[[slice], Sequence[Edit]]
 """The edits of a pass on these rows."""
 
 
+class _Found:
+    """Slopes of some receivers side by side [receiver, row, position, d]."""
+
+    def __init__(self, most: int, like: Tensor) -> None:
+        self.sites: list[Site] = []
+        self.slopes = like.detach().new_empty(most, *like.shape)
+
+    def add(self, site: Site, slope: Tensor) -> None:
+        self.slopes[len(self.sites)] = slope
+        self.sites.append(site)
+
+
 class Slopes:
     """Adds up the scores [edge, row] of a pair, over one or more passes on its base."""
 
@@ -39,8 +54,10 @@ class Slopes:
         refuse_rounding(pair.model.module)
         self.pair, self.blocks, self.graph, self.carries = pair, pair.blocks, pair.graph, pair.carries
         self.more, self.rules, self.parts = more, rules, pair.parts()
-        self.first = [0, *self.graph.exists.sum(0).cumsum(0).tolist()]
-        """Where a receiver's edges begin; they are in the order of `graph.edges`."""
+        counts = self.graph.exists.sum(0)
+        self.first = counts.cumsum(0) - counts
+        """Where a receiver's edges begin; they are in the order of `graph.edges`, and the senders before a receiver are
+        the first ones there are, so that a run of senders is a run of edges."""
         shape = len(self.graph.edges), pair.base.batch
         self.scores = torch.zeros(shape, dtype=torch.float64, device=pair.model.device)
 
@@ -80,7 +97,9 @@ class Slopes:
         passed = self.pair.pass_base(rows, edits=made) if passed is None else passed
         self.edits = [(site.layer, edit) for edit in made for site in places(self.blocks.anatomy, edit)]
         self.rows = rows
-        self._contract(Site(None, None, "logits"), slope)
+        last = _Found(1, slope)
+        last.add(Site(None, None, "logits"), slope)
+        self._contract(last)
         for layer in reversed(self.blocks.layers):
             slope = self._block(passed, layer, slope)
 
@@ -115,23 +134,27 @@ class Slopes:
         inside = [edit for where, edit in self.edits if where == layer]
         mlp = [] if not shape.mlp else ["mlp_write"] if shape.parallel else ["resid_mid", "mlp_write"]
         called = self.blocks.run(passed, layer, hidden, record=["q", "k", "v", *mlp], edits=inside, grad=True)
+        middle = called.at.get("resid_mid", called.whole)
+        slope = slope.to(middle.device)
+        found = _Found(len(self.graph.receivers_of(layer)), hidden)
         if shape.mlp and self._read(Site(self.graph.tower, layer, "mlp_in")):
-            start = hidden if shape.parallel else called.at["resid_mid"]
+            start = hidden if shape.parallel else middle
             write = called.at["mlp_write"]
-            (found,) = torch.autograd.grad(write, start, slope.to(write.device), retain_graph=True)
-            self._contract(Site(self.graph.tower, layer, "mlp_in"), found)
+            (by_mlp,) = torch.autograd.grad(write, start, slope.to(write.device), retain_graph=True)
+            found.add(Site(self.graph.tower, layer, "mlp_in"), by_mlp)
+            slope = slope if shape.parallel else slope + by_mlp
         if not self._read(Site(self.graph.tower, layer, "q_in", (0,))):
+            self._contract(found)
             return slope
         heads = [called.at[part] for part in "qkv"]
-        assert called.out is not None
-        slope = slope.to(called.out.device)
-        *by_head, below = torch.autograd.grad(called.out, [*heads, hidden], slope, retain_graph=True)
+        *by_head, below = torch.autograd.grad(middle, [*heads, hidden], slope, retain_graph=True)
         for part, value, by in zip("qkv", heads, by_head, strict=True):
             for head in range(value.shape[2]):
                 only = torch.zeros_like(by)
                 only[:, :, head] = by[:, :, head]
-                (found,) = torch.autograd.grad(value, hidden, only, retain_graph=True)
-                self._contract(Site(self.graph.tower, layer, f"{part}_in", (head,)), found)
+                (one,) = torch.autograd.grad(value, hidden, only, retain_graph=True)
+                found.add(Site(self.graph.tower, layer, f"{part}_in", (head,)), one)
+        self._contract(found)
         return below
 
     def _read(self, receiver: Site) -> bool:
@@ -143,34 +166,50 @@ class Slopes:
         """Whether anything in a layer reads any of the senders that count."""
         return any(self._read(site) for site in self.graph.receivers if site.layer == layer)
 
-    def _contract(self, receiver: Site, slope: Tensor) -> None:
-        """The scores of every edge into a receiver."""
-        v, rows = self.graph.receiver_at[receiver], self.rows
-        if self._counts(0):
-            self._add(v, slice(0, 1), _dot(self.more.embed[rows], slope))
+    def _contract(self, found: _Found) -> None:
+        """The scores of every edge into some receivers that read at one layer, all against a layer's senders in one
+        product per row."""
+        if not found.sites:
+            return
+        numbers = torch.tensor([self.graph.receiver_at[site] for site in found.sites])
+        slopes, exists = found.slopes[: len(numbers)], self.graph.exists[:, numbers]
+        self._score(slice(0, 1), numbers, exists, slopes, lambda: self.more.embed[None, self.rows])
         for layer in self.blocks.layers:
-            if receiver.layer is not None and layer > receiver.layer:
+            if not bool(exists[self.graph.heads_of(layer).start].any()):
                 break
-            heads = self.graph.heads_of(layer)
-            if bool(self.graph.exists[heads.start, v]) and self._counts(heads.start):
-                change = self.more.z[layer][rows]
-                by_z = self.carries.back(layer, slope.to(change.device)).to(change.dtype)
-                self._add(v, heads, (change * by_z).sum((1, 3), dtype=torch.float64).T)
+            heads, carried = self.graph.heads_of(layer), partial(self.carries.carried, layer)
+            self._score(heads, numbers, exists, slopes, partial(self._writes, layer), carried)
             if layer in self.more.mlp:
                 u = self.graph.mlp_of(layer)
-                if bool(self.graph.exists[u, v]) and self._counts(u):
-                    self._add(v, slice(u, u + 1), _dot(self.more.mlp[layer][rows], slope))
+                self._score(slice(u, u + 1), numbers, exists, slopes, partial(self._mlp, layer))
 
-    def _add(self, v: int, senders: slice, found: Tensor) -> None:
-        """Senders before a receiver are the first ones there are, so a run of them is a run of edges."""
-        first = self.first[v]
-        self.scores[first + senders.start : first + senders.stop, self.rows] += self.weight * found.to(
-            self.scores.device
-        )
+    def _writes(self, layer: int) -> Tensor:
+        """What the heads of a layer write more, before what stands behind the projection [head, row, position, d]."""
+        return self.carries.by_head(layer, self.more.z[layer][self.rows], self.pair.model.dtype)
+
+    def _mlp(self, layer: int) -> Tensor:
+        return self.more.mlp[layer][None, self.rows]
+
+    def _score(
+        self,
+        senders: slice,
+        receivers: Tensor,
+        exists: Tensor,
+        slopes: Tensor,
+        writes: Callable[[], Tensor],
+        carried: Callable[[Tensor], Tensor] = lambda slopes: slopes,
+    ) -> None:
+        """Add <write, slope> of each of these senders, which write side by side, and each receiver that reads them."""
+        live = exists[senders.start]
+        if not bool(live.any()) or not self._counts(senders.start):
+            return
+        change = writes()
+        slopes = slopes if bool(live.all()) else slopes[live.to(slopes.device)]
+        slopes = carried(slopes.to(change.device)).to(change.dtype)
+        made = torch.bmm(slopes.flatten(2).transpose(0, 1), change.flatten(2).permute(1, 2, 0))
+        at = self.first[receivers[live]][:, None] + torch.arange(senders.start, senders.stop)
+        made = made.permute(1, 2, 0).flatten(0, 1).to(self.scores) * self.weight
+        self.scores[:, self.rows].index_add_(0, at.flatten().to(made.device), made)
 
     def _counts(self, sender: int) -> bool:
         return self.some is None or sender in self.some
-
-
-def _dot(change: Tensor, slope: Tensor) -> Tensor:
-    return (change * slope.to(change)).sum((1, 2), dtype=torch.float64)
