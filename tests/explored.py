@@ -75,6 +75,22 @@ def made_up(layers: int = 4, heads: int = 6, *, length: int = 16, examples: int 
     return made
 
 
+def large(edges: int = 1328) -> dict[str, Any]:
+    """A report of a model of 30 layers of 9 heads over 3 kv heads, with a circuit of many edges."""
+    made, random = made_up(30, 9, length=18), np.random.default_rng(2)
+    made["towers"][0]["kv_heads"] = 3
+    found: dict[tuple[str, str], float] = {}
+    while len(found) < edges:
+        low, high = sorted(random.choice(30, size=2, replace=False).tolist())
+        part, count = [("q_in", 9), ("k_in", 3), ("v_in", 3)][random.integers(3)]
+        reader = f"L{high}.{'H' if part == 'q_in' else 'K'}{random.integers(count)}.{part}"
+        found[f"L{low}.H{random.integers(9)}", reader] = float(random.normal())
+    made["circuit"] = {"title": "Circuit", "edges": [
+        {"sender": sender, "receiver": receiver, "score": score} for (sender, receiver), score in found.items()
+    ]}  # fmt: skip
+    return made
+
+
 def pictured() -> dict[str, Any]:
     """Two towers, and a picture of 3 x 4 patches behind a class token and a register."""
     random = np.random.default_rng(1)

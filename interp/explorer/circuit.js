@@ -32,7 +32,8 @@ function placed(edges) {
   const used = [...new Set(edges.flatMap((edge) => [edge.from, ...edge.to]))].map((id) => nodes.get(id)).sort((a, b) => a.order - b.order || a.slot - b.slot);
   const layers = [...new Set(used.map((node) => node.order))];
   const widest = Math.max(1, ...layers.map((order) => used.filter((node) => node.order === order).length));
-  const width = Math.max(320, widest * 88 + 20), step = 74, height = layers.length * step + 10;
+  // Rows stand closer where there are many.
+  const width = Math.max(320, widest * 88 + 20), step = clamp(1500 / layers.length, 38, 74), height = layers.length * step + 10;
   const spots = new Map();
   layers.forEach((order, i) => {
     const row = used.filter((node) => node.order === order);

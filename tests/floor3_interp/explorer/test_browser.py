@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from browsing import QUIET, browser, downloaded, opened
-from explored import HARM, harmful, made_up, pictured
+from explored import HARM, harmful, large, made_up, pictured
 from PIL import Image
 
 from interp.explorer.explore import Explorer
@@ -227,12 +227,31 @@ def test_names_are_there_for_those_who_do_not_see(show: Open) -> None:
         assert stops == 1, "a grid is one stop of the tab key"
 
 
-@pytest.mark.parametrize("make", [lambda: made_up(12, 12), pictured, harmful], ids=["heads", "picture", "harm"])
+@pytest.mark.parametrize(
+    "make", [lambda: made_up(12, 12), large, pictured, harmful], ids=["heads", "large", "picture", "harm"]
+)
 def test_it_fits_a_narrow_screen(show: Open, make: Callable[[], dict[str, Any]]) -> None:
     payload = make()
     site = payload["patterns"][0]["sites"][-1]
     with show(payload, fragment=f"#head={site}", width=320) as tab:
         assert tab.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_a_model_of_a_real_size_is_one_picture_and_can_be_searched(show: Open) -> None:
+    with show(large(), fragment="#head=L23.H3") as tab:
+        assert tab.locator("#map [role=gridcell]").count() == 270
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 1200
+        over = "all => all.filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.closest('section').id)"
+        assert tab.eval_on_selector_all("#map .scroll, #scatter .scroll, #ranking .scroll, #card .scroll", over) == []
+        assert tab.locator("#map figure svg").bounding_box()["height"] <= 900
+        box = tab.locator("#search")
+        for words, count in (("L23H3", 1), ("23.3", 1), ("l23.", 9)):
+            box.fill(words)
+            assert tab.locator("#bar output").inner_text() == f"{count} {'head' if count == 1 else 'heads'}"
+        assert tab.locator("#choose-edges").get_attribute("max") == "1328"
+        assert "60 of 1328" in tab.locator("#circuit").inner_text()
+        tall = tab.locator("#circuit .scroll svg").bounding_box()["height"]
+        assert tall <= 1600
 
 
 def test_print_leaves_the_controls_out(show: Open) -> None:
