@@ -10,6 +10,7 @@ from interp.commands import options as common
 REPORT = """examples:
   interp report zoo:ioi --out runs/ioi                    # the task it was made for
   interp report ./my-checkpoint --task ioi -n 64 --out runs/mine
+  interp report ./my-checkpoint --task ioi --budget 10min --out runs/short
   interp report zoo:ioi --out runs/ioi --resume           # goes on after a kill, ends with the same bytes"""
 RUN = """example:
   interp run experiment.yaml --out runs/grid
@@ -53,6 +54,9 @@ def _about_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=common.count, default=2, help="prompts whose patterns are shown")
     parser.add_argument("--draws", type=common.count, default=20, help="sets of random heads beside those found")
     parser.add_argument("--random", type=common.count, default=100, help="random circuits beside the circuit")
+    parser.add_argument(
+        "--budget", metavar="N", help="forward passes of its prompts that it may take, or minutes such as 10min"
+    )
     parser.add_argument("--no-circuit", action="store_true", help="leave the circuit out")
 
 
@@ -67,7 +71,8 @@ def run_report(options: argparse.Namespace) -> int:
     made = report(
         model, task=task_of(model, options), out=options.out, name=options.model, seed=options.seed, exact=exact,
         top=options.top, examples=options.examples, draws=options.draws, random=options.random,
-        circuit=not options.no_circuit, resume=options.resume, overwrite=options.overwrite, say=common.say,
+        circuit=not options.no_circuit, budget=options.budget, prompts="auto" if options.n is None else "all",
+        resume=options.resume, overwrite=options.overwrite, say=common.say,
     )  # fmt: skip
     rows = made.top(options.top)[["site", "estimate", "low", "high", "exact", "label"]]
     text = f"{common.shown(rows)}\n" + "".join(f"note: {line}\n" for line in made.warnings)
@@ -90,9 +95,10 @@ def run_grid(options: argparse.Namespace) -> int:
     )  # fmt: skip
     text = f"{common.shown(found.stability)}\n{found!r}"
     common.answer(
-        options, text, finding=found.finding, stability=common.records(found.stability), out=str(found.folder)
-    )
-    return 0
+        options, text, finding=found.finding, stability=common.records(found.stability), out=str(found.folder),
+        left_out=found.left_out, failed=found.failed,
+    )  # fmt: skip
+    return 1 if found.failed else 0
 
 
 def run_diff(options: argparse.Namespace) -> int:

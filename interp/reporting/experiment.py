@@ -1,21 +1,24 @@
 """A grid of reports, over models, tasks, seeds and corruptions, and how stable the set of heads is over it.
 
 Each cell is a report in its own directory, so a grid that was killed goes on where it was; a cell that does not fit
-(a task for another kind of model) is named with its reason and left out. For each model and task, cells that differ in
-seed or corruption are compared in pairs: Spearman's correlation of the heads' effects and the overlap of the first k.
+(a task for another kind of model) is named with its reason and left out. A cell whose self-check failed is not one of
+those: what it would have said cannot be trusted, and it is named as a failure. For each model and task, cells that
+differ in seed or corruption are compared in pairs: Spearman's correlation of the heads' effects and the overlap of the
+first k.
 Cost: a report a cell. The file is YAML (read by PyYAML, which transformers brings) or JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 from interp.configs import ConfigError, read_config
 from interp.heads.rows import joined, read_rows, write_rows
+from interp.hooks.errors import CheckFailed
 from interp.kernels.errors import InterpError
 from interp.loading.named import opened
 from interp.reporting.difference import difference
@@ -25,7 +28,7 @@ from interp.reporting.steps.subject import task_named
 from interp.saving import renamed
 
 LISTS = ("models", "tasks", "seeds", "corruptions")
-ALLOWED = ("n", "exact", "top", "examples", "draws", "random", "circuit")
+ALLOWED = ("n", "exact", "top", "examples", "draws", "random", "circuit", "budget")
 PRIMARY = ("patch", "denoise")
 
 
@@ -37,10 +40,18 @@ class Experiment:
     cells: tuple[dict[str, Any], ...]
     left_out: tuple[str, ...]
     stability: Any
+    failed: tuple[str, ...] = ()
+    """Cells whose self-checks failed, with what they said."""
 
     @property
     def finding(self) -> str:
         """In a sentence."""
+        wrong = f"{len(self.failed)} of {len(self.cells) + len(self.failed)} reports failed a self-check; " * bool(
+            self.failed
+        )
+        return wrong + self._found()
+
+    def _found(self) -> str:
         if not len(self.stability):
             return f"{len(self.cells)} reports; no two of one model and task, so there is no stability to speak of."
         worst = self.stability.sort_values("overlap", kind="stable").iloc[0]
@@ -52,6 +63,7 @@ class Experiment:
 
     def __repr__(self) -> str:
         left = "".join(f"\nleft out: {line}" for line in self.left_out)
+        left += "".join(f"\nFAILED: {line}" for line in self.failed)
         return f"{self.finding}{left}\nwrote {self.folder}"
 
 
@@ -61,7 +73,7 @@ def experiment(
     """Run or go on with every cell of the grid; `how` goes to `interp.load`."""
     grid = _grid(config)
     wanted, tell = dict(grid.get("report") or {}), say or (lambda line: None)
-    cells, left_out, models = [], [], {}
+    cells, left_out, failed, models = [], [], [], {}
     for model, task, seed, corruption in product(*(grid[name] for name in LISTS)):
         cell = {"model": model, "task": task, "seed": seed, "corruption": corruption}
         name = _name(cell)
@@ -72,13 +84,18 @@ def experiment(
             _report(models[model], cell, Path(out) / name, wanted, say)
         except ConfigError:
             raise
+        except CheckFailed as why:
+            failed.append(f"{name}: {why}")
+            tell(f"{name}: FAILED, {why}")
+            continue
         except InterpError as why:
             left_out.append(f"{name}: {why}")
             continue
         cells.append({**cell, "name": name})
     if not cells:
-        raise InterpError(f"no cell of the grid could be run: {'; '.join(left_out)}")
-    return _finished(Path(out), cells, left_out, int(wanted.get("top", 8)))
+        wrong = CheckFailed if failed else InterpError
+        raise wrong(f"no cell of the grid could be run: {'; '.join((*failed, *left_out))}")
+    return replace(_finished(Path(out), cells, left_out, int(wanted.get("top", 8))), failed=tuple(failed))
 
 
 def _grid(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +127,7 @@ def _report(model: Any, cell: Mapping[str, Any], folder: Path, wanted: dict[str,
         model, cell["task"], model_name=str(cell["model"]), n=wanted.get("n"), seed=int(cell["seed"]), **more
     )
     asked = {key: value for key, value in wanted.items() if key != "n"}
+    asked["prompts"] = "auto" if wanted.get("n") is None else "all"
     begun = (folder / "steps" / "plan.json").exists()
     return report(
         model, task=task, out=folder, name=str(cell["model"]), seed=int(cell["seed"]), resume=begun, say=say, **asked

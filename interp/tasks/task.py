@@ -213,7 +213,7 @@ class Task:
         for start in range(0, len(self), batch):
             part = self.take(range(start, min(start + batch, len(self))))
             near = self.score == "similarity"
-            found += part._nearer() if near else part._right(self.model.run(part.clean)["logits"])
+            found += part._nearer() if near else part.right_in(self.model.run(part.clean)["logits"])
         return tuple(found)
 
     def _nearer(self) -> list[bool]:
@@ -222,7 +222,8 @@ class Task:
         clean = scored(model, self.clean, self.metric)
         return [bool(v) for v in clean > (0.0 if all(self.wrong) else scored(model, self.corrupt, self.metric))]
 
-    def _right(self, logits: Tensor) -> list[bool]:
+    def right_in(self, logits: Tensor) -> list[bool]:
+        """The same from the logits of a run of the clean side that was made already."""
         if not self.whole:
             values: list[float] = Accuracy(self.answer_ids, self._choices())(logits, self.clean).tolist()
             return [value == 1.0 for value in values]

@@ -48,6 +48,11 @@ def write_files(made: Gathered, steps: Steps) -> None:
              "datasets": [made.task] if made.task else []}  # fmt: skip
     steps.write("README.md", card(facts, made.finding, made.warnings, there))
     links = [n for n in there if n not in ("report.html", "results", "figures")]
+    write_page(made, steps, links)
+
+
+def write_page(made: Gathered, steps: Steps, links: list[str]) -> None:
+    """The page of what is known; `links` lie beside it."""
     steps.write("report.html", page(payload(made, links)))
 
 

@@ -17,9 +17,7 @@ def payload(made: Gathered, files: list[str]) -> dict[str, Any]:
     """The payload; `files` lie beside the page."""
     about = made.about
     facts = [("model", made.model), ("task", made.task or "none"), ("heads", str(made.rows["site"].nunique()))]
-    facts += [
-        (name, str(about[name])) for name in ("rows", "dtype", "attention", "seed") if about.get(name) is not None
-    ]
+    facts += [(name, str(about[name])) for name in ("dtype", "attention", "seed") if about.get(name) is not None]
     shown: dict[str, Any] = {
         "title": made.title, "finding": made.finding, "facts": facts, "warnings": made.warnings, "towers": made.towers,
         "scores": shown_rows(made), "methods": methods(made), "cards": {}, "curves": [], "tables": [], "checks": [],

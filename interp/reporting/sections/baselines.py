@@ -4,7 +4,8 @@ On prompts that were not used to find the heads, z of k heads together takes its
 plotted is the share of the gap between clean and corrupt that is lost. `found` are the heads whose score speaks most
 for the answer, `random` sets of k heads of the same tower, `magnitude` the heads that write most. Intervals of `found`
 and `magnitude` are over prompts, of `random` the 2.5th to 97.5th percentile of sets.
-Cost: less than one forward pass for each of (2 + draws) sets at each size. Limits: one tower at a time.
+Cost: less than one forward pass for each of (2 + draws) sets at each size, and one for the norms. Limits: one tower at
+a time; held-out prompts that cannot judge (`interp/reporting/steps/prompts.py`) are not asked.
 """
 
 from __future__ import annotations
@@ -16,27 +17,31 @@ from typing import Any
 import torch
 
 from interp.heads.rows import direction
-from interp.hooks.head_names import head_of, heads_at
-from interp.hooks.run.tape import tower_inputs
+from interp.heads.sets import output_norms
+from interp.hooks.head_names import head_of
+from interp.hooks.sites import Site
 from interp.patching.patch import patch
 from interp.reporting.drawing.figures import drawn
-from interp.reporting.sections.scores import BUDGET, primary
+from interp.reporting.sections.estimates import primary
+from interp.reporting.sections.scores import BUDGET
 from interp.reporting.steps.gathered import FEW, Gathered
 from interp.reporting.steps.section import Section
 from interp.reporting.steps.steps import Answer, Steps
-from interp.reporting.steps.subject import SPLITS, Subject
+from interp.reporting.steps.subject import FIXED, SPLITS, TOGETHER, Subject
 from interp.results.effects import Effects
 from interp.results.intervals import interval
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = 16
+REACH, SHARE, LEAST = 1.1, 0.25, 4
+"""How much of the model a set reaches, the part of what is left of the budget, and the fewest random sets."""
 
 
 def ablation(subject: Subject, effects: Effects, tower: str) -> Answer:
     """The curves of one tower, ranked by `effects`."""
     heads = [head_of(site) for site in effects.sites]
     order = [heads[n] for n in importance(effects).argsort(descending=True, stable=True)]
-    sizes = [k for k in SIZES if k <= max(1, len(order) // 2)]
+    sizes = _sizes(len(order))
     sets = _sets(subject, tower, order, sizes)
     cells = list(dict.fromkeys(tuple(sorted(one)) for _, _, one in sets))
     task = subject.heldout
@@ -58,6 +63,10 @@ def ablation(subject: Subject, effects: Effects, tower: str) -> Answer:
             "found": order[: sizes[-1]], "rows": _gathered(rows, sizes)}  # fmt: skip
 
 
+def _sizes(heads: int) -> list[int]:
+    return [k for k in SIZES if k <= max(1, heads // 2)]
+
+
 def importance(effects: Effects) -> Any:
     """Mean effects, signed so that positive speaks for the better run."""
     return -effects.mean if direction(effects) == "noise" else effects.mean
@@ -66,23 +75,21 @@ def importance(effects: Effects) -> Any:
 def _sets(subject: Subject, tower: str, order: list[str], sizes: list[int]) -> list[tuple[str, int, list[str]]]:
     draw = random.Random(subject.wanted.seed)
     large = _by_size(subject, tower, order)
-    made = []
+    draws, made = subject.amount(f"ablation-{tower}", subject.wanted.draws), []
     for k in sizes:
         made += [("found", k, order[:k]), ("magnitude", k, large[:k])]
-        made += [("random", k, draw.sample(order, k)) for _ in range(subject.wanted.draws)]
+        made += [("random", k, draw.sample(order, k)) for _ in range(draws)]
     return made
 
 
 def _by_size(subject: Subject, tower: str, heads: list[str]) -> list[str]:
     """Heads by the mean norm of what they write on clean prompts, the largest first."""
     x = subject.task.take(range(min(PROMPTS, len(subject.task)))).clean
-    prefix = subject.stacks[tower]
-    norms: dict[str, float] = {}
-    for layer in subject.model.anatomy.towers[tower].layers:
-        site = f"{prefix}L{layer.index}.result"
-        size, place = subject.model.run(x, record=site)[site].float().norm(dim=-1), subject.model.anatomy.one(site)
-        means = size[tower_inputs(x, place).valid.to(size.device)].mean(0).tolist()
-        norms |= dict(zip(heads_at(place, range(len(means))), means, strict=True))
+    sites = [
+        Site(tower if subject.stacks[tower] else None, layer.index, "z")
+        for layer in subject.model.anatomy.towers[tower].layers
+    ]
+    norms = output_norms(subject.model, x, sites)
     return sorted(heads, key=lambda head: (-norms[head], head))
 
 
@@ -117,11 +124,25 @@ def ablation_curve(one: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _plan(subject: Subject) -> None:
+    """A set reaches down to its lowest head, so most are nearly whole; only what clean and corrupt differ in moves."""
+    for tower in subject.stacks:
+        heads = sum(layer.heads for layer in subject.model.anatomy.towers[tower].layers)
+        one = REACH * subject.moved * TOGETHER * len(subject.heldout) / len(subject.task)
+        each = one * len(_sizes(heads))
+        said = f"Sets of random heads of {tower} beside the heads found"
+        subject.budget.some(
+            f"ablation-{tower}", each, subject.wanted.draws, said, base=2 * each + FIXED, least=LEAST, share=SHARE
+        )
+
+
 def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    if made.checks and (made.checks["heldout"]["why"] or made.checks["doubt"]):
+        return
     found = []
     for tower in subject.stacks:
-        ranks = primary(made.effects, tower)
-        if ranks is not None:
+        ranks = primary(made, tower)
+        if ranks is not None and subject.amount(f"ablation-{tower}", subject.wanted.draws):
             answer = steps.attempt(f"ablation-{tower}", partial(ablation, subject, ranks, tower))
             if "refused" in answer:
                 made.refused.append(str(answer["refused"]))
@@ -140,7 +161,7 @@ def _said(found: list[Answer]) -> str:
     where = "held-out prompts" if one["split"] == "heldout" else "the same prompts"
     heads = f"the first {k} heads" if k > 1 else "that head"
     return (
-        f"Without {heads} {where} lose {shares['found']:.0%} of it; without the {k} that write most"
+        f"Without {heads} {where} lose {shares['found']:.0%} of their gap; without the {k} that write most"
         f" {shares['magnitude']:.0%}, without {k} random ones {shares['random']:.0%}."
     )
 
@@ -149,7 +170,7 @@ SECTION = Section(
     "ablation",
     40,
     _measure,
-    forwards=lambda subject: len(subject.stacks) * 6 * (2 + subject.wanted.draws),
+    plan=_plan,
     page=lambda made: {"curves": [ablation_curve(one) for one in made.answers.get("ablation", ())]},
     figures=lambda made: [
         (f"ablation-{one['tower']}", drawn(ablation_curve(one))) for one in made.answers.get("ablation", ())

@@ -27,6 +27,8 @@ from interp.sink.sinks import sinks
 STATS = {"entropy": "attention entropy", "distance": "attention distance", "max": "largest weight"}
 UNITS = {"attention entropy": "nats", "attention distance": "positions", "largest weight": "share", "sink": "share"}
 PROMPTS = 16
+ATTENTION, SINKS = 2.0, 3.0
+"""Passes of the prompts that are looked at."""
 Measure = Callable[[Subject, str], dict[str, Effects]]
 
 
@@ -37,6 +39,8 @@ def broad(subject: Subject, steps: Steps) -> tuple[dict[str, Effects], list[str]
     for tower, prefix in subject.stacks.items():
         for name, measure in (("attention", _attention), ("sinks", _sinks)):
             result = f"{name}-{tower}"
+            if not subject.amount(f"broad-{result}", 1):
+                continue
             answer = steps.attempt(f"broad-{result}", partial(_kept, steps, result, measure, subject, prefix))
             if "refused" in answer:
                 refused.append(str(answer["refused"]))
@@ -93,6 +97,14 @@ def measured(sites: list[str], values: Tensor, method: str) -> Effects:
     )  # fmt: skip
 
 
+def _plan(subject: Subject) -> None:
+    some = min(PROMPTS, len(subject.task)) / len(subject.task)
+    for tower in subject.stacks:
+        for name, passes in (("attention", ATTENTION), ("sinks", SINKS)):
+            said = f"How heads of {tower} attend: {name}"
+            subject.budget.whole(f"broad-{name}-{tower}", passes * some, said)
+
+
 def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
     made.measures, refused = broad(subject, steps)
     made.refused += refused
@@ -102,7 +114,7 @@ SECTION = Section(
     "broad",
     20,
     _measure,
-    forwards=lambda subject: 2 * len(subject.stacks),
+    plan=_plan,
     labels={
         "attention entropy": Label("mean entropy of the head's rows"),
         "attention distance": Label("mean distance between a row and the keys it weighs, in a picture between patches"),

@@ -1,70 +1,87 @@
-"""Before any number: does the hook layer say what the model does, and does the model do the task at all."""
+"""Before any number: does the hook layer say what the model does, and does the model do the task at all.
+
+The task is done where more than half of the prompts are answered right in both splits; whether clean and corrupt differ
+is asked of the interval of their gap. Where they are not told apart there is nothing that a head could do, which the
+report then says before anything else. Cost: the model's checks of itself; the prompts were run when they were chosen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from interp.metrics.edited import scored
 from interp.reporting.steps.gathered import Gathered
+from interp.reporting.steps.prompts import told_apart
 from interp.reporting.steps.section import Section
 from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
-from interp.tasks.task import Task
 
-ALIKE = 1e-6
+PASSES = 1.0
+MOST_WRONG = 0.5
 
 
-def checks(subject: Subject) -> Answer:
-    """Lines for a table (ok is null where a check does not apply), and the task's numbers."""
+def checks(subject: Subject, chosen: Answer) -> Answer:
+    """Lines for a table (ok is null where a check does not apply), the task's numbers, and what is doubtful."""
     lines = [{"name": line.name, "ok": {"pass": True, "fail": False}.get(line.verdict), "detail": line.note}
              for line in subject.model.check().lines]  # fmt: skip
-    task = _numbers(subject.task)
-    heldout = _numbers(subject.heldout) if subject.split == "heldout" else task
-    gap = task["clean"] - task["corrupt"]
+    train, held = chosen["train"], chosen["heldout"]
     lines += [
-        {"name": "metric of clean and corrupt differ", "ok": abs(gap) > ALIKE,
-         "detail": f"clean {task['clean']:.4g}, corrupt {task['corrupt']:.4g}"},
-        {"name": "the model does the task", "ok": task["accuracy"] > 0.5,
-         "detail": f"{task['accuracy']:.1%} of {len(subject.task)} prompts, {heldout['accuracy']:.1%} of"
-                   f" {len(subject.heldout)} held out ({subject.split})"},
+        {"name": "metric of clean and corrupt differ", "ok": told_apart(train), "detail": _gap(train)},
+        {"name": "the model does the task", "ok": min(train["accuracy"], held["accuracy"]) > MOST_WRONG,
+         "detail": f"{train['accuracy']:.1%} of {train['rows']} prompts, {held['accuracy']:.1%} of {held['tried']}"
+                   f" held out ({subject.split})"},
     ]  # fmt: skip
-    return {"lines": lines, "task": task, "heldout": heldout, "split": subject.split}
+    if subject.split == "heldout":
+        lines.append(
+            {"name": "held-out prompts can judge", "ok": not held["why"], "detail": held["why"] or _kept(held)}
+        )
+    return {"lines": lines, "task": train, "heldout": held, "split": subject.split, "doubt": _doubt(subject, train)}
 
 
-def _numbers(task: Task) -> dict[str, float]:
-    right = task.right()
-    return {
-        "accuracy": sum(right) / len(right), "clean": float(_metric(task, "clean").mean()),
-        "corrupt": float(_metric(task, "corrupt").mean()),
-    }  # fmt: skip
+def _gap(numbers: Answer) -> str:
+    span = (
+        "" if numbers["low"] is None else f", gap {numbers['gap']:+.3g} [{numbers['low']:+.3g}, {numbers['high']:+.3g}]"
+    )
+    return f"clean {numbers['clean']:.4g}, corrupt {numbers['corrupt']:.4g}{span}"
 
 
-def _metric(task: Task, side: str) -> Tensor:
-    """The metric of one side, per prompt."""
-    model: Any = task.model
-    found = []
-    for start in range(0, len(task), 32):
-        part = task.take(range(start, min(start + 32, len(task))))
-        x = getattr(part, side)
-        found.append(scored(model, x, part.metric))
-    return torch.cat(found)
+def _kept(held: Answer) -> str:
+    return f"the {held['rows']} of {held['tried']} that are answered right: {_gap(held)}"
+
+
+def _doubt(subject: Subject, train: Answer) -> str:
+    """What is wrong with the question itself."""
+    if not told_apart(train):
+        return (
+            f"Nothing can be said about heads: on {train['rows']} prompts of {subject.task.name} the model does not"
+            f" tell clean from corrupt ({_gap(train)})."
+        )
+    if train["accuracy"] <= MOST_WRONG:
+        return (
+            f"The model does not do this task: {train['accuracy']:.0%} of {train['rows']} prompts are answered right."
+            " What follows is about what moves its answer."
+        )
+    return ""
 
 
 def _page(made: Gathered) -> Mapping[str, Any]:
     if not made.checks:
         return {}
-    task = made.checks["task"]
-    facts = [("metric, clean and corrupt", f"{task['clean']:.4g}, {task['corrupt']:.4g}"),
-             ("right answers", f"{task['accuracy']:.1%}")]  # fmt: skip
+    task, held = made.checks["task"], made.checks["heldout"]
+    facts = [
+        ("prompts", str(task["rows"])), ("right answers", f"{task['accuracy']:.1%}"),
+        ("metric, clean and corrupt", f"{task['clean']:.4g}, {task['corrupt']:.4g}"),
+    ]  # fmt: skip
+    if made.checks["split"] == "heldout":
+        facts.append(("held out", f"{held['accuracy']:.1%} of {held['tried']} right, {held['rows']} of them kept"))
     return {"checks": made.checks["lines"], "facts": facts}
 
 
 def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
-    made.answers["checks"] = steps.do("checks", lambda: checks(subject))
+    chosen = made.answers["prompts"]
+    made.answers["checks"] = steps.do("checks", lambda: checks(subject, chosen))
+    if why := made.checks["heldout"]["why"]:
+        made.left_out.append(f"Nothing is judged on held-out prompts: {why}.")
 
 
-SECTION = Section("checks", 0, _measure, forwards=lambda subject: 6, page=_page)
+SECTION = Section("checks", 0, _measure, plan=lambda subject: subject.budget.must("checks", PASSES), page=_page)

@@ -3,7 +3,8 @@
 Short prompts are kept whole for every head while the page has room, else for the heads that matter; of long ones the
 last rows are kept with each row's largest weights, so nothing is ever N x N in the page; of pictures the first row (a
 class token) and some evenly spaced ones, with all their keys. Weights are bytes on one scale that all heads share, from
-0 to 1, of long pictures to the largest weight. Cost: one forward pass a prompt and tower. Limits: one grid per picture.
+0 to 1, of long pictures to the largest weight. Cost: one forward pass a prompt and tower, more where all patterns
+together pass `TOGETHER`. Limits: one grid per picture.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ WHOLE = 64
 ROWS, KEYS = 16, 16
 ROOM = 1_200_000
 """Weights a page has room for."""
+TOGETHER = 2**27
+"""Bytes of patterns that one pass records."""
 
 
 def patterns(subject: Subject, leaders: list[str]) -> Answer:
@@ -70,11 +73,16 @@ def _blocks(
     if every:
         name = tower if prefix else None
         mine = [head_name(name, layer.index, h) for layer in stack.layers for h in range(layer.heads)]
-    together = _by_layer(mine) if mine else []
+    layers = _own(subject, _by_layer(mine)) if mine else []
     if length > WHOLE and bool(x.roles.patch[0].any()):
-        return _looks(subject, clean, together, length, example)
-    made = [_block(subject, clean, site, length, example) for site in together]
-    return [block for block in made if block is not None]
+        return _looks(subject, clean, layers, length, example)
+    return _recorded(subject, clean, layers, length, example)
+
+
+def _own(subject: Subject, layers: list[list[str]]) -> list[list[str]]:
+    """Those that look at their own tower."""
+    anatomy = subject.model.anatomy
+    return [sites for sites in layers if anatomy.layer(anatomy.one(f"{sites[0]}.z")).kind != "cross"]
 
 
 def _looks(subject: Subject, clean: Inputs, layers: list[list[str]], length: int, example: int) -> list[Answer]:
@@ -82,23 +90,14 @@ def _looks(subject: Subject, clean: Inputs, layers: list[list[str]], length: int
     rows = torch.linspace(0, length - 1, min(ROWS, length)).round().long().unique().tolist()
     found: list[tuple[list[str], Tensor]] = []
     for sites in layers:
-        if (spelled := _patterns(subject, sites)) is not None:
-            tape = subject.model.run(clean, record=spelled, positions=rows)
-            found.append((sites, tape[spelled][0].float().cpu()))
+        tape = subject.model.run(clean, record=_spelled(sites), positions=rows)
+        found.append((sites, tape[_spelled(sites)][0].float().cpu()))
     scale = max((float(weights.max()) for _, weights in found), default=1.0) or 1.0
     return [
         {"example": example, "sites": sites, "rows": rows, "weights": _bytes(weights / scale), "scale": scale,
          "shape": list(weights.shape), "indices": None}
         for sites, weights in found
     ]  # fmt: skip
-
-
-def _patterns(subject: Subject, sites: list[str]) -> str | None:
-    """The patterns of some heads of one layer as a site; None where they look at another tower."""
-    layer, heads = layer_name(sites[0]), [head_place(site).head for site in sites]
-    if subject.model.anatomy.layer(subject.model.anatomy.sites(f"{layer}.z")[0]).kind == "cross":
-        return None
-    return f"{spelled_together(layer, heads)}.pattern"
 
 
 def _by_layer(sites: list[str]) -> list[list[str]]:
@@ -108,16 +107,28 @@ def _by_layer(sites: list[str]) -> list[list[str]]:
     return list(found.values())
 
 
-def _block(subject: Subject, clean: Inputs, sites: list[str], length: int, example: int) -> Answer | None:
-    """The patterns of some heads of one layer."""
-    spelled = _patterns(subject, sites)
-    if spelled is None:
-        return None
+def _recorded(subject: Subject, clean: Inputs, layers: list[list[str]], length: int, example: int) -> list[Answer]:
+    """The patterns of some heads of some layers."""
     rows = list(range(length)) if length <= WHOLE else list(range(length - ROWS, length))
     some: dict[str, Any] = {} if length <= WHOLE else {"positions": rows}
-    weights = subject.model.run(clean, record=spelled, **some)[spelled][0].float().cpu()
-    answer = {"example": example, "sites": sites, "rows": None if length <= WHOLE else rows}
-    if length <= WHOLE:
+    size = max((len(sites) for sites in layers), default=1) * len(rows) * length * 4
+    step, blocks = max(1, TOGETHER // size), []
+    for start in range(0, len(layers), step):
+        part = {_spelled(sites): sites for sites in layers[start : start + step]}
+        tape = subject.model.run(clean, record=list(part), **some)
+        blocks += [_block(sites, tape[name][0].float().cpu(), length, example) for name, sites in part.items()]
+    return blocks
+
+
+def _spelled(sites: list[str]) -> str:
+    return f"{spelled_together(layer_name(sites[0]), [head_place(site).head for site in sites])}.pattern"
+
+
+def _block(sites: list[str], weights: Tensor, length: int, example: int) -> Answer:
+    """The patterns [head, row, key] of some heads of one layer."""
+    whole = length <= WHOLE
+    answer = {"example": example, "sites": sites, "rows": None if whole else list(range(length - ROWS, length))}
+    if whole:
         return {**answer, "weights": _bytes(weights), "shape": list(weights.shape), "indices": None}
     top = weights.topk(min(KEYS, length), dim=-1)
     return {**answer, "weights": _bytes(top.values), "shape": list(top.values.shape), "indices": top.indices.tolist()}
@@ -143,6 +154,8 @@ def _image(picture: Any, x: Inputs, tower: str, example: int, number: int) -> li
 
 
 def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    if not subject.amount("patterns", 1):
+        return
     made.keep("patterns", steps.attempt("patterns", lambda: patterns(subject, made.leaders)))
 
 
@@ -161,6 +174,9 @@ def _page(made: Gathered) -> Mapping[str, Any]:
     return {"examples": held["examples"], "patterns": blocks, "images": images}
 
 
-SECTION = Section(
-    "patterns", 70, _measure, forwards=lambda subject: subject.wanted.examples * len(subject.stacks), page=_page
-)
+def _plan(subject: Subject) -> None:
+    passes = 2 * subject.wanted.examples * len(subject.stacks) / len(subject.task)
+    subject.budget.whole("patterns", passes, "Patterns of examples")
+
+
+SECTION = Section("patterns", 70, _measure, plan=_plan, page=_page)

@@ -18,6 +18,8 @@ from interp.reporting.steps.subject import Subject
 LABELLED = 0.5
 """A head is labelled with the kinds whose value is at least this: a convention; the values stand beside it."""
 KEPT = ("site", "method", "estimate", "low", "high", "n")
+READ, ONCE = 1.5, 3
+"""Passes of the tokens that are read; copying reads its own once more, against the whole vocabulary."""
 UNLABELLED = ("copying",)
 """Kinds whose value is not a share of attention, so that the convention means nothing for them."""
 
@@ -26,6 +28,8 @@ def roles(subject: Subject, steps: Steps) -> tuple[list[Any], list[str]]:
     """One table of rows a tower, and why some towers have none."""
     frames, refused = [], []
     for tower, prefix in subject.stacks.items():
+        if not subject.amount(f"roles-{tower}", 1):
+            continue
         answer = steps.attempt(f"roles-{tower}", partial(_roles, subject, prefix))
         if "refused" in answer:
             refused.append(str(answer["refused"]))
@@ -65,12 +69,15 @@ def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
     made.labels = labels(made.frames)
 
 
-def _forwards(subject: Subject) -> float:
-    """The prompts, and as many random tokens as kinds are measured on, said once and several times."""
+def _plan(subject: Subject) -> None:
+    """The prompts, and as many random tokens as kinds are measured on, said several times and once."""
     asked = signature(unwrap(head_roles)).parameters
     n, length, repeats = (asked[name].default for name in ("n", "length", "repeats"))
-    tokens = subject.task.clean.length * len(subject.task)
-    return float(2 * len(subject.stacks) + 2 * n * length * (repeats + 1) / tokens)
+    tokens, random = subject.task.clean.length * len(subject.task), n * length * (repeats + ONCE)
+    some = subject.task.clean.length * min(PROMPTS, len(subject.task))
+    for tower in subject.stacks:
+        passes = READ * (some + (random if tower == "text" else 0)) / tokens
+        subject.budget.whole(f"roles-{tower}", passes, f"Kinds of heads of {tower}")
 
 
 def _page(made: Gathered) -> Mapping[str, Any]:
@@ -82,7 +89,7 @@ SECTION = Section(
     "roles",
     30,
     _measure,
-    forwards=_forwards,
+    plan=_plan,
     page=_page,
     labels={
         "induction": Label("as its method defines it", signed=True, papers=("2209.11895",), drawn=False),

@@ -1,96 +1,61 @@
-"""What every head does to the task: exact patching where that is affordable, estimates that are checked elsewhere.
+"""What every head does to the task, exactly, where that is affordable; else a sample that says which estimate to trust.
 
-Exact means both directions of `interp.patch` for every head of every tower. Beside it stand the estimates (relp, atp)
-and the direct effect, so that the methods can be compared; where patching every head would cost too much, relp (or atp
-where relp does not fit) ranks the heads, a sample of them and the first `top` are patched, and the rest say that they
-are not verified. A method that does not fit the model says why. Cost: see `forwards`.
+Exact means both directions of `interp.patch` for every head of every tower. Where that would cost too much, a sample is
+patched: the heads that either estimate puts first for certain, and others drawn evenly from the rest, weighted by one
+over their chance. Each estimate's rank correlation with the patched heads decides which of them leads, and the report
+says so: relp is the better one on most language models and can be the worse one elsewhere.
+Cost: two sweeps (`Subject.sweep`), or their part for the sample. Limits: single heads.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from interp.attribution.attribute import attribute
+import torch
+from torch import Tensor
+
+from interp.attribution.verify import pearson, ranks
 from interp.hooks.head_names import head_of
 from interp.kernels.errors import InterpError
-from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
+from interp.reporting.sections.estimates import ESTIMATES, leaders, made_of, primary
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.section import Section
 from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
 from interp.results.effects import Effects
 
-AFFORDABLE = 40_000
-"""Heads times prompts that are patched exactly without being asked."""
-ESTIMATES = ("relp", "atp")
 BUDGET = 2**29
 """Bytes of a sweep that are under way together; fixed, so that chunks do not depend on what else is running."""
+SHARE, SAMPLED = 0.45, 0.3
+"""The parts of what is left of the budget that exact patching of all heads, or of a sample, may take."""
+SAMPLE, LEAST = 256, 8
+"""The largest sample, and the smallest one that decides between estimates."""
+PART = 4
+"""One in so many heads is in a sample where patching all was not wanted."""
 
 
-def affordable(subject: Subject) -> bool:
-    """Whether every head is patched exactly."""
-    if subject.wanted.exact == "auto":
-        return subject.count * len(subject.task) <= AFFORDABLE
-    return bool(subject.wanted.exact)
-
-
-def forwards(subject: Subject) -> int:
-    """An upper bound of the cost, in forward passes of all prompts: replay does only what a patch can reach."""
-    each = 2 * subject.count if affordable(subject) else 2 * subject.wanted.top + 2 * 256
-    return each + 8 * len(subject.stacks) + 2
-
-
-def scored(subject: Subject, steps: Steps) -> tuple[dict[str, Effects], list[str]]:
-    """Effects by name, "patch text" and so on, and why some methods have none."""
-    work: dict[str, Callable[[], Effects]] = {}
+def _plan(subject: Subject) -> None:
+    budget, wanted = subject.budget, subject.wanted
     for tower in subject.stacks:
-        if affordable(subject):
-            work[f"patch {tower}"] = partial(_exact, subject, steps, tower)
-        for method in ESTIMATES:
-            work[f"{method} {tower}"] = partial(_estimate, subject, tower, method)
-    work["direct effect"] = partial(direct_effect, subject.model, subject.task.clean, metric=subject.task.metric)
-    found, refused = _all(steps, work)
-    if not affordable(subject):
-        more, why = _all(steps, _checks_of_the_top(subject, found))
-        found, refused = {**found, **more}, refused + why
-    if not found:
-        raise InterpError(f"no method fits this model: {'; '.join(refused)}")
-    return found, refused
-
-
-def _all(steps: Steps, work: dict[str, Callable[[], Effects]]) -> tuple[dict[str, Effects], list[str]]:
-    found, refused = {}, []
-    for name, make in work.items():
-        result = name.replace(" ", "-")
-        answer = steps.attempt(f"score-{result}", partial(_kept, steps, result, make))
-        if "refused" in answer:
-            refused.append(str(answer["refused"]))
+        each, heads = 2 * subject.sweep(tower), _heads(subject, tower)
+        name, said = f"score-patch-{tower}", f"Exact patching of all {heads} heads of {tower}, both directions,"
+        if wanted.exact is True:
+            budget.must(name, each)
+            budget.amounts[name] = heads
+        elif wanted.exact is False or not budget.whole(name, each, said, share=SHARE):
+            most = heads if wanted.exact == "auto" else heads // PART
+            budget.some(
+                name, each / heads, min(heads, max(wanted.top, min(SAMPLE, most))),
+                f"Heads of {tower} patched beside estimates", least=min(heads, 3), share=SAMPLED,
+            )  # fmt: skip
         else:
-            found[name] = Effects.load(steps.folder / "results" / result)
-    return found, refused
+            budget.amounts[name] = heads
 
 
-def _kept(steps: Steps, name: str, make: Callable[[], Effects]) -> Answer:
-    effects = make()
-    _steady(effects).save(steps.folder / "results" / name)
-    shutil.rmtree(steps.inside / f"sweep-{name}", ignore_errors=True)
-    return {"result": f"results/{name}", "cells": len(effects.sites), "said": repr(effects).partition("; Logit")[0]}
-
-
-def _steady(effects: Effects) -> Effects:
-    """Without what depends on what ran before: how many passes a method needed, and how long."""
-    meta = {key: value for key, value in effects.meta.items() if key not in ("passes", "seconds")}
-    return replace(effects, meta=meta, reverse=None if effects.reverse is None else _steady(effects.reverse))
-
-
-def _exact(subject: Subject, steps: Steps, tower: str) -> Effects:
-    sites, out = subject.heads(tower), steps.inside / f"sweep-patch-{tower}"
-    return _patched(subject, sites, out=out)
+def _heads(subject: Subject, tower: str) -> int:
+    return sum(layer.heads for layer in subject.model.anatomy.towers[tower].layers)
 
 
 def _patched(subject: Subject, sites: Any, **how: Any) -> Effects:
@@ -101,49 +66,103 @@ def _patched(subject: Subject, sites: Any, **how: Any) -> Effects:
     )  # fmt: skip
 
 
-def _estimate(subject: Subject, tower: str, method: str) -> Effects:
-    task = subject.task
-    check: Any = 0 if affordable(subject) else "auto"
-    return attribute(
-        subject.model, base=task.corrupt, source=task.clean, metric=task.metric, sites=subject.heads(tower),
-        method=method, verify=check if method == ESTIMATES[0] else 0, seed=subject.wanted.seed,
-    )  # fmt: skip
+def sample(made: Gathered, subject: Subject, tower: str, count: int) -> list[str]:
+    """Heads to patch: those that some estimate puts first, then others at random, in the order of the tower."""
+    scored = _scored(made, tower)
+    if not scored:
+        return []
+    order = _first_of_each(scored)
+    sure = _sure(subject, count)
+    rest = order[sure:]
+    draw = torch.randperm(len(rest), generator=torch.Generator().manual_seed(subject.wanted.seed))[: count - sure]
+    chosen = {*order[:sure], *(rest[n] for n in draw.tolist())}
+    return [f"{head_of(site)}.z" for n, site in enumerate(scored[0].sites) if n in chosen]
 
 
-def _checks_of_the_top(subject: Subject, found: dict[str, Effects]) -> dict[str, Callable[[], Effects]]:
-    """Exact patching of the heads that the estimates put first."""
-    work: dict[str, Callable[[], Effects]] = {}
-    for tower in subject.stacks:
-        first = next((found[f"{m} {tower}"] for m in ESTIMATES if f"{m} {tower}" in found), None)
-        if first is not None:
-            sites = first.top(subject.wanted.top)["site"].tolist()
-            work[f"patch {tower}"] = partial(_patched, subject, sites)
-    return work
+def _sure(subject: Subject, count: int) -> int:
+    """How many of a sample are the first of either estimate."""
+    return min(count, len(ESTIMATES) * subject.wanted.top)
 
 
-def primary(found: dict[str, Effects], tower: str) -> Effects | None:
-    """What heads of a tower are ranked by: exact patching of all of them, else the first estimate there is."""
-    patched = found.get(f"patch {tower}")
-    estimates = [found[f"{method} {tower}"] for method in ESTIMATES if f"{method} {tower}" in found]
-    if patched is not None and all(len(patched.sites) >= len(one.sites) for one in estimates):
-        return patched
-    return estimates[0] if estimates else patched
+def _scored(made: Gathered, tower: str) -> list[Effects]:
+    return [made.effects[f"{m} {tower}"] for m in ESTIMATES if f"{m} {tower}" in made.effects]
 
 
-def leaders(subject: Subject, found: dict[str, Effects]) -> list[str]:
-    """The heads of all towers with the largest effects, at most `top`, the strongest first."""
-    sized: list[tuple[float, str]] = []
-    for tower in subject.stacks:
-        effects = primary(found, tower)
-        if effects is not None:
-            sized += [(-abs(float(v)), head_of(s)) for s, v in zip(effects.sites, effects.mean, strict=True)]
-    return [site for size, site in sorted(sized) if size < 0][: subject.wanted.top]
+def _first_of_each(scored: list[Effects]) -> list[int]:
+    """Heads by the best place any estimate gives them."""
+    places = [one.mean.abs().argsort(descending=True, stable=True).argsort(stable=True) for one in scored]
+    best = torch.stack(places).min(0).values
+    return [int(n) for n in best.argsort(stable=True)]
+
+
+def agreements(made: Gathered, subject: Subject) -> dict[str, float]:
+    """Each estimate's rank correlation with the heads that were patched, of all towers together."""
+    found = {}
+    towers = [tower for tower in subject.stacks if f"patch {tower}" in made.effects]
+    for method in ESTIMATES:
+        pairs = [_beside(made, subject, method, tower) for tower in towers if f"{method} {tower}" in made.effects]
+        if pairs:
+            x, y, weight = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+            value = pearson(ranks(x, weight), ranks(y, weight), weight)
+            found |= {} if value is None or len(x) < LEAST else {method: value}
+    return found
+
+
+def _beside(made: Gathered, subject: Subject, method: str, tower: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimates, exact effects and weights of the heads of a tower that have both."""
+    exact, guess = made.effects[f"patch {tower}"], made.effects[f"{method} {tower}"]
+    value = dict(zip(map(head_of, guess.sites), guess.mean.double(), strict=True))
+    heads = [head_of(site) for site in exact.sites]
+    weight = torch.ones(len(heads), dtype=torch.float64)
+    if len(heads) < len(value):
+        sure = _sure(subject, len(heads))
+        first = {head_of(guess.sites[n]) for n in _first_of_each(_scored(made, tower))[:sure]}
+        others = (len(value) - sure) / max(1, len(heads) - sure)
+        weight = torch.tensor([1.0 if head in first else others for head in heads], dtype=torch.float64)
+    return torch.stack([value[head] for head in heads]), exact.mean.double(), weight
+
+
+def _lead(made: Gathered, subject: Subject) -> None:
+    """Put the estimate that came nearer first, and say so where heads are ranked by it."""
+    near = agreements(made, subject)
+    made.answers["agreement with exact"] = near
+    if len(near) < 2:
+        return
+    made.leading = sorted(near, key=lambda name: -near[name])
+    best, other = made.leading[:2]
+    if any(primary(made, tower) is made.effects.get(f"{best} {tower}") for tower in subject.stacks):
+        made.left_out.append(
+            f"Heads are ranked by {best}, which orders the heads that were patched exactly better than {other} does"
+            f" (rank correlation {near[best]:.2f} and {near[other]:.2f})."
+        )
 
 
 def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
-    made.effects, refused = scored(subject, steps)
+    work = {}
+    for tower in subject.stacks:
+        name = f"patch {tower}"
+        count = subject.amount(f"score-patch-{tower}", _heads(subject, tower))
+        if count >= _heads(subject, tower):
+            out = steps.inside / f"sweep-patch-{tower}"
+            work[name] = partial(_patched, subject, subject.heads(tower), out=out)
+        elif count and (sites := sample(made, subject, tower, count)):
+            work[name] = partial(_patched, subject, sites)
+    found, refused = made_of(steps, work)
+    made.effects = {**found, **made.effects}
     made.refused += refused
-    made.leaders = leaders(subject, made.effects)
+    if not made.effects:
+        raise InterpError(f"no method fits this model: {'; '.join(made.refused)}")
+    _lead(made, subject)
+    made.leaders = leaders(made, subject)
 
 
-SECTION = Section("scores", 10, _measure, forwards=forwards)
+def _page(made: Gathered) -> dict[str, Any]:
+    near: Answer = made.answers.get("agreement with exact", {})
+    return {"facts": [("rank correlation with exact patching", _said(near))]} if near else {}
+
+
+def _said(near: Answer) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in near.items())
+
+
+SECTION = Section("scores", 15, _measure, plan=_plan, page=_page)

@@ -27,7 +27,7 @@ def weights(subject: Subject, leaders: list[str]) -> Answer:
     found: Answer = {}
     for site in leaders:
         tower = parse(site).tower or next(iter(subject.stacks))
-        if tower not in ("text", "decoder") or not _affordable(subject, site):
+        if tower not in ("text", "decoder") or not _small(subject, tower):
             continue
         frame = head_circuits(subject.model, site, top=KEPT, draws=1, seed=subject.wanted.seed).tokens()
         found[site] = {
@@ -38,24 +38,29 @@ def weights(subject: Subject, leaders: list[str]) -> Answer:
     return {"heads": found}
 
 
-def _affordable(subject: Subject, site: str) -> bool:
+def _small(subject: Subject, tower: str) -> bool:
     config = subject.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     words = int(getattr(text, "vocab_size", 0) or 0)
-    width = subject.model.anatomy.layer(subject.model.anatomy.one(f"{site}.z")).d_head
+    width = max(layer.d_head for layer in subject.model.anatomy.towers[tower].layers)
     return 0 < words**2 * width <= MOST
 
 
 def _measure(made: Gathered, subject: Subject, steps: Steps) -> None:
+    if not subject.amount("weights", 1):
+        return
     made.keep("weights", steps.attempt("weights", lambda: weights(subject, made.leaders)))
 
 
-def _forwards(subject: Subject) -> float:
+def _plan(subject: Subject) -> None:
     """A head's matrices are read off as many short rows as its tower is wide, some times."""
+    asked = [tower for tower in subject.stacks if tower in ("text", "decoder") and _small(subject, tower)]
     rows = len(subject.task) * subject.task.clean.length / subject.model.inputs(subject.model.example()).length
     towers = subject.model.ready().towers
-    wide = max((towers[name].width for name in subject.stacks if name in ("text", "decoder")), default=0)
-    return float(subject.wanted.top * (4 * wide / rows + 6 if wide else 0))
+    wide = max((towers[tower].width for tower in asked), default=0)
+    if wide:
+        passes = float(subject.wanted.top * (4 * wide / rows + 6))
+        subject.budget.whole("weights", passes, "What the first heads promote by their weights")
 
 
 def _page(made: Gathered) -> Mapping[str, Any]:
@@ -63,4 +68,4 @@ def _page(made: Gathered) -> Mapping[str, Any]:
     return {"cards": {site: {k: [tuple(pair) for pair in v] for k, v in one.items()} for site, one in found.items()}}
 
 
-SECTION = Section("weights", 60, _measure, forwards=_forwards, page=_page)
+SECTION = Section("weights", 60, _measure, plan=_plan, page=_page)

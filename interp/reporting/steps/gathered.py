@@ -37,15 +37,21 @@ class Gathered:
     leaders: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     towers: list[dict[str, Any]] = field(default_factory=list)
+    leading: list[str] = field(default_factory=lambda: ["relp", "atp"])
+    """Estimates by how near they came to exact patching, the nearest first."""
+    left_out: list[str] = field(default_factory=list)
+    """What the budget left out, and what could not be judged."""
+    pending: list[str] = field(default_factory=list)
+    """What is still to be done, on a page that is not complete."""
 
     @property
     def ranked(self) -> Any:
-        """The rows that heads are ranked by, the strongest first: exact denoising, else the first estimate, else the
+        """The rows that heads are ranked by, the strongest first: exact denoising, else the leading estimate, else the
         first method there is."""
         rows = self.rows
-        for method, direction in (("patch", "denoise"), ("relp", "denoise"), ("atp", "denoise")):
-            chosen = rows[(rows["method"] == method) & (rows["direction"] == direction)]
-            others = rows[rows["method"].isin(["relp", "atp"])]
+        for method in ("patch", *self.leading):
+            chosen = rows[(rows["method"] == method) & (rows["direction"] == "denoise")]
+            others = rows[rows["method"].isin(self.leading)]
             if len(chosen) and (method != "patch" or len(chosen) >= others["site"].nunique()):
                 return _by_size(chosen)
         return _by_size(rows[rows["method"] == rows["method"].iloc[0]]) if len(rows) else rows
@@ -65,13 +71,17 @@ class Gathered:
 
     @property
     def gap(self) -> float | None:
-        """The metric of clean beyond that of corrupt."""
+        """The metric of clean beyond that of corrupt, where it is told apart from 0."""
         task = self.checks.get("task")
-        return None if task is None else task["clean"] - task["corrupt"]
+        return None if task is None or self.checks.get("doubt") else task["gap"]
 
     @property
     def finding(self) -> str:
         """The report in a sentence or two."""
+        return " ".join(part for part in (self.checks.get("doubt", ""), self._found()) if part)
+
+    def _found(self) -> str:
+        """The first head, and what sections say."""
         rows = self.ranked
         if not len(rows):
             return "No head was scored."
@@ -79,26 +89,27 @@ class Gathered:
         if not abs(best["estimate"]) > max(0.0, best["noise_floor"]):
             return f"No head by itself has an effect by {best['method']}, {best['direction']}."
         share = "" if not self.gap else f", {best['estimate'] / self.gap:.0%} of the gap between clean and corrupt"
-        said = f"{best['site']} has the largest effect by {best['method']}: {best['estimate']:+.3g}{share}"
-        return " ".join([f"{said}.", *self.said])
+        said = f"{best['site']} has the largest effect by {best['method']}: {best['estimate']:+.3g}{share}."
+        return " ".join([said, *self.said])
 
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before believing any of it."""
-        made = [
+        made = [f"This page is not complete. Still to come: {', '.join(self.pending)}."] if self.pending else []
+        made += [
             f"{line['name']}: no ({line['detail']})" for line in self.checks.get("lines", ()) if line["ok"] is False
         ]
         if self.checks and self.checks["split"] != "heldout":
             made.append(
                 "This task has no held-out part: heads and circuit are judged on the prompts they were found on."
             )
-        if len(self.rows) and 0 < int(self.rows["n"].max()) < FEW:
-            made.append(f"At most {int(self.rows['n'].max())} prompt(s): intervals over prompts say little.")
         rows = self.ranked
+        if len(rows) and 0 < int(rows["n"].max()) < FEW:
+            made.append(f"At most {int(rows['n'].max())} prompt(s): intervals over prompts say little.")
         if len(rows) and not bool(rows["verified"].fillna(False).all()):
             done = int(rows["verified"].fillna(False).sum())
             made.append(f"Heads are ranked by estimates; {done} of {len(rows)} were checked by exact patching.")
-        return made + self.refused
+        return made + self.left_out + self.refused
 
 
 def _by_size(rows: Any) -> Any:

@@ -35,8 +35,9 @@ class Section:
     """Does the work and puts what came of it into what is gathered."""
     close: Callable[[Gathered, int], None] = lambda made, seed: None
     """What needs no task but what all others, and results that were given, have scored; with a seed."""
-    forwards: Callable[[Subject], float] = lambda subject: 0
-    """What it costs at most, in forward passes of all prompts."""
+    plan: Callable[[Subject], None] | None = None
+    """Asks the subject's budget for what it would like, before any work; in the order of places. None where there is no
+    work."""
     page: Callable[[Gathered], Mapping[str, Any]] = lambda made: {}
     """What the page is given: lists are put one after the other, mappings into one."""
     figures: Callable[[Gathered], Iterable[tuple[str, Canvas | str]]] = lambda made: ()

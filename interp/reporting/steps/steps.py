@@ -4,6 +4,7 @@
 name and renamed. Answers are read back as they were written, so a report that was resumed ends with the same bytes.
 That a method does not fit a model is an answer. Want of memory is one for now: going on tries it again, and where it
 comes out otherwise, what came after it as well. A self-check that failed is none: it stops the report.
+A step that takes long says so every now and then, with how far it is where it knows.
 Limits: the same bytes need the same machine, versions and number of threads.
 """
 
@@ -12,9 +13,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from interp.kernels.errors import InterpError
 from interp.saving import renamed
 
 FORMAT = 1
+EVERY, GROWING = 10.0, 1.5
+"""Seconds until a first line about a step that is under way, and how much longer the next one takes each time."""
 Answer = dict[str, Any]
 Say = Callable[[str], None]
 
@@ -37,9 +42,17 @@ class Steps:
         self.folder, self.inside = Path(folder), Path(folder) / "steps"
         self.say = say or (lambda line: None)
         self.seconds: dict[str, float] = {}
+        self.processor: dict[str, float] = {}
+        """The same in processor time, which a busy machine does not stretch."""
         mine = json.loads(json.dumps({"format": FORMAT, **plan}))
         self.notes: list[str] = []
         self.reached: list[str] = []
+        self.planned: Mapping[str, float | int] = {}
+        """Passes by step, where they are known."""
+        self.pace = 0.0
+        """Seconds of a pass."""
+        self.far = ""
+        """How far the step under way says it is."""
         cleared = overwrite and _clear(self.folder, files)
         _writable(self.folder)
         self._begin(mine, resume=resume, cleared=cleared)
@@ -77,16 +90,49 @@ class Steps:
         if known is not None and AGAIN not in known:
             self.say(f"{name}: done before")
         else:
-            start = time.perf_counter()
-            made = _noted(work)
+            start, used = time.perf_counter(), time.process_time()
+            with self._heard(name):
+                made = _noted(work)
             if known is not None and AGAIN not in made:
                 self._forget_what_came_after()
             renamed(file, _written(made))
             self.seconds[name] = round(time.perf_counter() - start, 3)
-            self.say(f"{name}: {self.seconds[name]:.1f} s")
+            self.processor[name] = round(time.process_time() - used, 3)
+            self.say(f"{name}: {self.seconds[name]:.1f} s{self._done()}")
         answer = _read(file)
         self.notes += [note for note in answer.pop("notes", ()) if note not in self.notes]
         return answer
+
+    def tell(self, far: str) -> None:
+        """Say how far the step under way is, for the next line about it."""
+        self.far = far
+
+    def _done(self) -> str:
+        """The passes that were planned up to here, of all."""
+        total = sum(self.planned.values())
+        done = sum(passes for name, passes in self.planned.items() if name in self.reached)
+        return f" ({done:,.0f} of about {total:,.0f} passes)" if total else ""
+
+    @contextmanager
+    def _heard(self, name: str) -> Iterator[None]:
+        """While inside, a line every now and then."""
+        self.far, over, start = "", threading.Event(), time.perf_counter()
+        expected = self.planned.get(name, 0.0) * self.pace
+
+        def speak() -> None:
+            wait = EVERY
+            while not over.wait(wait):
+                wait *= GROWING
+                of = f" of about {expected:.0f} s" if expected else ""
+                self.say(f"{name}: {time.perf_counter() - start:.0f} s{of}{self.far and ', ' + self.far} ...")
+
+        voice = threading.Thread(target=speak, name=f"progress of {name}", daemon=True)
+        voice.start()
+        try:
+            yield
+        finally:
+            over.set()
+            voice.join()
 
     def _forget_what_came_after(self) -> None:
         """Later steps were answered without what this one has now."""

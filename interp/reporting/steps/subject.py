@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from interp.kernels.errors import InterpError
 from interp.prompts.vocabulary import TaskError
 from interp.provenance import about
+from interp.reporting.steps.budget import Budget
+from interp.reporting.steps.prompts import pool_of
+from interp.reporting.steps.steps import Answer
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -20,6 +23,9 @@ SPLITS = {"heldout": "held-out prompts", "same rows": "the prompts they were fou
 """What the part is that findings are judged on."""
 SHIPPED = {"ioi": "ioi", "induction": "induction", "needle": "needle", "shapes": "shapes"}
 """The task a shipped model was trained for, by the start of its name."""
+
+TOGETHER, FIXED = 0.5, 4.0
+"""A sweep's tokens cost this part of a bare pass's, since many patches share a product; recording and checks."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Wanted:
     random: int = 100
     """Random circuits beside the circuit."""
     circuit: bool = True
+    prompts: Literal["auto", "all"] = "all"
+    """As many of the drawn prompts as the intervals need, or all of them."""
+    budget: float | int | str | None = None
+    """Passes, or minutes as "10 min"; None for `interp.reporting.steps.budget.PASSES`, or more for a small model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +58,49 @@ class Subject:
     task: Task
     wanted: Wanted
     revision: str = ""
+    budget: Budget = field(default_factory=Budget)
+    judged: Task | None = None
+    """The held-out prompts that were chosen."""
+
+    def on(self, chosen: Answer) -> Subject:
+        """The same on the prompts that were chosen (`interp.reporting.steps.prompts.choose`)."""
+        task, held = self.task.take(range(chosen["train"]["rows"])), chosen["heldout"]
+        if not held["kept"]:
+            judged = task
+        else:
+            judged = (pool_of(self.task, held["pool"]) if self.split == "heldout" else task).take(held["kept"])
+        return replace(self, task=task, judged=judged)
 
     @cached_property
     def heldout(self) -> Task:
         """Other names and templates where the task was generated, else the same rows; `split` says which."""
+        if self.judged is not None:
+            return self.judged
         return self.task.heldout if self.task.recipe is not None else self.task
+
+    def amount(self, name: str, wanted: int) -> int:
+        """How much of something is affordable."""
+        return self.budget.amounts.get(name, wanted)
+
+    @cached_property
+    def multiplications(self) -> float:
+        """Of one pass of all prompts: weights times tokens."""
+        weights = sum(weight.numel() for weight in self.model.module.parameters())
+        return float(weights) * self.task.clean.length * len(self.task)
+
+    @cached_property
+    def moved(self) -> float:
+        """The share of positions that can differ between clean and corrupt: those from the first different token on."""
+        clean, corrupt = (side.kwargs.get("input_ids") for side in (self.task.clean, self.task.corrupt))
+        if clean is None or corrupt is None or clean.shape != corrupt.shape or "pixel_values" in self.task.clean.kwargs:
+            return 1.0
+        return float(((clean != corrupt).long().cumsum(1) > 0).double().mean())
+
+    def sweep(self, tower: str) -> float:
+        """Patching every head of a tower once, in passes: each from its own layer on, where something can differ."""
+        layers = self.model.anatomy.towers[tower].layers
+        above = sum(layer.heads * (len(layers) - n) / len(layers) for n, layer in enumerate(layers))
+        return above * self.moved * TOGETHER + FIXED
 
     @property
     def split(self) -> str:

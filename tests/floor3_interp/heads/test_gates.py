@@ -122,7 +122,7 @@ def accuracy(m: interp.Model, task: interp.Task, edits: tuple = ()) -> float:
     right: list[bool] = []
     for start in range(0, len(task), 50):
         part = task.take(range(start, min(start + 50, len(task))))
-        right += part._right(m.run(part.clean, edits=edits)["logits"])
+        right += part.right_in(m.run(part.clean, edits=edits)["logits"])
     return sum(right) / len(right)
 
 
