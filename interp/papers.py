@@ -1,7 +1,8 @@
 """The papers that methods are after, by their number at arXiv, as BibTeX needs them.
 
-A method's docstring names its papers by number; what they are called and who wrote them stands here once. A method
-may bring a paper of its own in its record (`Method.papers`).
+A method's docstring names its papers by number; what they are called and who wrote them stands here once, with all
+authors of the published version where there is one. A method may bring a paper of its own in its record
+(`Method.papers`).
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ _KNOWN = (
           " Datasets", 2023),
     Paper("2310.10348", "syed2023attribution", "Syed, Aaquib and Rager, Can and Conmy, Arthur",
           "Attribution Patching Outperforms Automated Circuit Discovery", 2023),
-    Paper("2311.17030", "makelov2023illusion", "Makelov, Aleksandar and Lange, Georg and Nanda, Neel",
+    Paper("2311.17030", "makelov2023illusion",
+          "Makelov, Aleksandar and Lange, Georg and Geiger, Atticus and Nanda, Neel",
           "Is This the Subspace You Are Looking for? An Interpretability Illusion for Subspace Activation Patching",
           2023),
     Paper("2402.05602", "achtibat2024attnlrp",
