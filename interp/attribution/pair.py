@@ -235,8 +235,8 @@ def paired(
     y = model.inputs(source)
     must_line_up(x, y, instead=ALIGN)
     pair = Pair(model, x, y, metric, tuple(chosen), positions, {}, passes=1)
-    values, logits = observed(model, y, whole, kept=pair.kept)
-    pair.new, pair.other = {str(site): value for site, value in values.items()}, pair.judged(logits)
+    seen, logits = observed(model, y, whole, kept=pair.kept)
+    pair.new, pair.other = {str(site): value for site, value in seen.items()}, pair.judged(logits)
     return pair
 
 

@@ -95,11 +95,12 @@ class _Sum(torch.autograd.Function):
         parts = [a * share, b * share]
         axes = tuple(range(1, a.ndim))
         sizes = [p.sum(axes, keepdim=True) for p in parts]
-        whole = sum(s.abs() for s in sizes)
+        whole = sizes[0].abs() + sizes[1].abs()
         total = relevance.sum(axes, keepdim=True)
         made = [p * divided(divided(s.abs(), whole) * total, s) for p, s in zip(parts, sizes, strict=True)]
         summed = [m.sum_to_size(shape) for m, shape in zip(made, ctx.shapes, strict=True)]
-        return tuple(m.to(x.dtype) for m, x in zip(summed, ctx.saved_tensors, strict=True))
+        first, second = (m.to(x.dtype) for m, x in zip(summed, ctx.saved_tensors, strict=True))
+        return first, second
 
 
 PASSED = {

@@ -97,7 +97,7 @@ def _costs(pair: Pair, ready: Prepared, cells: Sequence[Cell]) -> dict[str, Any]
     """In forward passes of the base, which a sweep's time goes into: this check, and every cell patched exactly."""
     one = max(1, ready.sweep.cost_of_pass(ready.cells[0]))
     here, every = (2 + ready.sweep.cost(some) / one for some in (cells, ready.cells))
-    made = {"passes": round(here, 1), "passes of all": round(every, 1)}
+    made: dict[str, Any] = {"passes": round(here, 1), "passes of all": round(every, 1)}
     if every <= here + pair.passes:
         made["instead"] = (
             f"interp.patch gives the exact effects of all {len(ready.cells)} cells for about {every:.3g} forward"

@@ -61,7 +61,7 @@ def faithfulness(
     random: int = 100,
     parts: int = 40,
     seed: int = 0,
-    tell: Callable[[int], object] = lambda done: None,
+    tell: Callable[[int], object] | None = None,
 ) -> Any:
     """A circuit judged on a task (clean prompts in the circuit, corrupt ones outside it), or on `base=` (inside),
     `source=` (outside) and `metric=`; a list for several circuits. `parts` edges or nodes are tried for minimality, a
@@ -89,7 +89,9 @@ def _pair(model: Model, task: Task | None, base: Any, source: Any, metric: Metri
 class _Ground:
     """What all circuits are judged on: one pair, one ablation."""
 
-    def __init__(self, pair: GraphPair, task: Task | None, ablation: Ablation, tell: Callable[[int], object]) -> None:
+    def __init__(
+        self, pair: GraphPair, task: Task | None, ablation: Ablation, tell: Callable[[int], object] | None
+    ) -> None:
         known = get_args(Ablation)
         if ablation not in known:
             raise InputsError(f"ablation is {' or '.join(map(repr, known))}, got {ablation!r}.")
@@ -105,7 +107,8 @@ class _Ground:
     def run(self, mask: Tensor) -> Tensor:
         """The metric of a circuit, per row."""
         found = self.runner(mask)
-        self.tell(self.runner.count)
+        if self.tell is not None:
+            self.tell(self.runner.count)
         return found
 
     def f(self, values: Tensor) -> float:

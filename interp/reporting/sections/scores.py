@@ -97,7 +97,7 @@ def _first_of_each(scored: list[Effects]) -> list[int]:
 
 def agreements(made: Gathered, subject: Subject) -> dict[str, float]:
     """Each estimate's rank correlation with the heads that were patched, of all towers together."""
-    found = {}
+    found: dict[str, float] = {}
     towers = [tower for tower in subject.stacks if f"patch {tower}" in made.effects]
     for method in ESTIMATES:
         pairs = [_beside(made, subject, method, tower) for tower in towers if f"{method} {tower}" in made.effects]

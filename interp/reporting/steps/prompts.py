@@ -47,8 +47,7 @@ class Sides:
         """Run the prompts that were not looked at, up to a number."""
         while (start := len(self.right)) < min(upto, len(task)):
             part = task.take(range(start, min(start + BATCH, upto, len(task))))
-            host = part.model
-            assert host is not None
+            host: Any = part.model
             if part.score == "similarity":
                 self.right += part.right()
                 self.clean += scored(host, part.clean, part.metric).tolist()
