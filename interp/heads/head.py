@@ -3,10 +3,10 @@
 A composition of `head_roles`, `head_circuits`, `sinks`, `m.attention`, `direct_effect` and `patch`, each by its own
 definition and with its own limits; what has no meaning for the head is named on the card with the reason. Of roles the
 head's place among all heads of its tower is told as well, and what it looks at and writes is said in plain words
-(`interp/heads/plainly.py`), whatever kind it is or is not. Without a metric the head is judged by the logit of what the
-model says at the end over that of its next choice. Cost: about a dozen forward passes over the data, and those of the
-head's weights (one over as many tokens as the model is wide). Limits: effects are of the head alone; ablation by the
-mean and by zero says what the answer loses, not that no other head could do the same.
+(`interp/heads/kinds/plainly.py`), whatever kind it is or is not. Without a metric the head is judged by the logit of
+what the model says at the end over that of its next choice. Cost: about a dozen forward passes over the data, and those
+of the head's weights (one over as many tokens as the model is wide). Limits: effects are of the head alone; ablation by
+the mean and by zero says what the answer loses, not that no other head could do the same.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from interp.finite import finite
 from interp.heads.head_circuits import head_circuits
 from interp.heads.head_roles import head_roles
+from interp.heads.kinds.plainly import Said, looked, wrote
 from interp.heads.kinds.reading import head_sites, page_of, read_heads
-from interp.heads.plainly import Said, looked, wrote
 from interp.hooks.errors import CheckFailed, InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs

