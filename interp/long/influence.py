@@ -9,7 +9,9 @@ where the heads attend to every visible token alike. The paper masks the top 5% 
 domains are not compared. `weights="visible"` gives each of the i tokens a row sees 1/i; `"full"` gives each 1/length
 as the paper's appendix words it, so early rows keep little. Beside the score stands that of random sets of as many
 other heads: what they raise as well is not about these heads. A corpus is read batch by batch; with `out=` every chunk
-is written down when it is done, and a run that was stopped goes on from there. Cost: 2 + random forward passes a text.
+is written down when it is done, and a run that was stopped goes on from there. Cost: 2 + random forward passes a text,
+whose logits are made a few tokens at a time (one pass more for each where they are not plainly made from the last
+residual).
 Limits: a text is cut where the model's positions end, and the table says which were; a text of one token has no loss
 and comes last; causal language models.
 """
@@ -30,9 +32,16 @@ from torch import Tensor
 from interp.finite import finite
 from interp.heads.sets import known, mask_edits
 from interp.hooks.anatomy.lengths import longest
+from interp.hooks.drive.blocks import called, keeps
+from interp.hooks.drive.recording import Recording
+from interp.hooks.drive.tail import Readout, last_tower
 from interp.hooks.edits.edits import Edit, Scale
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.run.keeper import Wish
+from interp.hooks.run.session import Session
+from interp.hooks.run.writes import spelled
+from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
 from interp.journal import Journal, Values
 from interp.long.needles import attention_sites, head_names, ids_of
@@ -45,6 +54,8 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 Weights = Literal["visible", "full"]
+NUMBERS = 2**24
+"""Of logits at a time."""
 
 
 def influence(
@@ -185,16 +196,44 @@ class _Work:
 
     def _loss(self, x: Inputs, edits: Sequence[Edit]) -> Tensor:
         """[text]: mean cross-entropy of the tokens after the first; NaN for a text that has no others."""
-        with self.model.edited(edits), torch.no_grad():
-            logits = logits_of(self.model.module(**self.model.called_with(x.kwargs)))
-        if logits is None:
-            raise ModelError(f"{type(self.model.module).__name__} has no logits, so it has no loss on a text.")
-        ids, valid = ids_of(x).to(logits.device), x.valid.to(logits.device)
+        ids, valid = ids_of(x).cpu(), x.valid.cpu()
         counted = valid[:, 1:] & valid[:, :-1]
-        lost = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-        finite(lost[counted], "losses")
-        total = torch.where(counted, lost, 0.0).double().sum(1)
-        return (total / counted.sum(1).double()).cpu()
+        row, column = counted.nonzero(as_tuple=True)
+        total = torch.zeros(len(ids), dtype=torch.double)
+        for some, logits in self._logits(x, edits, row, column):
+            said = ids[row[some], column[some] + 1].to(logits.device)
+            lost = torch.nn.functional.cross_entropy(logits.float(), said, reduction="none").double().cpu()
+            finite(lost, "losses")
+            total.index_add_(0, row[some], lost)
+        return total / counted.sum(1).double()
+
+    def _logits(self, x: Inputs, edits: Sequence[Edit], row: Tensor, column: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places, and their logits [place, word], a stretch after the other: those of a whole batch are larger than all
+        else in a pass, and a loss makes as much again of them. Where they are not plainly made from the last residual
+        the model makes all of them itself."""
+        model, end = self.model, keeps(self.model.module, torch.tensor([x.length - 1]))
+        left, logits = self._run(x, edits, end)
+        run = Recording(last_tower(model.anatomy, None), (), {}, left, logits, end, *left.shape[:2])
+        readout = Readout(model.module, run, {})
+        if end is not None and not readout.by_position:
+            _, logits = self._run(x, edits, None)
+        for some in torch.arange(len(row)).split(max(1, NUMBERS // logits.shape[-1])):
+            if readout.by_position:
+                with torch.no_grad():
+                    yield some, readout.read(readout.final(left[row[some], column[some]][None]), None)[0]
+            else:
+                yield some, logits[row[some], column[some]]
+
+    def _run(self, x: Inputs, edits: Sequence[Edit], kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The last residual, and the logits of the `kept` columns or of all."""
+        model, tower = self.model, last_tower(self.model.anatomy, None)
+        last = Site(spelled(model.anatomy, tower), tower.layers[-1].index, "resid_post")
+        session = Session(model.module, model.anatomy, wish=Wish([last]), inputs=x, family=model.family)
+        with model.edited(edits), session, torch.no_grad():
+            logits = logits_of(model.module(**called(model.module, model.called_with(x.kwargs), kept)))
+        if logits is None:
+            raise ModelError(f"{type(model.module).__name__} has no logits, so it has no loss on a text.")
+        return session.recorded()[last], logits
 
 
 register(

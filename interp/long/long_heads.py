@@ -17,20 +17,19 @@ whole head (Llama, Mistral, Qwen, Gemma); not together with edits, patterns or s
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from interp.hooks.drive.intercept import Intercept, OwnTap
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.head_names import layer_name
 from interp.hooks.sites import Site
-from interp.hooks.stand.call import Call, Tap
-from interp.hooks.stand.interface import Switch
+from interp.hooks.stand.call import Call
 from interp.hooks.stand.part import Part
 from interp.hooks.stand.program import Standing
 from interp.long.needles import attention_sites
@@ -71,21 +70,18 @@ class Chosen:
 
 @contextmanager
 def long_heads(model: Model, *, chunk: int = 256, keep: int = 16) -> Iterator[Chosen]:
-    """While inside, every self-attention layer reads `keep` chunks of `chunk` tokens at most."""
+    """While inside, every self-attention layer reads `keep` chunks of `chunk` tokens at most, in this thread."""
     if chunk < 1 or keep < LEAST:
         raise InputsError(f"chunk is at least 1 and keep at least {LEAST}, got {chunk} and {keep}.")
     sites = attention_sites(model)
     rotary = _rotary(model)
     found = Chosen(chunk, keep)
-    with ExitStack() as undo:
+    with Intercept(model.module) as put:
         for site in sites:
             layer = model.anatomy.layer(site)
             if not layer.interface:
                 raise ModelError(f"{site}: its attention is outside transformers' interface and cannot be replaced.")
-            module = model.module.get_submodule(layer.attention)
-            tap = _Chunks(found, site, rotary)
-            Switch.watch(module, tap)
-            undo.callback(Switch.forget, module, tap)
+            put.tap(model.module.get_submodule(layer.attention), _Chunks(found, site, rotary))
         yield found
 
 
@@ -104,15 +100,11 @@ def _rotary(model: Model) -> Any:
     return found[0]
 
 
-class _Chunks(Tap):
+class _Chunks(OwnTap):
     """Puts the program at every head, from the row on that sees more than is kept."""
 
     def __init__(self, found: Chosen, site: Site, rotary: Any) -> None:
         self.found, self.site, self.rotary = found, site, rotary
-        self.thread = threading.get_ident()
-
-    def live(self) -> bool:
-        return self.thread == threading.get_ident()
 
     def programs(self, call: Call) -> list[Standing]:
         _check(call, self.site)

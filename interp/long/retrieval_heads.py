@@ -40,12 +40,16 @@ from interp.long.needles import alike, answer_span, attention_sites, fitted, hea
 from interp.provenance import about
 from interp.records import Kind, Method, Variant, register, variants
 from interp.results.retrieval import Mode, RetrievalHeads
+from interp.tasks.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model
 
+
 PASSED = 0.5
 """A needle counts if the model says more than this share of its answer."""
+MORE = 24
+"""Tokens that are generated beyond what was asked for, to see whether an answer that is not there comes later."""
 NEAR_ZERO = 0.1
 """With a smaller share of needles that count, no heads are named."""
 
@@ -87,7 +91,8 @@ def retrieval_heads(
             scores[row] = _reached(at, stat, span) if mode == "r2" else _copied(at, own, words, span, mode, anywhere)
             recall[row] = _recall(words if generated else said[n], task.answer_ids[row], anywhere=generated)
     kept = recall > PASSED
-    _refuse_if_lost(kept, recall)
+    if float(kept.double().mean()) < NEAR_ZERO:
+        _refuse(kept, recall, _later(model, task, max_new_tokens) if generated else "")
     meta = {**about(model.module, task.clean), "method": "retrieval heads", "mode": mode, "generated": generated,
             "anywhere": anywhere, "impl": impl}  # fmt: skip
     stacked = torch.stack([scores[row] for row in range(len(task))], dim=1)
@@ -169,13 +174,27 @@ def _recall(said: Tensor, answer: Sequence[int], *, anywhere: bool) -> float:
     return float((said == torch.tensor(answer)).double().mean())
 
 
-def _refuse_if_lost(kept: Tensor, recall: Tensor) -> None:
-    if float(kept.double().mean()) < NEAR_ZERO:
-        raise RetrievalError(
-            f"this model answers {int(kept.sum())} of {len(kept)} needles (mean recall {float(recall.mean()):.3g}): a"
-            " head that copies nothing into the answer is no retrieval head, so none are named. Check the format of"
-            " the prompt, or use shorter lengths."
-        )
+def _refuse(kept: Tensor, recall: Tensor, later: str) -> None:
+    raise RetrievalError(
+        f"this model answers {int(kept.sum())} of {len(kept)} needles (mean recall {float(recall.mean()):.3g}): a head"
+        f" that copies nothing into the answer is no retrieval head, so none are named. {later}Check the format of the"
+        " prompt (a task's in_chat() puts it into a chat), or use shorter lengths."
+    )
+
+
+def _later(model: Model, task: Task, max_new_tokens: int | None) -> str:
+    """Where the first needle's answer comes when the model may say more, if it does."""
+    _, given = next(alike(task.take([0]), 1))
+    answer = task.answer_ids[0]
+    ids, count = _generated(model, given, len(answer), MORE + (max_new_tokens or len(answer)))
+    said = ids[0, -count:].cpu()
+    if _recall(said, answer, anywhere=True) <= PASSED:
+        return ""
+    end = next(n for n in range(1, count + 1) if _recall(said[:n], answer, anywhere=True) > PASSED)
+    return (
+        f"The first answer is there after {end} new tokens: give max_new_tokens={end + len(answer)}, and anywhere=True"
+        " where the model copies it from elsewhere than the needle. "
+    )
 
 
 _UNFIT: dict[Kind, str] = {
