@@ -171,19 +171,24 @@ def run(
 def answered(ready: Prepared, low: int, high: int, inspected: set[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
     """One chunk's effects and noise floors by metric; some of its cells are held against a full pass."""
     cells, judges, reads = ready.cells[low:high], ready.judges, ready.judges.reads
-    values = {name: torch.zeros(len(cells), len(reads.positions), dtype=torch.float64) for name in judges.own}
-    floors = dict.fromkeys(values, 0.0)
     looked: list[tuple[Cell, Answer]] = []
+    numbers, changed = [], []
+    gaps: dict[str, list[Tensor]] = {name: [] for name in judges.own}
+    noise: dict[str, list[Tensor]] = {name: [] for name in judges.own}
     for answer in ready.sweep.chunk(cells, reads):
         patched, unchanged = judges(answer.logits), judges(answer.unchanged)
-        for name in values:
-            floors[name] = max(floors[name], float((unchanged[name] - ready.base[name]).abs().max()))
-            gap = (patched[name] - unchanged[name]).double().cpu()
-            values[name][answer.number] = torch.where(answer.changed, gap, 0.0)
+        for name in gaps:
+            noise[name].append((unchanged[name] - ready.base[name]).abs().max())
+            gaps[name].append((patched[name] - unchanged[name]).double())
+        numbers.append(answer.number)
+        changed.append(answer.changed)
         if answer.number + low in inspected:
             looked.append((cells[answer.number], answer))
     ready.sweep.inspect(looked, reads)
-    return values, floors
+    values = {name: torch.zeros(len(cells), len(reads.positions), dtype=torch.float64) for name in gaps}
+    for name, found in gaps.items():  # off the device once for all
+        values[name][numbers] = torch.where(torch.stack(changed), torch.stack(found).cpu(), 0.0)
+    return values, {name: float(torch.stack(found).max()) for name, found in noise.items()}
 
 
 def _inspected(cells: Sequence[Cell], seed: int) -> set[int]:

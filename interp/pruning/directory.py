@@ -66,6 +66,9 @@ def _write(module: nn.Module, folder: Path) -> dict[str, Any]:
     else:
         said = {"architectures": [type(module).__name__], **asdict(config)}
         (folder / "config.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+    how: Any = getattr(module, "generation_config", None)
+    if how is not None:
+        how.save_pretrained(folder)
     kept: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}
     for name, value in module.state_dict().items():
