@@ -19,11 +19,13 @@ put into the base; swap base and source for the other direction.
 in_v is read before v's norm, so the norm's derivative counts. A kv head's score is the sum over the query heads of its
 group; weights are not copied. Behind a norm after the attention (Gemma-2) a head's write is what that norm makes of it,
 to first order. Cost: eap and relp two recorded passes, one more with a graph at the logits, and a walk back that runs
-each block once more and takes every head's q, k and v gradient through its projection; eap-ig that walk per step,
-eap-ig-activations per step and group of senders, exact the blocks above the receiver per edge, flow one pass. Where a
-block's graph is large, rows are walked a few at a time, with a pass more (`circuits/changes.py`). Memory: the changes
-of z and of the MLP's write of every layer, and for the rows that are walked one residual per layer and the graph of one
-block; exact and flow keep whole runs. Limits: towers whose blocks can be run one by one and add to one residual;
+each block once more, takes every head's q, k and v gradient through its projection, and holds what every layer's heads
+write more against what every later layer reads, d x d products per token and pair of layers; eap-ig that walk per step,
+eap-ig-activations per step and group of senders, exact the blocks above the receiver per edge, flow two passes and a
+sum over d per sender, token and residual that is read. Where a block's graph is large, rows are walked a few at a time,
+with a pass more (`circuits/graph/changes.py`). Memory: the changes of z and of the MLP's write of every layer, and for
+the rows that are walked one residual per layer, the graph of one block, and what one layer's receivers and heads have;
+exact and flow keep whole runs. Limits: towers whose blocks can be run one by one and add to one residual;
 first-order scores say 0 where the metric, a softmax or an activation is flat.
 """
 

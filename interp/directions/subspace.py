@@ -3,9 +3,9 @@
 Lieberum et al. 2023, the Chinchilla study (arXiv 2307.09458). A head's vectors over a dataset, less their mean, are
 decomposed, `Q - mean = U S V^T`, and replaced by what lies in the first r right singular vectors,
 `q' = mean + V_r V_r^T (q - mean)`, at the positions they were taken from. Beside each rank stand random subspaces of
-that rank. Cost: one recorded pass, then one per rank, and one per rank and random draw. Limits: q and k are those of
-the attention call, after rotary positions, which turn the subspace from position to position: take positions of one
-kind; several sites are compressed together, at the same rank.
+that rank. Cost: a recorded pass per site and a plain one, then per rank one and one more per random draw (of rank 0 one
+in all). Limits: q and k are those of the attention call, after rotary positions, which turn the subspace from position
+to position: take positions of one kind; several sites are compressed together, at the same rank.
 """
 
 from __future__ import annotations

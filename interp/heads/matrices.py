@@ -96,7 +96,7 @@ class HeadMatrices:
     def of(self, index: int) -> LayerMatrices:
         """The matrices of one layer."""
         if index not in self._layers:
-            rows, positions, width = self._shape(2)
+            rows, positions, width = self._few
             at = next(n for n, layer in enumerate(self.wanted) if layer.index == index)
             together = max(1, NUMBERS // (max(width, rows * positions) * width))
             start = at // together * together
@@ -154,10 +154,11 @@ class HeadMatrices:
     def _inputs(self, batch: int) -> dict[str, Tensor]:
         return example(self.model.module, batch=batch, length=WORDS)
 
-    def _shape(self, batch: int) -> tuple[int, int, int]:
-        """[row, position, d] of what the attentions read of so many examples."""
+    @cached_property
+    def _few(self) -> tuple[int, int, int]:
+        """[row, position, d] of what the attentions read of two examples."""
         sites = [self._site(layer, "attn_in") for layer in self.wanted]
-        tape = self.model.run(self._inputs(batch), record=sites)
+        tape = self._until(self.wanted, self._inputs(2), sites, ())
         shapes = {tuple(tape[site].shape) for site in sites}
         shape = shapes.pop()
         if shapes or len(shape) != 3:
@@ -170,7 +171,7 @@ class HeadMatrices:
 
     def _probe(self, layers: Sequence[Layer]) -> tuple[bool, dict[int, set[str]]]:
         """Whether queries depend on the position they stand at, and which of q, k and v are linear in each layer."""
-        rows, positions, width = self._shape(2)
+        rows, positions, width = self._few
         random = torch.randn(width, generator=torch.Generator().manual_seed(0))
         vectors = torch.zeros(rows, positions, width, dtype=self.model.dtype)
         vectors[0], vectors[1] = random, 2 * random
@@ -189,13 +190,13 @@ class HeadMatrices:
 
     def _project(self, layers: Sequence[Layer], *, first_only: bool) -> dict[int, dict[str, Tensor]]:
         """By layer W_Q, W_K and W_V as they are, [head, d, d_head]."""
-        rows, positions, width = self._shape(2)
+        rows, positions, width = self._few
         each = 1 if first_only else positions
         batch = max(2, min(-(-2 * width // (rows * each)), TOGETHER // positions))
-        rows = self._shape(batch)[0]
+        rows = rows * batch // 2
         units = torch.eye(width, dtype=self.model.dtype)
         parts: dict[int, dict[str, list[Tensor]]] = {one.index: {"q": [], "k": [], "v": []} for one in layers}
-        few = torch.zeros(self._shape(2)[0], positions, width, dtype=self.model.dtype)
+        few = torch.zeros(self._few[0], positions, width, dtype=self.model.dtype)
         nothing = {index: {name: value[:1] for name, value in found.items()}
                    for index, found in self._read(layers, few, 2).items()}  # fmt: skip
         for start in range(0, width, rows * each):

@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,10 @@ def test_a_corpus_of_something_else_is_refused(tmp_path: Path) -> None:
         influence(needle(), corpus, heads=HEADS)
     with pytest.raises(ModelError, match="decoder-only"):
         influence(interp.attach(tiny("t5")), ["a"], heads=("L0.H0",))
+
+
+def test_losses_are_the_same_however_many_tokens_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("interp.long.influence"), "NUMBERS", 1)
+    some = influence(needle(), texts(), heads=HEADS, random=2, batch=4, chunk=5)
+    torch.testing.assert_close(some.base, scored().base)
+    torch.testing.assert_close(some.masked, scored().masked)

@@ -6,6 +6,7 @@ import copy
 import math
 import random
 import sys
+import threading
 from functools import cache
 from typing import Any
 
@@ -196,3 +197,23 @@ def test_what_cannot_be_retrieved_is_refused(how: dict[str, Any], says: str) -> 
         infini_retrieve(needle(), given.pop("document"), given.pop("question"), **given)
     with pytest.raises(ModelError, match="tokenizer"):
         infini_retrieve(interp.attach(tiny("llama")), text, question)
+
+
+def test_another_thread_reads_the_model_as_it_is() -> None:
+    m = needle()
+    ids = {"input_ids": torch.randint(5, 500, (1, 60))}
+    with torch.no_grad():
+        bare = m.module(**ids).logits
+    found: list[Tensor] = []
+
+    def other() -> None:
+        with torch.no_grad():
+            found.append(m.module(**ids).logits)
+
+    with long_heads(m, chunk=4, keep=4), torch.no_grad():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        mine = m.module(**ids).logits
+    assert torch.equal(found[0], bare)
+    assert not torch.equal(mine, bare)

@@ -191,6 +191,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, said: st
         formats.head_scores(file)
 
 
+def test_an_answer_that_comes_later_is_named_with_what_to_give() -> None:
+    m = interp.load("zoo:needle")
+    task = interp.tasks.needle(m, lengths=(64,), depths=(0.5,), n=2, whole=True)
+    with pytest.raises(RetrievalError, match=r"after 2 new tokens: give max_new_tokens=4, and anywhere=True"):
+        retrieval_heads(m, task, generated=True, max_new_tokens=1)
+    assert bool(retrieval_heads(m, task, generated=True, max_new_tokens=4).kept.all())
+
+
 def test_a_model_that_does_not_answer_has_no_retrieval_heads_to_name() -> None:
     m = interp.attach(copy.deepcopy(load("zoo:needle").module), load("zoo:needle").processor)
     torch.nn.init.normal_(m.module.lm_head.weight)

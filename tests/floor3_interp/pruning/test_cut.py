@@ -174,6 +174,9 @@ def test_a_cut_model_read_again_says_the_same(name: str, tmp_path: Path) -> None
     again = interp.load(folder)
     assert torch.equal(said(again.module, kwargs), said(p.model.module, kwargs))
     assert str(again.anatomy) == str(p.model.anatomy)
+    if (how := getattr(p.model.module, "generation_config", None)) is not None:
+        assert (folder / "generation_config.json").exists()
+        assert again.module.generation_config.to_dict() == how.to_dict()
 
 
 @pytest.mark.parametrize(("name", "auto"), [("llama", "AutoModelForCausalLM"), ("gemma2", "AutoModelForCausalLM"),
