@@ -15,6 +15,7 @@ CALLS = {
     "order of cells": ("effects.top(1, by=BAD)", "by is one of 'abs', 'high', 'low', got 'bogus'"),
     "order of names": ("tasks.ioi(n=2, order=BAD)", "expected order among None, 'ABBA', 'BABA', got 'bogus'"),
     "split": ("tasks.ioi(n=2, split=BAD)", "expected a split 'train' or 'heldout', got 'bogus'"),
+    "prompts": ("interp.report(m, task=task, out=OUT, prompts=BAD)", "prompts is 'auto' or 'all', got 'bogus'"),
     "exact": ("interp.report(m, task=task, out=OUT, exact=BAD)", "exact is 'auto', True or False, got 'bogus'"),
 }
 

@@ -217,7 +217,7 @@ def test_ctrl_c_is_130_and_no_traceback(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "stopped" in err
-    assert not (out / "report.html").exists()
+    assert not (out / "run.json").exists()
     assert not list(out.rglob("*.part*"))
 
 
