@@ -50,7 +50,7 @@ class Work:
         """Everything about a task."""
         made, steps, auto = self.made, self.steps, subject.wanted.prompts == "auto" and not _small(subject)
         made.title, made.task = f"{made.title} on {subject.task.name}", subject.task.name
-        made.answers["prompts"] = steps.do("prompts", lambda: choose(subject, auto=auto))
+        made.answers["prompts"] = steps.do("prompts", lambda: choose(subject.task, auto=auto))
         subject = subject.on(made.answers["prompts"])
         self.said, subject = _planned(subject, steps, _looked_at(made.answers["prompts"]))
         if say is not None:

@@ -65,11 +65,10 @@ def _plan(subject: Subject) -> None:
     budget, wanted, count = subject.budget, subject.wanted, len(subject.task)
     if not wanted.circuit:
         return
-    held = min(len(subject.heldout), WAYS[-1][0])
     for prompts, steps in WAYS:
         some = min(count, prompts)
         finding = (WALK * steps + 6 + RUN * 2 * len(SIZES)) * some / count
-        held = min(len(subject.heldout), prompts)
+        held = min(len(subject.heldout), max(prompts, subject.enough))
         judging = RUN * (4 + CHANCE) * held / count
         if finding + judging <= SHARE * budget.left or (prompts, steps) == WAYS[-1]:
             break

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,10 +24,7 @@ from interp.reporting.steps.steps import Answer
 from interp.results.intervals import apart, interval, weights
 from interp.tasks.task import Task
 
-if TYPE_CHECKING:
-    from interp.reporting.steps.subject import Subject
-
-START, ROUND = 16, 8
+START, ROUND, STEP = 16, 8, 4
 NEAR = 0.15
 POOL = 64
 """Held-out prompts that may be tried, where fewer were drawn and too few of them are answered right."""
@@ -90,17 +87,17 @@ def told_apart(numbers: Answer) -> bool:
     return numbers["low"] is None or not numbers["low"] <= 0 <= numbers["high"]
 
 
-def choose(subject: Subject, *, auto: bool) -> Answer:
+def choose(task: Task, *, auto: bool) -> Answer:
     """The rows of both splits with their numbers, as plain values."""
-    task, seen = subject.task, Sides()
+    seen, split = Sides(), "heldout" if task.recipe is not None else "same rows"
     seen.look(task, START if auto else len(task))
     count = _enough(seen, len(task)) if auto else len(task)
     seen.look(task, count)
     train = seen.numbers(task, range(count))
-    answer: Answer = {"drawn": len(task), "train": train, "split": subject.split}
-    if subject.split != "heldout":
+    answer: Answer = {"drawn": len(task), "train": train, "split": split}
+    if split != "heldout":
         return {**answer, "heldout": {**train, "tried": count, "pool": len(task), "kept": [*range(count)],
-                                      "why": _why(train, count, least=1)}}  # fmt: skip
+                                      "why": _why(train, count, least=1), "enough": 1}}  # fmt: skip
     return {**answer, "heldout": _held_out(task, max(count, FEW))}
 
 
@@ -133,7 +130,15 @@ def _held_out(task: Task, wanted: int) -> Answer:
     numbers = seen.numbers(pool, kept) if kept else {"rows": 0, "gap": 0.0, "low": None, "high": None}
     accuracy = sum(seen.right) / max(1, tried)
     return {**numbers, "accuracy": accuracy, "tried": tried, "pool": len(pool), "kept": kept,
-            "why": _why(numbers, tried, least=FEW)}  # fmt: skip
+            "why": _why(numbers, tried, least=FEW), "enough": _fewest(seen, pool, kept)}  # fmt: skip
+
+
+def _fewest(seen: Sides, pool: Task, kept: Sequence[int]) -> int:
+    """How many of them already have a gap that is told apart from 0, and at every larger number as well."""
+    for count in range(len(kept), 0, -STEP):
+        if count < FEW or not told_apart(seen.numbers(pool, kept[:count])):
+            return min(len(kept), count + STEP)
+    return len(kept)
 
 
 def _right(seen: Sides, pool: Task, wanted: int) -> list[int]:

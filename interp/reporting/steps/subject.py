@@ -61,6 +61,8 @@ class Subject:
     budget: Budget = field(default_factory=Budget)
     judged: Task | None = None
     """The held-out prompts that were chosen."""
+    enough: int = 1
+    """How many of them, the first ones, have a gap that is told apart from 0."""
 
     def on(self, chosen: Answer) -> Subject:
         """The same on the prompts that were chosen (`interp.reporting.steps.prompts.choose`)."""
@@ -69,7 +71,7 @@ class Subject:
             judged = task
         else:
             judged = (pool_of(self.task, held["pool"]) if self.split == "heldout" else task).take(held["kept"])
-        return replace(self, task=task, judged=judged)
+        return replace(self, task=task, judged=judged, enough=held["enough"])
 
     @cached_property
     def heldout(self) -> Task:

@@ -54,12 +54,12 @@ def metric(task: Task, side: str) -> torch.Tensor:
 
 def test_as_many_prompts_as_the_gap_needs() -> None:
     task = tasks.ioi(model("ioi"), n=64)
-    chosen = choose(subject(task), auto=True)
+    chosen = choose(task, auto=True)
     count = chosen["train"]["rows"]
     gaps = (metric(task, "clean") - metric(task, "corrupt"))[:16]
     needed = float((gaps.std() / gaps.mean() / NEAR) ** 2)
     assert count == max(16, -(-int(needed) // 8) * 8)
-    assert choose(subject(task), auto=False)["train"]["rows"] == 64
+    assert choose(task, auto=False)["train"]["rows"] == 64
     some = task.take(range(count))
     assert chosen["train"]["gap"] == pytest.approx(
         float((metric(some, "clean") - metric(some, "corrupt")).mean()), rel=1e-5
@@ -69,7 +69,7 @@ def test_as_many_prompts_as_the_gap_needs() -> None:
 
 def test_held_out_prompts_are_those_that_are_answered_right() -> None:
     task = half_right(model("ioi"), n=8)
-    chosen = choose(subject(task), auto=False)
+    chosen = choose(task, auto=False)
     held = chosen["heldout"]
     assert held["rows"] == len(held["kept"]) == FEW
     assert held["tried"] > FEW
