@@ -1,12 +1,15 @@
 """A sweep written down chunk by chunk, so that one that was killed goes on where it was and ends with the same bytes.
 
-`plan.json` comes first: which sweep this is, its chunks and its choice of matrix products, fixed for good. Each
-finished chunk is a parquet shard written under another name and renamed. The result follows when all are there.
+`plan.json` comes first, sealed: which sweep this is, its chunks and its choice of matrix products, fixed for good. Each
+finished chunk is a parquet shard written under another name and renamed, beside its checksum (as `sha256sum` writes it,
+`sha256sum -c` reads it); a shard is held against it, and has to cover its chunk, before its numbers are used. The
+result follows when all are there.
 Limits: the same bytes need the same machine, versions and number of threads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.hooks.sealed import damaged, opened, parsed, sealed, understood, unsealed
 from interp.kernels.errors import InterpError
 from interp.saving import renamed
 
-FORMAT = 1
+FORMAT = 2
 PLAN = "plan.json"
+SUM = ".sha256"
 Values = dict[str, Tensor]
 """By metric, [cell of the chunk, example]."""
 
@@ -36,9 +41,7 @@ class Journal:
         path = self.folder / PLAN
         if not path.exists():
             return None
-        plan: dict[str, Any] = json.loads(path.read_text())
-        if plan.get("format") != FORMAT:
-            raise InterpError(f"{path} was written in format {plan.get('format')}; this version reads {FORMAT}.")
+        plan = _plan(path)
         mine = json.loads(json.dumps(dict(task)))
         other = [name for name in {**plan["task"], **mine} if plan["task"].get(name) != mine.get(name)]
         if other:
@@ -52,7 +55,12 @@ class Journal:
     def begin(self, task: Mapping[str, Any], chunks: Sequence[tuple[int, int]], product: str) -> None:
         """Fix the chunks and the choice of matrix products."""
         plan = {"format": FORMAT, "task": dict(task), "chunks": list(map(list, chunks)), "product": product}
-        renamed(self.folder / PLAN, json.dumps(plan, indent=1).encode())
+        renamed(self.folder / PLAN, sealed(plan))
+
+    def must_cover(self, chunks: Sequence[tuple[int, int]], cells: int) -> None:
+        """Raise where the chunks of the plan are not all the cells there are."""
+        if (chunks[-1][1] if chunks else 0) != cells:
+            raise damaged(self.folder / PLAN, f"its chunks do not cover the {cells} cells of this sweep")
 
     def _shard(self, low: int, high: int) -> Path:
         return self.folder / "chunks" / f"{low:06d}-{high:06d}.parquet"
@@ -74,23 +82,70 @@ class Journal:
         path.parent.mkdir(exist_ok=True)
         sink = arrow.BufferOutputStream()
         parquet.write_table(table, sink)
-        renamed(path, sink.getvalue().to_pybytes())
+        data = sink.getvalue().to_pybytes()
+        renamed(path.with_suffix(SUM), _sum(path, data))  # first: a shard without it is not there yet
+        renamed(path, data)
 
-    def read(self, low: int, high: int) -> tuple[Values, dict[str, float]] | None:
-        """A chunk that is finished."""
-        from pyarrow import parquet
-
+    def read(
+        self, low: int, high: int, wanted: Mapping[str, int] | None = None
+    ) -> tuple[Values, dict[str, float]] | None:
+        """A chunk that is finished; `wanted` says which metrics it must have, and how many examples of each."""
         path = self._shard(low, high)
         if not path.exists():
             return None
-        table = parquet.read_table(path)
-        floors = json.loads((table.schema.metadata or {})[b"floors"])
-        frame = table.to_pandas()
-        values = {
-            name: torch.tensor(part["effect"].to_numpy(), dtype=torch.float64).view(high - low, -1)
-            for name, part in frame.groupby("metric", sort=False)
-        }
+        data, beside = path.read_bytes(), path.with_suffix(SUM)
+        if not beside.exists() or beside.read_bytes() != _sum(path, data):
+            raise InterpError(
+                f"{path} is damaged or was changed: it is not what {beside.name} beside it is the checksum of. Remove"
+                " both, and the same call computes the chunk anew."
+            )
+        with understood(path):
+            values, floors = _values(path, data, low, high)
+        found = {name: part.shape[1] for name, part in values.items()}
+        if wanted is not None and found != dict(wanted):
+            raise damaged(path, f"it holds examples of metrics {found}, and this sweep has {dict(wanted)}")
         return values, floors
+
+
+def _sum(path: Path, data: bytes) -> bytes:
+    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
+
+
+def _values(path: Path, data: bytes, low: int, high: int) -> tuple[Values, dict[str, float]]:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(arrow.BufferReader(data))
+    except (arrow.ArrowException, OSError) as why:
+        raise damaged(path, "it is no parquet file") from why
+    floors = json.loads((table.schema.metadata or {})[b"floors"])
+    values = {}
+    for name, part in table.to_pandas().groupby("metric", sort=False):
+        width = len(part) // (high - low)
+        cells = [cell for cell in range(low, high) for _ in range(width)]
+        if part["cell"].tolist() != cells or part["example"].tolist() != list(range(width)) * (high - low):
+            raise damaged(path, f"it does not cover cells {low} to {high - 1} of {width} examples, each once")
+        values[str(name)] = torch.tensor(part["effect"].to_numpy(), dtype=torch.float64).view(high - low, -1)
+    return values, floors
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    """What is planned: chunks that follow each other from the first cell on, of some task."""
+    plan, _ = unsealed(path, FORMAT)
+    with understood(path):
+        chunks, task = [(int(low), int(high)) for low, high in plan["chunks"]], plan["task"]
+        ends = [0, *(high for _, high in chunks)]
+        if [low for low, _ in chunks] != ends[:-1] or any(low >= high for low, high in chunks):
+            raise damaged(path, "its chunks do not follow each other from the first cell on")
+        return {"task": dict(task), "chunks": chunks, "product": plan["product"]}
+
+
+def planned(folder: str | Path) -> dict[str, Any]:
+    """The task of a sweep, also of one that version 0.2 wrote."""
+    path = Path(folder) / PLAN
+    with understood(path):
+        return dict(opened(path, parsed(path))[0]["task"])
 
 
 def progress(folder: str | Path) -> tuple[int, int] | None:
@@ -98,9 +153,10 @@ def progress(folder: str | Path) -> tuple[int, int] | None:
     path = Path(folder) / PLAN
     if not path.exists():
         return None
-    chunks = json.loads(path.read_text())["chunks"]
     shards = {shard.stem for shard in (Path(folder) / "chunks").glob("*.parquet")}
-    return sum(f"{low:06d}-{high:06d}" in shards for low, high in chunks), len(chunks)
+    with understood(path):
+        chunks = opened(path, parsed(path))[0]["chunks"]
+        return sum(f"{low:06d}-{high:06d}" in shards for low, high in chunks), len(chunks)
 
 
 def _differing(name: str, a: Any, b: Any) -> tuple[str, Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -10,7 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from interp.journal import PLAN, progress
+from interp.hooks.sealed import understood
+from interp.journal import PLAN, planned, progress
 from interp.kernels.errors import InterpError
 from interp.results.effects import Effects
 
@@ -51,7 +51,8 @@ def open_directory(directory: str | Path) -> Any:
 
 
 def _sweep(folder: Path) -> Effects | dict[str, Effects]:
-    names = list(json.loads((folder / PLAN).read_text())["task"]["metrics"])
+    with understood(folder / PLAN):
+        names = list(planned(folder)["metrics"])
     found = _parts(folder, names)
     if (folder / "reverse" / PLAN).exists():
         back = _parts(folder / "reverse", names)

@@ -1,8 +1,10 @@
-"""Results on disk: tensors in a safetensors file, the rest as JSON, which comes last; each whole or not at all."""
+"""Results on disk: tensors in a safetensors file, the rest as JSON, which comes last; each whole or not at all.
+
+The JSON holds the digests of the others and its own (`hooks/sealed.py`), which are checked when it is read."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,8 @@ from uuid import uuid4
 
 from torch import Tensor
 
+from interp.hooks.sealed import inside, loaded, sealed, unsealed
+from interp.hooks.sealed import whole as whole_file
 from interp.kernels.errors import InterpError
 
 
@@ -68,28 +72,34 @@ def write(
     beside the tensors as parquet or CSV, and without tensors there is no file of them."""
     from safetensors.torch import save
 
-    folder = Path(directory)
+    folder, digests = Path(directory), dict[str, str]()
     folder.mkdir(parents=True, exist_ok=True)
     if tensors:
-        renamed(folder / names[0], save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        _put(folder / names[0], save({name: tensor.contiguous() for name, tensor in tensors.items()}), digests)
     if table is not None:
         sink = BytesIO()
         table.to_parquet(sink) if kind == "parquet" else table.to_csv(sink, index=False)
-        renamed((folder / names[0]).with_suffix(f".{kind}"), sink.getvalue())
-    renamed(folder / names[1], json.dumps(dict(about), indent=1, default=str).encode())
+        _put((folder / names[0]).with_suffix(f".{kind}"), sink.getvalue(), digests)
+    renamed(folder / names[1], sealed(about, digests))
     return folder
+
+
+def _put(path: Path, data: bytes, digests: dict[str, str]) -> None:
+    renamed(path, data)
+    digests[path.name] = hashlib.sha256(data).hexdigest()
 
 
 def read(
     directory: str | Path, names: tuple[str, str], version: int, *, tensors: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `write` wrote under `names`: the JSON, whose "format" must be this version's, and the tensors it had."""
-    from safetensors.torch import load_file
-
+    """What `write` wrote under `names`: the JSON, whose "format" must be this version's, and the tensors it had. The
+    table is not needed, but where it lies there it must be the one that was written."""
     folder = Path(directory)
     if not (folder / names[1]).is_file():
         raise InterpError(f"{folder} holds no {names[1]}: expected where such a result was saved.")
-    about: dict[str, Any] = json.loads((folder / names[1]).read_text())
-    if about.get("format") != version:
-        raise InterpError(f"{folder} was written in format {about.get('format')}; this version reads {version}.")
-    return about, load_file(str(folder / names[0])) if tensors else {}
+    about, digests = unsealed(folder / names[1], version)
+    for name in digests or ():
+        file = inside(folder, name)
+        if name != names[0] and file.exists():
+            whole_file(file, digests)
+    return about, loaded(folder / names[0], digests) if tensors else {}

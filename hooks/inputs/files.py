@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.labels import FIELDS, Roles
 from interp.hooks.pictures.grids import Fit, View
+from interp.hooks.sealed import digest, inside, loaded, sealed, understood, unsealed
 
 Made = TypeVar("Made")
 FORMAT = 1
@@ -36,7 +36,8 @@ def save(inputs: Any, folder: Path, shared: bool = False) -> None:
     for name, tower in inputs.towers.items():
         if not isinstance(tower, str):
             save(tower, folder / name, shared=True)
-    (folder / "inputs.json").write_text(json.dumps(_about(inputs)))
+    digests = {"inputs.safetensors": digest(folder / "inputs.safetensors")}
+    (folder / "inputs.json").write_bytes(sealed(_about(inputs), digests, indent=None))
 
 
 def _about(inputs: Any) -> dict[str, Any]:
@@ -53,19 +54,16 @@ def _about(inputs: Any) -> dict[str, Any]:
 
 def load(make: Callable[..., Made], folder: Path, kwargs: dict[str, Any] | None = None) -> Made:
     """Read inputs from a folder, made by their class."""
-    from safetensors.torch import load_file
-
     path = folder / "inputs.json"
     if not path.exists():
         raise InputsError(f"{folder} holds no inputs: expected {path}")
-    about = json.loads(path.read_text())
-    if about["format"] != FORMAT:
-        raise InputsError(f"{folder} was written in format {about['format']}; this version reads format {FORMAT}")
-    tensors = load_file(folder / "inputs.safetensors")
-    call = kwargs if kwargs is not None else {**about["scalars"], **_under(tensors, "kwargs.")}
-    towers = {name: why or load(make, folder / name, call) for name, why in about["towers"].items()}
-    told = {name: _frozen(about[name]) for name in ("tokens", "texts", "offsets", "continuation", "main")}
-    return make(call, tensors["valid"], _roles(about, tensors), **told, towers=towers)
+    about, digests = unsealed(path, FORMAT)
+    tensors = loaded(folder / "inputs.safetensors", digests)
+    with understood(path):
+        call = kwargs if kwargs is not None else {**about["scalars"], **_under(tensors, "kwargs.")}
+        towers = {n: why or load(make, inside(folder, n), call) for n, why in about["towers"].items()}
+        told = {name: _frozen(about[name]) for name in ("tokens", "texts", "offsets", "continuation", "main")}
+        return make(call, tensors["valid"], _roles(about, tensors), **told, towers=towers)
 
 
 def _under(tensors: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:

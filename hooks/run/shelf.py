@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
 from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.sealed import damaged, digest, inside, loaded, sealed, understood, unsealed
 from interp.hooks.sites import Site
 from interp.kernels.errors import InterpError
 
@@ -25,6 +25,9 @@ class Shelf(MutableMapping[Site, Tensor]):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._files: dict[Site, str] = {}
+        self._digests: dict[str, str] | None = {}
+        self._seen: set[str] = set()
+        """Files whose content is known to be what was written: each is looked at once."""
 
     def __setitem__(self, site: Site, tensor: Tensor) -> None:
         from safetensors.torch import save_file
@@ -32,11 +35,18 @@ class Shelf(MutableMapping[Site, Tensor]):
         (self.folder / "tape.json").unlink(missing_ok=True)  # no tape until it is closed again
         name = self._files.setdefault(site, f"{len(self._files):05d}.safetensors")
         save_file({"value": tensor.detach().cpu().contiguous()}, str(self.folder / name))
+        self._seen.add(name)
+        if self._digests is not None:
+            self._digests[name] = digest(self.folder / name)
 
     def __getitem__(self, site: Site) -> Tensor:
-        from safetensors.torch import load_file
-
-        return load_file(str(self.folder / self._files[site]))["value"]
+        name = self._files[site]
+        path = inside(self.folder, name)
+        held = loaded(path, None if name in self._seen else self._digests)
+        self._seen.add(name)
+        if "value" not in held:
+            raise damaged(path, "it holds no tensor 'value'")
+        return held["value"]
 
     def __delitem__(self, site: Site) -> None:
         (self.folder / self._files.pop(site)).unlink()
@@ -63,8 +73,13 @@ class Shelf(MutableMapping[Site, Tensor]):
         if inputs is not None:
             inputs.save(self.folder / "inputs")
         scratch = self.folder / "tape.json.part"
-        scratch.write_text(json.dumps(about, indent=1))
+        scratch.write_bytes(sealed(about, self._all_digests()))
         scratch.rename(self.folder / "tape.json")
+
+    def _all_digests(self) -> dict[str, str]:
+        """Of a tape of version 0.2 that is closed again as well, which had none."""
+        known = self._digests or {}
+        return {name: known.get(name) or digest(inside(self.folder, name)) for name in self._files.values()}
 
     @classmethod
     def open(cls, folder: str | Path) -> tuple[Shelf, Anatomy, Inputs | None, dict[str, Any]]:
@@ -72,15 +87,15 @@ class Shelf(MutableMapping[Site, Tensor]):
         path = Path(folder) / "tape.json"
         if not path.exists():
             raise InterpError(f"{folder} holds no tape: expected {path}.")
-        about = json.loads(path.read_text())
-        if about.get("format") != FORMAT:
-            raise InterpError(
-                f"{folder} was written in format {about.get('format')}; this version reads format {FORMAT}."
-            )
+        about, digests = unsealed(path, FORMAT)
         shelf = cls(folder)
-        shelf._files = {_site(fields): name for fields, name in about["files"]}
-        inputs = Inputs.load(Path(folder) / "inputs") if about["inputs"] else None
-        return shelf, _anatomy(about["anatomy"]), inputs, about["meta"]
+        with understood(path):
+            shelf._files = {_site(fields): name for fields, name in about["files"]}
+            shelf._digests = digests
+            for name in shelf._files.values():
+                inside(shelf.folder, name)
+            inputs = Inputs.load(Path(folder) / "inputs") if about["inputs"] else None
+            return shelf, _anatomy(about["anatomy"]), inputs, dict(about["meta"])
 
 
 def _site(fields: Mapping[str, Any]) -> Site:

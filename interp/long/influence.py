@@ -146,14 +146,15 @@ def _chunks(work: _Work, corpus: _Corpus, size: int, task: dict[str, Any], out: 
     journal = None if out is None else Journal(Path(out) / "journal")
     plan = None if journal is None else journal.known(task)
     bounds = [(low, min(low + size, corpus.count)) for low in range(0, corpus.count, size)]
-    if plan is not None:
-        bounds = [(low, high) for low, high in plan["chunks"]]
+    if journal is not None and plan is not None:
+        journal.must_cover(plan["chunks"], corpus.count)
+        bounds = plan["chunks"]
     elif journal is not None:
         journal.begin(task, bounds, "torch")
     texts = corpus.texts()
     for low, high in bounds:
         some = list(islice(texts, high - low))
-        done = None if journal is None else journal.read(low, high)
+        done = None if journal is None else journal.read(low, high, work.names)
         values = work.losses(some) if done is None else done[0]
         if journal is not None and done is None:
             journal.write(low, high, values, {})
@@ -169,6 +170,11 @@ class _Work:
     weights: Weights
     room: int | None
     batch: int
+
+    @property
+    def names(self) -> dict[str, int]:
+        """What is written down of a text, one number each."""
+        return dict.fromkeys(("base", *(f"set{n}" for n in range(len(self.sets))), "tokens", "cut"), 1)
 
     def losses(self, texts: Sequence[str]) -> Values:
         """By name, [text, 1]: the losses bare and with each set of heads masked, tokens, and whether it was cut."""

@@ -89,7 +89,9 @@ def effects(question: Question, x: Inputs, source: Source, metrics: Metrics) -> 
     task = _task(question, x, source, metrics)
     plan = None if journal is None else journal.known(task)
     ready = prepare(question, x, source, metrics, product=None if plan is None else plan["product"])
-    chunks = ready.sweep.chunks(ready.cells, ready.judges.reads) if plan is None else [tuple(c) for c in plan["chunks"]]
+    chunks = ready.sweep.chunks(ready.cells, ready.judges.reads) if plan is None else plan["chunks"]
+    if journal is not None and plan is not None:
+        journal.must_cover(chunks, len(ready.cells))
     if journal is not None and plan is None:
         journal.begin(task, chunks, ready.sweep.product)
     values, floors = run(ready, chunks, journal)
@@ -157,7 +159,7 @@ def run(
     with _bar(ready, chunks, journal) as bar:
         ready.sweep.tell = bar.update
         for low, high in chunks:
-            done = None if journal is None else journal.read(low, high)
+            done = None if journal is None else journal.read(low, high, {name: prompts for name in values})
             if done is None:
                 done = answered(ready, low, high, inspected)
                 if journal is not None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
+from interp.hooks.sealed import understood
 from interp.saving import read, write
 
 FORMAT = 1
@@ -67,7 +68,9 @@ class Saved:
     @classmethod
     def load(cls: type[S], directory: str | Path) -> S:
         """Read what `save` wrote."""
-        return cls.restored(*read(directory, cls._files(), FORMAT, tensors=cls.TENSORS))
+        facts, tensors = read(directory, cls._files(), FORMAT, tensors=cls.TENSORS)
+        with understood(Path(directory) / cls._files()[1]):
+            return cls.restored(facts, tensors)
 
 
 def _of_tensors(value: Any) -> bool:
