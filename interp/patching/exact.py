@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.contents import content, named
 from interp.hooks.drive.sweep import Answer, Cell, Sweep
 from interp.hooks.errors import SiteError
 from interp.hooks.inputs.inputs import Inputs
@@ -159,7 +160,7 @@ def run(
     with _bar(ready, chunks, journal) as bar:
         ready.sweep.tell = bar.update
         for low, high in chunks:
-            done = None if journal is None else journal.read(low, high, {name: prompts for name in values})
+            done = None if journal is None else journal.read(low, high, dict.fromkeys(values, prompts))
             if done is None:
                 done = answered(ready, low, high, inspected)
                 if journal is not None:
@@ -216,7 +217,7 @@ def _result(ready: Prepared, name: str, values: Tensor, floor: float, task: Mapp
     engine = sweep.engine(question.targets[0].members[0][0].tower)
     meta = {
         **about(question.model.module, sweep.base), "direction": "source into base", "corruption": ready.new.kind,
-        "metric": task["metrics"][name], "seed": question.seed, "engine": type(engine).__name__,
+        "metric": repr(ready.judges.judges[name].metric), "seed": question.seed, "engine": type(engine).__name__,
         "products": sweep.product, "positions": task["positions"], "align": task["align"],
         "halvings": sweep.halvings,
     }  # fmt: skip
@@ -229,11 +230,11 @@ def _task(question: Question, x: Inputs, source: Source, metrics: Metrics) -> di
     model = question.model
     other = question.source_model
     return {
-        "model": about(model.module, x), "source": _digest(model, source),
+        "model": about(model.module, x), "source": _digest(question, source),
         "source_model": None if other is None else about(other.module, None)["model_hash"],
         "targets": [target.label for target in question.targets], "positions": _said(question.positions),
         "align": _said(question.align), "reduce": question.reduce, "seed": question.seed,
-        "metrics": {name: repr(metric) for name, metric in metrics.items()},
+        "metrics": {name: repr(metric) if question.out is None else named(metric) for name, metric in metrics.items()},
     }  # fmt: skip
 
 
@@ -243,9 +244,16 @@ def _said(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _digest(model: Model, source: Source) -> str:
+def _digest(question: Question, source: Source) -> str:
+    """What the source is; of a sweep that is written down, by content."""
+    model, kept = question.model, question.out is not None
     if isinstance(source, Tape):
-        return repr(source.inputs) if source.inputs is None else source.inputs.digest()
+        held = content({str(site): source[site] for site in source.sites}) if kept else ""
+        return f"{None if source.inputs is None else source.inputs.digest()} {held}".strip()
+    if isinstance(source, Average):
+        listed = isinstance(source.data, list | tuple)
+        held = (content(source.data) if listed else model.inputs(source.data).digest()) if kept else ""
+        return f"{source!r} {held}".strip()
     return model.inputs(source).digest() if is_run(source) else repr(source)
 
 
