@@ -1,13 +1,16 @@
-"""Makes `docs/methods.md` from the records of methods and `docs/calls.md` from docstrings.
+"""Makes `docs/methods.md` from the records of methods, `docs/calls.md` from docstrings, and `docs/real-model.md` from
+the numbers that the studies in `experiments/real/` kept.
 
-python docs/build.py            # write both
+python docs/build.py            # write them
 python docs/build.py --check    # say whether they are up to date
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import string
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ import interp
 from interp import records
 
 DOCS = Path(__file__).parent
+REAL = DOCS.parent / "experiments" / "real"
 
 
 def surface() -> dict[str, object]:
@@ -89,7 +93,26 @@ def _signature(thing: object) -> str:
     return re.sub(r"interp\.(?:\w+\.)*(\w+)", r"\1", found)
 
 
-PAGES = {"methods.md": methods, "calls.md": calls}
+class Numbers(string.Formatter):
+    """Fills a page with kept numbers: `{smollm2[ioi][gap]:.2f}`; heads by name and lists are written out in a row."""
+
+    def format_field(self, value: object, spec: str) -> str:
+        if isinstance(value, dict):
+            marked = {f"{name}:" if name.isdigit() else name: one for name, one in value.items()}
+            return ", ".join(f"{name} {self.format_field(one, spec)}" for name, one in marked.items())
+        if isinstance(value, list):
+            return ", ".join(self.format_field(one, spec) for one in value)
+        return format(value, spec if isinstance(value, (int, float)) else "")
+
+
+def real_model() -> str:
+    """The page of the studies on real models, its numbers from the files that they kept."""
+    kept = {folder.name: {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+            for folder in (REAL / "results").iterdir()}  # fmt: skip
+    return Numbers().format((REAL / "page.md").read_text(), **kept)
+
+
+PAGES = {"methods.md": methods, "calls.md": calls, "real-model.md": real_model}
 
 
 def main() -> int:
