@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from interp.hooks.anatomy.example import example
+from interp.hooks.anatomy.example import example, first_argument
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.refusals import refuse
 from interp.hooks.anatomy.towers import Anatomy
@@ -23,11 +23,18 @@ from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import Roles
 from interp.hooks.inputs.sound import extractor_of
+from interp.hooks.pictures.grids import UnknownOrder, patches_of, pixels_in
 from interp.hooks.run.session import Session
 from interp.hooks.survey.capabilities import Capabilities, capabilities
 from interp.hooks.survey.checks import Report, check
-from interp.hooks.survey.trace import trace
+from interp.hooks.survey.trace import traced
 from interp.preparing.prepare import prepare
+
+
+def _as_traced(kwargs: Mapping[str, Any], traced: Mapping[str, Any]) -> bool:
+    """Whether pictures have the size of those that the model was traced with."""
+    mine, other = pixels_in(kwargs), pixels_in(traced)
+    return mine is not None and other is not None and mine.shape[1:] == other.shape[1:]
 
 
 class Held:
@@ -94,7 +101,7 @@ class Held:
                 refuse(self.module)
                 kwargs = self.example() if inputs is None else self.inputs(inputs).kwargs
                 with forced_eager():
-                    self._anatomy = trace(self.module, self.called_with(kwargs), family=self.family)
+                    self._anatomy, self.family = traced(self.module, self.called_with(kwargs), family=self.family)
                 self._report = None
             return self._anatomy
 
@@ -134,11 +141,20 @@ class Held:
         """Whatever stands for inputs, as `Inputs`."""
         if isinstance(inputs, Inputs):
             return inputs
+        if torch.is_tensor(inputs) and inputs.ndim == 4 and self.config is None:
+            inputs = {first_argument(self.module): inputs}
         return self._describe(inputs) if isinstance(inputs, Mapping) else self.prepare(inputs)
 
     def _describe(self, kwargs: Mapping[str, Any]) -> Inputs:
+        config = self.config if self.config is not None else patches_of(self.module)
         extractor = extractor_of(self.processor)
-        return Inputs.of(kwargs, config=self.config, tokenizer=self.tokenizer, extractor=extractor)
+        try:
+            return Inputs.of(kwargs, config=config, tokenizer=self.tokenizer, extractor=extractor)
+        except UnknownOrder:
+            tower = self.anatomy.towers.get("vision")
+            if tower is None or tower.length is None or not _as_traced(kwargs, self.called_with(self.example())):
+                raise
+            return Inputs.of_length(kwargs, tower.length, tower="vision")
 
     def prepare(
         self,

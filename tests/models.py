@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 import interp
@@ -24,6 +25,14 @@ from interp.zoo.families import tiny
 def attached(name: str, dtype: torch.dtype = torch.float32) -> interp.Model:
     """A tiny random model of a family of `interp.zoo.families`. Shared: a test that changes it builds its own."""
     return interp.attach(tiny(name, dtype=dtype))
+
+
+@cache
+def mpt() -> interp.Model:
+    """A model whose attention call is not seen, and whose family says where z is and nothing else."""
+    torch.manual_seed(0)
+    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=99, max_seq_len=64)
+    return interp.attach(transformers.MptForCausalLM(config).eval())
 
 
 @cache

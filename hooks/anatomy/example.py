@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.hooks.errors import InputsError
 from interp.hooks.pictures.asked import Ask, Picture, no_example, pixels_for
+from interp.hooks.pictures.grids import Patches, patches_of
 from interp.hooks.pictures.record import family_of
 
 
@@ -40,6 +43,8 @@ Recipe = Callable[[Ask], dict[str, Tensor]]
 
 def _recipe(ask: Ask) -> Recipe:
     """How to build inputs, by what the model says it is."""
+    if ask.config is None and (patches := patches_of(ask.module)) is not None:
+        return partial(_patched, patches)
     main = getattr(ask.module, "main_input_name", "input_ids")
     family = family_of(ask.config)
     if family is not None and family.example is not None and {"input_ids", "pixel_values"} <= ask.accepts:
@@ -50,8 +55,8 @@ def _recipe(ask: Ask) -> Recipe:
         return _speech
     if main == "input_values" and getattr(ask.config, "conv_stride", None):
         return _waves
-    if main == "pixel_values" and "pixel_values" in ask.accepts and hasattr(ask.config, "image_size"):
-        return lambda ask: {"pixel_values": pixels_for(ask, ask.config, ask.batch)}
+    if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts:
+        return lambda ask: {"pixel_values": _noise_for(ask)}
     if main == "input_ids" and "input_ids" in ask.accepts:
         return _language
     raise no_example(ask.module, f"its forward takes {', '.join(sorted(ask.accepts)) or 'nothing by name'}")
@@ -65,6 +70,16 @@ def _underlying(module: nn.Module) -> nn.Module:
         if isinstance(inner := getattr(module, name, None), nn.Module):
             return _underlying(inner)
     return module
+
+
+def _patched(patches: Patches, ask: Ask) -> dict[str, Tensor]:
+    """Noise for a tower of timm's kind, under the name that it calls its pictures."""
+    return {first_argument(ask.module): ask.noise(ask.batch, patches.channels, *patches.image_size)}
+
+
+def first_argument(module: nn.Module) -> str:
+    """What a module calls what it is given first."""
+    return next(iter(signature(module.forward).parameters))
 
 
 def _language(ask: Ask) -> dict[str, Tensor]:
@@ -117,11 +132,48 @@ def _waves(ask: Ask) -> dict[str, Tensor]:
     return made | (_decoder(ask) if "decoder_input_ids" in ask.accepts else {})
 
 
+SIDE = 64
+"""Of a picture for a model that says no size."""
+
+
+def _noise_for(ask: Ask) -> Tensor:
+    """Pictures of the size that the config or one inside it says."""
+    inner = [value for value in vars(ask.config).values() if hasattr(value, "image_size")] if ask.config else []
+    seeing = next((config for config in (ask.config, *inner) if getattr(config, "image_size", None)), None)
+    if seeing is None:
+        return ask.noise(ask.batch, getattr(ask.config, "num_channels", 3), SIDE, SIDE)
+    return pixels_for(ask, seeing, ask.batch)
+
+
+def _joined(ask: Ask) -> dict[str, Tensor]:
+    """Words, a picture, words, for a model that no record describes: it is asked how many tokens a picture makes."""
+    token = getattr(ask.config, "image_token_id", None)
+    look = getattr(ask.module, "get_image_features", None)
+    if not isinstance(token, int) or look is None:
+        raise no_example(ask.module, "it takes words and pixels, and how it joins them is not listed")
+    pixels = _noise_for(ask).to(ask.device, ask.dtype)
+    try:
+        with torch.no_grad():
+            count = _tokens_in(look(pixel_values=pixels[:1]))
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as why:
+        said = str(why).splitlines()[0] if str(why) else type(why).__name__
+        raise no_example(ask.module, f"it takes words and pixels, and looking at pixels alone says: {said}") from why
+    return _with_picture(lambda ask: Picture([token] * count, {"pixel_values": pixels}), ask)
+
+
+def _tokens_in(features: Any) -> int:
+    """How many tokens one picture makes."""
+    found = getattr(features, "pooler_output", features)
+    while isinstance(found, (list, tuple)):
+        found = found[0]
+    return int(found.flatten(0, -2).shape[0])
+
+
 def _pair(ask: Ask) -> dict[str, Tensor]:
     """A caption and an image that are compared, not joined; a caption ends with the id it is pooled at."""
     vision = getattr(ask.config, "vision_config", None)
     if not hasattr(ask.module, "logit_scale") or not hasattr(vision, "image_size"):
-        raise no_example(ask.module, "it takes words and pixels, and how it joins them is not listed")
+        return _joined(ask)
     made = _language(ask)
     end = getattr(ask.text, "eos_token_id", None)
     if isinstance(end, int) and end < ask.text.vocab_size and "attention_mask" in made:

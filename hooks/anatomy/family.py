@@ -70,7 +70,7 @@ class Family:
             getattr(root, "config", None),
             getattr(root, "cfg", None),
         ):
-            found = getattr(owner, what, None)
+            found = _looked_up(owner, what)
             if isinstance(found, int):
                 return found
         if otherwise is not None:
@@ -79,6 +79,13 @@ class Family:
             f"the family {self.name!r} says the number of heads is {what!r}, which neither the attention module nor the"
             " config has."
         )
+
+
+def _looked_up(owner: Any, name: str) -> Any:
+    """An attribute, or one of a module inside: `self.num_heads`."""
+    for part in name.split("."):
+        owner = getattr(owner, part, None)
+    return owner
 
 
 FALCON = Family(
@@ -90,7 +97,7 @@ FALCON = Family(
 )
 GPTJ = Family(
     "gptj",
-    ("gptj", "codegen"),
+    ("gptj",),
     "h.*.attn",
     out="out_proj",
     heads="num_attention_heads",
@@ -98,6 +105,7 @@ GPTJ = Family(
     k=Projection("k_proj"),
     v=Projection("v_proj"),
 )
+CODEGEN = Family("codegen", ("codegen",), "h.*.attn", out="out_proj", heads="num_attention_heads")
 BLOOM = Family(
     "bloom",
     ("bloom",),
@@ -141,7 +149,7 @@ TRANSFORMER_BRIDGE = Family(
     k=Projection("k"),
     v=Projection("v"),
 )
-_KNOWN: dict[str, Family] = {t: f for f in (FALCON, GPTJ, BLOOM, MPT, GPT_NEO, PLAIN) for t in f.model_types}
+_KNOWN: dict[str, Family] = {t: f for f in (FALCON, GPTJ, CODEGEN, BLOOM, MPT, GPT_NEO, PLAIN) for t in f.model_types}
 
 
 def register(family: Family) -> Family:

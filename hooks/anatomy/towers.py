@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,6 +10,8 @@ from typing import Literal
 
 from interp.hooks.errors import SiteError
 from interp.hooks.sites import KV, LAYER, MODEL, Pattern, Site, nearest, parse, per_layer
+
+Standpoint = Literal["interface", "sdpa", "border"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Layer:
     d_value: int
     out: str | None
     """The output projection, whose input is z."""
-    interface: bool
-    """Whether the attention goes through transformers' interface; otherwise only the borders of modules are seen."""
+    standpoint: Standpoint
+    """Where its attention is seen (`hooks/stand/standpoints.py`)."""
     ports: Mapping[str, Port] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     """Components this layer does not have, and why."""
@@ -51,7 +54,12 @@ class Layer:
     @property
     def gated(self) -> bool:
         """Whether something stands between the attention and its output projection: z is what the projection reads."""
-        return self.interface and "z" in self.ports
+        return self.seen and "z" in self.ports
+
+    @property
+    def seen(self) -> bool:
+        """Whether the attention call is seen, with q, k, v and mask; otherwise only the borders of modules are."""
+        return self.standpoint != "border"
 
     @property
     def group(self) -> int:
@@ -82,6 +90,8 @@ class Tower:
     final_norm: Port | None = None
     skipped: tuple[int, ...] = ()
     """Layers that exist but did not run in the traced call."""
+    length: int | None = None
+    """Positions of the traced call, of its first layer's z; None where its calls are not seen."""
 
     @cached_property
     def by_index(self) -> dict[int, Layer]:
@@ -110,6 +120,8 @@ class Anatomy:
     main: str | None
     """The tower meant when a site names none; None where that would be a guess."""
     connector: Port | None = None
+    unheld: Mapping[str, str] = field(default_factory=dict)
+    """Modules that attend and are no layer of a tower, and why."""
 
     def tower(self, name: str | None, *, text: str) -> Tower:
         """The tower a site means."""
@@ -165,10 +177,10 @@ class Anatomy:
             return f"{tower.name} layer {layer.index} has no {component}: {layer.missing[component]}."
         if component in LAYER and component not in layer.ports:
             return f"{tower.name} layer {layer.index} has no {component}: no such tensor was found in its block."
-        if component in ("q", "k", "v", "z") and not layer.interface and component not in layer.ports:
+        if component in ("q", "k", "v", "z") and not layer.seen and component not in layer.ports:
             return (
-                f"{tower.name} layer {layer.index} has no {component}: its attention does not go through transformers'"
-                " interface and its family does not say where it is."
+                f"{tower.name} layer {layer.index} has no {component}: its attention call is not seen, and its"
+                " family does not say where it is."
             )
         return site
 
@@ -189,4 +201,12 @@ class Anatomy:
         return replace(self, towers={**self.towers, **changes})
 
     def __str__(self) -> str:
-        return "\n".join(str(tower) for tower in self.towers.values())
+        return "\n".join([*map(str, self.towers.values()), *self.left_out()])
+
+    def left_out(self) -> list[str]:
+        """What attends and is not held, a line for all modules of one name but their numbers."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, why in self.unheld.items():
+            alike.setdefault((re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), why), []).append(name)
+        counted = {key: f" ({len(some)} modules)" if len(some) > 1 else "" for key, some in alike.items()}
+        return [f"not held: {name or 'the model itself'}{many}: {why}" for (name, why), many in counted.items()]

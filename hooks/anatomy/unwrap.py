@@ -50,11 +50,9 @@ def _module(held: Any, found: Any) -> nn.Module:
 
 @contextmanager
 def forced_eager() -> Iterator[None]:
-    """Compiled code does not see hooks put on later, so it runs uncompiled meanwhile; nothing is recompiled or lost."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:
-        yield
-        return
+    """Compiled code does not see hooks put on later, so it runs uncompiled meanwhile; nothing is recompiled or lost.
+    The same goes for the fast path of torch's own transformer layers, which attends where nobody can look: what is
+    compared with a run that is watched is off it too."""
     _EAGER.enter()
     try:
         yield
@@ -63,26 +61,35 @@ def forced_eager() -> Iterator[None]:
 
 
 class _Eager:
-    """The stance is one for the whole process, so the first in sets it and the last out puts the old one back."""
+    """Both are one for the whole process, so the first in sets them and the last out puts the old ones back."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inside = 0
         self.stance: Any = None
+        self.fast = True
 
     def enter(self) -> None:
         import torch
 
         with self.lock:
             if self.inside == 0:
+                self.fast = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            if self.stance is None and "torch._dynamo" in sys.modules:
                 self.stance = torch.compiler.set_stance("force_eager")
             self.inside += 1
 
     def leave(self) -> None:
+        import torch
+
         with self.lock:
             self.inside -= 1
             if self.inside == 0:
-                self.stance.__exit__(None, None, None)
+                torch.backends.mha.set_fastpath_enabled(self.fast)
+                if self.stance is not None:
+                    self.stance.__exit__(None, None, None)
+                    self.stance = None
 
 
 _EAGER = _Eager()

@@ -143,7 +143,7 @@ class Blocks:
             put.enter_context(session)
             session.moment.begin((), {"inputs_embeds": hidden})
             if until is not None:
-                put.tap(self.attention(block.layer), _Stop(until))
+                put.tap(block.layer, _Stop(until))
             out = self.call(base, block, hidden)
         found = session.recorded() if record else {}
         return Called(out, {name: found[site] for name, site in sites.items()})
@@ -160,10 +160,9 @@ class Blocks:
         """The module that attends."""
         return self.module.get_submodule(layer.attention)
 
-    def attentions(self, layer: int) -> list[nn.Module]:
+    def attending(self, layer: int) -> list[Layer]:
         """All that attend in the block of a layer."""
-        own = self.tower.by_index[layer]
-        return [self.attention(one) for one in (own, self.crossings.get(layer)) if one is not None]
+        return [one for one in (self.tower.by_index[layer], self.crossings.get(layer)) if one is not None]
 
 
 def keeps(module: nn.Module, columns: Tensor | None) -> Tensor | None:
@@ -220,8 +219,8 @@ def _refusal(anatomy: Anatomy, tower: Tower, *, alone: bool) -> str | None:
 def _layer_refusal(layer: Layer, *, alone: bool) -> str | None:
     if layer.gated:
         return "has a gate behind its attention"
-    if not layer.interface:
-        return "is outside transformers' attention interface"
+    if not layer.seen:
+        return "has an attention call that is not seen"
     if layer.kind == "self" and "resid_pre" not in layer.ports:
         return "has no residual that was found"
     return "has no output projection that was found" if alone and layer.out is None else None
@@ -245,8 +244,8 @@ class _Notes:
             put.before(block, partial(self._enter, layer))
             if heads:
                 put.after(block, partial(self._leave, layer))
-                for attention in self.of.attentions(layer.index):
-                    put.tap(attention, self.calls)
+                for one in self.of.attending(layer.index):
+                    put.tap(one, self.calls)
         if not leaf:
             put.after(block, self._end)
 

@@ -142,7 +142,8 @@ class Chain:
         if layer not in self._outputs:
             found: dict[nn.Module, Any] = {}
             with Intercept(self.module) as put:
-                for module in self.blocks.attentions(layer):
+                for one in self.blocks.attending(layer):
+                    module = self.blocks.attention(one)
                     put.after(module, partial(_note, found, module))
                 self.blocks.run(self.base, layer, self.base.entered[layer])
             self._outputs[layer] = found

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.towers import Port
+from interp.hooks.anatomy.towers import Layer, Port
 from interp.hooks.stand.call import Call, Tap
-from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.ports import stand_at
+from interp.hooks.stand.standpoints import watch
 
 Forward = Callable[..., Any]
 _LOCK = threading.Lock()
@@ -51,11 +51,10 @@ class Intercept(ExitStack[bool | None]):
         super().__init__()
         self.root, self.thread = root, get_ident()
 
-    def tap(self, module: nn.Module, tap: OwnTap) -> None:
-        """Send a module's attention calls through a tap."""
+    def tap(self, layer: Layer, tap: OwnTap) -> None:
+        """Send a layer's attention calls through a tap."""
         tap.thread = self.thread
-        Switch.watch(module, tap)
-        self.callback(Switch.forget, module, tap)
+        self.callback(watch(self.root, layer, tap))
 
     def port(self, port: Port, change: Callable[[Tensor], Tensor], *, rows: int | None = None) -> None:
         """See, and replace, the tensor at a port; `rows` are those of a call whose rows and positions come folded."""

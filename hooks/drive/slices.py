@@ -64,10 +64,10 @@ class Slice(OwnTap):
     def stand(self, put: Intercept) -> None:
         """At the attentions of the block, and at the ports where something changes."""
         layer, other = self.block.layer, self.block.crossing
-        put.tap(self.blocks.attention(layer), self)
+        put.tap(layer, self)
         ports = dict(layer.ports)
         if other is not None:
-            put.tap(self.blocks.attention(other.layer), CrossingTap(self, other.shared))
+            put.tap(other.layer, CrossingTap(self, other.shared))
             ports |= {f"cross.{component}": port for component, port in other.layer.ports.items()}
         for component, port in ports.items():
             if change := self._writer(component):

@@ -40,6 +40,14 @@ SHARE, MOST = 4, 2**31
 """The rows under way together take at most this part of the free memory, and this many bytes, unless said."""
 
 
+OWN_WAY = "its blocks stop on rows that are packed:"
+"""What a model's own code raises there is a reason to go in full passes; what ours does, a mistake."""
+
+
+class ReplayDiffers(CheckFailed):
+    """An answer of a replay that is not what a full pass gives."""
+
+
 class Sweep:
     """The engine of exact patching on one base batch."""
 
@@ -98,10 +106,7 @@ class Sweep:
                     raise CannotDrive(tower, reason)
                 replay.check_onward()
         except CannotDrive as refused:
-            warnings.warn(
-                f"{type(self.module).__name__}: {refused.reason}; the {name} tower is patched in full forward passes.",
-                stacklevel=2,
-            )
+            _say_in_full(self.module, name, refused.reason)
             return refused.reason
         self.passes += 1
         self._logits = replay.base.logits, replay.base.kept
@@ -203,8 +208,24 @@ class Sweep:
         rest = by_engine.pop(None, [])
         for engine, mine in by_engine.items():
             assert engine is not None
-            yield from self._replayed(engine, cells, mine, reads)
-        yield from self._in_full(cells, rest, reads)
+            try:
+                yield from self._replayed(engine, cells, mine, reads)
+            except CannotDrive as refused:
+                self._refused(engine, refused)
+                rest += mine
+        yield from self._in_full(cells, sorted(rest), reads)
+
+    def distrust(self, tower: str | None, why: ReplayDiffers) -> None:
+        """Answer a tower's cells in full passes from now on, since its replay gave other numbers."""
+        name = self._driver(tower)
+        self.replays[name] = str(why)
+        _say_in_full(self.module, name, str(why))
+
+    def _refused(self, engine: Replay, why: CannotDrive) -> None:
+        """Go on in full passes where a block does not run on rows that it did not see in the recorded run."""
+        name = next(name for name, one in self.replays.items() if one is engine)
+        self.replays[name] = why.reason
+        _say_in_full(self.module, name, why.reason)
 
     def _replayed(self, engine: Replay, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
         """The answers of some cells together; where memory runs out, of one half and then the other."""
@@ -238,7 +259,9 @@ class Sweep:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 return None  # torch's own class on an accelerator, on a CPU a message
-            raise
+            raise CannotDrive(engine.base.tower, f"{OWN_WAY} {error}") from error
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise CannotDrive(engine.base.tower, f"{OWN_WAY} {error}") from error
         return {(one.number, one.prompt): (made[n], made[len(versions) + one.prompt]) for n, one in enumerate(versions)}
 
     def _in_full(self, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
@@ -285,16 +308,23 @@ class Sweep:
         from full passes have nothing to be held against."""
         looked = [(cell, answer) for cell, answer in looked if self._driven(cell) and bool(answer.changed.any())]
         prompts = [int(answer.changed.int().argmax()) for _, answer in looked]
-        kwargs = rows_of(self.kwargs, self.base, prompts) if looked else None
+        alone = looked and not hasattr(self.module, "logit_scale")  # which would compare each row with all others
+        kwargs = rows_of(self.kwargs, self.base, prompts) if alone else None
         if kwargs is None:
             return max((self.compare(cell, answer, reads) for cell, answer in looked), default=0.0)
-        x = Inputs.of(kwargs, config=getattr(self.module, "config", None))
+        x = self.base.taken(kwargs, prompts, config=getattr(self.module, "config", None))
         few = Sweep(self.module, self.anatomy, x, kwargs, family=self.family, product=self.product)
         asked = [(cell, n, b) for n, ((cell, _), b) in enumerate(zip(looked, prompts, strict=True))]
         whole = few._forward([e for cell, n, b in asked for e in cell.alone(b, n, len(asked))], reads.take(prompts))
         self.passes += 1
         gaps = [_gap(cell, whole[n], looked[n][1].logits[b]) for cell, n, b in asked]
         return max(gaps)
+
+
+def _say_in_full(module: nn.Module, tower: str, reason: str) -> None:
+    warnings.warn(
+        f"{type(module).__name__}: {reason}; the {tower} tower is patched in full forward passes.", stacklevel=3
+    )
 
 
 def _refuse_rows(tower: Tower, module: nn.Module) -> None:
@@ -340,7 +370,7 @@ def _gap(cell: Cell, whole: Tensor, found: Tensor) -> float:
     eps = max(torch.finfo(whole.dtype).eps, torch.finfo(torch.float32).eps)  # norms and softmax are float32 in float64
     bound = 2048 * eps * max(1.0, float(whole.abs().max()))
     if gap > bound:
-        raise CheckFailed(
+        raise ReplayDiffers(
             f"{cell.site}: replay and a full forward pass differ by {gap:.3g} logits, more than the {bound:.3g} that"
             " rounding explains; m.check(again=True) shows whether the model is deterministic and understood."
         )

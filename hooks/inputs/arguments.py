@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
+from interp.hooks.pictures.grids import pixels_in
 
 IDS = {"text": "input_ids", "encoder": "input_ids", "decoder": "decoder_input_ids"}
 MASKS = {"text": "attention_mask", "encoder": "attention_mask", "decoder": "decoder_attention_mask"}
 MAINS = (
-    ("decoder", "decoder_input_ids"), ("text", "input_ids"), ("text", "inputs_embeds"), ("vision", "pixel_values"),
-    ("vision", "pixel_values_videos"), ("encoder", "input_features"), ("audio", "input_values"),
+    ("decoder", "decoder_input_ids"), ("text", "input_ids"), ("text", "inputs_embeds"), ("text", "tgt"),
+    ("vision", "pixel_values"), ("vision", "pixel_values_videos"), ("encoder", "input_features"),
+    ("audio", "input_values"),
 )  # fmt: skip
 DROPPED = ("past_key_values",)
 SCALARS = (bool, int, float, str)
@@ -27,10 +29,18 @@ def main_tower(call: Mapping[str, Any]) -> str:
             return tower
     if _only(call, 2) is not None or _only(call, 3) is not None:
         return "text"
+    if pixels_in(call) is not None:
+        return "vision"
+    raise unknown_call(call)
+
+
+def unknown_call(call: Mapping[str, Any]) -> InputsError:
+    """What to say of a call whose positions cannot be told."""
     known = ", ".join(name for _, name in MAINS)
-    raise InputsError(
+    return InputsError(
         f"cannot tell the positions of a call with {', '.join(call)}; expected one of {known}, "
-        "one integer tensor [batch, position], or one float tensor [batch, position, d]"
+        "one integer tensor [batch, position], one float tensor [batch, position, d], or one [batch, channel, row, "
+        "column]"
     )
 
 
@@ -59,7 +69,7 @@ def main_ids(call: Mapping[str, Any], tower: str) -> Tensor | None:
 
 def main_embeds(call: Mapping[str, Any]) -> Tensor | None:
     """The vectors a text tower reads instead of ids."""
-    found = call.get("inputs_embeds")
+    found = call.get("inputs_embeds", call.get("tgt"))
     return _only(call, 3) if found is None else found
 
 

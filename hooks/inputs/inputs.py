@@ -21,10 +21,11 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs import files, table
-from interp.hooks.inputs.arguments import checked, main_ids, main_tower, other_towers
+from interp.hooks.inputs.arguments import checked, main_ids, main_tower, other_towers, unknown_call
 from interp.hooks.inputs.positions import Span, resolve
-from interp.hooks.inputs.roles import Roles, roles
+from interp.hooks.inputs.roles import Roles, plain, roles
 from interp.hooks.inputs.token_text import Decoder, Offsets, covering, locate, not_found, read, shown
+from interp.hooks.pictures.grids import Patches
 
 Positions: TypeAlias = "str | Span | int | Sequence[Any] | slice | range | Tensor"
 ALIASES = {
@@ -68,10 +69,27 @@ class Inputs:
     ) -> Inputs:
         """Wrap the arguments of a call as they are; ids are never retokenised."""
         call = checked(kwargs, config)
+        known = "pixel_values" in call or config is None or isinstance(config, Patches)
+        if main_tower(call) == "vision" and not known and "pixel_values_videos" not in call:
+            raise unknown_call(call)
         towers = {name: _tower(call, name, config, tokenizer, extractor) for name in other_towers(call)}
         if getattr(config, "model_type", None) == "mllama" and "vision" in towers:
             towers["vision2"] = towers["vision"]  # its global layers go on over the same tiles
         return _describe(call, main_tower(call), config, tokenizer, extractor, towers)
+
+    @classmethod
+    def of_length(cls, kwargs: Mapping[str, Any], length: int, *, tower: str) -> Inputs:
+        """The arguments of a call of which only the number of positions is known: pictures without a grid."""
+        call = checked(kwargs)
+        rows = next(len(x) for x in call.values() if isinstance(x, Tensor) and x.ndim)
+        valid = torch.ones(rows, length, dtype=torch.bool)
+        return cls(call, valid, plain(valid, "image"), main=tower)
+
+    def taken(self, kwargs: Mapping[str, Any], rows: Sequence[int], *, config: Any = None) -> Inputs:
+        """Some of these rows, called as `kwargs`."""
+        if config is None or (self.main == "vision" and not any(self.roles.grids)):
+            return Inputs.of_length(kwargs, self.length, tower=self.main)
+        return Inputs.of(kwargs, config=config)
 
     @property
     def ids(self) -> Tensor | None:

@@ -22,7 +22,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.arguments import IDS, MASKS, main_embeds, main_ids, main_tower
 from interp.hooks.inputs.labels import CODE, FIELDS, KINDS, Roles
 from interp.hooks.inputs.sound import SOUND, sound_roles
-from interp.hooks.pictures.grids import View
+from interp.hooks.pictures.grids import View, pixels_in
 from interp.hooks.pictures.record import Grids, Text, family_of, unknown, vision_rows, vision_views
 
 OPENS = ("vision_start_token_id", "boi_token_id", "start_image_token_id", "image_start_token_id")
@@ -189,7 +189,9 @@ def vision_roles(config: Any, kwargs: Mapping[str, Tensor]) -> Roles:
     labels = _viewed(labels, vision_views(config, kwargs)) if "input_ids" in kwargs else labels
     kind = torch.where(labels.patch, CODE["image"], CODE["special"])
     kind[labels.tags.get("filler", ~valid)] = CODE["pad"]
-    return replace(labels, kind=kind).to(next(kwargs[name] for name in PIXELS.values() if name in kwargs).device)
+    given = next((kwargs[name] for name in PIXELS.values() if name in kwargs), pixels_in(kwargs))
+    assert given is not None
+    return replace(labels, kind=kind).to(given.device)
 
 
 def _viewed(labels: Roles, views: Sequence[View] | None) -> Roles:

@@ -19,6 +19,11 @@ from interp.hooks.errors import InputsError
 Area = tuple[float, float, float, float]
 WHOLE: Area = (0.0, 0.0, 1.0, 1.0)
 
+
+class UnknownOrder(InputsError):
+    """A tower whose tokens are patches in an order that is not listed."""
+
+
 LEADS: dict[str, tuple[str, ...]] = {
     "vit": ("cls",), "vit_msn": ("cls",), "ijepa": (), "deit": ("cls", "distillation"), "beit": ("cls",),
     "data2vec-vision": ("cls",), "dinov2": ("cls",), "dinov2_with_registers": ("cls", "register"),
@@ -175,6 +180,38 @@ def pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, Sequence) else (int(value), int(value))
 
 
+def pixels_in(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The pictures a call is given: under transformers' name, else the one tensor [batch, channel, row, column]."""
+    if "pixel_values" in kwargs:
+        found: Tensor = kwargs["pixel_values"]
+        return found
+    fits = [value for value in kwargs.values() if isinstance(value, Tensor) and value.ndim == 4]
+    return fits[0] if len(fits) == 1 and fits[0].is_floating_point() else None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a model without a config says of its pictures, in timm's names, as a config would."""
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    channels: int
+    lead: tuple[str, ...]
+    model_type: str = "timm"
+
+
+def patches_of(module: Any) -> Patches | None:
+    """The same of a module; None where it is no tower of timm's kind: patches in one sequence after some tokens."""
+    embed, before = getattr(module, "patch_embed", None), getattr(module, "num_prefix_tokens", None)
+    size, image = getattr(embed, "patch_size", None), getattr(embed, "img_size", None)
+    if size is None or image is None or not isinstance(before, int):
+        return None
+    registers = int(getattr(module, "num_reg_tokens", 0))
+    lead = ("cls",) * (before - registers) + ("register",) * registers
+    convolved = getattr(embed, "proj", None)
+    return Patches(pair(image), pair(size), int(getattr(convolved, "in_channels", 3)), lead)
+
+
 def patch_grid(config: Any, pixels: Tensor | None) -> tuple[int, int]:
     """Rows and columns of patches, from the pixels where there are any; Swin pads to whole patches."""
     height, width = pixels.shape[-2:] if pixels is not None else pair(config.image_size)
@@ -186,9 +223,11 @@ def patch_grid(config: Any, pixels: Tensor | None) -> tuple[int, int]:
 
 def lead_of(config: Any) -> tuple[str, ...]:
     """The tokens before the patches of a vision config."""
+    if isinstance(config, Patches):
+        return config.lead
     if config.model_type not in LEADS:
         known = ", ".join(sorted(LEADS))
-        raise InputsError(
+        raise UnknownOrder(
             f"the token order of image model {config.model_type!r} is not known (known: {known}); "
             f"if it is one sequence of patches after some tokens, add it to interp.hooks.pictures.grids.LEADS"
         )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.pictures.asked import Ask, Picture
-from interp.hooks.pictures.grids import Block, View, picture, tokens
+from interp.hooks.pictures.grids import Block, View, picture, pixels_in, tokens
 
 Grids = list[Block]
 """One picture."""
@@ -144,10 +144,15 @@ def unknown(config: Any, kwargs: Mapping[str, Tensor], rows: Sequence[Text]) -> 
 def vision_rows(config: Any, kwargs: Mapping[str, Tensor]) -> list[list[Grids]]:
     """The rows of the vision tower, each the pictures (or the one tile) it holds."""
     vision = getattr(config, "vision_config", None) or config
+    if vision is None:
+        raise InputsError(
+            "a model without a config says nothing of where its patches lie, so its positions are not known"
+        )
     for family in families().values():
         if family.rows is not None and any(name in vision.model_type for name in family.towers):
             return family.rows(vision, kwargs)
-    pixels = kwargs["pixel_values"]
+    pixels = pixels_in(kwargs)
+    assert pixels is not None
     return [[[picture(vision, pixels)]] for _ in range(_tile_count(config, kwargs, pixels))]
 
 

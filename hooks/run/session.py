@@ -27,10 +27,9 @@ from interp.hooks.run.head_tap import HeadTap
 from interp.hooks.run.keeper import Keeper, Wish
 from interp.hooks.run.moment import Moment
 from interp.hooks.sites import CALL, Site
-from interp.hooks.stand.boundary import Border
-from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.output import logits_key, with_logits
 from interp.hooks.stand.ports import head_results, stand_at
+from interp.hooks.stand.standpoints import watch_border
 
 READS_RESIDUAL = {"q_in": "resid_pre", "k_in": "resid_pre", "v_in": "resid_pre"}
 
@@ -107,8 +106,8 @@ class Session:
             _FOR_ALL.setdefault(self.root, []).append(self)
             self._undo.callback(_FOR_ALL[self.root].remove, self)
         self._on(self.root.register_forward_pre_hook(self._root_begins, with_kwargs=True, prepend=True))
-        for block, members in self._by_attention().items():
-            self._stand_at_heads(block, members)
+        for members in self._by_attention().values():
+            self._stand_at_heads(members)
         for placed in self.edits:
             self._stand_to_edit(placed)
         for site in self.wish.sites:
@@ -138,15 +137,10 @@ class Session:
         """Whether the site is part of the attention call, as z is unless a gate stands behind it."""
         return site.component in CALL and not (site.component == "z" and self.anatomy.layer(site).gated)
 
-    def _stand_at_heads(self, attention: str, members: tuple[Layer, list[Placed], list[Site]]) -> None:
+    def _stand_at_heads(self, members: tuple[Layer, list[Placed], list[Site]]) -> None:
         layer, edits, sites = members
-        module = self.root.get_submodule(attention)
         tap = HeadTap(layer, edits, sites, editor=self.editor, keeper=self.keeper, live=self.live)
-        if layer.interface:
-            Switch.watch(module, tap)
-            self._undo.callback(Switch.forget, module, tap)
-        else:
-            self._undo.callback(Border.watch(self.root, layer, self.family, tap))
+        self._undo.callback(watch_border(self.root, layer, self.family, tap))
 
     def _stand_to_edit(self, placed: Placed) -> None:
         site = placed.site
@@ -229,7 +223,7 @@ class Session:
     def _record_gated(self, site: Site, x: Tensor) -> Tensor:
         z = self._by_head(x, self.anatomy.layer(site))
         new = self.keeper.keep_heads(site, z)
-        return x if new is z else new.flatten(-2)
+        return x if new is z and not self.wish.grad else new.flatten(-2)
 
     def _edit_results(self, placed: Placed, x: Tensor, z: Tensor, layer: Layer) -> Tensor:
         assert layer.out is not None

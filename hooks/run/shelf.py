@@ -120,5 +120,8 @@ def _tower(fields: Mapping[str, Any]) -> Tower:
 
 def _anatomy(fields: Mapping[str, Any]) -> Anatomy:
     return Anatomy(
-        {name: _tower(tower) for name, tower in fields["towers"].items()}, fields["main"], _port(fields["connector"])
+        {name: _tower(tower) for name, tower in fields["towers"].items()},
+        fields["main"],
+        _port(fields["connector"]),
+        fields.get("unheld", {}),
     )

@@ -15,6 +15,7 @@ are when the others are hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, Literal
@@ -29,8 +30,8 @@ from interp.hooks.run.tape import key_columns, tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.stand.attention import by_numbers, fused_part, pattern_of
 from interp.hooks.stand.call import Call, Tap, received
-from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.part import Part
+from interp.hooks.stand.standpoints import watch
 from interp.kernels.attention import attend
 from interp.kernels.cpu.given import statistics
 from interp.kernels.masks.symbols import Dense, as_mask
@@ -358,19 +359,15 @@ def stream(
 ) -> dict[Site, StatTap]:
     """Run `forward` with a tap at every site's attention; returns the taps with what they took."""
     taps = {site: StatTap(request, site, anatomy.layer(site), inputs, offset) for site in sites}
-    outside = [str(site) for site, tap in taps.items() if not tap.layer.interface]
+    outside = [str(site) for site, tap in taps.items() if not tap.layer.seen]
     if outside:
         raise InputsError(
-            f"{outside[0]}: statistics need the attention call, and this family's does not go through transformers'"
-            " interface."
+            f"{outside[0]}: statistics need the attention call, and this family's is not seen: it goes neither through"
+            " transformers' interface nor through torch's scaled_dot_product_attention."
         )
     _of_one_sequence(taps, request)
-    watched: Mapping[Site, nn.Module] = {site: root.get_submodule(tap.layer.attention) for site, tap in taps.items()}
-    for site, module in watched.items():
-        Switch.watch(module, taps[site])
-    try:
+    with ExitStack() as undo:
+        for tap in taps.values():
+            undo.callback(watch(root, tap.layer, tap))
         forward()
-    finally:
-        for site, module in watched.items():
-            Switch.forget(module, taps[site])
     return taps

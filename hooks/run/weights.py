@@ -21,10 +21,8 @@ from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.sites import Site
 from interp.hooks.stand.attention import pattern_of
-from interp.hooks.stand.boundary import Border
-from interp.hooks.stand.call import BorderTap, Call
-from interp.hooks.stand.interface import Switch
-from interp.hooks.stand.tempered import row_chunks
+from interp.hooks.stand.call import BorderTap, Call, row_chunks
+from interp.hooks.stand.standpoints import watch_border
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +80,9 @@ def read_weights(
 
 
 def _stand(root: nn.Module, layer: Layer, reader: _Reader, family: Family | None, undo: ExitStack) -> None:
-    if layer.interface:
-        module = root.get_submodule(layer.attention)
-        Switch.watch(module, reader)
-        undo.callback(Switch.forget, module, reader)
-        return
-    if family is None or family.recipe is None:
+    if not layer.seen and (family is None or family.recipe is None):
         raise InputsError(
-            f"{reader.site}: this family's attention does not go through transformers' interface and gives no recipe"
-            " for its scores, so its weights cannot be read."
+            f"{reader.site}: this family's attention call is not seen and it gives no recipe for its scores, so its"
+            " weights cannot be read."
         )
-    undo.callback(Border.watch(root, layer, family, reader))
+    undo.callback(watch_border(root, layer, family, reader))

@@ -157,8 +157,8 @@ def graph(
             undo.enter_context(stops)
         tap = Calls()
         put = undo.enter_context(Intercept(module))
-        for name in {anatomy.layer(site).attention for site in attended}:
-            put.tap(module.get_submodule(name), tap)
+        for layer in {layer.attention: layer for layer in map(anatomy.layer, attended)}.values():
+            put.tap(layer, tap)
         undo.enter_context(torch.enable_grad())
         logits = logits_of(module(**called(module, kwargs, kept)))
         if logits is None:

@@ -19,8 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from interp.hooks.stand.call import Call, part_of
-from interp.hooks.stand.tempered import row_chunks
+from interp.hooks.stand.call import Call, part_of, row_chunks
 
 
 def query_effect(call: Call, q: Tensor, dz: Tensor) -> Tensor:

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.errors import ModelError, NotFired
+from interp.hooks.slopes.tempered import tempered
 from interp.hooks.stand.call import Call, Tap
-from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.ports import stand_at
-from interp.hooks.stand.tempered import tempered
+from interp.hooks.stand.standpoints import watch
 
 RULES = ("ln", "identity", "half", "gate", "attention", "uniform", "tempered")
 AT_ATTENTION = ("attention", "uniform", "tempered")
@@ -158,14 +158,12 @@ class Rules:
     def _stand_at_attention(self, undo: ExitStack) -> None:
         for tower in self.anatomy.towers.values():
             for layer in tower.layers:
-                if not layer.interface:
+                if not layer.seen:
                     raise ModelError(
-                        f"{layer.attention} is outside transformers' attention interface, so the rules"
+                        f"the attention call of {layer.attention} is not seen, so the rules"
                         f" {', '.join(AT_ATTENTION)} cannot act at its q, k and v: use method='relp', which needs none."
                     )
-                attention, tap = self.module.get_submodule(layer.attention), _AttentionRule(self)
-                Switch.watch(attention, tap)
-                undo.callback(Switch.forget, attention, tap)
+                undo.callback(watch(self.module, layer, _AttentionRule(self)))
 
 
 class _AttentionRule(Tap):

@@ -6,7 +6,7 @@ sinks or a window; what its mask means depends on the implementation, and `visib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from threading import get_ident
@@ -222,3 +222,14 @@ def _from_block_mask(mask: Any, call: Call) -> Tensor:
     from torch.nn.attention.flex_attention import create_mask
 
     return create_mask(mask.mask_mod, call.q.shape[0], 1, call.q.shape[2], call.k.shape[2], device=call.q.device.type)
+
+
+NUMBERS = 2**22
+"""Numbers of a pattern that are in memory together."""
+
+
+def row_chunks(call: Call) -> Iterator[Tensor]:
+    """Query rows of a call, so many together that their patterns fit."""
+    batch, heads, queries, _ = call.q.shape
+    step = max(1, NUMBERS // max(1, batch * heads * call.k.shape[2]))
+    yield from torch.arange(queries, device=call.q.device).split(step)

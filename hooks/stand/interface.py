@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from interp.hooks.stand.attention import through
 from interp.hooks.stand.call import Call, Tap
+from interp.hooks.stand.sdpa import unseen
 
 MARK = "_interp_wrapper"
 
@@ -99,10 +100,11 @@ def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
                 return function(module, query, key, value, *args, **kwargs)
             by_keyword = "attention_mask" in kwargs
             mask = kwargs.pop("attention_mask") if by_keyword else args[0] if args else None
-            return through(
-                Call(module, str(attn_implementation), function, query, key, value, mask, kwargs, args[1:], by_keyword),
-                taps,
+            sent = Call(
+                module, str(attn_implementation), function, query, key, value, mask, kwargs, args[1:], by_keyword
             )
+            with unseen():
+                return through(sent, taps)
 
         return call
 

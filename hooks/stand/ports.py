@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.towers import Port
 from interp.hooks.errors import ModelError
+from interp.hooks.stand.call import Tap
+from interp.hooks.stand.sdpa import Sdpa
 
 Change = Callable[[Tensor], Tensor]
 """Gets the tensor the model made; returns it, or what the model shall go on with."""
@@ -18,11 +21,34 @@ Change = Callable[[Tensor], Tensor]
 def stand_at(root: nn.Module, port: Port, change: Change, *, batch: Callable[[], int | None]) -> Any:
     """Let `change` see, and replace, the tensor at a port in every forward pass; returns the handle that undoes it."""
     module = root.get_submodule(port.module) if port.module else root
+    opened = _opened(root, port)
     if port.side == "in":
-        return module.register_forward_pre_hook(_at_input(port, change, batch), with_kwargs=True)
-    handle = module.register_forward_hook(_at_output(port, change, batch))
-    _lookers_last(module)
-    return handle
+        handle = module.register_forward_pre_hook(_at_input(port, change, batch), with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(_at_output(port, change, batch))
+        _lookers_last(module)
+    return handle if opened is None else _Both(handle, opened)
+
+
+class _Both:
+    """A handle, and what goes with it."""
+
+    def __init__(self, handle: Any, undo: Callable[[], None]) -> None:
+        self.handle, self.undo = handle, undo
+
+    def remove(self) -> None:
+        self.handle.remove()
+        self.undo()
+
+
+def _opened(root: nn.Module, port: Port) -> Callable[[], None] | None:
+    """The output projection of `torch.nn.MultiheadAttention` runs as a module only while its attention is watched."""
+    owner = root.get_submodule(port.module.rpartition(".")[0]) if port.module else root
+    if not isinstance(owner, nn.MultiheadAttention):
+        return None
+    look = Tap()
+    Sdpa.watch(owner, look)
+    return partial(Sdpa.forget, owner, look)
 
 
 def _lookers_last(module: nn.Module) -> None:

@@ -35,10 +35,11 @@ from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
 from interp.hooks.stand.call import Call, Tap, visible
-from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.ports import head_results
+from interp.hooks.stand.standpoints import watch
 from interp.hooks.survey.answers import answer, gap, same
 from interp.hooks.survey.capabilities import Capabilities
+from interp.hooks.survey.cut import plain_weight, without_head
 
 Verdict = Literal["pass", "fail", "n/a", "note"]
 RECORDED = (
@@ -109,6 +110,7 @@ def check(module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], *, fam
     """Run every check on one example."""
     seen = _Seen(module, anatomy, kwargs, family)
     lines = [seen.off(), seen.fired(), *seen.causal()]
+    lines += [Line("heads", "note", said) for said in anatomy.left_out()]
     for tower in anatomy.towers.values():
         for name, one in (
             ("sum", seen.sums),
@@ -165,20 +167,10 @@ class _Seen:
         self.plain = self._forward()
         self.session = Session(module, anatomy, wish=Wish(self.sites), family=family)
         self.calls = _Attended()
-        with self.session:
-            watched = [
-                module.get_submodule(layer.attention)
-                for t in anatomy.towers.values()
-                for layer in t.layers
-                if layer.interface
-            ]
-            for attention in watched:
-                Switch.watch(attention, self.calls)
-            try:
-                self.recorded_logits = self._forward()
-            finally:
-                for attention in watched:
-                    Switch.forget(attention, self.calls)
+        with self.session, ExitStack() as undo:
+            for layer in (layer for tower in anatomy.towers.values() for layer in tower.layers if layer.seen):
+                undo.callback(watch(module, layer, self.calls))
+            self.recorded_logits = self._forward()
         self.missing = [str(s) for s in self.sites if s not in self.session.pieces]
         self.session.wish.sites = [s for s in self.sites if s in self.session.pieces]
         self.values = dict(self.session.recorded())
@@ -190,7 +182,8 @@ class _Seen:
 
     def off(self) -> Line:
         if same(self.plain, self.recorded_logits):
-            return Line("off", "pass")
+            torchs = any(isinstance(module, nn.MultiheadAttention) for module in self.module.modules())
+            return Line("off", "pass", "without torch's fast path for its own layers, off in all of interp" * torchs)
         if not same(self.plain, self._forward()):
             return Line("off", "fail", "two plain runs differ: the model is not deterministic")
         return Line("off", "fail", f"recording changed the logits by {gap(self.plain, self.recorded_logits):.3g}")
@@ -207,7 +200,8 @@ class _Seen:
         """transformers' sdpa takes a class that does not say `is_causal` as causal wherever no mask is passed."""
         found: dict[str, list[Call]] = {}
         for calls in self.calls.calls.values():
-            if calls[0].implementation == "sdpa" and not hasattr(calls[0].module, "is_causal"):
+            said = hasattr(calls[0].module, "is_causal") or "is_causal" in calls[0].arguments
+            if calls[0].implementation == "sdpa" and not said:
                 found.setdefault(type(calls[0].module).__name__, []).extend(calls)
         return [Line("causal", "note", _unsaid(name, calls)) for name, calls in found.items()]
 
@@ -260,18 +254,8 @@ class _Seen:
         layer = tower.layers[len(tower.layers) // 2]
         if layer.out is None:
             return "no output projection was found"
-        name = layer.out
-        projection: Any = self.module.get_submodule(name)
-        if hasattr(projection, "_original_component"):
-            projection, name = projection._original_component, f"{name}._original_component"
-        weight = projection._parameters.get("weight")
-        if (
-            not isinstance(weight, nn.Parameter)
-            or not weight.is_floating_point()
-            or weight.ndim != 2
-            or weight.device.type == "meta"
-            or type(weight) is not nn.Parameter
-        ):
+        projection = self.module.get_submodule(layer.out)
+        if plain_weight(getattr(projection, "_original_component", projection)) is None:
             return "the output projection has no plain weight to compare with"
         z, out = self._get(tower, layer, "z"), self._get(tower, layer, "attn_out")
         if z is None or out is None:
@@ -283,15 +267,9 @@ class _Seen:
         with session:
             self._forward()
         edited = session.recorded()[made]
-        cut = weight.detach().clone()
-        columns = slice(head * layer.d_value, (head + 1) * layer.d_value)
-        if type(projection).__name__ == "Conv1D":
-            cut[columns] = 0
-        else:
-            cut[:, columns] = 0
         with torch.no_grad():
-            expected = torch.func.functional_call(projection, {"weight": cut}, (z.flatten(-2),)).reshape(out.shape)
-        _close(edited, expected, float(expected.abs().max()), f"{site} = 0 against zeroed columns of {name}")
+            expected = without_head(self.module, layer, head).forward(z.flatten(-2)).reshape(out.shape)
+        _close(edited, expected, float(expected.abs().max()), f"{site} = 0 against zeroed columns of {layer.out}")
         return None
 
     def patterns(self, tower: Tower) -> str | None:
@@ -331,12 +309,10 @@ class _Seen:
             return
         without = _Without()
         sites = [_site(self.anatomy, tower, layer, "z") for layer in layers]
-        modules = [self.module.get_submodule(layer.attention) for layer in layers]
         with ExitStack() as undo:
             session = undo.enter_context(Session(self.module, self.anatomy, wish=Wish(sites), family=self.family))
-            for module in modules:
-                Switch.watch(module, without)
-                undo.callback(Switch.forget, module, without)
+            for layer in layers:
+                undo.callback(watch(self.module, layer, without))
             self._forward()
         for site, z in session.recorded().items():
             if bool(z[:, :, -1].any()):
@@ -417,7 +393,7 @@ def _sites_of(anatomy: Anatomy, tower: Tower, layer: Layer) -> list[Site]:
     names += [
         n
         for n in ("q", "k", "v", "z", "pattern")
-        if n not in layer.missing and (layer.interface or n in layer.ports or n == "pattern")
+        if n not in layer.missing and (layer.seen or n in layer.ports or n == "pattern")
     ]
     return [_site(anatomy, tower, layer, name) for name in names]
 

@@ -144,9 +144,27 @@ def _projection(
         read = first_tensor(event.inputs)
         if read is not None and read[1].numel() == flat.numel() and torch.equal(read[1].reshape(-1), flat):
             return event
+    return _behind_a_gate(attention, width, leaves, events)
+
+
+def _behind_a_gate(attention: str, width: int, leaves: list[Event], events: list[Event]) -> Event | None:
+    """Of the matrices of that width that run later: the one whose output the attention gives, else the first that does
+    not read what the attention was given, as a gate does."""
+    own = next((e for e in events if e.name == attention), None)
     later = [e for e in leaves if e.calls_before.get(attention, 0) > 0]
-    wide = [e for e in later if (read := first_tensor(e.inputs)) is not None and read[1].shape[-1] == width]
-    return wide[0] if wide else None
+    wide = [(e, read[1]) for e in later if (read := first_tensor(e.inputs)) is not None and read[1].shape[-1] == width]
+    if own is not None:
+        gives = outer_tensor(own.output)[1]
+        given = [x for x in own.inputs.values() if torch.is_tensor(x)]
+        last = [e for e, _ in wide if _same(outer_tensor(e.output)[1], gives)]
+        wide = [(e, read) for e, read in wide if e in last or not any(_same(read, x) for x in given)]
+        if last:
+            return last[-1]
+    return wide[0][0] if wide else None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.numel() == other.numel() and one.dtype == other.dtype and torch.equal(one.flatten(), other.flatten())
 
 
 def _attention_ports(

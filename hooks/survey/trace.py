@@ -9,138 +9,75 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from threading import get_ident
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
 from interp.hooks.errors import ModelError
 from interp.hooks.inputs.sound import SOUND
-from interp.hooks.stand.call import Call, Tap
-from interp.hooks.stand.interface import Switch
+from interp.hooks.survey.attending import Seen, Watches, at_borders
 from interp.hooks.survey.dissect import Event, Stage, dissect, first_tensor, outer_tensor
+from interp.hooks.survey.guess import guessed
+from interp.hooks.survey.softmaxes import noted
 
+OWN_SOFTMAX = "it computes a softmax of its own, which is not seen"
 CONNECTORS = ("multi_modal_projector", "connector", "visual.merger", "language_projection", "aligner")
 
 
-@dataclass
-class Seen:
-    """What one attention module did in the traced call."""
-
-    name: str
-    heads: int
-    kv_heads: int
-    d_head: int
-    d_value: int
-    cross: bool
-    interface: bool
-    bidirectional: bool = False
-    implementation: str = ""
-    z: list[Tensor] = field(default_factory=list)
-
-
-class _Watch(Tap):
-    """A tap that only looks."""
-
-    def __init__(self, names: Mapping[nn.Module, str]) -> None:
-        self.names = names
-        self.seen: dict[str, Seen] = {}
-        self.keep = False
-
-    def record(self, call: Call) -> None:
-        name = self.names[call.module]
-        z = call.z
-        seen = self.seen.setdefault(
-            name,
-            Seen(
-                name,
-                call.q.shape[1],
-                call.k.shape[1],
-                call.q.shape[-1],
-                call.v.shape[-1],
-                cross=_is_cross(call, name),
-                interface=True,
-                bidirectional=_looks_ahead(call),
-                implementation=call.implementation,
-            ),
-        )
-        if self.keep:
-            seen.z.append(z.detach())
-
-
-def _is_cross(call: Call, name: str) -> bool:
-    """Cross-attention reads another sequence: transformers names it so, or marks the module, in every family that has
-    it."""
-    said = getattr(call.module, "is_cross_attention", None)
-    return bool(said) or bool(re.search(r"cross|encoder_attn|EncDec", name + type(call.module).__name__, re.IGNORECASE))
-
-
-def _looks_ahead(call: Call) -> bool:
-    if call.mask is None or not torch.is_tensor(call.mask) or call.mask.ndim != 4:
-        return not call.causal
-    upper = torch.ones(call.mask.shape[-2:], dtype=torch.bool, device=call.mask.device).triu(
-        1 + call.mask.shape[-1] - call.mask.shape[-2]
-    )
-    visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
-    return bool((visible & upper).any())
-
-
 def trace(module: nn.Module, inputs: Mapping[str, Any], *, family: Family | None = None) -> Anatomy:
-    """Two forward passes on `inputs`: one to see who attends, one to see where the tensors of each block are."""
-    names = {child: name for name, child in module.named_modules()}
+    """What a model is made of; see `traced`."""
+    return traced(module, inputs, family=family)[0]
+
+
+def traced(
+    module: nn.Module, inputs: Mapping[str, Any], *, family: Family | None = None
+) -> tuple[Anatomy, Family | None]:
+    """Two forward passes on `inputs`: one to see who attends, one to see where the tensors of each block are. With it
+    comes the family that says where heads are, or the one that the model was found to behave like."""
     family = family or family_of(module)
-    watch = _Watch(names)
-    with ExitStack() as undo:
-        _watch_all(module, watch, undo)
+    watch = Watches(module)
+    with watch.on(), noted(module, inputs) as softmaxes:
         _forward(module, inputs)
-    seen = watch.seen or (dict(_boundary(module, family)) if family else {})
+    family = family if watch.seen or family else guessed(module, inputs)
+    seen = watch.seen or (dict(at_borders(module, family)) if family else {})
     if not seen:
-        raise ModelError(
-            f"no attention call was seen in {type(module).__name__}: its attention does not go through"
-            " transformers' interface."
-            " Pass family=interp.families.Family(...) to say where its heads are."
-        )
+        raise _none(module, list(softmaxes.names))
     blocks = {name: _block(module, name, seen) for name in seen}
-    known = {s.name: f"{s.name}.{family.out}" for s in seen.values() if family and not s.interface}
+    known = {s.name: f"{s.name}.{family.out}" for s in seen.values() if family and s.standpoint == "border"}
     events = _events(module, inputs, set(blocks.values()), watch, seen, known)
-    return _assemble(module, seen, blocks, events, family)
+    made = _assemble(module, seen, blocks, events, family, pictured=_pictured(module, inputs))
+    return replace(made, unheld=_unheld(softmaxes.names, seen)), family
 
 
-def _watch_all(module: nn.Module, watch: _Watch, undo: ExitStack) -> None:
-    for child in module.modules():
-        Switch.watch(child, watch)
-        undo.callback(Switch.forget, child, watch)
+def _none(module: nn.Module, attending: list[str]) -> ModelError:
+    """Why nothing is held."""
+    if not attending:
+        return ModelError(
+            f"{type(module).__name__} has no attention heads: no attention call was seen, and no softmax of scores."
+        )
+    return ModelError(
+        f"no attention call was seen in {type(module).__name__}: {attending[0]!r} computes a softmax of its own, and"
+        " its projections are none that are known by their names."
+        " Pass family=interp.families.Family(...) to say where its heads are."
+    )
+
+
+def _unheld(attending: Iterable[str], seen: Mapping[str, Seen]) -> dict[str, str]:
+    """Modules that attended and are no layer of a tower."""
+    held = [name for name in attending if any(name == s or name.startswith(s + ".") for s in seen)]
+    return dict.fromkeys((name for name in attending if name not in held), OWN_SOFTMAX)
 
 
 def _forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:
     with torch.no_grad():
         module(**inputs)
-
-
-def _boundary(root: nn.Module, family: Family) -> list[tuple[str, Seen]]:
-    found = []
-    for name, attention in family.attentions(root):
-        heads = family.count(family.heads, root, attention)
-        kv_heads = family.count(family.kv_heads, root, attention, otherwise=heads) if family.kv_heads else heads
-        d_head = _input_width(attention.get_submodule(family.out)) // heads
-        found.append((name, Seen(name, heads, kv_heads, d_head, d_head, cross=False, interface=False)))
-    if not found:
-        raise ModelError(
-            f"the family {family.name!r} expects attention modules named {family.attention!r};"
-            f" {type(root).__name__} has none."
-        )
-    return found
-
-
-def _input_width(out: nn.Module) -> int:
-    out = getattr(out, "_original_component", out)
-    weight: Any = out.weight
-    return int(weight.shape[0 if type(out).__name__ == "Conv1D" else 1])
 
 
 def _matrices(module: nn.Module) -> bool:
@@ -179,7 +116,7 @@ class _Recorder:
     blocks, all on one device, so that they can be compared where a model lies on several."""
 
     def __init__(self, home: torch.device) -> None:
-        self.home = home
+        self.home, self.thread = home, get_ident()
         self.clock = 0
         self.inside: dict[str, list[Event]] = defaultdict(list)
         self.stack: list[str] = []
@@ -199,16 +136,14 @@ def _events(
     root: nn.Module,
     inputs: Mapping[str, Any],
     blocks: set[str],
-    watch: _Watch,
+    watch: Watches,
     seen: dict[str, Seen],
     known: Mapping[str, str],
 ) -> dict[str, tuple[Stage, Event | None]]:
     recorder = _Recorder(next((v.device for v in inputs.values() if torch.is_tensor(v)), torch.device("cpu")))
     found: dict[str, Stage] = {}
     last: dict[str, Event] = {}
-    watch.keep = True
-    with ExitStack() as undo:
-        _watch_all(root, watch, undo)
+    with watch.on(keep=True), ExitStack() as undo:
         for name, child in root.named_modules():
             inside = [b for b in blocks if name == b or name.startswith(b + ".")]
             owner = max(inside, key=len) if inside else None
@@ -216,7 +151,6 @@ def _events(
                 continue
             _listen(child, name, owner, recorder, found, seen, watch, last, undo, known)
         _forward(root, inputs)
-    watch.keep = False
     _refuse_shared(recorder.attended)
     return {block: (stage, _norm_after(recorder.norms, last[block])) for block, stage in found.items()}
 
@@ -228,7 +162,7 @@ def _listen(
     recorder: _Recorder,
     found: dict[str, Stage],
     seen: Mapping[str, Seen],
-    watch: _Watch,
+    watch: Watches,
     last: dict[str, Event],
     undo: ExitStack,
     known: Mapping[str, str],
@@ -236,6 +170,8 @@ def _listen(
     open_events: list[Event] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if get_ident() != recorder.thread:
+            return
         if name in seen:
             recorder.attended[name] += 1
         given: dict[int | str, Any] = dict(enumerate(args))
@@ -245,6 +181,8 @@ def _listen(
         open_events.append(event)
 
     def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if get_ident() != recorder.thread:
+            return
         event = open_events.pop()
         key, made = outer_tensor(output)
         kept = made.to(recorder.home, copy=True)
@@ -276,7 +214,7 @@ def _finish(
     recorder: _Recorder,
     found: dict[str, Stage],
     seen: Mapping[str, Seen],
-    watch: _Watch,
+    watch: Watches,
     known: Mapping[str, str],
 ) -> None:
     mine = [s for s in seen.values() if s.name.startswith(block + ".")]
@@ -314,16 +252,20 @@ def _assemble(
     blocks: Mapping[str, str],
     stages: Mapping[str, tuple[Stage, Event | None]],
     family: Family | None,
+    *,
+    pictured: bool,
 ) -> Anatomy:
     stacks: dict[str, list[Seen]] = defaultdict(list)
     for s in seen.values():
         template = re.sub(r"\.\d+(?=\.|$)", ".*", blocks[s.name])
         first = next(o for o in seen.values() if blocks[o.name] == blocks[s.name])
         beside = s.cross and not first.cross
-        stacks[template + (" cross" if beside else "")].append(s)
+        alike = [o for o in seen.values() if blocks[o.name] == blocks[s.name] and o.cross == s.cross]
+        nth = f" {alike.index(s) + 1}" if alike.index(s) else ""
+        stacks[template + nth + (" cross" if beside else "")].append(s)
     towers: dict[str, Tower] = {}
-    for template, members in stacks.items():
-        name = _tower_name(root, template, members, taken=towers)
+    for template, members in sorted(stacks.items(), key=lambda item: len(item[1]) == 1):
+        name = _tower_name(root, template, members, taken=towers, pictured=pictured)
         towers[name] = _tower(root, name, template, members, blocks, stages, family)
     if "cross" in towers:
         towers["cross"] = _beside(towers["cross"], towers)
@@ -355,8 +297,8 @@ def _tower(
                 s.kv_heads,
                 s.d_head,
                 s.d_value,
-                stage.out.get(s.name) or (f"{s.name}.{family.out}" if family and not s.interface else None),
-                s.interface,
+                stage.out.get(s.name) or (f"{s.name}.{family.out}" if family and s.standpoint == "border" else None),
+                s.standpoint,
                 ports,
                 {**stage.missing, **missing},
                 s.implementation,
@@ -373,6 +315,7 @@ def _tower(
         any(s.bidirectional for s in members),
         final,
         skipped,
+        members[0].length,
     )
 
 
@@ -395,7 +338,7 @@ def _beside(cross: Tower, towers: Mapping[str, Tower]) -> Tower:
 
 def _heads_at_the_border(s: Seen, family: Family | None) -> tuple[dict[str, Port], dict[str, str]]:
     """Ports of q, k, v, z for attention outside the interface; what cannot be had there, and why."""
-    if s.interface or family is None:
+    if s.standpoint != "border" or family is None:
         return {}, {}
     ports = {"z": Port(f"{s.name}.{family.out}", "in", 0)}
     for component in ("q", "k", "v"):
@@ -426,12 +369,20 @@ def _siblings(root: nn.Module, template: str) -> list[int]:
     return [int(name) for name, _ in parent.named_children() if name.isdigit()]
 
 
-def _tower_name(root: nn.Module, template: str, members: list[Seen], *, taken: Mapping[str, Tower]) -> str:
-    name = _kind_of_tower(root, template, members)
+def _tower_name(
+    root: nn.Module, template: str, members: list[Seen], *, taken: Mapping[str, Tower], pictured: bool
+) -> str:
+    name = _kind_of_tower(root, template, members, pictured=pictured)
     return name if name not in taken else f"{name}{sum(t.rstrip('0123456789') == name for t in taken) + 1}"
 
 
-def _kind_of_tower(root: nn.Module, template: str, members: list[Seen]) -> str:
+def _pictured(root: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a model of no config is given pictures [batch, channel, row, column] and nothing else."""
+    given = [value for value in inputs.values() if torch.is_tensor(value)]
+    return not hasattr(root, "config") and bool(given) and all(x.ndim == 4 and x.is_floating_point() for x in given)
+
+
+def _kind_of_tower(root: nn.Module, template: str, members: list[Seen], *, pictured: bool) -> str:
     owner = _owner(root, members[0].name)
     config = type(getattr(owner, "config", None)).__name__.lower()
     if "qformer" in template.lower():
@@ -442,6 +393,7 @@ def _kind_of_tower(root: nn.Module, template: str, members: list[Seen]) -> str:
         re.search(r"vision|visual", template)
         or "vision" in config
         or getattr(owner, "main_input_name", "") == "pixel_values"
+        or pictured
     ):
         return "vision"
     if getattr(getattr(root, "config", None), "is_encoder_decoder", False):

@@ -38,8 +38,7 @@ from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Graph, graph
-from interp.hooks.stand.call import Call, part_of
-from interp.hooks.stand.tempered import NUMBERS
+from interp.hooks.stand.call import NUMBERS, Call, part_of
 from interp.metrics.judge import Metric, judged
 from interp.metrics.reading import hands_over
 from interp.patching.cells import expanded
@@ -199,7 +198,7 @@ def _asked(model: Model, inputs: Any, metric: Metric, heads: str, rows: Position
     kinds = {anatomy.layer(site).kind for site in sites}
     if chosen[0].heads is None or len(kinds) > 1:
         raise SiteError(f"{heads!r}: name heads ('L*.H*') of self-attention or of cross-attention, not of both.")
-    outside = next((s for s in sites if not anatomy.layer(s).interface), None)
+    outside = next((s for s in sites if not anatomy.layer(s).seen), None)
     if outside is not None:
         raise ModelError(f"{outside}: its attention is outside transformers' interface, so its keys cannot be weighed.")
     cross = kinds == {"cross"}

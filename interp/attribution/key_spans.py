@@ -29,8 +29,7 @@ from interp.hooks.inputs.inputs import Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import graph
-from interp.hooks.stand.call import Call, part_of, visible
-from interp.hooks.stand.tempered import row_chunks
+from interp.hooks.stand.call import Call, part_of, row_chunks, visible
 from interp.kernels.cpu import merge
 from interp.kernels.masks.symbols import Causal
 from interp.metrics.judge import Metric, judged
@@ -88,7 +87,7 @@ def key_spans(
     anatomy = model.ready()
     x = model.inputs(inputs)
     sites = [Site(s.tower, s.layer, "z") for s in anatomy.sites(heads if heads.endswith(".z") else f"{heads}.z")]
-    outside = next((s for s in sites if not anatomy.layer(s).interface), None)
+    outside = next((s for s in sites if not anatomy.layer(s).seen), None)
     if outside is not None:
         raise ModelError(f"{outside}: its attention is outside transformers' interface, so its keys cannot be weighed.")
 

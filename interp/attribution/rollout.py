@@ -29,8 +29,8 @@ from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.slopes.gradients import frozen
 from interp.hooks.stand.call import Call, Tap, part_of
-from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.output import logits_of, no_logits
+from interp.hooks.stand.standpoints import watch
 
 Score = Callable[[Tensor], Tensor]
 
@@ -76,7 +76,7 @@ def rolled_out(
 ) -> tuple[Tensor, Tensor]:
     """[row, to, from], what each position owes to each position of the tower's input; and [row, to], which positions
     the metric reads."""
-    if any(not layer.interface or layer.kind == "cross" for layer in tower.layers):
+    if any(not layer.seen or layer.kind == "cross" for layer in tower.layers):
         raise ModelError(f"the tower {tower.name!r} has attention that is not self-attention within the interface.")
     patterns, slopes = _slopes(module, tower, kwargs, score, _Pattern())
     shares: Sequence[Tensor] = patterns
@@ -111,9 +111,7 @@ def _slopes(
         undo.enter_context(frozen(module))
         undo.enter_context(forced_eager())
         for layer in tower.layers:
-            attention = module.get_submodule(layer.attention)
-            Switch.watch(attention, tap)
-            undo.callback(Switch.forget, attention, tap)
+            undo.callback(watch(module, layer, tap))
         undo.enter_context(torch.enable_grad())
         first = module.get_submodule(tower.layers[0].block)
         undo.callback(first.register_forward_pre_hook(_leaf, with_kwargs=True).remove)

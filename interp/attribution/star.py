@@ -48,7 +48,7 @@ def signed(pair: Pair, setting: Setting) -> Tensor:
 def _run(pair: Pair, dropped: Dropped | None) -> Graph:
     softmaxed = [site for site in pair.whole if site.component in ("q", "k")]
     for site in softmaxed:
-        if not pair.model.anatomy.layer(site).interface:
+        if not pair.model.anatomy.layer(site).seen:
             raise ModelError(
                 f"{site}: its attention is outside transformers' interface, so its softmax cannot be recomputed: use"
                 " method='atp' for it."

@@ -14,7 +14,9 @@ DEMO = """example:
 DOCTOR = """examples:
   interp doctor ./my-checkpoint    # the check table of one model
   interp doctor --families         # every supported family, as tiny random models
-  interp doctor --families gpt2 vit --json"""
+  interp doctor --families gpt2 vit --json
+  interp doctor --all              # every model type of the installed transformers, tiny
+  interp doctor --all clip git --json"""
 ZOO = """examples:
   interp zoo                       # the models that ship with the toolkit
   interp zoo card planted-decoder
@@ -30,6 +32,7 @@ def add(commands: common.Commands) -> None:
     doctor.add_argument(
         "--families", nargs="*", metavar="FAMILY", help="tiny random models of these families, or of all"
     )
+    doctor.add_argument("--all", nargs="*", metavar="TYPE", help="every model type of transformers, or these, tiny")
     zoo = common.command(commands, "zoo", "the models that ship with the toolkit", ZOO, run_zoo)
     zoo.add_argument("what", nargs="?", choices=("list", "card", "path", "export"), default="list")
     zoo.add_argument("name", nargs="?")
@@ -49,9 +52,23 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Check tables."""
-    if (options.families is None) == (options.model is None):
-        raise ConfigError("give either a model or --families.")
+    if sum(one is not None for one in (options.families, options.model, options.all)) != 1:
+        raise ConfigError("give one of a model, --families and --all.")
+    if options.all is not None:
+        return _every(options)
     return _one(options) if options.model is not None else _families(options)
+
+
+def _every(options: argparse.Namespace) -> int:
+    from interp.commands.verdicts import survey, totals
+
+    rows = []
+    for row in survey(options.all):
+        rows.append(row)
+        print(json.dumps(row.to_dict()) if options.json else row, flush=True)
+    if not options.json:
+        print(totals(rows))
+    return 1 if any(row.verdict in ("fails", "wrong", "crash") for row in rows) else 0
 
 
 def _families(options: argparse.Namespace) -> int:

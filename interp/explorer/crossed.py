@@ -64,7 +64,7 @@ def crossings(model: Model, x: Inputs) -> tuple[list[Crossed], list[str]]:
         except InputsError as reason:
             said.append(f"{tower.name}: where cross-attention looks is not shown: {reason}")
             continue
-        if not all(layer.interface for layer in layers):
+        if not all(layer.seen for layer in layers):
             said.append(f"{tower.name}: where cross-attention looks is not shown, since it is out of reach here.")
         elif rows.batch != keys.batch:
             said.append(f"{tower.name}: where cross-attention looks is not shown: its keys are in rows of their own.")

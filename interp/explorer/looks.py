@@ -42,7 +42,7 @@ def stacks(model: Model, x: Inputs) -> tuple[list[tuple[Tower, Inputs]], list[st
         layers = [layer for layer in tower.layers if layer.kind == "self"]
         if not layers:
             continue
-        if not all(layer.interface for layer in layers):
+        if not all(layer.seen for layer in layers):
             said.append(
                 f"{tower.name}: where it looks is not shown, since its attention is out of reach in this family."
             )

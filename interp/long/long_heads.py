@@ -79,9 +79,9 @@ def long_heads(model: Model, *, chunk: int = 256, keep: int = 16) -> Iterator[Ch
     with Intercept(model.module) as put:
         for site in sites:
             layer = model.anatomy.layer(site)
-            if not layer.interface:
+            if not layer.seen:
                 raise ModelError(f"{site}: its attention is outside transformers' interface and cannot be replaced.")
-            put.tap(model.module.get_submodule(layer.attention), _Chunks(found, site, rotary))
+            put.tap(layer, _Chunks(found, site, rotary))
         yield found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.contents import content, named
-from interp.hooks.drive.sweep import Answer, Cell, Sweep
+from interp.hooks.drive.sweep import Answer, Cell, ReplayDiffers, Sweep
 from interp.hooks.errors import SiteError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import Tape
@@ -187,7 +187,13 @@ def answered(ready: Prepared, low: int, high: int, inspected: set[int]) -> tuple
         changed.append(answer.changed)
         if answer.number + low in inspected:
             looked.append((cells[answer.number], answer))
-    ready.sweep.inspect(looked, reads)
+    try:
+        ready.sweep.inspect(looked, reads)
+    except ReplayDiffers as why:
+        if min(inspected) < low:
+            raise  # chunks before this one were believed
+        ready.sweep.distrust(cells[0].site.tower, why)
+        return answered(ready, low, high, inspected)
     values = {name: torch.zeros(len(cells), len(reads.positions), dtype=torch.float64) for name in gaps}
     for name, found in gaps.items():  # off the device once for all
         values[name][numbers] = torch.where(torch.stack(changed), torch.stack(found).cpu(), 0.0)

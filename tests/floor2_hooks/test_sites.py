@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models import mpt
 
 import interp
 from interp.hooks.errors import SiteError
@@ -161,11 +162,10 @@ def test_what_a_block_lacks_is_said_and_wildcards_pass_over_it() -> None:
     neox = interp.attach(tiny("gpt_neox"))
     with pytest.raises(SiteError, match="in parallel"):
         neox.sites("L0.resid_mid")
-    falcon = interp.attach(tiny("falcon"))
     with pytest.raises(SiteError, match="gives no recipe"):
-        falcon.sites("L0.H0.pattern")
+        mpt().sites("L0.H0.pattern")
     with pytest.raises(SiteError, match="does not say where it is"):
-        falcon.sites("L0.q")
+        mpt().sites("L0.q")
 
 
 def test_towers_whose_layers_differ_have_each_layers_own_heads() -> None:

@@ -173,7 +173,7 @@ def test_chunks_of_rows_and_tokens_do_not_change_the_answers(monkeypatch: pytest
 
 
 def test_a_tower_that_cannot_be_driven_is_patched_in_full_passes_and_says_so() -> None:
-    m, x, y = pair("falcon")
+    m, x, y = pair("gptj")
     asked = cells(m, x, y, [Site(None, 0, "z", (1,))])
     sweep = Sweep(m.module, m.anatomy, x, m.called_with(x.kwargs), family=m.family)
     at = Reads(torch.zeros(2, 1, dtype=torch.long), None)

@@ -371,7 +371,7 @@ def test_an_edit_of_a_layer_that_was_skipped_raises() -> None:
 
 def test_a_pattern_edit_that_is_discarded() -> None:
     """Outside the interface a pattern cannot be edited; it is refused, never taken and forgotten."""
-    for family in ("falcon", "gptj", "bloom"):
+    for family in ("gptj", "bloom"):
         m, x = made(family)
         for edit in (interp.Zero("L0.H0.pattern"), interp.edits.Temperature("L0.H0", value=2.0)):
             with pytest.raises(SiteError, match="gives no recipe"):

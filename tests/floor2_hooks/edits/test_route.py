@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import attached
+from models import attached, mpt
 from torch import Tensor
 
 import interp
@@ -90,6 +90,5 @@ def test_what_cannot_be_routed_is_refused() -> None:
         interp.edits.RouteHeads("L0.z", -1)
     with pytest.raises(EditError, match="its site is z"):
         m.run(x, edits=[interp.edits.RouteHeads("L0.q", 1)])
-    falcon = attached("falcon")
     with pytest.raises(EditError, match="reads the queries"):
-        falcon.run(dict(example(falcon.module, batch=2, seed=3)), edits=[interp.edits.RouteHeads("L0.z", 1)])
+        mpt().run(dict(example(mpt().module, batch=2, seed=3)), edits=[interp.edits.RouteHeads("L0.z", 1)])

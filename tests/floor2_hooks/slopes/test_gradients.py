@@ -35,7 +35,7 @@ def sites(m: interp.Model, tower: str) -> list[Site]:
 def test_gradients_are_finite_differences_at_each_site_by_itself(name: str, tower: str) -> None:
     m = interp.attach(tiny(name))
     anatomy, x = m.ready(), m.inputs(example(m.module, batch=2, length=6, seed=1))
-    skipped = {"q", "k", "z"} if not anatomy.towers[tower].layers[0].interface else set()
+    skipped = {"q", "k", "z"} if not anatomy.towers[tower].layers[0].seen else set()
     wanted = [s for s in sites(m, tower) if s.component not in skipped]
     slopes = graph(m.module, anatomy, x, m.called_with(x.kwargs), sites=wanted, score=reading).gradients()
     for site in wanted:

@@ -213,7 +213,7 @@ def test_what_a_rule_cannot_act_on_is_said() -> None:
     with pytest.raises(ModelError, match="mixture of experts"):
         under(mixture, RELP, "L0.resid_pre")
     outside = interp.attach(tiny("gptj"))
-    with pytest.raises(ModelError, match="outside transformers"):
+    with pytest.raises(ModelError, match="is not seen"):
         under(outside, ATTNLRP, "L0.resid_pre")
 
 

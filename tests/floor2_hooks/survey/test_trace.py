@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import CheckFailed, InputsError, ModelError
 from interp.hooks.survey.trace import trace
 from interp.zoo.families import tiny
-from interp.zoo.plain import AttentionOnly, AttentionOnlyConfig
 
 
 @pytest.mark.parametrize(
@@ -88,20 +87,36 @@ def test_layers_that_share_one_module_are_refused() -> None:
     assert not m.handles()
 
 
-def test_a_module_without_a_family_says_what_to_pass() -> None:
-    class Unknown(AttentionOnly):
-        """The same under a name that no family has."""
+class Unknown(nn.Module):
+    """Attention under names that nobody knows, with a softmax of its own."""
 
-    module = Unknown(AttentionOnlyConfig(vocab=20)).eval()
-    m = interp.attach(module, example={"input_ids": torch.tensor([[1, 2, 3]])})
-    with pytest.raises(ModelError, match=r"no attention call was seen in Unknown.*family=interp\.families\.Family"):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_lanes = 2
+        self.embed = nn.Embedding(20, 16)
+        self.one, self.two, self.three, self.four = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        q, k, v = (f(x).unflatten(-1, (2, 8)).transpose(1, 2) for f in (self.one, self.two, self.three))
+        z = torch.softmax(q @ k.mT, -1) @ v
+        made: Tensor = self.four(z.transpose(1, 2).flatten(2))
+        return made
+
+
+def test_a_module_without_a_family_says_what_to_pass() -> None:
+    torch.manual_seed(0)
+    holder = nn.Sequential(Unknown()).eval()
+    m = interp.attach(holder, example={"input": torch.tensor([[1, 2, 3]])})
+    with pytest.raises(ModelError, match=r"'0' computes a softmax of its own.*family=interp\.families\.Family"):
         m.check()
-    plain = interp.attach(tiny("plain")).family
-    assert plain is not None
-    known = interp.attach(module, family=plain, example={"input_ids": torch.tensor([[1, 2, 3]])})
-    assert known.run({"input_ids": torch.tensor([[1, 2, 3]])}, record="L0.z")["L0.z"].ndim == 4
+    family = interp.families.Family(
+        "lanes", (), "0", out="four", heads="n_lanes", v=interp.families.Projection("three")
+    )
+    known = interp.attach(holder, family=family, example={"input": torch.tensor([[1, 2, 3]])})
+    assert known.run({"input": torch.tensor([[1, 2, 3]])}, record="L0.z")["L0.z"].shape == (1, 3, 2, 8)
     with pytest.raises(ModelError, match="has none"):
-        interp.attach(nn.Sequential(nn.Linear(3, 3)).eval(), family=plain, example={"input": torch.zeros(1, 3)}).check()
+        interp.attach(nn.ReLU().eval(), family=family, example={"input": torch.zeros(1, 3)}).check()
 
 
 def test_nothing_but_modules_can_be_attached() -> None:

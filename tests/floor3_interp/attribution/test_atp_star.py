@@ -84,7 +84,7 @@ def test_the_linear_limit_is_plain_attribution_patching() -> None:
 def test_rows_are_taken_a_few_at_a_time_with_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     call, dz, k = a_call(), torch.randn(B, N, H, D), torch.randn(B, N, KV, D)
     whole = key_effect(call, k, dz)
-    monkeypatch.setattr("interp.hooks.stand.tempered.NUMBERS", 2 * B * H * N)
+    monkeypatch.setattr("interp.hooks.stand.call.NUMBERS", 2 * B * H * N)
     torch.testing.assert_close(key_effect(call, k, dz), whole, atol=1e-6, rtol=1e-5)
 
 

@@ -8,26 +8,16 @@ pass, in memory linear in the number of keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from interp.hooks.stand.call import Call, part_of
+from interp.hooks.stand.call import Call, part_of, row_chunks
 from interp.hooks.stand.part import Part
 
 TEMPERATURE = 2.0
-NUMBERS = 2**22
-"""Numbers of a pattern that are in memory together."""
-
-
-def row_chunks(call: Call) -> Iterator[Tensor]:
-    """Query rows of a call, so many together that their patterns fit."""
-    batch, heads, queries, _ = call.q.shape
-    step = max(1, NUMBERS // max(1, batch * heads * call.k.shape[2]))
-    yield from torch.arange(queries, device=call.q.device).split(step)
 
 
 def tempered(call: Call) -> None:

@@ -1,0 +1,212 @@
+"""What holds of every model type: `interp doctor --all`.
+
+A type is built tiny (`interp/zoo/every.py`) and asked in turn: does its plain forward run; are its heads found; do the
+self-checks pass; can it be recorded, edited and differentiated; is a sweep of `interp.patch` what a loop over hooks
+gives that knows nothing of the hook layer. The verdict is the first that fails:
+
+pass       everything
+partly     its heads are held, and something is refused, with the reason
+refused    `attach` says why not
+no heads   it has no attention heads, and `attach` says so
+fails      one of its own checks does not hold
+wrong      a number of a sweep is not that of the loop
+crash      something else than a refusal came out
+not built  the builder, or the type's plain forward on made-up inputs, does not go through: nothing is said of the type
+Cost: half a second a type. Limits: random weights, made-up inputs, a sample of heads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+
+from interp.hooks.anatomy.example import example
+from interp.hooks.errors import ModelError
+from interp.hooks.stand.output import logits_of
+from interp.kernels.errors import InterpError
+from interp.metrics.places import At
+from interp.model import Model, attach
+from interp.patching.patch import patch
+from interp.zoo.every import build, types
+
+Verdict = Literal["pass", "partly", "refused", "no heads", "fails", "wrong", "crash", "not built"]
+BREAKS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, OSError,
+    RuntimeError, StrictDataclassError, TypeError, ValueError,
+)  # fmt: skip
+"""What other people's code raises on inputs it was not made for; where ours does, that is a crash."""
+HEADS = 4
+"""Heads of a type whose sweep is held against the loop."""
+
+
+@dataclass
+class TypeRow:
+    """What was found of one model type."""
+
+    model_type: str
+    verdict: Verdict
+    why: str = ""
+    cls: str = ""
+    heads: str = ""
+    standpoints: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """The row as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        where = f" at {', '.join(self.standpoints)}" if self.standpoints else ""
+        return f"{self.model_type:<28} {self.verdict:<9} {self.cls}{where}" + (f": {self.why}" if self.why else "")
+
+
+def examine(model_type: str) -> TypeRow:
+    """The verdict of one type."""
+    try:
+        module = build(model_type)
+    except (InterpError, *BREAKS) as why:
+        return TypeRow(model_type, "not built", _line(why))
+    row = TypeRow(model_type, "pass", cls=type(module).__name__)
+    try:
+        _examined(module, row)
+    except BREAKS as why:
+        row.verdict, row.why = "crash", _line(why)
+    return row
+
+
+def _examined(module: nn.Module, row: TypeRow) -> None:
+    try:
+        kwargs = example(module)
+    except InterpError as why:
+        row.verdict, row.why = "refused", _line(why)
+        return
+    try:
+        with torch.no_grad():
+            module(**kwargs)
+    except BREAKS as why:
+        row.verdict, row.why = "not built", f"its plain forward: {_line(why)}"
+        return
+    model = attach(module, example=kwargs)
+    for verdict, step in STEPS:
+        try:
+            step(model, row)
+        except InterpError as why:
+            row.verdict, row.why = verdict, _line(why)
+            if verdict == "refused" and "no attention heads" in str(why):
+                row.verdict = "no heads"
+            return
+
+
+def _found(model: Model, row: TypeRow) -> None:
+    towers = model.anatomy.towers.values()
+    row.heads = "; ".join(map(str, towers))
+    row.standpoints = sorted({layer.standpoint for tower in towers for layer in tower.layers})
+
+
+def _checked(model: Model, row: TypeRow) -> None:
+    model.check().raise_failed()
+
+
+def _able(model: Model, row: TypeRow) -> None:
+    for one in model.capabilities().rows:
+        if one.answer == "no":
+            raise ModelError(f"{one.what}: {one.note}")
+
+
+def _swept(model: Model, row: TypeRow) -> None:
+    """A few heads of each tower, patched from another example, by us and by hand."""
+    base, source = dict(model.example()), example(model.module, seed=1)
+    with torch.no_grad():
+        output = model.module(**model.called_with(base))
+    metric = _numbers if logits_of(output) is not None else At(_last(model), _numbers)
+    for name, tower in model.anatomy.towers.items():
+        start = "" if len(model.towers) == 1 else f"{name}."
+        layer = tower.layers[len(tower.layers) // 2]
+        if layer.out is None:
+            continue
+        sites = [f"{start}L{layer.index}.H{head}.z" for head in range(min(HEADS, layer.heads))]
+        found = patch(model, base=base, source=source, metric=metric, sites=sites)
+        by_hand = [_by_hand(model, layer, head, base, source) for head in range(len(sites))]
+        expected = torch.stack(by_hand) - _score(model, base)
+        off = float((found.values.double() - expected).abs().max())
+        if off > 1e-4 * max(1.0, float(expected.abs().max())):
+            row.verdict, row.why = "wrong", f"{sites[0]} and others: a sweep is {off:.2g} off a loop"
+
+
+def _numbers(logits: Tensor, inputs: Any) -> Tensor:
+    """One number a row: two columns of the last position."""
+    last = logits.flatten(1, -2)[:, -1] if logits.ndim > 2 else logits
+    return last[:, 0] - 0.5 * last[:, -1]
+
+
+def _last(model: Model) -> str:
+    """What a model without logits is asked for: what the last block of its largest tower gives."""
+    name, tower = max(model.anatomy.towers.items(), key=lambda item: len(item[1].layers))
+    return f"{name}.L{tower.layers[-1].index}.resid_post"
+
+
+def _score(model: Model, kwargs: Mapping[str, Any]) -> Tensor:
+    """The same of a plain run, read by torch's own hooks."""
+    seen: list[Tensor] = []
+    block = model.module.get_submodule(max(model.towers.values(), key=lambda one: len(one.layers)).layers[-1].block)
+    handle = block.register_forward_hook(lambda _, __, made: seen.append(made if torch.is_tensor(made) else made[0]))
+    try:
+        with torch.no_grad():
+            output = model.module(**model.called_with(kwargs))
+    finally:
+        handle.remove()
+    logits = logits_of(output)
+    return _numbers(seen[-1] if logits is None else logits, None).double()
+
+
+def _by_hand(model: Model, layer: Any, head: int, base: Mapping[str, Any], source: Mapping[str, Any]) -> Tensor:
+    """The score with a head's columns of the projection's input from another run: torch's own hooks only."""
+    projection = model.module.get_submodule(layer.out)
+    columns = slice(head * layer.d_value, (head + 1) * layer.d_value)
+    kept: list[Tensor] = []
+    handle = projection.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach().clone()))
+    _score(model, source)
+    handle.remove()
+    calls = iter(kept)
+
+    def put(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        new = args[0].clone()
+        new[..., columns] = next(calls)[..., columns]
+        return new, *args[1:]
+
+    handle = projection.register_forward_pre_hook(put)
+    try:
+        return _score(model, base)
+    finally:
+        handle.remove()
+
+
+STEPS: tuple[tuple[Verdict, Callable[[Model, TypeRow], None]], ...] = (
+    ("refused", _found), ("fails", _checked), ("partly", _able), ("partly", _swept),
+)  # fmt: skip
+"""What is asked, in order, and the verdict where it is refused."""
+
+
+def _line(why: BaseException) -> str:
+    said = " ".join(str(why).split())
+    named = "" if isinstance(why, InterpError) else f"{type(why).__name__}: "
+    return f"{named}{said[:300]}"
+
+
+def survey(names: Iterable[str] = ()) -> Iterator[TypeRow]:
+    """One row a type, as each is done."""
+    for name in list(names) or types():
+        yield examine(name)
+
+
+def totals(rows: Iterable[TypeRow]) -> str:
+    """How many types have which verdict, and the share of those with heads that pass."""
+    counts = Counter(row.verdict for row in rows)
+    judged = sum(counts[v] for v in ("pass", "partly", "refused", "fails", "wrong", "crash"))
+    share = f"; {counts['pass'] / judged:.1%} of {judged} that could be judged pass" if judged else ""
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()) + share
