@@ -6,13 +6,15 @@ the numbers of heads its modules go by, and which parameters share their tensor 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from interp.hooks.errors import ModelError
+from interp.hooks.sealed import loaded, parsed, understood
+from interp.loading.intact import built
 
 FORMAT = 1
 NOTE = "pruned.json"
@@ -27,17 +29,20 @@ COUNTS = (*HEADS, *KV_HEADS, *WIDTHS)
 def is_own(folder: Path) -> bool:
     """Whether a directory is one of ours."""
     note = folder / NOTE
-    return note.exists() and json.loads(note.read_text(encoding="utf-8"))["layout"] == "interp"
+    return note.exists() and parsed(note).get("layout") == "interp"
 
 
 def read(folder: Path) -> nn.Module:
     """The cut model in a directory of ours, in eval mode."""
-    from safetensors.torch import load_file
+    note = parsed(folder / NOTE)
+    if note.get("format") != FORMAT:
+        raise ModelError(f"{folder} was written in format {note.get('format')}; this version reads format {FORMAT}.")
+    with understood(folder / NOTE), built(folder):
+        return _read(folder, note, loaded(folder / WEIGHTS))
 
-    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    if note["format"] != FORMAT:
-        raise ModelError(f"{folder} was written in format {note['format']}; this version reads format {FORMAT}.")
-    module, held = _skeleton(folder, note["class"]), load_file(str(folder / WEIGHTS))
+
+def _read(folder: Path, note: Mapping[str, Any], held: dict[str, Tensor]) -> nn.Module:
+    module = _skeleton(folder, note["class"])
     for path, numbers in note["attributes"].items():
         for name, value in numbers.items():
             if name not in COUNTS or type(value) is not int:

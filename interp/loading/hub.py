@@ -2,7 +2,7 @@
 
 The class is the one the checkpoint says it was saved from; where it does not say, the first of transformers' auto
 classes that takes the config. Weights come from safetensors; a pickle is refused unless the caller allows it, and so
-is code that comes with a checkpoint.
+are code that comes with a checkpoint, and weights that it lacks or has over.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.hooks.errors import ModelError
+from interp.loading.intact import built, complete, intact
 from interp.loading.options import Options
 from interp.preparing.processors import processor_of
 
@@ -33,19 +34,24 @@ def read(source: str | Path, options: Options) -> tuple[Any, Any]:
     local = isinstance(source, Path)
     if local:
         _complete(Path(source), pickle=options.pickle)
+        intact(Path(source))
     common = options.common(local=local)
-    module = _class(str(source), common).from_pretrained(
-        str(source),
-        dtype=options.dtype,
-        attn_implementation=options.attn,
-        device_map=options.device_map,
-        use_safetensors=None if options.pickle else True,
-        **common,
-        **options.how,
-    )
+    with built(source):
+        module, told = _class(str(source), common).from_pretrained(
+            str(source),
+            dtype=options.dtype,
+            attn_implementation=options.attn,
+            device_map=options.device_map,
+            use_safetensors=None if options.pickle else True,
+            **common,
+            **{**options.how, "output_loading_info": True, "ignore_mismatched_sizes": True},
+        )
+    reshaped = bool(options.how.get("ignore_mismatched_sizes"))
+    complete(str(source), told, partial=options.partial, reshaped=reshaped)
     if options.device is not None:
         module = module.to(options.device)
-    return module.eval(), processor_of(str(source), common)
+    with built(source):
+        return module.eval(), processor_of(str(source), common)
 
 
 def _complete(folder: Path, *, pickle: bool) -> None:
@@ -68,7 +74,7 @@ def _class(source: str, common: dict[str, Any]) -> Any:
     config = transformers.AutoConfig.from_pretrained(source, **common)
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
-        if found is not None:
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     for name in AUTO:
         auto = getattr(transformers, name)

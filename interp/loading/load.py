@@ -7,15 +7,16 @@ first reader that knows it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from interp.hooks.errors import ModelError
+from interp.hooks.sealed import parsed
 from interp.loading import cut_models, hub
 from interp.loading.converted import FLOAT32, converted
 from interp.loading.holdings import GGUF, holds_gguf, model_among
+from interp.loading.intact import built
 from interp.loading.options import Options
 from interp.loading.packages import PREFIX, model_in
 from interp.loading.parts import Parts, Single
@@ -39,6 +40,7 @@ def load(
     offline: bool = False,
     pickle: bool = False,
     remote_code: bool = False,
+    partial: bool = False,
     **how: Any,
 ) -> Model:
     """An attached model in eval mode. `name` is a hub name such as "gpt2", a local directory, a GGUF file,
@@ -47,9 +49,10 @@ def load(
     A GGUF is unpacked to float32 once and read from a cache afterwards (`INTERP_CACHE` says where); the extra
     `interp[gguf]` does it. `attn` chooses the attention implementation, as `attn_implementation` of transformers does;
     `device_map` places a large model; `pickle=True` and `remote_code=True` say that you trust where the checkpoint
-    comes from.
+    comes from. A checkpoint that lacks weights of its model, or has others over, is refused; `partial=True` takes it
+    and says which.
     """
-    options = Options(device, dtype, attn, device_map, revision, offline, pickle, remote_code, how)
+    options = Options(device, dtype, attn, device_map, revision, offline, pickle, remote_code, partial, how)
     source = _nearer(name, options)
     read = next(read for knows, read in READERS if knows(source))
     module, processor = read(source, options)
@@ -109,7 +112,7 @@ def _is_plain(source: Source) -> bool:
     said = Path(source) / "config.json"
     if not isinstance(source, Path) or not said.exists():
         return False
-    return bool(json.loads(said.read_text(encoding="utf-8")).get("architectures") == ["AttentionOnly"])
+    return bool(parsed(said).get("architectures") == ["AttentionOnly"])
 
 
 def _plain(source: Source, options: Options) -> Built:
@@ -120,7 +123,8 @@ def _plain(source: Source, options: Options) -> Built:
 
 
 def _processor(folder: Path, options: Options) -> Any:
-    return processor_of(str(folder), options.common(local=True))
+    with built(folder):
+        return processor_of(str(folder), options.common(local=True))
 
 
 READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source, Options], Built]], ...] = (

@@ -21,6 +21,7 @@ class Options:
     offline: bool = False
     pickle: bool = False
     remote_code: bool = False
+    partial: bool = False
     how: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

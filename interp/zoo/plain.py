@@ -8,7 +8,6 @@ Limits: no key-value cache, no dropout, no grouped queries; at most `context` to
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from interp.hooks.errors import InputsError
+from interp.hooks.sealed import damaged, loaded, parsed, understood
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,20 @@ def visible(valid: Tensor) -> Tensor:
 
 def read(folder: Path) -> AttentionOnly:
     """The model that `config.json` and `model.safetensors` of a folder describe, in float32 and eval mode."""
-    from safetensors.torch import load_file
-
-    model = AttentionOnly(configured(folder))
-    weights = load_file(folder / "model.safetensors")
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    config = configured(folder)
+    with understood(folder / "config.json"):
+        model = AttentionOnly(config)
+    weights = loaded(folder / "model.safetensors")
+    with understood(folder / "model.safetensors"):
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
     return model.eval()
 
 
 def configured(folder: Path) -> AttentionOnlyConfig:
     """The sizes in the `config.json` of a folder."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = parsed(folder / "config.json")
     names = [part.name for part in fields(AttentionOnlyConfig) if part.name in config]
-    return AttentionOnlyConfig(**{name: config[name] for name in names})
+    if not all(type(config[name]) is type(getattr(AttentionOnlyConfig, name)) for name in names):
+        raise damaged(folder / "config.json", "its sizes are no whole numbers")
+    with understood(folder / "config.json"):
+        return AttentionOnlyConfig(**{name: config[name] for name in names})
