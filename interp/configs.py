@@ -19,7 +19,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"no file {file}.")
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as why:
+        raise ConfigError(f"{file} is not UTF-8 at byte {why.start}.") from why
+    except OSError as why:
+        raise ConfigError(f"{file} cannot be read: {why.strerror}.") from why
     found = _json(file, text) if file.suffix == ".json" else _yaml(file, text)
     if not isinstance(found, Mapping):
         raise ConfigError(f"{file}: expected names and values, got {type(found).__name__}.")
@@ -29,7 +34,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def _json(file: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as why:
+    except (ValueError, RecursionError) as why:
         raise ConfigError(f"{file} is not JSON: {why}") from why
 
 
@@ -38,5 +43,5 @@ def _yaml(file: Path, text: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as why:
+    except (yaml.YAMLError, ValueError, RecursionError) as why:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(why).split())}") from why

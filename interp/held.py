@@ -110,14 +110,17 @@ class Held:
         return [str(site) for site in self.anatomy.sites(pattern)]
 
     def check(self, *, again: bool = False) -> Report:
-        """Hold what the hook layer says against what the model does; printed as a table, cached, run once on first
-        use."""
-        if self._report is None or again:
+        """Hold what the hook layer says against what the model does; printed as a table, run once on first use and
+        cached where it passed: what failed may have failed for something that goes away."""
+        with self._lock:
+            if self._report is not None and not again:
+                return self._report
             anatomy = self.anatomy
             with forced_eager():
                 report = check(self.module, anatomy, self.called_with(self.example()), family=self.family)
-            self._report = replace(report, ask=self.capabilities)
-        return self._report
+            report = replace(report, ask=self.capabilities)
+            self._report = report if report.passed else None
+            return report
 
     def capabilities(self) -> Capabilities:
         """Whether recording, edits and gradients work with the model as it is held, by trying; `m.check()` prints

@@ -61,7 +61,7 @@ class Entry:
         """A field that is a whole number, also written as text."""
         self.need(name)
         value = self.value[name]
-        if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value)):
+        if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,1000}", f"{value!s:.1002}"):
             raise self.fail(f"expected a whole number in {name!r}, got {value!r:.80}")
         return int(value)
 
@@ -83,6 +83,8 @@ def content(path: str | Path) -> tuple[Path, str]:
         return file, file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(f"{file}: not UTF-8 at byte {error.start}") from None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{file}: cannot be read ({error})") from error
 
 
 def lines(path: str | Path) -> list[Entry]:
@@ -96,21 +98,32 @@ def lines(path: str | Path) -> list[Entry]:
 
 def stream(path: str | Path) -> Iterator[Entry]:
     """The objects of a JSONL file, read one line at a time."""
-    file = Path(path)
-    with file.open(encoding="utf-8-sig") as handle:
-        for number, line in enumerate(handle, 1):
-            if line.strip():
-                yield _object(file, number, line)
+    file, number = Path(path), 0
+    try:
+        with file.open("rb") as handle:
+            for number, line in enumerate(handle, 1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield _object(file, number, text)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{file}, line {number}: not UTF-8 at byte {error.start} of the line") from None
+    except OSError as error:
+        raise FormatError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _object(file: Path, number: int, text: str) -> Entry:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{file}, line {number}: not JSON ({error.msg}): {text!r:.80}") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{file}, line {number}: not JSON ({_why(error)}): {text!r:.80}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{file}, line {number}: expected an object, got {type(value).__name__}")
     return Entry(file, number, value)
+
+
+def _why(error: Exception) -> str:
+    """What the parser found; not every one of its errors is its own (too deep, a number too long)."""
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def whole_file(path: str | Path) -> Entry:
@@ -118,8 +131,8 @@ def whole_file(path: str | Path) -> Entry:
     file, text = content(path)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{file}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{file}, line {getattr(error, 'lineno', 1)}: not JSON ({_why(error)})") from None
     if not isinstance(value, dict):
         raise FormatError(f"{file}, line 1: expected one object, got {type(value).__name__}")
     return Entry(file, 1, value)
@@ -135,7 +148,10 @@ def members(path: str | Path, key: str | None = None) -> list[Entry]:
 def _after_key(file: Path, text: str, key: str) -> int:
     whole_file(file).need(key)
     found = re.search(rf'"{re.escape(key)}"\s*:\s*', text)
-    assert found is not None
+    if found is None:
+        raise FormatError(
+            f"{file}: the name {key!r} is written with escapes, and a list is looked for under it as it is"
+        )
     return found.end()
 
 
@@ -149,8 +165,8 @@ def _members(file: Path, text: str, at: int) -> Iterator[Entry]:
         number = _line(text, at)
         try:
             value, at = decode(text, at)
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{file}, line {error.lineno}: not JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{file}, line {getattr(error, 'lineno', number)}: not JSON ({_why(error)})") from None
         if not isinstance(value, dict):
             raise FormatError(f"{file}, line {number}: expected an object, got {type(value).__name__}")
         yield Entry(file, number, value)
@@ -175,7 +191,10 @@ def table(path: str | Path, *, needed: Sequence[str]) -> list[Entry]:
     file, _ = content(path)
     with file.open(encoding="utf-8-sig", newline="") as handle:
         reader = csv.DictReader(handle, strict=True)
-        head = reader.fieldnames or ()
+        try:
+            head = reader.fieldnames or ()
+        except csv.Error as error:
+            raise FormatError(f"{file}, line 1: not CSV ({error})") from None
         missing = [name for name in needed if name not in head]
         if missing:
             raise FormatError(f"{file}, line 1: expected the columns {', '.join(needed)}, got {', '.join(head)}")

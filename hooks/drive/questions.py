@@ -78,6 +78,9 @@ class Reads:
         rows = torch.arange(len(self.positions))[:, None]
         at = self.positions if kept is None else torch.searchsorted(kept, self.positions.contiguous())
         found = logits[:, None] if logits.ndim == 2 else logits[rows, at]
+        if self.columns and not 0 <= min(self.columns) <= max(self.columns) < found.shape[-1]:
+            worst = max(self.columns) if min(self.columns) >= 0 else min(self.columns)
+            raise InputsError(f"a metric reads logit {worst}, and there are logits from 0 to {found.shape[-1] - 1}.")
         return found if self.columns is None else found[..., list(self.columns)]
 
     def take(self, prompts: Sequence[int]) -> Reads:

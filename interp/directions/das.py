@@ -154,7 +154,7 @@ class _Wanted:
         self.model, self.x = model, x
         self.labels = None if labels is None else answer_ids(model, labels)
         if self.labels is not None and (len(self.labels) != x.batch or any(len(row) != 1 for row in self.labels)):
-            raise InputsError(f"labels needs one token for each of the {x.batch} rows.")
+            raise InputsError(f"labels needs one token for each of the {x.batch} rows, got {len(self.labels)} labels.")
         self.metric: Metric = metric if metric is not None else LogProb(self.labels or ())
         tape = model.run(x)
         self.meta = tape.meta

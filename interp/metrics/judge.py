@@ -51,7 +51,7 @@ def answer_ids(model: Model, answers: Any) -> Ids:
         return ids(answers)
     words = Vocabulary(model)
     rows = [row if isinstance(row, (list, tuple)) else [row] for row in answers]
-    return tuple(tuple(i if isinstance(i, int) else words.single(i, "answer") for i in row) for row in rows)
+    return tuple(tuple(words.single(i, "answer") for i in row) for row in rows)
 
 
 def lined_up(model: Model, base: Any, source: Any) -> tuple[Inputs, Inputs]:

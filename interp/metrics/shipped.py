@@ -79,6 +79,7 @@ def narrow(logits: Tensor, inputs: Any, metric: Reading) -> Float[Tensor, "batch
         at = places(metric.positions, valid(inputs, *logits.shape[:2]).to(logits.device))
     read = logits[torch.arange(len(logits), device=logits.device)[:, None], at.clamp(min=0)]
     if metric.columns is not None:
+        _below(max(metric.columns), read.shape[-1])
         read = read[..., torch.tensor(metric.columns, device=read.device)]
     return torch.where(at[..., None] >= 0, read if read.dtype == torch.float64 else read.float(), 0.0)
 
@@ -140,6 +141,7 @@ def _chosen(read: Tensor, rows: Ids, columns: tuple[int, ...] | None) -> tuple[T
     width = max(1, *(len(row) for row in rows))
     at = [[where[i] if where is not None else i for i in row] + [0] * (width - len(row)) for row in rows]
     real = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
+    _below(max(map(max, at)), read.shape[-1])
     index = torch.tensor(at, device=read.device)
     return read[:, 0].gather(1, index), torch.tensor(real, device=read.device)
 
@@ -152,6 +154,24 @@ def _nonempty(name: str, rows: Ids) -> None:
     for i, row in enumerate(rows):
         if not row:
             raise MetricError(f"expected at least one id a row in {name}, got none in row {i}")
+    _from_zero(name, rows)
+
+
+def _from_zero(name: str, rows: Ids | None) -> None:
+    for i, row in enumerate(rows or ()):
+        if any(one < 0 for one in row):
+            raise MetricError(f"expected ids from 0 on in {name}, got {min(row)} in row {i}")
+
+
+def _as_many(name: str, rows: Ids | None, answers: Ids) -> None:
+    if rows is not None and len(rows) != len(answers):
+        raise MetricError(f"expected {name} for {len(answers)} rows, got {len(rows)}")
+
+
+def _below(largest: int, width: int) -> None:
+    """Raise where an id is none of the columns: on an accelerator nobody else would say so in words."""
+    if largest >= width:
+        raise MetricError(f"expected ids below {width}, which is how many logits there are, got {largest}")
 
 
 @dataclass(frozen=True)
@@ -214,6 +234,8 @@ class Probability(Reading):
 
     def __post_init__(self) -> None:
         _nonempty("answers", self.answers)
+        _from_zero("wrong", self.wrong)
+        _as_many("wrong", self.wrong, self.answers)
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
         """Sum of probabilities."""
@@ -275,6 +297,7 @@ class LogProb(Reading):
         """Sum or mean over the answer's tokens."""
         self._fits(read, len(self.targets))
         width = read.shape[1]
+        _below(max(map(max, self.targets)), read.shape[-1])
         index = torch.tensor([[*row, *[-1] * (width - len(row))] for row in self.targets], device=read.device)
         log_p = read.log_softmax(-1).gather(-1, index.clamp(min=0)[..., None])[..., 0]
         total = torch.where(index >= 0, log_p, 0.0).sum(1)
@@ -292,6 +315,8 @@ class Accuracy(Reading):
 
     def __post_init__(self) -> None:
         _nonempty("answers", self.answers)
+        _from_zero("among", self.among)
+        _as_many("among", self.among, self.answers)
 
     @property
     def columns(self) -> tuple[int, ...] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from interp.hooks.inputs.arguments import vocabulary
 from interp.kernels.errors import InterpError
 from interp.preparing.rows import after
 
@@ -52,6 +53,7 @@ class Vocabulary:
     def ids(self, word: str | int) -> tuple[int, ...]:
         """The ids of a word as it is said after another."""
         if isinstance(word, int):
+            self._must_have(word)
             return (word,)
         if self.tokenizer is not None:
             return tuple(int(i) for i in after(self.tokenizer, word))
@@ -59,6 +61,15 @@ class Vocabulary:
             return (self.labels[word.strip()],)
         known = f"its classes are {', '.join(self.labels)}" if self.labels else "it has no tokenizer"
         raise TaskError(f"expected a model that can say {word!r}; {known}: attach it with its tokenizer or processor")
+
+    def _must_have(self, one: int) -> None:
+        """Refuse an id that the model has no logit for; with no model at hand, one that no model has."""
+        config = None if self.model is None else getattr(self.model.module, "config", None)
+        classes = len(getattr(config, "id2label", None) or ()) if self.tokenizer is None else 0
+        size = vocabulary(config) or classes or None
+        if one < 0 or (size is not None and one >= size):
+            rest = "" if size is None else f" and below {size}, which is how many this model has"
+            raise TaskError(f"expected ids from 0 on{rest}, got {one}")
 
     def unknown(self, ids: Sequence[int]) -> bool:
         """Whether the tokenizer has no token for some of a text."""

@@ -9,15 +9,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from interp.prompts.rows import Prompt, Reads, Recipe, Row, Score
+from interp.hooks.inputs.token_text import locate
+from interp.prompts.rows import Place, Prompt, Reads, Recipe, Row, Score
 from interp.prompts.vocabulary import TaskError
 
 FORMAT = 1
 Head = tuple[str, Score, bool, Recipe | None, Reads, str | None]
 """Name, score, whether answers are forced as a whole, who made the rows, what a similarity reads, and what is asked
 where it is a chat."""
+SCORES = get_args(Score)
 NEEDED = ("clean", "corrupt", "answer")
 
 
@@ -49,60 +51,134 @@ def _row_out(row: Row, index: int, path: Path) -> dict[str, Any]:
     return out
 
 
-def load(path: Path) -> tuple[Head, tuple[Row, ...]]:
-    """Read a task; a broken line is named."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    head = _line(path, 1, lines[0] if lines else "")
-    if head.get("interp_task") != FORMAT:
+def load(path: Path) -> tuple[Head, tuple[Row, ...], tuple[int, ...]]:
+    """Read a task: its head, its rows and the line of each; a broken line is named."""
+    lines = _text(path).split("\n")  # and nothing else: texts may hold the other ends of lines that Unicode knows
+    first = _line(path, 1, lines[0])
+    if first.get("interp_task") != FORMAT:
         raise TaskError(f'{path}, line 1: expected a head line with "interp_task": {FORMAT}, got {lines[:1]!r:.80}')
-    rows = tuple(_row_in(path, number, _line(path, number, text)) for number, text in enumerate(lines[1:], 2))
-    recipe = head.get("recipe")
-    made = None if recipe is None else Recipe(recipe["generator"], recipe["options"])
-    site, pool = head.get("reads", ("final_norm", "mean"))
-    return (head["name"], head["score"], head["whole"], made, (site, pool), head.get("chat")), rows
+    numbered = [(number, text) for number, text in enumerate(lines[1:], 2) if text.strip()]
+    head = _head(_Fields(path, 1, first))
+    rows = tuple(_row_in(_Fields(path, number, _line(path, number, text))) for number, text in numbered)
+    return head, rows, tuple(number for number, _ in numbered)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _line(path: Path, number: int, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskError(f"{path}, line {number}: not JSON ({error}): {text!r:.80}") from None
     if not isinstance(value, dict):
         raise TaskError(f"{path}, line {number}: expected an object, got {type(value).__name__}")
     return value
 
 
-def _row_in(path: Path, number: int, value: Mapping[str, Any]) -> Row:
-    missing = [name for name in ("clean", "corrupt", "answers") if name not in value]
+class _Fields:
+    """The fields of one line, each of the kind that is asked for."""
+
+    def __init__(self, path: Path, line: int, value: Mapping[str, Any]) -> None:
+        self.path, self.line, self.value = path, line, value
+
+    def fail(self, message: str) -> TaskError:
+        return TaskError(f"{self.path}, line {self.line}: {message}")
+
+    def get(self, name: str, kind: type, *default: Any) -> Any:
+        if name not in self.value and default:
+            return default[0]
+        found = self.value.get(name)
+        if name not in self.value or not isinstance(found, kind):
+            said = "nothing" if name not in self.value else f"{found!r:.80}"
+            raise self.fail(f"expected in {name!r} a value of kind {kind.__name__}, got {said}")
+        return found
+
+    def prompt(self, name: str) -> Prompt:
+        found = self.get(name, object)
+        if isinstance(found, list) and all(type(one) is int and one >= 0 for one in found):
+            return tuple(found)
+        if not isinstance(found, str):
+            raise self.fail(f"expected in {name!r} a text or a list of ids from 0 on, got {found!r:.80}")
+        return found
+
+    def words(self, name: str, *default: Any) -> tuple[str | int, ...]:
+        found = self.get(name, list, *default)
+        if not all(isinstance(one, str) or (type(one) is int and one >= 0) for one in found):
+            raise self.fail(f"expected in {name!r} texts or ids from 0 on, got {found!r:.80}")
+        return tuple(found)
+
+    def place(self, name: str, found: Any, clean: Prompt) -> Place:
+        """A text and which of its occurrences, or a stretch of tokens; it has to be in the clean prompt."""
+        two = found if isinstance(found, list) and len(found) == 2 else [None, None]
+        first, second = two
+        if type(second) is int and isinstance(first, str) and first and second != 0 and isinstance(clean, str):
+            if locate(clean, first, second) is None:
+                raise self.fail(f"position {name!r}: the clean prompt has no occurrence {second} of {first!r:.80}")
+            return (first, second)
+        if type(first) is int and type(second) is int and 0 <= first < second:
+            if isinstance(clean, tuple) and second > len(clean):
+                raise self.fail(f"position {name!r} ends at {second}, and the clean prompt has {len(clean)} tokens")
+            return (first, second)
+        raise self.fail(
+            f"position {name!r} is a text of the prompt and which occurrence, from 1 or from -1, or start and end of a"
+            f" stretch of tokens; got {found!r:.80}"
+        )
+
+
+def _head(head: _Fields) -> Head:
+    score, reads = head.get("score", str), head.get("reads", list, ["final_norm", "mean"])
+    if score not in SCORES:
+        raise head.fail(f"expected as score one of {', '.join(SCORES)}, got {score!r:.80}")
+    if len(reads) != 2 or not isinstance(reads[0], str) or reads[1] not in ("mean", "cls", "last"):
+        raise head.fail(f"expected in 'reads' a place and one of mean, cls, last, got {reads!r:.80}")
+    recipe = head.get("recipe", dict) if head.value.get("recipe") is not None else None
+    if recipe is not None:
+        inner = _Fields(head.path, 1, recipe)
+        recipe = Recipe(inner.get("generator", str), inner.get("options", dict))
+    chat = None if head.value.get("chat") is None else head.get("chat", str)
+    return head.get("name", str), score, head.get("whole", bool), recipe, (reads[0], reads[1]), chat
+
+
+def _row_in(row: _Fields) -> Row:
+    missing = [name for name in ("clean", "corrupt", "answers") if name not in row.value]
     if missing:
-        raise TaskError(f"{path}, line {number}: missing {', '.join(missing)}")
+        raise row.fail(f"missing {', '.join(missing)}")
+    clean = row.prompt("clean")
     return Row(
-        clean=_prompt(value["clean"]),
-        corrupt=_prompt(value["corrupt"]),
-        answers=tuple(value["answers"]),
-        wrong=tuple(value.get("wrong", ())),
-        positions={name: tuple(place) for name, place in value.get("positions", {}).items()},
-        meta=value.get("meta", {}),
-        image=_picture(path, value.get("image")),
-        corrupt_image=_picture(path, value.get("corrupt_image")),
+        clean=clean,
+        corrupt=row.prompt("corrupt"),
+        answers=row.words("answers"),
+        wrong=row.words("wrong", []),
+        positions={name: row.place(name, place, clean) for name, place in row.get("positions", dict, {}).items()},
+        meta=row.get("meta", dict, {}),
+        image=_picture(row, "image"),
+        corrupt_image=_picture(row, "corrupt_image"),
     )
 
 
-def _prompt(value: Any) -> Prompt:
-    return tuple(value) if isinstance(value, list) else str(value)
-
-
-def _picture(path: Path, name: str | None) -> Any:
-    if name is None:
+def _picture(row: _Fields, field: str) -> Any:
+    if row.value.get(field) is None:
         return None
     from PIL import Image
 
-    folder = path.parent.resolve()
+    name, folder = row.get(field, str), row.path.parent.resolve()
+    if "\0" in name:
+        raise row.fail(f"the picture {name!r:.80} is no name of a file")
     file = (folder / name).resolve()
     if not file.is_relative_to(folder):
-        raise TaskError(f"{path}: the picture {name!r} lies outside the task's folder")
-    with Image.open(file) as picture:
-        return picture.copy()
+        raise row.fail(f"the picture {name!r} lies outside the task's folder")
+    try:
+        with Image.open(file) as picture:
+            return picture.copy()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
+        raise row.fail(f"the picture {name!r:.80} cannot be read ({type(why).__name__})") from why
 
 
 def from_frame(frame: Any) -> tuple[Row, ...]:

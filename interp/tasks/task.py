@@ -66,6 +66,8 @@ class Task:
     def __post_init__(self) -> None:
         if not self.rows:
             raise TaskError(f"expected at least one row in the task {self.name!r}, got none")
+        if self.score not in files.SCORES:
+            raise TaskError(f"expected as score one of {', '.join(files.SCORES)}, got {self.score!r}")
         for i, row in enumerate(self.rows):
             _check_row(self, i, row)
 
@@ -248,7 +250,14 @@ class Task:
     @staticmethod
     def load(path: str | Path, model: Host | None = None) -> Task:
         """Read what `save` wrote."""
-        (name, score, whole, recipe, reads, chat), rows = files.load(Path(path))
+        (name, score, whole, recipe, reads, chat), rows, lines = files.load(Path(path))
+        if not rows:
+            raise TaskError(f"{path}, line 2: expected at least one row, got none")
+        for row, line in zip(rows, lines, strict=True):
+            try:
+                Task(name, (rows[0], row), score, whole, recipe, reads=reads, chat=chat)
+            except TaskError as why:
+                raise TaskError(f"{path}, line {line}: {why}") from why
         task = Task(name, rows, score, whole, recipe, reads=reads, chat=chat)
         return task if model is None else task.on(model)
 
@@ -405,5 +414,10 @@ def _row_span(task: Task, index: int, place: Place | None) -> tuple[int, int] | 
         before = 0 if task.chat is None or second < 0 else _before(task, index).count(first)
         found: tuple[int, int] = task.clean.find(first, second + before, row=index).rows[index]
         return found
-    start = int(torch.argmax(task.clean.valid[index].int()))
+    real = task.clean.valid[index]
+    start, count = int(torch.argmax(real.int())), int(real.sum())
+    if not 0 <= first < second <= count:
+        raise TaskError(
+            f"expected positions inside the {count} tokens of row {index} of {task.name!r}, got {first} to {second}"
+        )
     return start + first, start + second

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 from torch import nn
 
 import interp
+from interp import held
 from interp.hooks.anatomy.example import example
-from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.errors import CheckFailed, InputsError, ModelError
 from interp.zoo.families import tiny
 
 
@@ -113,3 +117,35 @@ def test_rounding_of_large_scores_is_not_taken_for_a_wrong_pattern() -> None:
         for layer in module.model.layers:
             layer.self_attn.q_proj.weight.mul_(100)
     interp.attach(module).check().raise_failed()
+
+
+@pytest.mark.faults
+def test_the_first_use_by_several_threads_is_one_trace_and_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    for name in ("trace", "check"):
+        own = getattr(held, name)
+        monkeypatch.setattr(held, name, lambda *a, _own=own, _name=name, **k: counted.append(_name) or _own(*a, **k))
+    m, start = interp.attach(tiny("llama")), Barrier(6)
+
+    def first(n: int) -> object:
+        start.wait()
+        return m.check() if n % 2 else m.ready()
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(first, range(6)))
+    assert counted == ["trace", "check"]
+    assert len({id(one) for one in found}) == 2
+
+
+@pytest.mark.faults
+def test_a_check_that_failed_for_a_reason_that_goes_away_is_made_again() -> None:
+    m = interp.attach(tiny("llama"))
+    assert m.anatomy
+    layer = m.module.model.layers[0].self_attn.o_proj
+    turn = layer.register_forward_pre_hook(lambda module, args: (args[0].roll(8, -1),))  # heads in another order
+    assert not m.check().passed
+    with pytest.raises(CheckFailed):
+        m.ready()
+    turn.remove()
+    assert m.check().passed
+    m.ready()
