@@ -214,3 +214,15 @@ def _rows(file: Path, reader: csv.DictReader[str]) -> Iterator[Entry]:
             fields = len(reader.fieldnames or ())
             raise FormatError(f"{file}, line {number}: expected {fields} fields, got more or fewer")
         yield Entry(file, number, row)
+
+
+def parquet(path: str | Path) -> Any:
+    """The table of a parquet file (pandas)."""
+    import pandas
+    import pyarrow
+
+    try:
+        return pandas.read_parquet(path)
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"{path}: no parquet file that can be read ({first:.120})") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,22 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph.nodes import Graph, LayerShape
+from interp.hooks.sealed import MISREAD, understood
 from interp.hooks.sites import Site
 from interp.reading import FormatError
+
+MOST = 1000
+"""Layers, and heads of a layer, that a file may speak of."""
 
 
 def read_edges(path: str | Path, *, graph: Graph | None = None) -> tuple[Graph, Tensor, Tensor]:
     """The graph of a file, which edges are in the circuit and their scores [sender, receiver]; of `graph` if given."""
     file = Path(path)
     said = _read(file)
-    own = _graph(file, said["cfg"])
-    mask, scores = _from_json(file, said, own) if file.suffix == ".json" else _from_pt(file, said, own)
-    mask &= own.exists
+    with understood(file):
+        own = _graph(file, said["cfg"])
+        mask, scores = _from_json(file, said, own) if file.suffix == ".json" else _from_pt(file, said, own)
+        mask &= own.exists
     return (own, mask, scores) if graph is None or graph == own else _regrouped(file, own, mask, scores, graph)
 
 
@@ -65,8 +71,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise FormatError(f"{file}: expected a .json or .pt circuit file")
     try:
         said = json.loads(file.read_text()) if file.suffix == ".json" else torch.load(file, weights_only=True)
-    except (json.JSONDecodeError, UnicodeDecodeError, pickle.UnpicklingError, RuntimeError, EOFError) as reason:
-        raise FormatError(f"{file}: not a circuit file: {str(reason).splitlines()[0]}") from reason
+    except (pickle.UnpicklingError, EOFError, OSError, struct.error, *MISREAD) as reason:
+        first = (str(reason).splitlines() or [type(reason).__name__])[0]
+        raise FormatError(f"{file}: not a circuit file: {first}") from reason
     needed = ("cfg", "nodes", "edges") if file.suffix == ".json" else ("cfg", "edges_scores", "edges_in_graph")
     missing = [key for key in needed if not isinstance(said, dict) or key not in said]
     if missing:
@@ -75,9 +82,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _graph(file: Path, cfg: Mapping[str, Any]) -> Graph:
-    missing = [key for key in ("n_layers", "n_heads") if not isinstance(cfg.get(key), int)]
+    missing = [key for key in ("n_layers", "n_heads") if type(cfg.get(key)) is not int or not 0 < cfg[key] <= MOST]
     if missing:
-        raise FormatError(f"{file}: expected a whole number {missing[0]!r} in 'cfg'")
+        raise FormatError(f"{file}: expected a whole number {missing[0]!r} from 1 to {MOST} in 'cfg'")
     heads, parallel = cfg["n_heads"], bool(cfg.get("parallel_attn_mlp"))
     return Graph(None, tuple(LayerShape(n, heads, heads, True, parallel) for n in range(cfg["n_layers"])))
 

@@ -10,6 +10,7 @@ from interp.commands.options import needed
 from interp.hooks.errors import InputsError
 from interp.loading.named import opened
 from interp.model import Model
+from interp.reading import content
 from interp.reporting.steps.subject import SHIPPED, task_named
 from interp.tasks.task import Task
 
@@ -41,7 +42,7 @@ def _lines(path: str) -> list[str]:
     file = Path(path)
     if not file.is_file():
         raise InputsError(f"no file {file}: expected one prompt a line.")
-    found = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = [line.removesuffix("\r") for line in content(file)[1].split("\n") if line.strip()]
     if not found:
         raise InputsError(f"{file} is empty: expected one prompt a line.")
     return found

@@ -44,9 +44,11 @@ def _ranked(file: Path, text: str) -> Entry:
     """QRHead's list as one score a head, in the order of layers."""
     try:
         pairs = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{file}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{file}, line {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
     entry = Entry(file, 1, {})
+    if not isinstance(pairs, list):
+        raise entry.fail(f"expected a list of pairs, got {type(pairs).__name__}")
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and _name(pair[0]) and type(pair[1]) in (int, float)):
             raise entry.fail(f"expected pairs ['layer-head', score], got {pair!r:.80}")

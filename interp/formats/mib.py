@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from interp.hooks.sealed import understood
 from interp.prompts.rows import Row
-from interp.reading import Entry, FormatError, lines
+from interp.reading import Entry, FormatError, lines, parquet
 from interp.tasks.task import Task
 
 USUAL = {
@@ -30,9 +31,8 @@ def mib(path: str | Path, *, counterfactual: str | None = None) -> Task:
 
 
 def _parquet(file: Path) -> list[Entry]:
-    import pandas as pd
-
-    rows = json.loads(pd.read_parquet(file).to_json(orient="records"))
+    with understood(file):
+        rows = json.loads(parquet(file).to_json(orient="records"))
     if not rows:
         raise FormatError(f"{file}: no rows")
     return [Entry(file, i, row) for i, row in enumerate(rows, 1)]

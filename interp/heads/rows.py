@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.hooks.head_names import head_name, head_place
+from interp.hooks.sealed import understood
 from interp.kernels.errors import InterpError
+from interp.reading import parquet
 from interp.results.effects import Effects
 from interp.results.heads_table import POSITIONS, method_of, read_heads
 from interp.saving import renamed
@@ -161,14 +163,16 @@ def write_rows(frame: Any, folder: str | Path) -> tuple[Path, Path]:
 
 def read_rows(folder: str | Path) -> Any:
     """The rows of a report's directory."""
-    import pandas
-
     file = Path(folder) / "heads.parquet"
     if not file.is_file():
         raise InterpError(f"{folder} holds no heads.parquet: expected the directory of a report.")
-    frame = pandas.read_parquet(file)
+    frame = parquet(file)
     missing = [name for name in COLUMNS if name not in frame.columns]
-    if missing or (len(frame) and int(frame["schema"].max()) > SCHEMA):
-        what = f"no column {missing[0]!r}" if missing else f"schema {int(frame['schema'].max())}"
+    newest = 0
+    if not missing and len(frame):
+        with understood(file):
+            newest = int(frame["schema"].max())
+    if missing or newest > SCHEMA:
+        what = f"no column {missing[0]!r}" if missing else f"schema {newest}"
         raise InterpError(f"{file} has {what}; this version reads schema {SCHEMA}.")
     return frame

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from interp.hooks.edits.edits import Edit
-from interp.hooks.errors import InputsError
+from interp.hooks.sealed import sealed, understood, unsealed
 from interp.pruning.choose import labels, scored
 from interp.pruning.cut import masks
 from interp.pruning.remains import Rest, remains
@@ -117,17 +116,18 @@ class Pruned:
             return save(self.model, directory, {**about, "heads": heads})
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        renamed(folder / FILE, json.dumps({"format": FORMAT, **about}, indent=1, default=str).encode())
+        renamed(folder / FILE, sealed({"format": FORMAT, **about}))
         return folder
 
     @classmethod
     def load(cls, directory: str | Path, model: Model) -> Pruned:
         """The masks that `save` wrote, on a model."""
-        about = json.loads((Path(directory) / FILE).read_text())
-        if about.get("format") != FORMAT:
-            raise InputsError(f"{directory} was written in format {about.get('format')}; this version reads {FORMAT}.")
-        scores, gone = scored(model.ready(), about["scores"]), tuple(about["gone"])
-        return cls(model, model, "mask", scores, gone, remains(model, gone), about["meta"])
+        file = Path(directory) / FILE
+        about, _ = unsealed(file, FORMAT)
+        anatomy = model.ready()
+        with understood(file):
+            scores, gone = scored(anatomy, about["scores"]), tuple(about["gone"])
+            return cls(model, model, "mask", scores, gone, remains(model, gone), about["meta"])
 
     def __repr__(self) -> str:
         said = ", ".join(f"{after:,} of {before:,} {what}" for what, (before, after) in self.counts.items())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from interp.prompts.rows import Row
 from interp.prompts.vocabulary import TaskError, Vocabulary
+from interp.reading import content
 
 ASK = "\nBased on the content of the book, Question: {question}\nAnswer:"
 
@@ -33,7 +34,7 @@ def from_file(
     """One row for each cell (length in tokens, depth from 0 to 1, number of the needle)."""
     if not needles:
         raise TaskError("expected needles= to hide in the haystack, got none; read some with interp.formats.needles")
-    sentences = re.findall(r"[^.!?]+[.!?]+\s*", path.read_text(encoding="utf-8"))
+    sentences = re.findall(r"[^.!?]+[.!?]+\s*", content(path)[1])
     if not sentences:
         raise TaskError(f"expected a haystack with sentences in {path}, got none")
     return [_hidden(sentences, needles[k % len(needles)], length, depth, words) for length, depth, k in cells]

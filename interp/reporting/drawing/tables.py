@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 SPECIAL = {
@@ -10,6 +12,8 @@ SPECIAL = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
 }  # fmt: skip
 ROWS = 20
+BREAKS = "\x7f\x85\u2028\u2029\ufeff"
+"""What ends a line for YAML, or may not stand in it, and is nothing special to JSON."""
 
 
 def tex_escaped(text: str) -> str:
@@ -36,18 +40,17 @@ def _number(value: float | int) -> str:
 def card(facts: Mapping[str, Any], finding: str, warnings: Sequence[str], files: Mapping[str, str]) -> str:
     """A README in the layout of the hub: a head that machines read, then words."""
     head = "\n".join(f"{key}: {_yaml(value)}" for key, value in facts.items())
-    listed = "\n".join(f"- `{name}`: {what}" for name, what in files.items())
+    listed = "\n".join(f"- `{name}`: {_line(what)}" for name, what in files.items())
     said = "".join(f"- {_line(warning)}\n" for warning in warnings)
     limits = f"\n## Read with care\n\n{said}" if said else ""
     return f"---\n{head}\n---\n\n# Heads of {_line(str(facts['base_model']))}\n\n{_line(finding)}\n\n{listed}\n{limits}"
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split()).replace("<", "&lt;")
+    return escape(" ".join(text.split()), quote=False)
 
 
 def _yaml(value: Any) -> str:
     """A string in double quotes or a list of them, which YAML reads as JSON."""
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
+    said = json.dumps(value, ensure_ascii=False)
+    return "".join(rf"\u{ord(c):04x}" if c in BREAKS else c for c in said)

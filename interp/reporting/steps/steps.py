@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.hooks.errors import BudgetError, CheckFailed
+from interp.hooks.sealed import opened, parsed, sealed
 from interp.kernels.errors import InterpError
 from interp.saving import renamed
 
@@ -67,7 +68,7 @@ class Steps:
             self.inside.mkdir()
             renamed(file, _written(mine))
             return
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = _read(file)
         if not resume:
             raise InterpError(
                 f"{self.folder} holds a report already: go on with it (resume=True, --resume), replace it"
@@ -215,9 +216,8 @@ def _writable(folder: Path) -> None:
 
 
 def _read(file: Path) -> Answer:
-    answer: Answer = json.loads(file.read_text(encoding="utf-8"))
-    return answer
+    return opened(file, parsed(file))[0]
 
 
 def _written(answer: Mapping[str, Any]) -> bytes:
-    return json.dumps(dict(answer), indent=1, allow_nan=True).encode()
+    return sealed(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import interp
@@ -106,3 +109,66 @@ def test_another_format_is_refused_in_a_sentence(name: str, tmp_path: Path) -> N
 def test_every_kind_of_file_has_its_reader(home: str) -> None:
     module, _, read = home.partition(":")
     assert callable(attrgetter(read)(import_module(module)))
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 50) | st.floats() | st.text(max_size=5) | st.sampled_from(SITES),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", OLD)
+@given(st.data())
+@FEW
+def test_json_of_another_shape_is_an_error_of_the_file(name: str, tmp_path: Path, data: st.DataObject) -> None:
+    """In files without a seal, which version 0.2 wrote: of the others the seal says so."""
+    file = written(tmp_path / "old", name) / OLD[name][0]
+    about = json.loads(file.read_text())
+    field = data.draw(st.sampled_from([*OLD[name][1], "format"]))
+    change = data.draw(ANY)
+    file.write_text(json.dumps({**about, field: change}))
+    with suppress(interp.InterpError):
+        interp.open(tmp_path / "old")
+    file.write_text(json.dumps({key: value for key, value in about.items() if key != field}))
+    with suppress(interp.InterpError):
+        interp.open(tmp_path / "old")
+    file.write_text(json.dumps(change))
+    with suppress(interp.InterpError):
+        interp.open(tmp_path / "old")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", [name for name in OLD if OLD[name][2]])
+@given(st.data())
+@FEW
+def test_tensors_of_another_shape_are_an_error_of_the_file(name: str, tmp_path: Path, data: st.DataObject) -> None:
+    folder = written(tmp_path / "old", name)
+    held = {key: value.clone().contiguous() for key, value in OLD[name][2].items()}
+    key = data.draw(st.sampled_from([*held]))
+    shape = data.draw(st.lists(st.integers(0, 3), max_size=3))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.int64, torch.bool, torch.float64]))
+    save_file({**held, key: torch.zeros(shape, dtype=dtype)}, str(folder / f"{name}.safetensors"))
+    with suppress(interp.InterpError):
+        interp.open(folder)
+    save_file({k: v for k, v in held.items() if k != key}, str(folder / f"{name}.safetensors"))
+    with suppress(interp.InterpError):
+        interp.open(folder)
+    (folder / f"{name}.safetensors").write_bytes(data.draw(st.binary(max_size=80)))
+    with pytest.raises(interp.InterpError):
+        interp.open(folder)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "name", sorted({file for file, _, _ in OLD.values()} | {"plan.json", "tape.json", "prune.json"})
+)
+@given(st.binary(max_size=60))
+@FEW
+def test_bytes_of_any_kind_are_an_error_of_the_file(name: str, tmp_path: Path, noise: bytes) -> None:
+    for data in (noise, b'{"format": 1, ' + noise, b"[" * 100_000, b"9" * 5000):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(interp.InterpError):
+            interp.open(tmp_path)
