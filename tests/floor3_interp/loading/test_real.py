@@ -1,7 +1,7 @@
 """A real model from its package, SmolLM2-135M-Instruct: weights as transformers unpacks them, tokens of its own
-tokenizer, and the head that does most of IOI where a direct computation finds it.
+tokenizer, heads where a direct computation finds them, and the same model again after saving and after cutting.
 
-`make real` installs the package. Cost: unpacking and about 25 forward passes of eight prompts; minutes.
+`make real` installs the package. Cost: unpacking and about 35 forward passes of eight prompts; minutes.
 """
 
 from __future__ import annotations
@@ -42,15 +42,19 @@ def task(m: interp.Model) -> Any:
     return interp.tasks.ioi(m, n=8)
 
 
-def test_weights_are_those_that_transformers_unpacks(m: interp.Model) -> None:
+def test_it_is_the_model_that_transformers_unpacks(m: interp.Model) -> None:
+    """Bit for bit, weights and logits: the tolerance is 0."""
     import transformers
 
     (file,) = [file for file in metadata.files(PACKAGE) or () if file.suffix == ".gguf"]
     path = Path(str(file.locate()))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).state_dict()
-    ours = m.module.state_dict()
+    module = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).eval()
+    theirs, ours = module.state_dict(), m.module.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
+    ids = m.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(module(ids).logits, m.module(ids).logits)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +160,60 @@ def test_in_words_the_strongest_head_looks_at_the_repeated_name_and_lowers_it(m:
     assert looks.sentences[0].startswith("At the last token it gives 0.6")
     assert bool((writes.numbers["writes to the word it looks at most"] < -1).all())
     assert "lowers the logit of the word it looks at most" in writes.sentences[0]
+
+
+def said_again(words: list[int], query: int, step: int) -> list[int]:
+    """The places `step` behind earlier copies of a word."""
+    return [j + step for j in range(query) if words[j] == words[query]]
+
+
+def by_loops(weights: torch.Tensor, words: list[int], kind: str) -> torch.Tensor:
+    """One row of tokens: the mean, over queries with such a key, of the weight [head, query, key] on these keys."""
+    found = []
+    for query in range(len(words)):
+        before = [query - 1] if query else []
+        keys = before if kind == "previous token" else said_again(words, query, int(kind == "induction"))
+        if keys:
+            found.append(weights[:, query, keys].double().sum(1))
+    return torch.stack(found).mean(0)
+
+
+def test_kinds_of_heads_are_those_of_loops_over_eager_attention(m: interp.Model) -> None:
+    """transformers' own eager attention, asked for its weights, without this package."""
+    from interp.heads.kinds.repeated import random_tokens
+
+    kinds = ("induction", "previous token", "duplicate token")
+    found = interp.head_roles(m, kinds=kinds, n=3, length=16, repeats=3)
+    ids = random_tokens(m, 3, 16, 3, 0)[0].kwargs["input_ids"]
+    before = m.module.config._attn_implementation
+    m.module.set_attn_implementation("eager")
+    with torch.no_grad():
+        layers = m.module(ids, output_attentions=True, use_cache=False).attentions
+    m.module.set_attn_implementation(before)
+    for kind in kinds:
+        rows = [
+            torch.stack([by_loops(one, row, kind) for one, row in zip(weights, ids.tolist(), strict=True)])
+            for weights in layers
+        ]
+        direct = torch.stack(rows).mean(1).flatten()
+        torch.testing.assert_close(found.of(kind), direct, atol=1e-5, rtol=0)
+        assert found.sites[int(found.of(kind).argmax())] == found.sites[int(direct.argmax())]
+
+
+def test_cut_saved_and_reloaded_it_is_the_masked_model(m: interp.Model, task: Any, tmp_path: Path) -> None:
+    """Two kv groups and a single head go: the groups out of the weights, the head silent."""
+    gone = {f"L{layer}.H{head}" for layer in (3, 11) for head in (0, 1, 2)} | {"L20.H4"}
+    scores = {f"L{layer}.H{head}": float(f"L{layer}.H{head}" not in gone) for layer in range(30) for head in range(9)}
+    small = interp.prune(m, scores, keep=270 - len(gone), how="cut")
+    assert set(small.gone) == gone
+    assert small.counts["heads"] == (270, 263)
+    assert small.counts["groups"] == (90, 88)
+    masked = m.run(task.clean, edits=interp.prune(m, scores, keep=263).edits)["logits"]
+    cut = small.run(task.clean)["logits"]
+    valid = task.clean.valid
+    torch.testing.assert_close(cut[valid], masked[valid], atol=2e-4, rtol=1e-4)
+    small.save(tmp_path)
+    again = interp.load(tmp_path)
+    assert torch.equal(again.run(task.clean)["logits"], cut)
+    assert sum(p.numel() for p in again.module.parameters()) == small.counts["parameters"][1]
+    shutil.rmtree(tmp_path)
