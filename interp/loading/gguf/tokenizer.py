@@ -128,7 +128,7 @@ def _sentencepiece(header: Header) -> tuple[Any, bool]:
     return backend, True
 
 
-def _merges(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+def _merges(tokens: Sequence[str], scores: Sequence[float | int]) -> list[tuple[str, str]]:
     """Every cut of a token into two tokens, the best token first."""
     known = set(tokens)
     found = [
