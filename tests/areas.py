@@ -39,6 +39,7 @@ AREAS: dict[str, str] = {
     "floor4_studies/test_interop": "hooks",
     "floor4_studies/test_real": "house",
     "floor4_studies/test_patching": "patching",
+    "floor4_studies/test_real": "heads",
     "floor4_studies/test_relp": "attribution",
     "floor4_studies/test_prune": "heads",
     "floor4_studies/test_icl": "heads",
