@@ -37,7 +37,6 @@ AREAS: dict[str, str] = {
     "devices/": "device",
     "floor4_studies/test_attention": "kernels",
     "floor4_studies/test_interop": "hooks",
-    "floor4_studies/test_real": "house",
     "floor4_studies/test_patching": "patching",
     "floor4_studies/test_real": "heads",
     "floor4_studies/test_relp": "attribution",
