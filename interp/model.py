@@ -11,7 +11,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from interp.hooks.run.tape import Tape
 from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
 from interp.provenance import about
+from interp.watching import Watched, watch
 
 _KNOWN: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
 """By the module's id, which cannot be taken by another one while the Model holds the module."""
@@ -133,6 +134,11 @@ class Model(Held):
             yield session
         if session.ran:
             session.check_fired()
+
+    def watch(self, **how: Any) -> AbstractContextManager[Watched]:
+        """While inside, every call of the module by any code is a step that is recorded and edited; see
+        `interp/watching.py`."""
+        return watch(self, **how)
 
     def generate(
         self,

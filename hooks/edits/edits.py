@@ -7,6 +7,7 @@ change how heads attend, per head and key set, without an N x N tensor; their ma
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -42,6 +43,8 @@ class Edit(ByContent):
     phase: Phase = field(default="both", kw_only=True)
     step: int | None = field(default=None, kw_only=True)
     """Only this decoding step, counted from 0 for the first generated token after the prompt."""
+    steps: int | str | None = field(default=None, kw_only=True)
+    """Only these calls of the whole model since the run or the context began, counted from 0: 3, or "0-4,10"."""
     expand: bool = field(default=False, kw_only=True)
     """For `L5.H3.k` and `.v`: change what this query head alone reads, not the kv head it shares."""
 
@@ -64,6 +67,21 @@ class Edit(ByContent):
     def written(self) -> str:
         """What is written down of it beside results: how it prints, and a digest of its content."""
         return f"{self!r} {hashlib.sha256(repr(self._content()).encode()).hexdigest()[:16]}"
+
+
+def in_steps(steps: int | str | None, call: int) -> bool:
+    """Whether a call of the model, counted from 0, is one of those spelled as 3 or "0-4,10"; None for every one."""
+    if steps is None:
+        return True
+    if isinstance(steps, int):
+        return steps == call
+    if not SPELLED.fullmatch(steps):
+        raise EditError(f"steps are calls of the model counted from 0, as 3 or '0-4,10', got {steps!r}.")
+    ends = (part.partition("-") for part in steps.split(","))
+    return any(int(first) <= call <= int(last or first) for first, _, last in ends)
+
+
+SPELLED = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
 def _short(value: Any) -> str:

@@ -141,7 +141,7 @@ class HeadTap(BorderTap):
         for site in self.sites:
             if site.component == "z":
                 call.z = self.keeper.keep_heads(site, call.z)
-            elif site.component in ("pattern", "scores"):
+            elif site.component in ("pattern", "scores") and self.keeper.wanted:
                 self._record_pattern(call, site)
 
     def _record_pattern(self, call: Call, site: Site) -> None:

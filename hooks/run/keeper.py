@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.edits.edits import in_steps
 from interp.hooks.errors import BudgetError, NotFired
 from interp.hooks.inputs.inputs import Positions
 from interp.hooks.run.moment import Moment
@@ -30,6 +31,8 @@ class Wish:
     shelf: MutableMapping[Site, Tensor] = field(default_factory=dict)
     cpu: bool = False
     budget: int | None = None
+    steps: int | str | None = None
+    """Which calls of the model are recorded; None for all."""
 
 
 class Keeper:
@@ -40,8 +43,15 @@ class Keeper:
         self.pieces: dict[Site, list[Tensor]] = defaultdict(list)
         self.bytes = 0
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the call that runs is one to record."""
+        return in_steps(self.wish.steps, self.moment.calls)
+
     def keep_heads(self, site: Site, value: Tensor) -> Tensor:
         """Record the site's heads out of [b, position, head, d]; returns what the model goes on with."""
+        if not self.wanted:
+            return value
         heads = head_index(self.anatomy, site, value.device)
         if heads is None:
             return self.keep(site, value, value)
@@ -54,6 +64,8 @@ class Keeper:
     def keep(self, site: Site, x: Tensor, value: Tensor) -> Tensor:
         """Record `value` at a site; returns what the model goes on with, which carries the gradient if one was asked
         for."""
+        if not self.wanted:
+            return x
         if self.wish.grad and value is x and value.is_floating_point() and not value.requires_grad:
             x = value = value.detach().requires_grad_()
         spec = self.wish.positions
@@ -89,7 +101,7 @@ class Keeper:
     def _shelve(self, site: Site, value: Tensor) -> None:
         """Write at once, so that memory holds one tensor at a time."""
         shelf = self.wish.shelf
-        shelf[site] = _join(site, [shelf[site], value]) if self.pieces[site] else value
+        shelf[site] = joined(site, [shelf[site], value]) if self.pieces[site] else value
         self.pieces[site] = [value[:0]]
 
     def recorded(self) -> MutableMapping[Site, Tensor]:
@@ -105,11 +117,11 @@ class Keeper:
             return self.wish.shelf
         for site in self.wish.sites:
             parts = self.pieces.pop(site)
-            self.wish.shelf[site] = parts[0] if len(parts) == 1 else _join(site, parts)
+            self.wish.shelf[site] = parts[0] if len(parts) == 1 else joined(site, parts)
         return self.wish.shelf
 
 
-def _join(site: Site, parts: list[Tensor]) -> Tensor:
+def joined(site: Site, parts: list[Tensor]) -> Tensor:
     """Several calls of one module in one run: images one after the other (Qwen-VL), or steps of generating."""
     if site.component not in ("pattern", "scores"):
         return torch.cat(parts, dim=1)

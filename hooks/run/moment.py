@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.hooks.edits.edits import Edit
+from interp.hooks.edits.edits import Edit, in_steps
 from interp.hooks.errors import EditError, InputsError
 from interp.hooks.inputs.arguments import main_embeds, main_ids
 from interp.hooks.inputs.inputs import Inputs, Positions
@@ -32,12 +32,15 @@ class Moment(threading.local):
         self.describe = describe
         self.offset = 0
         self.step = -1
+        self.calls = -1
+        """The call of the model that runs, counted from 0."""
         self._call: Mapping[str, Any] = {}
 
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass of the whole model starts."""
         cache = kwargs.get("past_key_values")
         cached = getattr(cache, "get_seq_length", None)
+        self.calls += 1
         self.offset = int(cached()) if cached is not None else 0
         self.step = self.step + 1 if self.offset else -1
         self._call = {"input_ids": args[0], **kwargs} if args else kwargs
@@ -69,6 +72,8 @@ class Moment(threading.local):
     def applies(self, edit: Edit) -> bool:
         """Whether this phase and step is one of the edit's."""
         decoding = self.offset > 0
+        if not in_steps(edit.steps, self.calls):
+            return False
         if edit.step is not None:
             return decoding and edit.step == self.step
         return edit.phase == "both" or edit.phase == ("decode" if decoding else "prefill")
