@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.kernels.errors import InterpError
 
 SEAL, FILES = "seal", "sha256"
-MISREAD = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError, RuntimeError)
+MISREAD = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError)
 """What goes wrong where code meets a value of another shape than the one that was written."""
 
 

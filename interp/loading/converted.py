@@ -18,9 +18,11 @@ from pathlib import Path
 
 from interp.hooks.errors import ModelError
 from interp.hooks.run.size import free_memory
+from interp.hooks.sealed import parsed, understood
 from interp.kernels.native.library import cache
 from interp.loading.gguf.convert import checked, convert
 from interp.loading.gguf.header import gguf_package, read
+from interp.loading.intact import built
 from interp.loading.parts import Parts, Single
 from interp.saving import whole
 
@@ -38,8 +40,9 @@ def converted(source: Single | Parts, *, width: int = FLOAT32, elsewhere: bool =
     digest = source.digest()
     folder = cache() / "models" / f"{source.name.removesuffix('.gguf')}-{_key(digest)}"
     if folder.is_dir():
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        _fits(source.name, note["elements"], bytes_each)
+        note = parsed(folder / NOTE)
+        with understood(folder / NOTE):
+            _fits(source.name, note["elements"], bytes_each)
         return folder
     return _convert(source, digest, folder, bytes_each)
 
@@ -58,6 +61,7 @@ def _convert(source: Single | Parts, digest: str, folder: Path, width: int) -> P
     with (
         tempfile.TemporaryDirectory(dir=folder.parent, prefix="scratch-") as scratch,
         source.whole(Path(scratch)) as file,
+        built(source.name),
     ):
         header = read(file)
         module = checked(header)

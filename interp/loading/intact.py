@@ -86,6 +86,6 @@ def built(source: str | Path) -> Iterator[None]:
         yield
     except (InterpError, OSError, torch.OutOfMemoryError):
         raise
-    except (StrictDataclassError, ArithmeticError, AssertionError, *MISREAD) as why:
+    except (StrictDataclassError, AssertionError, *MISREAD) as why:
         said = f"{type(why).__name__}: {' '.join(str(why).split()):.800}"
         raise ModelError(f"{source} cannot be loaded: transformers says {said}") from why

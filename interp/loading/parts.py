@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interp.hooks.errors import ModelError
+from interp.reading import content
 
 PART = re.compile(r"(.+)\.part[-_]?(\d+)")
 SUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
@@ -87,7 +88,7 @@ def parts_among(files: Sequence[Path], what: str) -> list[Parts]:
 def checksums(files: Sequence[Path]) -> dict[str, str]:
     """What the lists of checksums among these files say, by name of the file."""
     lists = [file for file in files if file.name.upper().startswith("SHA256SUM") or file.suffix == ".sha256"]
-    lines = [line.strip() for file in lists for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for file in lists for line in content(file)[1].split("\n")]
     return {Path(match[2]).name: match[1].lower() for line in lines if (match := SUM.fullmatch(line))}
 
 

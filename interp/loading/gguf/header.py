@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from interp.hooks.errors import ModelError
+from interp.hooks.sealed import understood
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -89,7 +90,7 @@ def read(path: Path) -> Header:
     if not is_gguf(path):
         raise ModelError(f"{path} is no GGUF file: it does not open with the bytes GGUF.")
     gguf = gguf_package(str(path))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, understood(path):
         cursor = _Cursor(path, data)
         tensors, facts = cursor.counts()
         known = {key: cursor.value() for key in (cursor.text() for _ in range(facts))}
