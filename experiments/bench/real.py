@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -44,9 +45,6 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
-    if options.inside:
-        print(json.dumps(_report(options.n)))
-        return
     found: dict[str, float | int] = {}
     if {"sweep", "edges", "check"} & set(options.only):
         model = interp.load(NAME)
@@ -56,7 +54,7 @@ def main() -> None:
                 found |= MEASURED[name](model, task, options.rounds)
                 print(found, flush=True)
     if "report" in options.only:
-        found |= _alone(options)
+        found |= _report(options.threads)
     print(json.dumps({"bench": "real", **found}))
 
 
@@ -120,30 +118,16 @@ def _timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _alone(options: argparse.Namespace) -> Mapping[str, float]:
-    """The report in a process of its own, whose memory is its own."""
-    call = [sys.executable, __file__, "--inside", "--threads", str(options.threads)]
-    call += [] if options.n is None else ["--n", str(options.n)]
-    made = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
-    found: Mapping[str, float] = json.loads(made.stdout.splitlines()[-1])
-    return found
-
-
-def _report(n: int | None) -> Mapping[str, float]:
-    model = interp.load(NAME)
+def _report(threads: int) -> Mapping[str, float]:
+    """The report in a process of its own, whose memory is its own (`_report.py`)."""
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        interp.report(model, task="ioi", n=n, out=Path(folder) / "ioi", say=lambda line: print(line, file=sys.stderr))
-        took = time.perf_counter() - started
-        run = json.loads((Path(folder) / "ioi" / "run.json").read_text(encoding="utf-8"))
-        chosen = json.loads((Path(folder) / "ioi" / "steps" / "prompts.json").read_text(encoding="utf-8"))
-    rows = int(chosen["train"]["rows"])
-    bare = _bare(model, interp.tasks.ioi(model, n=rows).clean)
-    above = run["peak_memory_mb"] - run["memory_before_mb"]
-    return {
-        "report_prompts": rows, "report_seconds": round(took), "report_passes": round(took / bare, 1),
-        "report_gb": round(above / 1024, 2), "first_page_passes": round(run["first page"]["seconds"] / bare, 1),
-    }  # fmt: skip
+        call = [sys.executable, str(Path(__file__).with_name("_report.py")), "--model", NAME, "--out", folder]
+        made = subprocess.run(
+            call, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        )
+    found = json.loads(made.stdout.splitlines()[-1])
+    kept = ("report_passes", "report_passes_processor", "report_seconds", "report_gb", "first_page_passes")
+    return {"report_prompts": found["prompts"]} | {name: found[name] for name in kept}
 
 
 def _options() -> argparse.Namespace:
@@ -151,8 +135,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--n", type=int, help="prompts of the report, instead of as many as it chooses")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

