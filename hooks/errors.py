@@ -16,6 +16,10 @@ class InputsError(InterpError, ValueError):
     """Inputs that do not fit the model or each other."""
 
 
+class UnknownPositions(InputsError):
+    """Inputs of a tower whose positions are in an order, or of a number, that is not listed."""
+
+
 class ModelError(InterpError):
     """A model the hook layer cannot stand in: unknown structure, wrong mode, missing weights."""
 

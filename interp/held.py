@@ -20,10 +20,11 @@ from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.refusals import refuse
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
+from interp.hooks.errors import UnknownPositions
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import Roles
 from interp.hooks.inputs.sound import extractor_of
-from interp.hooks.pictures.grids import UnknownOrder, patches_of, pixels_in
+from interp.hooks.pictures.grids import patches_of
 from interp.hooks.run.session import Session
 from interp.hooks.survey.capabilities import Capabilities, capabilities
 from interp.hooks.survey.checks import Report, check
@@ -32,9 +33,9 @@ from interp.preparing.prepare import prepare
 
 
 def _as_traced(kwargs: Mapping[str, Any], traced: Mapping[str, Any]) -> bool:
-    """Whether pictures have the size of those that the model was traced with."""
-    mine, other = pixels_in(kwargs), pixels_in(traced)
-    return mine is not None and other is not None and mine.shape[1:] == other.shape[1:]
+    """Whether every tensor has the size, but for rows, of those that the model was traced with."""
+    sizes = [{name: x.shape[1:] for name, x in some.items() if torch.is_tensor(x)} for some in (kwargs, traced)]
+    return sizes[0] == sizes[1]
 
 
 class Held:
@@ -153,11 +154,13 @@ class Held:
         extractor = extractor_of(self.processor)
         try:
             return Inputs.of(kwargs, config=config, tokenizer=self.tokenizer, extractor=extractor)
-        except UnknownOrder:
-            tower = self.anatomy.towers.get("vision")
-            if tower is None or tower.length is None or not _as_traced(kwargs, self.called_with(self.example())):
+        except UnknownPositions:
+            every = self.anatomy.towers.values()
+            stacks = [tower for tower in every if len(every) == 1 or len(tower.layers) > 1]  # a pooling head is none
+            length = stacks[0].length if len(stacks) == 1 else None
+            if length is None or not _as_traced(kwargs, self.called_with(self.example())):
                 raise
-            return Inputs.of_length(kwargs, tower.length, tower="vision")
+            return Inputs.of_length(kwargs, length, tower=stacks[0].name)
 
     def prepare(
         self,

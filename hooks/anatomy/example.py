@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.errors import InputsError
+from interp.hooks.anatomy.tried import joined, tried
+from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.pictures.asked import Ask, Picture, no_example, pixels_for
 from interp.hooks.pictures.grids import Patches, patches_of
 from interp.hooks.pictures.record import family_of
@@ -32,7 +32,13 @@ def example(
     if padding not in (None, "left", "right"):
         raise InputsError(f"padding is None, 'left' or 'right', got {padding!r}.")
     ask = Ask(_underlying(module), batch, length, padding, torch.Generator().manual_seed(seed))
-    made = _recipe(ask)(ask)
+    try:
+        made = _recipe(ask)(ask)
+    except ModelError:
+        found = tried(ask, _decoder)
+        if found is None:
+            raise
+        made = found
     return {
         name: tensor.to(ask.device, ask.dtype if tensor.is_floating_point() else None) for name, tensor in made.items()
     }
@@ -55,7 +61,7 @@ def _recipe(ask: Ask) -> Recipe:
         return _speech
     if main == "input_values" and getattr(ask.config, "conv_stride", None):
         return _waves
-    if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts:
+    if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts and not hasattr(ask.config, "num_frames"):
         return lambda ask: {"pixel_values": _noise_for(ask)}
     if main == "input_ids" and "input_ids" in ask.accepts:
         return _language
@@ -147,26 +153,10 @@ def _noise_for(ask: Ask) -> Tensor:
 
 def _joined(ask: Ask) -> dict[str, Tensor]:
     """Words, a picture, words, for a model that no record describes: it is asked how many tokens a picture makes."""
-    token = getattr(ask.config, "image_token_id", None)
-    look = getattr(ask.module, "get_image_features", None)
-    if not isinstance(token, int) or look is None:
+    picture = joined(ask)
+    if picture is None:
         raise no_example(ask.module, "it takes words and pixels, and how it joins them is not listed")
-    pixels = _noise_for(ask).to(ask.device, ask.dtype)
-    try:
-        with torch.no_grad():
-            count = _tokens_in(look(pixel_values=pixels[:1]))
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as why:
-        said = str(why).splitlines()[0] if str(why) else type(why).__name__
-        raise no_example(ask.module, f"it takes words and pixels, and looking at pixels alone says: {said}") from why
-    return _with_picture(lambda ask: Picture([token] * count, {"pixel_values": pixels}), ask)
-
-
-def _tokens_in(features: Any) -> int:
-    """How many tokens one picture makes."""
-    found = getattr(features, "pooler_output", features)
-    while isinstance(found, (list, tuple)):
-        found = found[0]
-    return int(found.flatten(0, -2).shape[0])
+    return _with_picture(lambda ask: picture, ask)
 
 
 def _pair(ask: Ask) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.hooks.errors import InputsError
+from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.pictures.grids import pixels_in
 
 IDS = {"text": "input_ids", "encoder": "input_ids", "decoder": "decoder_input_ids"}
@@ -34,10 +34,10 @@ def main_tower(call: Mapping[str, Any]) -> str:
     raise unknown_call(call)
 
 
-def unknown_call(call: Mapping[str, Any]) -> InputsError:
+def unknown_call(call: Mapping[str, Any]) -> UnknownPositions:
     """What to say of a call whose positions cannot be told."""
     known = ", ".join(name for _, name in MAINS)
-    return InputsError(
+    return UnknownPositions(
         f"cannot tell the positions of a call with {', '.join(call)}; expected one of {known}, "
         "one integer tensor [batch, position], one float tensor [batch, position, d], or one [batch, channel, row, "
         "column]"

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.hooks.errors import InputsError
+from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.inputs import files, table
 from interp.hooks.inputs.arguments import checked, main_ids, main_tower, other_towers, unknown_call
 from interp.hooks.inputs.positions import Span, resolve
@@ -79,17 +79,19 @@ class Inputs:
 
     @classmethod
     def of_length(cls, kwargs: Mapping[str, Any], length: int, *, tower: str) -> Inputs:
-        """The arguments of a call of which only the number of positions is known: pictures without a grid."""
+        """The arguments of a call of which only the number of positions is known: pictures without a grid, sound."""
         call = checked(kwargs)
         rows = next(len(x) for x in call.values() if isinstance(x, Tensor) and x.ndim)
         valid = torch.ones(rows, length, dtype=torch.bool)
-        return cls(call, valid, plain(valid, "image"), main=tower)
+        kind = {"vision": "image", "audio": "audio"}.get(tower.rstrip("0123456789"), "text")
+        return cls(call, valid, plain(valid, kind), main=tower if tower in ALIASES else "text")
 
     def taken(self, kwargs: Mapping[str, Any], rows: Sequence[int], *, config: Any = None) -> Inputs:
         """Some of these rows, called as `kwargs`."""
-        if config is None or (self.main == "vision" and not any(self.roles.grids)):
+        try:
+            return Inputs.of(kwargs, config=config)
+        except UnknownPositions:
             return Inputs.of_length(kwargs, self.length, tower=self.main)
-        return Inputs.of(kwargs, config=config)
 
     @property
     def ids(self) -> Tensor | None:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.hooks.errors import InputsError
+from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.inputs.labels import CODE, Roles
 
 SOUND = ("input_values", "input_features")
@@ -60,7 +60,7 @@ def _frames(config: Any, name: str, value: Tensor) -> Bool[Tensor, "row frame"]:
     if name == "input_values" and value.dim() == 2 and _convolutions(config):
         heard = value.detach() != value.detach()[:, -1:]
         return heard | heard[:, -STAYS:].any(1, keepdim=True)
-    raise InputsError(
+    raise UnknownPositions(
         f"cannot tell the positions of a call with {name} {list(value.shape)}: the encoder length of audio model"
         f" {kind!r} is not known"
     )

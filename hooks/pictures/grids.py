@@ -14,14 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.hooks.errors import InputsError
+from interp.hooks.errors import InputsError, UnknownPositions
 
 Area = tuple[float, float, float, float]
 WHOLE: Area = (0.0, 0.0, 1.0, 1.0)
-
-
-class UnknownOrder(InputsError):
-    """A tower whose tokens are patches in an order that is not listed."""
 
 
 LEADS: dict[str, tuple[str, ...]] = {
@@ -227,7 +223,7 @@ def lead_of(config: Any) -> tuple[str, ...]:
         return config.lead
     if config.model_type not in LEADS:
         known = ", ".join(sorted(LEADS))
-        raise UnknownOrder(
+        raise UnknownPositions(
             f"the token order of image model {config.model_type!r} is not known (known: {known}); "
             f"if it is one sequence of patches after some tokens, add it to interp.hooks.pictures.grids.LEADS"
         )

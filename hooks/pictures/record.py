@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.hooks.errors import InputsError
+from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.pictures.asked import Ask, Picture
 from interp.hooks.pictures.grids import Block, View, picture, pixels_in, tokens
 
@@ -145,14 +145,15 @@ def vision_rows(config: Any, kwargs: Mapping[str, Tensor]) -> list[list[Grids]]:
     """The rows of the vision tower, each the pictures (or the one tile) it holds."""
     vision = getattr(config, "vision_config", None) or config
     if vision is None:
-        raise InputsError(
+        raise UnknownPositions(
             "a model without a config says nothing of where its patches lie, so its positions are not known"
         )
     for family in families().values():
         if family.rows is not None and any(name in vision.model_type for name in family.towers):
             return family.rows(vision, kwargs)
     pixels = pixels_in(kwargs)
-    assert pixels is not None
+    if pixels is None:
+        raise UnknownPositions(f"no pictures are among {', '.join(kwargs)}, so their positions are not known")
     return [[[picture(vision, pixels)]] for _ in range(_tile_count(config, kwargs, pixels))]
 
 

@@ -136,3 +136,9 @@ def test_the_command_prints_a_line_a_type_and_the_totals(capsys: pytest.CaptureF
     assert "1 pass" in lines[-1]
     rows = [TypeRow("a", "pass"), TypeRow("b", "refused"), TypeRow("c", "no heads"), TypeRow("d", "not built")]
     assert totals(rows).endswith("50.0% of 2 that could be judged pass")
+
+
+@pytest.mark.parametrize("model_type", ["audio-spectrogram-transformer", "qwen3_5", "speech_to_text", "videomae"])
+def test_inputs_of_no_record_are_tried_on_the_model(model_type: str) -> None:
+    row = examine(model_type)
+    assert row.verdict == "pass", row
