@@ -66,14 +66,16 @@ def written(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if ".part" not in path.name}
 
 
-def test_a_sweep_killed_at_20_random_points_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.faults
+@pytest.mark.parametrize("points", [20, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_sweep_killed_at_random_points_resumes_to_the_same_bytes(points: int, tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLS, str(tmp_path), "20"]
+    command = [sys.executable, "-c", KILLS, str(tmp_path), str(points)]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     whole = written(tmp_path / "whole")
     assert len(whole) > 5
-    for n in range(20):
+    for n in range(points):
         assert written(tmp_path / str(n)) == whole
     midway = [line for line in done.stdout.splitlines() if "None" not in line and "(0," not in line]
     assert midway, done.stdout

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import get_ident
+from pathlib import Path
+from threading import Barrier, get_ident
 from typing import Any
 
 import pytest
@@ -78,6 +79,36 @@ def test_plain_forwards_of_another_thread_are_the_models_own(name: str, call: st
     assert len(found) > 8
     assert all(torch.equal(logits, expected) for logits in found)
     assert torch.equal(beside, alone)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
+def test_a_sweep_an_edited_run_and_plain_forwards_at_once_are_each_their_own(name: str, tmp_path: Path) -> None:
+    """All start together, again and again, and each has to give what it gives alone, bit by bit."""
+    m = interp.attach(tiny(name))
+    base, source = (dict(example(m.module, batch=2, length=6, seed=seed)) for seed in (1, 2))
+    edits = [interp.Zero("L0.H1.z"), interp.Scale("L1.H0.z", 2.0)]
+    how = {"base": base, "source": source, "metric": first, "sites": "L*.H*.z"}
+    jobs: dict[str, Callable[[int], Tensor]] = {
+        "sweep": lambda n: interp.patch(m, **how).values,
+        "journaled": lambda n: interp.patch(m, **how, out=tmp_path / str(n), budget=4000).values,
+        "edited": lambda n: m.run(base, edits=edits, record="L1.z")["L1.z"],
+        "plain": lambda n: plain(m, base),
+        "statistics": lambda n: torch.tensor(m.attention(base, stats=["entropy"])["entropy"].values),
+    }
+    alone = {kind: job(0) for kind, job in jobs.items()}
+    start = Barrier(len(jobs))
+
+    def again(kind: str) -> list[Tensor]:
+        start.wait()
+        return [jobs[kind](n) for n in range(1, 5)]
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        found = dict(zip(jobs, pool.map(again, jobs), strict=True))
+    for kind, several in found.items():
+        assert all(torch.equal(one, alone[kind]) for one in several), kind
+    assert not m.handles()
+    assert not any("forward" in vars(child) for child in m.module.modules())
 
 
 TOWERS = {"t5": ["decoder.L*.H*.z", "cross.L*.H*.z"], "llava": ["vision.L0.H*.z", "text.L*.H*.z"]}
