@@ -138,6 +138,8 @@ def _plan(path: Path) -> dict[str, Any]:
         ends = [0, *(high for _, high in chunks)]
         if [low for low, _ in chunks] != ends[:-1] or any(low >= high for low, high in chunks):
             raise damaged(path, "its chunks do not follow each other from the first cell on")
+        if not isinstance(plan["product"], str):
+            raise damaged(path, "it names no choice of matrix products")
         return {"task": dict(task), "chunks": chunks, "product": plan["product"]}
 
 

@@ -6,11 +6,14 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 import interp
@@ -197,3 +200,64 @@ def test_a_table_that_was_changed_is_named_and_can_be_removed(tmp_path: Path) ->
     (tmp_path / "effects.safetensors").unlink()
     with pytest.raises(interp.InterpError, match=r"effects\.safetensors is missing"):
         interp.open(tmp_path)
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 50) | st.floats() | st.sampled_from(["L0.z", "text", "a"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tape, a sweep that is not finished, and inputs, all without seals, as version 0.2 wrote them."""
+    folder = tmp_path_factory.mktemp("kept")
+    m = interp.attach(tiny("llama"))
+    m.run(pair()[0], record=["L*.z"]).save(folder / "tape")
+    sweep(m, folder / "sweep")
+    (folder / "sweep" / "run.json").unlink()
+    for file in folder.rglob("*.json"):
+        about = json.loads(file.read_text())
+        file.write_text(json.dumps({name: value for name, value in about.items() if name not in (SEAL, "sha256")}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tape/tape.json", "tape/inputs/inputs.json", "sweep/plan.json"])
+@given(st.data())
+@FEW
+def test_json_of_any_shape_is_read_or_refused(name: str, kept: Path, data: st.DataObject) -> None:
+    file = kept / name
+    whole = file.read_text()
+    about = json.loads(whole)
+    field = data.draw(st.sampled_from([*about]))
+    inner = about[field]
+    if isinstance(inner, dict) and inner and data.draw(st.booleans()):
+        key = data.draw(st.sampled_from([*inner]))
+        about[field] = {**inner, key: data.draw(ANY)}
+    else:
+        about[field] = data.draw(ANY)
+    file.write_text(json.dumps(about))
+    try:
+        with suppress(interp.InterpError):
+            interp.open(kept / name.partition("/")[0])
+        with suppress(interp.InterpError):
+            sweep(interp.attach(tiny("llama")), kept / "sweep") if "plan" in name else None
+    finally:
+        file.write_text(whole)
+        (kept / "sweep" / "run.json").unlink(missing_ok=True)
+
+
+@given(st.binary(max_size=60), st.integers(0, 3000), st.sampled_from(["parquet", "sha256", "safetensors", "json"]))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_noise_in_any_file_is_read_or_refused(kept: Path, noise: bytes, at: int, kind: str) -> None:
+    file = sorted(kept.rglob(f"*.{kind}"))[at % len(list(kept.rglob(f"*.{kind}")))]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:at] + noise + whole[at:] if at % 2 else noise)
+    try:
+        for folder in ("tape", "sweep"):
+            if (said := refusal(interp.open, kept / folder)) is not None:
+                assert said
+    finally:
+        file.write_bytes(whole)
