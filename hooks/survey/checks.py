@@ -268,7 +268,7 @@ class _Seen:
             self._forward()
         edited = session.recorded()[made]
         with torch.no_grad():
-            expected = without_head(self.module, layer, head).forward(z.flatten(-2)).reshape(out.shape)
+            expected = without_head(self.module, layer, head)(z.flatten(-2)).reshape(out.shape)
         _close(edited, expected, float(expected.abs().max()), f"{site} = 0 against zeroed columns of {layer.out}")
         return None
 

@@ -7,8 +7,9 @@ meanwhile: the projection's weight stays as it is, and a twin of it with other n
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -33,7 +34,7 @@ def without(root: nn.Module, layer: Layer, head: int) -> Iterator[None]:
     projection = _projection(root, layer)
 
     def instead(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return twin.forward(*args) if get_ident() == own else None
+        return twin(*args) if get_ident() == own else None
 
     with ExitStack() as undo:
         if layer.seen:
@@ -42,8 +43,9 @@ def without(root: nn.Module, layer: Layer, head: int) -> Iterator[None]:
         yield
 
 
-def without_head(root: nn.Module, layer: Layer, head: int) -> Any:
-    """A twin of a layer's output projection with zeros in the columns that read one head."""
+def without_head(root: nn.Module, layer: Layer, head: int) -> Callable[..., Any]:
+    """What a layer's output projection computes with zeros in the columns that read one head: its class's forward on a
+    twin of it, since a module's own may be another's (accelerate's, which would go back to the whole weight)."""
     projection, columns = _projection(root, layer), slice(head * layer.d_value, (head + 1) * layer.d_value)
     weight = plain_weight(projection)
     assert weight is not None
@@ -52,9 +54,9 @@ def without_head(root: nn.Module, layer: Layer, head: int) -> Any:
         cut[columns] = 0
     else:
         cut[:, columns] = 0
-    twin = copy.copy(projection)
-    twin._parameters = {**projection._parameters, "weight": nn.Parameter(cut, requires_grad=False)}
-    return twin
+    twin: Any = copy.copy(projection)
+    twin._parameters = {**projection._parameters, "weight": cut}
+    return partial(type(projection).forward, twin)
 
 
 def _projection(root: nn.Module, layer: Layer) -> nn.Module:
