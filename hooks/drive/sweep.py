@@ -215,8 +215,11 @@ class Sweep:
                 rest += mine
         yield from self._in_full(cells, sorted(rest), reads)
 
-    def distrust(self, tower: str | None, why: ReplayDiffers) -> None:
-        """Answer a tower's cells in full passes from now on, since its replay gave other numbers."""
+    def distrust(self, tower: str | None, reads: Reads, why: ReplayDiffers) -> None:
+        """Answer a tower's cells in full passes from now on, since its replay gave other numbers; raises where the
+        model gives other numbers each time."""
+        if not torch.equal(self._forward([], reads), self._forward([], reads)):
+            raise why
         name = self._driver(tower)
         self.replays[name] = str(why)
         _say_in_full(self.module, name, str(why))
