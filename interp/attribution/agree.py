@@ -200,7 +200,7 @@ def _asked(model: Model, inputs: Any, metric: Metric, heads: str, rows: Position
         raise SiteError(f"{heads!r}: name heads ('L*.H*') of self-attention or of cross-attention, not of both.")
     outside = next((s for s in sites if not anatomy.layer(s).seen), None)
     if outside is not None:
-        raise ModelError(f"{outside}: its attention is outside transformers' interface, so its keys cannot be weighed.")
+        raise ModelError(f"{outside}: its attention call is not seen, so its keys cannot be weighed.")
     cross = kinds == {"cross"}
     tower = anatomy.tower(sites[0].tower, text=heads)
     default: Positions = "all" if tower.bidirectional else "last"

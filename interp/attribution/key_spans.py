@@ -89,7 +89,7 @@ def key_spans(
     sites = [Site(s.tower, s.layer, "z") for s in anatomy.sites(heads if heads.endswith(".z") else f"{heads}.z")]
     outside = next((s for s in sites if not anatomy.layer(s).seen), None)
     if outside is not None:
-        raise ModelError(f"{outside}: its attention is outside transformers' interface, so its keys cannot be weighed.")
+        raise ModelError(f"{outside}: its attention call is not seen, so its keys cannot be weighed.")
 
     def score(logits: Tensor) -> Tensor:
         return judged(metric, x, logits)

@@ -6,7 +6,7 @@ more for every layer with that layer's writes held, and `1/(L-1) sum_l |est_l|` 
 the mean over prompts. So these are magnitudes, for finding candidates; `atp-qk` has the first repair only and keeps
 signs. Cost: two forward passes, L backward ones, one attention call per layer with query sites, and rows * keys numbers
 a few rows at a time for key sites. Limits: cells of several positions sum their positions' estimates before the
-absolute value; sites whose attention is outside transformers' interface have no repaired q and k.
+absolute value; sites whose attention call is not seen have no repaired q and k.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ def _run(pair: Pair, dropped: Dropped | None) -> Graph:
     for site in softmaxed:
         if not pair.model.anatomy.layer(site).seen:
             raise ModelError(
-                f"{site}: its attention is outside transformers' interface, so its softmax cannot be recomputed: use"
-                " method='atp' for it."
+                f"{site}: its attention call is not seen, so its softmax cannot be recomputed: use method='atp' for it."
             )
     outputs = [Site(site.tower, site.layer, "z") for site in softmaxed]
     wanted = list(dict.fromkeys([*pair.whole, *outputs]))

@@ -80,7 +80,7 @@ def long_heads(model: Model, *, chunk: int = 256, keep: int = 16) -> Iterator[Ch
         for site in sites:
             layer = model.anatomy.layer(site)
             if not layer.seen:
-                raise ModelError(f"{site}: its attention is outside transformers' interface and cannot be replaced.")
+                raise ModelError(f"{site}: its attention call is not seen and cannot be replaced.")
             put.tap(layer, _Chunks(found, site, rotary))
         yield found
 

@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, width, bias=False)
         self.o = nn.Linear(width, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attend within `mask`, which is True where a query may look."""
         sides = (side(x).unflatten(-1, (self.heads, self.d_head)) for side in (self.q, self.k, self.v))
         q, k, v = (side.transpose(1, 2) for side in sides)
@@ -68,7 +68,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(config.d_model) if config.norm else nn.Identity()
         self.attn = Attention(config)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Read, attend, add."""
         return x + self.attn(self.norm(x), mask)
 

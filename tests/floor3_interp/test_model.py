@@ -122,7 +122,7 @@ def test_rounding_of_large_scores_is_not_taken_for_a_wrong_pattern() -> None:
 @pytest.mark.faults
 def test_the_first_use_by_several_threads_is_one_trace_and_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[str] = []
-    for name in ("trace", "check"):
+    for name in ("traced", "check"):
         own = getattr(held, name)
         monkeypatch.setattr(held, name, lambda *a, _own=own, _name=name, **k: counted.append(_name) or _own(*a, **k))
     m, start = interp.attach(tiny("llama")), Barrier(6)
@@ -133,7 +133,7 @@ def test_the_first_use_by_several_threads_is_one_trace_and_one_check(monkeypatch
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(first, range(6)))
-    assert counted == ["trace", "check"]
+    assert counted == ["traced", "check"]
     assert len({id(one) for one in found}) == 2
 
 

@@ -41,8 +41,10 @@ def test_a_tower_that_listens_is_not_taken_for_text() -> None:
     ).eval()
     call = {"input_values": torch.randn(2, 16, 8)}
     assert list(trace(spectrogram, call).towers) == ["audio"]
+    m = interp.attach(spectrogram, example=call)
+    assert m.inputs(call).valid.shape[0] == 2  # as many positions as when it was traced
     with pytest.raises(InputsError, match="cannot tell the positions of a call with input_values"):
-        interp.attach(spectrogram).inputs(call)
+        m.inputs({"input_values": torch.randn(2, 8, 8)})
     sound = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 8,
              "max_source_positions": 20}  # fmt: skip
     words = {"model_type": "qwen2", "vocab_size": 100, "num_key_value_heads": 2, **small}

@@ -123,7 +123,7 @@ def test_grouped_keys_are_the_sum_over_their_group_and_an_attention_outside_is_r
     repaired = attribute(m, sites="L*.k", method="atp-qk", **asked)
     by_head = attribute(m, sites=["L0.K0.k", "L0.K1.k"], method="atp-qk", **asked)
     torch.testing.assert_close(repaired.values[0], by_head.values.sum(0))
-    m = interp.attach(tiny("plain"))
+    m = interp.attach(tiny("gptj"))
     ids = {"input_ids": torch.randint(5, 90, (1, 5))}
-    with pytest.raises(ModelError, match="outside transformers"):
+    with pytest.raises(ModelError, match="attention call is not seen"):
         attribute(m, base=ids, source=ids, metric=lambda g, x: g[:, -1, 3], sites="L*.q", method="atp*")

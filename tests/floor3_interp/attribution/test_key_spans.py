@@ -67,9 +67,9 @@ def test_knocking_a_span_out_moves_the_metric_by_what_was_said_where_the_model_i
 
 
 def test_what_has_no_pattern_or_form_is_refused() -> None:
-    m = interp.attach(tiny("plain"))
+    m = interp.attach(tiny("gptj"))
     x = {"input_ids": torch.randint(5, 90, (1, 5))}
-    with pytest.raises(ModelError, match="outside transformers"):
+    with pytest.raises(ModelError, match="attention call is not seen"):
         key_spans(m, x, metric=reading, spans={"a": [1]})
     with pytest.raises(InputsError, match="form is one of"):
         key_spans(interp.attach(tiny("llama")), x, metric=reading, spans={"a": [1]}, form="shapley")

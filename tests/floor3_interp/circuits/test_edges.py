@@ -292,7 +292,7 @@ def test_what_cannot_be_is_refused() -> None:
     assert float(interp.edges(m, base=base, source=source, metric=own, steps=2).mean.abs().max()) > 0
     with pytest.raises(InputsError, match="line up"):
         interp.edges(m, base=base, source={"input_ids": source["input_ids"][:, 1:]}, metric=difference)
-    for name, why in (("bert", "do not add up"), ("t5", "several attentions"), ("plain", "outside transformers")):
+    for name, why in (("bert", "do not add up"), ("t5", "several attentions"), ("gptj", "not seen")):
         other, x, y = asked(name)
         with pytest.raises(ModelError, match=why):
             interp.edges(other, base=x, source=y, metric=difference, method="eap")

@@ -308,11 +308,9 @@ def test_pictures_are_read_off_the_pixels_where_none_are_given() -> None:
 
 
 def test_a_family_out_of_reach_shows_its_results_and_says_what_is_missing() -> None:
-    model = interp.attach(tiny("falcon"))
+    model = interp.attach(tiny("gptj"))
     x = model.inputs(dict(model.example()))
-    with pytest.raises(
-        ExplorerError, match=r"nothing to show of FalconForCausalLM\. text: where it looks is not shown"
-    ):
+    with pytest.raises(ExplorerError, match=r"nothing to show of GPTJForCausalLM\. text: where it looks is not shown"):
         interp.explore(model, x)
     other = model.inputs({**x.kwargs, "input_ids": x.ids.flip(1)})
     with pytest.warns(UserWarning, match="full forward passes"):

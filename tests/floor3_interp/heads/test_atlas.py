@@ -16,7 +16,7 @@ import interp
 from interp.heads.patterns.embed import clusters, embed, plane
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
-from interp.hooks.stand import tempered
+from interp.hooks.stand import call as stand_call
 from interp.kernels.errors import InterpError
 from interp.planted import build
 
@@ -130,7 +130,7 @@ def test_padding_and_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     for name in both.values:
         torch.testing.assert_close(both.values[name][:, 1], alone.values[name][:, 0], atol=1e-5, rtol=1e-4)
     assert m.handles() == []
-    monkeypatch.setattr(tempered, "NUMBERS", 200)
+    monkeypatch.setattr(stand_call, "NUMBERS", 200)
     parts = interp.heads.atlas(m, texts, bins=4, steps=3)
     torch.testing.assert_close(parts.maps, both.maps, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(parts.values["effective rank"], both.values["effective rank"], atol=1e-5, rtol=1e-5)

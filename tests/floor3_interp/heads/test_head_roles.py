@@ -17,7 +17,7 @@ from interp.heads import kinds as head_kinds
 from interp.heads.kinds.repeated import random_tokens
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
-from interp.hooks.stand import tempered
+from interp.hooks.stand import call as stand_call
 from interp.kernels.errors import InterpError
 from interp.planted import build
 from interp.results.roles import HeadRoles
@@ -277,7 +277,7 @@ def test_long_texts_are_read_in_pieces_with_the_same_result(monkeypatch: pytest.
         if one.name not in ("delimiter", "prefix matching", "prefix matching (preceding)")
     ]
     whole = interp.head_roles(m, x, kinds=kinds, n=1)
-    monkeypatch.setattr(tempered, "NUMBERS", 2000)
+    monkeypatch.setattr(stand_call, "NUMBERS", 2000)
     monkeypatch.setattr(head_kinds.kind, "CHUNK", 7)
     parts = interp.head_roles(m, x, kinds=kinds, n=1)
     for name in whole.kinds:

@@ -29,7 +29,7 @@ CUT = (
 MORE = ("opt", "qwen2", "gemma3", "roberta", "whisper", "deit", "dinov2_with_registers", "dinov3_vit", "siglip",
         "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "paligemma", "smolvlm", "idefics3", "mllama",
         "gemma3_multimodal")  # fmt: skip
-REFUSED = {"phi3": "does not run", "bloom": "does not run", "t5": "does not run", "falcon": "does not say where it is",
+REFUSED = {"phi3": "does not run", "bloom": "does not run", "t5": "does not run", "falcon": "has no rows of its own",
            "beit": "does not run", "internvl": "mixes heads"}  # fmt: skip
 
 
