@@ -93,6 +93,30 @@ def edited(p: Place) -> Any:
         return m.run(p.pair("llama")["base"])["logits"]
 
 
+def looped(p: Place) -> Any:
+    """A loop of three calls, edited in the second."""
+    m, ids = p.model("llama"), p.pair("llama")["base"]["input_ids"]
+    with m.watch(record="L1.z", edits=[interp.Scale("L0.H1.z", 0.5, steps=1)]) as tape:
+        for _ in range(3):
+            m.run({"input_ids": ids})
+    return tape["L1.z"]
+
+
+PLACES: dict[str, Callable[[Any, Any], Any]] = {
+    "At": lambda m, y: metrics.At("L1.resid_post", lambda value, _: value[:, 0, 1]),
+    "Similarity": lambda m, y: metrics.Similarity("final_norm").to(m, y),
+    "Distance": lambda m, y: metrics.Distance("final_norm", pool="last").to(m, y),
+    "Along": lambda m, y: metrics.Along("final_norm", direction=torch.linspace(-1, 1, 32)),
+}
+
+
+def placed_metric(name: str, p: Place) -> Any:
+    """Heads patched on what a metric of a place reads."""
+    m, pair = p.model("llama"), p.pair("llama")
+    metric = PLACES[name](m, pair["source"])
+    return interp.patch(m, base=pair["base"], source=pair["source"], metric=metric, sites="L*.H*.z").values
+
+
 def generated(p: Place) -> Any:
     edits = [interp.Blend("L1.H1", to="uniform", amount=0.5), interp.Scale("L0.H0.z", 0.5)]
     found = p.model(DECODER).generate(facts(p).clean, edits=edits, max_new_tokens=3)
@@ -206,6 +230,7 @@ CALLS: dict[str, Call] = {
     "Model.stream": streamed,
     "Model.edited": edited,
     "Model.generate": generated,
+    "Model.watch": looped,
     "Model.attention": attention,
     "Model.check": checked,
     "Model.capabilities": capable,
@@ -214,6 +239,7 @@ CALLS: dict[str, Call] = {
     **{f"tasks.{name}": partial(asked, name) for name in KNOWS},
     **{f"edits.{name}": partial(under, edits) for name, edits in EDITS.items()},
     **{f"metrics.{name}": partial(judged, name) for name in METRICS},
+    **{f"metrics.{name}": partial(placed_metric, name) for name in PLACES},
 }
 """By name, as `interp.NAME` or `interp.ROOM.NAME` spells it."""
 

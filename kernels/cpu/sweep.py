@@ -233,7 +233,8 @@ def _gated(made: Request, z: Tensor | None) -> Tensor | None:
     heads = torch.arange(made.heads, device=made.q.device)
     for edit in E.only(made.output_edits, E.Gate):
         if z is not None:
-            new = z * E.per_head(edit.value, heads, z)
+            wide = z.to(made.accumulate)  # a gate rounded as z is would move it once more
+            new = (wide * E.per_head(edit.value, heads, wide)).to(z.dtype)
             touched = edit.where(heads, made.rows)
             z = new if touched is None else torch.where(touched, new, z)
     return z
