@@ -22,6 +22,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
+# Workers share the cores, and so do the processes they start.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton's interpreter has to be chosen before its first import, whoever imports it first; a GPU machine says 0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -124,7 +127,6 @@ def refuse_network(event: str, args: tuple[Any, ...]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if os.environ.get("PYTEST_XDIST_WORKER") or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
+    torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
     poison_python()
     sys.addaudithook(refuse_network)
