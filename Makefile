@@ -11,15 +11,17 @@ WORKERS ?= 2
 BENCHES := $(filter-out experiments/bench/_% experiments/bench/real.py,$(wildcard experiments/bench/*.py))
 STUDIES := $(filter-out experiments/real/_%,$(wildcard experiments/real/*.py)) experiments/bench/real.py
 
-.PHONY: demo test check bench real clean
+.PHONY: demo test device check bench real clean
 
 demo: $(VENV)/.base
 	$(BIN)/interp demo
 
-# Tests on pretend accelerators have processes of their own: what registers a device stays registered.
 test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
-	$(if $(ARGS),,$(BIN)/pytest -n $(WORKERS) -m device)
+
+# Tests on pretend accelerators have processes of their own: what registers a device stays registered.
+device: $(VENV)/.test
+	$(BIN)/pytest -n $(WORKERS) -m device
 
 check: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/ruff check
