@@ -33,7 +33,7 @@ from interp.results.intervals import interval
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = 16
-REACH, SHARE, LEAST = 1.1, 0.25, 4
+REACH, SHARE, LEAST = 1.4, 0.25, 4
 """How much of the model a set reaches, the part of what is left of the budget, and the fewest random sets."""
 
 

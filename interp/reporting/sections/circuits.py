@@ -37,7 +37,7 @@ LISTED = 20_000
 PARTS = 20
 WAYS = ((64, STEPS), (16, STEPS), (8, STEPS), (8, 3), (8, 2))
 """Prompts and steps that edges are scored with, the best first."""
-WALK, RUN = 34.0, 3.5
+WALK, RUN = 34.0, 4.8
 """Passes of their prompts that a step of EAP-IG takes, and that a circuit takes."""
 SHARE, CHANCE = 0.55, 10
 """The part of what is left that finding a circuit may take, and the fewest random circuits worth having."""

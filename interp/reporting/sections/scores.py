@@ -28,6 +28,8 @@ from interp.results.effects import Effects
 
 BUDGET = 2**29
 """Bytes of a sweep that are under way together; fixed, so that chunks do not depend on what else is running."""
+AROUND = 1.4
+"""What a sweep takes for each pass of the products that it was counted as."""
 SHARE, SAMPLED = 0.45, 0.3
 """The parts of what is left of the budget that exact patching of all heads, or of a sample, may take."""
 SAMPLE, LEAST = 256, 8
@@ -39,7 +41,7 @@ PART = 4
 def _plan(subject: Subject) -> None:
     budget, wanted = subject.budget, subject.wanted
     for tower in subject.stacks:
-        each, heads = 2 * subject.sweep(tower), _heads(subject, tower)
+        each, heads = 2 * AROUND * subject.sweep(tower), _heads(subject, tower)
         name, said = f"score-patch-{tower}", f"Exact patching of all {heads} heads of {tower}, both directions,"
         if wanted.exact is True:
             budget.must(name, each)
