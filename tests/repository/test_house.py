@@ -20,7 +20,7 @@ from interp import records
 
 KERNELS_MAY_IMPORT = {"torch", "triton", "jaxtyping", "interp"}
 EXTRAS = {"gguf", "lens", "nnsight", "captum", "kernels", "peers", "dist", "dev", "notebooks", "all"}
-TARGETS = {"demo", "test", "check", "bench", "real", "clean"}
+TARGETS = {"demo", "test", "device", "check", "bench", "real", "clean"}
 
 
 def fault(file: Path, name: str) -> str | None:
