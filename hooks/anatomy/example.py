@@ -16,7 +16,7 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.tried import joined, tried
+from interp.hooks.anatomy.tried import joined, pictures, tried
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.pictures.asked import Ask, Picture, no_example, pixels_for
 from interp.hooks.pictures.grids import Patches, patches_of
@@ -62,7 +62,7 @@ def _recipe(ask: Ask) -> Recipe:
     if main == "input_values" and getattr(ask.config, "conv_stride", None):
         return _waves
     if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts and not hasattr(ask.config, "num_frames"):
-        return lambda ask: {"pixel_values": _noise_for(ask)}
+        return lambda ask: {"pixel_values": pictures(ask)}
     if main == "input_ids" and "input_ids" in ask.accepts:
         return _language
     raise no_example(ask.module, f"its forward takes {', '.join(sorted(ask.accepts)) or 'nothing by name'}")
@@ -136,19 +136,6 @@ def _waves(ask: Ask) -> dict[str, Tensor]:
         samples = (samples - 1) * stride + kernel
     made = {"input_values": ask.noise(ask.batch, samples)}
     return made | (_decoder(ask) if "decoder_input_ids" in ask.accepts else {})
-
-
-SIDE = 64
-"""Of a picture for a model that says no size."""
-
-
-def _noise_for(ask: Ask) -> Tensor:
-    """Pictures of the size that the config or one inside it says."""
-    inner = [value for value in vars(ask.config).values() if hasattr(value, "image_size")] if ask.config else []
-    seeing = next((config for config in (ask.config, *inner) if getattr(config, "image_size", None)), None)
-    if seeing is None:
-        return ask.noise(ask.batch, getattr(ask.config, "num_channels", 3), SIDE, SIDE)
-    return pixels_for(ask, seeing, ask.batch)
 
 
 def _joined(ask: Ask) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ def tried(ask: Ask, decoder: Callable[[Ask], Call]) -> Call | None:
     beside = decoder(ask) if "decoder_input_ids" in ask.accepts else {}
     for candidate in _candidates(ask):
         call = {**candidate, **beside}
-        if _goes(ask, ask.module, call):
+        if _goes(ask, ask.module, call) is not None:
             return call
     return None
 
@@ -72,15 +72,16 @@ def _candidates(ask: Ask) -> Iterator[Call]:
 def _seen(ask: Ask) -> Iterator[Call]:
     """Pictures and video alone."""
     frames = _number(ask.config, "num_frames", otherwise=2)
-    channels, (height, width) = _pictured(ask.config)
+    whole = pictures(ask)
+    channels, height, width = whole.shape[1:]
     if "pixel_values_videos" in ask.accepts:
         yield {"pixel_values_videos": ask.noise(ask.batch, frames, channels, height, width)}
     if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts:
-        yield {"pixel_values": ask.noise(ask.batch, channels, height, width)}
+        yield {"pixel_values": whole}
         yield {"pixel_values": ask.noise(ask.batch, frames, channels, height, width)}
     if "grid_thw" in ask.accepts:
         patches, grid = _cut(ask)
-        for name in {"hidden_states", "pixel_values"} & ask.accepts:
+        for name in sorted({"hidden_states", "pixel_values"} & ask.accepts):
             yield {name: patches, "grid_thw": grid}
 
 
@@ -101,8 +102,8 @@ def _types(ask: Ask, ids: Tensor, mask: Tensor) -> Call:
 
 
 def _pictures(ask: Ask, named: Any) -> Iterator[Call]:
-    channels, (height, width) = _pictured(ask.config)
-    whole = ask.noise(ask.batch, channels, height, width)
+    whole = pictures(ask)
+    height, width = whole.shape[2:]
     if "image_grid_thw" in named:
         patches, grid = _cut(ask)
         yield {"pixel_values": patches, "image_grid_thw": grid}
@@ -139,12 +140,13 @@ def _cut(ask: Ask) -> tuple[Tensor, Tensor]:
     return ask.noise(ask.batch * rows * columns, values), grid
 
 
-def _pictured(config: Any) -> tuple[int, tuple[int, int]]:
-    """Channels, height and width that a config or one inside it says."""
-    seeing = next((c for c in _with_inner(config) if getattr(c, "image_size", None)), None)
+def pictures(ask: Ask) -> Tensor:
+    """Noise [batch, channel, height, width] of the size that the config or one inside it says."""
+    seeing = next((c for c in _with_inner(ask.config) if getattr(c, "image_size", None)), None)
     size = SIDE if seeing is None else seeing.image_size
     size = (size["height"], size["width"]) if isinstance(size, dict) else size
-    return _number(seeing, "num_channels", otherwise=3), sides(size)
+    channels = _number(ask.config if seeing is None else seeing, "num_channels", otherwise=3)
+    return ask.noise(ask.batch, channels, *sides(size))
 
 
 def _with_inner(config: Any) -> Iterator[Any]:

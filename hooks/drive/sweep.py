@@ -47,6 +47,10 @@ OWN_WAY = "its blocks stop on rows that are packed:"
 class ReplayDiffers(CheckFailed):
     """An answer of a replay that is not what a full pass gives."""
 
+    def __init__(self, cell: Cell, message: str) -> None:
+        super().__init__(message)
+        self.tower = cell.site.tower
+
 
 class Sweep:
     """The engine of exact patching on one base batch."""
@@ -208,27 +212,28 @@ class Sweep:
         rest = by_engine.pop(None, [])
         for engine, mine in by_engine.items():
             assert engine is not None
+            answered = set()
             try:
-                yield from self._replayed(engine, cells, mine, reads)
+                for answer in self._replayed(engine, cells, mine, reads):
+                    answered.add(answer.number)
+                    yield answer
             except CannotDrive as refused:
-                self._refused(engine, refused)
-                rest += mine
+                self._in_full_from_now(
+                    next(name for name, one in self.replays.items() if one is engine), refused.reason
+                )
+                rest += [n for n in mine if n not in answered]
         yield from self._in_full(cells, sorted(rest), reads)
 
-    def distrust(self, tower: str | None, reads: Reads, why: ReplayDiffers) -> None:
+    def distrust(self, reads: Reads, why: ReplayDiffers) -> None:
         """Answer a tower's cells in full passes from now on, since its replay gave other numbers; raises where the
         model gives other numbers each time."""
         if not torch.equal(self._forward([], reads), self._forward([], reads)):
             raise why
-        name = self._driver(tower)
-        self.replays[name] = str(why)
-        _say_in_full(self.module, name, str(why))
+        self._in_full_from_now(self._driver(why.tower), str(why))
 
-    def _refused(self, engine: Replay, why: CannotDrive) -> None:
-        """Go on in full passes where a block does not run on rows that it did not see in the recorded run."""
-        name = next(name for name, one in self.replays.items() if one is engine)
-        self.replays[name] = why.reason
-        _say_in_full(self.module, name, why.reason)
+    def _in_full_from_now(self, tower: str, reason: str) -> None:
+        self.replays[tower] = reason
+        _say_in_full(self.module, tower, reason)
 
     def _replayed(self, engine: Replay, cells: Sequence[Cell], mine: Sequence[int], reads: Reads) -> Iterator[Answer]:
         """The answers of some cells together; where memory runs out, of one half and then the other."""
@@ -315,7 +320,7 @@ class Sweep:
         kwargs = rows_of(self.kwargs, self.base, prompts) if alone else None
         if kwargs is None:
             return max((self.compare(cell, answer, reads) for cell, answer in looked), default=0.0)
-        x = self.base.taken(kwargs, prompts, config=getattr(self.module, "config", None))
+        x = self.base.called(kwargs, config=getattr(self.module, "config", None))
         few = Sweep(self.module, self.anatomy, x, kwargs, family=self.family, product=self.product)
         asked = [(cell, n, b) for n, ((cell, _), b) in enumerate(zip(looked, prompts, strict=True))]
         whole = few._forward([e for cell, n, b in asked for e in cell.alone(b, n, len(asked))], reads.take(prompts))
@@ -374,8 +379,9 @@ def _gap(cell: Cell, whole: Tensor, found: Tensor) -> float:
     bound = 2048 * eps * max(1.0, float(whole.abs().max()))
     if gap > bound:
         raise ReplayDiffers(
+            cell,
             f"{cell.site}: replay and a full forward pass differ by {gap:.3g} logits, more than the {bound:.3g} that"
-            " rounding explains; m.check(again=True) shows whether the model is deterministic and understood."
+            " rounding explains; m.check(again=True) shows whether the model is deterministic and understood.",
         )
     return gap
 

@@ -70,12 +70,13 @@ class Inputs:
         """Wrap the arguments of a call as they are; ids are never retokenised."""
         call = checked(kwargs, config)
         known = "pixel_values" in call or config is None or isinstance(config, Patches)
-        if main_tower(call) == "vision" and not known and "pixel_values_videos" not in call:
+        main = main_tower(call)
+        if main == "vision" and not known and "pixel_values_videos" not in call:
             raise unknown_call(call)
         towers = {name: _tower(call, name, config, tokenizer, extractor) for name in other_towers(call)}
         if getattr(config, "model_type", None) == "mllama" and "vision" in towers:
             towers["vision2"] = towers["vision"]  # its global layers go on over the same tiles
-        return _describe(call, main_tower(call), config, tokenizer, extractor, towers)
+        return _describe(call, main, config, tokenizer, extractor, towers)
 
     @classmethod
     def of_length(cls, kwargs: Mapping[str, Any], length: int, *, tower: str) -> Inputs:
@@ -86,8 +87,8 @@ class Inputs:
         kind = {"vision": "image", "audio": "audio"}.get(tower.rstrip("0123456789"), "text")
         return cls(call, valid, plain(valid, kind), main=tower if tower in ALIASES else "text")
 
-    def taken(self, kwargs: Mapping[str, Any], rows: Sequence[int], *, config: Any = None) -> Inputs:
-        """Some of these rows, called as `kwargs`."""
+    def called(self, kwargs: Mapping[str, Any], *, config: Any = None) -> Inputs:
+        """The inputs of a call with rows of these ones."""
         try:
             return Inputs.of(kwargs, config=config)
         except UnknownPositions:

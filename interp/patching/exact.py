@@ -192,7 +192,7 @@ def answered(ready: Prepared, low: int, high: int, inspected: set[int]) -> tuple
     except ReplayDiffers as why:
         if min(inspected) < low:
             raise  # chunks before this one were believed
-        ready.sweep.distrust(cells[0].site.tower, reads, why)
+        ready.sweep.distrust(reads, why)
         return answered(ready, low, high, inspected)
     values = {name: torch.zeros(len(cells), len(reads.positions), dtype=torch.float64) for name in gaps}
     for name, found in gaps.items():  # off the device once for all
