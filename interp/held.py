@@ -49,6 +49,7 @@ class Held:
         self.processor = processor if processor is not None else unwrapped.processor
         self.family = family or unwrapped.family or family_of(self.module)
         self._example = inputs
+        self._made_up: dict[torch.dtype, Mapping[str, Any]] = {}
         self._anatomy: Anatomy | None = None
         self._report: Report | None = None
         self._sessions: list[Session] = []
@@ -93,7 +94,11 @@ class Held:
 
     def example(self) -> Mapping[str, Any]:
         """The inputs the model is traced and checked with: those given to `attach`, else made up from its config."""
-        return self._example if self._example is not None else example(self.module)
+        if self._example is not None:
+            return self._example
+        if self.dtype not in self._made_up:  # making them up may take passes
+            self._made_up[self.dtype] = example(self.module)
+        return self._made_up[self.dtype]
 
     def discover(self, inputs: Any = None) -> Anatomy:
         """Trace the model, once, or anew on given inputs (to find a tower the first ones did not reach)."""

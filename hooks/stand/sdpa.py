@@ -8,9 +8,8 @@ whatever thread runs it.
 
 `torch.nn.MultiheadAttention` hides both its attention and its output projection inside one function: while it is
 watched, that function runs with both sent out where they are seen. Its fast path and that of
-`torch.nn.TransformerEncoderLayer`, which call no attention at all, are off meanwhile, as torch takes them only where no
-hook is on; `m.check()` says what this changes. Asked for its weights (`need_weights=True`) it computes a softmax of its
-own, which is not seen.
+`torch.nn.TransformerEncoderLayer` call no attention at all; they are off in every run of ours (`forced_eager`), and
+`m.check()` says so. Asked for its weights (`need_weights=True`) it computes a softmax of its own, which is not seen.
 """
 
 from __future__ import annotations
@@ -117,7 +116,9 @@ def _enter(module: nn.Module, _: Any) -> None:
 
 
 def _exit(module: nn.Module, _: Any, __: Any) -> None:
-    while _running.modules and _running.modules.pop() is not module:
+    if not any(one is module for one in _running.modules):
+        return  # it was entered before anybody watched it
+    while _running.modules.pop() is not module:
         pass
     if not _running.modules and _running.mode is not None:
         _running.mode.__exit__(None, None, None)
