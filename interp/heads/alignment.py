@@ -15,15 +15,11 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from interp.heads.kinds.alignment import CROSS_KINDS
 from interp.heads.kinds.crossing import Crossing, Spans
-from interp.heads.kinds.kind import Meter
-from interp.heads.kinds.reading import head_names, head_sites, read_heads
+from interp.heads.kinds.reading import head_names, head_sites, measured
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.run.tape import key_columns, tower_inputs
-from interp.hooks.run.weights import Rows
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
 from interp.provenance import about
@@ -60,16 +56,7 @@ def alignment(model: Model, data: Any, *, spans: Spans | None = None, heads: str
             UserWarning,
             stacklevel=2,
         )
-    meters: dict[Site, list[Meter]] = {site: [kind.meter(page) for kind in kinds] for site in sites}
-
-    def read(some: Rows) -> None:
-        for meter in meters[some.site]:
-            meter.take(some.at, some.weights)
-
-    read_heads(model, sites, x, read, page=page)
-    results = {kind.name: [meters[site][n].result() for site in sites] for n, kind in enumerate(kinds)}
-    values = {name: torch.cat([value for value, _ in parts]) for name, parts in results.items()}
-    notes = {name: tuple(word for _, words in parts for word in words) for name, parts in results.items()}
+    values, notes = measured(model, sites, x, page, kinds)
     meta = {**about(model.module, x), "method": "alignment", "spans": spans is not None}
     return HeadRoles(head_names(model, sites), values, notes, left_out, meta)
 

@@ -15,16 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from interp.heads.kinds import KINDS, Kind, Meter, Page
+from interp.heads.kinds import KINDS, Kind
 from interp.heads.kinds.copying import NAME as COPYING
 from interp.heads.kinds.copying import copying
-from interp.heads.kinds.reading import head_names, head_sites, page_of, read_heads, tower_of
+from interp.heads.kinds.reading import head_names, head_sites, measured, page_of, tower_of
 from interp.heads.kinds.repeated import random_tokens
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.weights import Rows
 from interp.hooks.sites import Site, nearest
 from interp.kernels.errors import InterpError
 from interp.provenance import about
@@ -111,7 +108,7 @@ def _on_data(
     page = page_of(model, sites, x)
     left_out = {kind.name: why for kind in kinds if (why := kind.refuses(page)) is not None}
     chosen = [kind for kind in kinds if kind.name not in (*left_out, *ONLY_REPEATED)]
-    values, said = _measure(model, sites, x, page, chosen)
+    values, said = measured(model, sites, x, page, chosen)
     return values, said, left_out
 
 
@@ -128,32 +125,13 @@ def _on_random(
     page = page_of(model, sites, several)
     kinds = [kind for kind in KINDS if kind.name in wanted and kind.name in ON_REPEATED and repeats > 1]
     left_out = {f"{kind.name}{REPEATED}": why for kind in kinds if (why := kind.refuses(page)) is not None}
-    values, _ = _measure(model, sites, several, page, [k for k in kinds if f"{k.name}{REPEATED}" not in left_out])
+    values, _ = measured(model, sites, several, page, [k for k in kinds if f"{k.name}{REPEATED}" not in left_out])
     found |= {f"{name}{REPEATED}": value for name, value in values.items()}
     try:
         found |= {COPYING: copying(model, sites, once)} if COPYING in wanted else {}
     except ModelError as why:
         left_out[COPYING] = str(why)
     return left_out
-
-
-def _measure(
-    model: Model, sites: list[Site], x: Inputs, page: Page, kinds: list[Kind]
-) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """The kinds' values [head, example] over all sites, from one forward pass."""
-    if not kinds:
-        return {}, {}
-    meters: dict[Site, list[Meter]] = {site: [kind.meter(page) for kind in kinds] for site in sites}
-
-    def read(rows: Rows) -> None:
-        for meter in meters[rows.site]:
-            meter.take(rows.at, rows.weights)
-
-    read_heads(model, sites, x, read, page=page)
-    results = {kind.name: [meters[site][n].result() for site in sites] for n, kind in enumerate(kinds)}
-    values = {name: torch.cat([value for value, _ in parts]) for name, parts in results.items()}
-    said = {name: tuple(word for _, words in parts for word in words) for name, parts in results.items()}
-    return values, {name: words for name, words in said.items() if words}
 
 
 def _refuse_missing(kinds: Sequence[str] | None, found: dict[str, Any], left_out: dict[str, str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from interp.finite import finite
+from interp.heads.kinds.kind import Meter
 from interp.heads.kinds.page import Page
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, SiteError
@@ -82,3 +84,23 @@ def read_heads(model: Model, sites: Sequence[Site], x: Inputs, read: Read, *, pa
         read_weights(
             model.module, model.anatomy, sites, forward, real, shape=tuple(page.valid.shape), family=model.family
         )
+
+
+def measured(
+    model: Model, sites: Sequence[Site], x: Inputs, page: Page, kinds: Sequence[Any]
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+    """The values [head, example] over all sites of kinds of such a page, and the words on them where there are some,
+    from one forward pass."""
+    if not kinds:
+        return {}, {}
+    meters: dict[Site, list[Meter]] = {site: [kind.meter(page) for kind in kinds] for site in sites}
+
+    def read(rows: Rows) -> None:
+        for meter in meters[rows.site]:
+            meter.take(rows.at, rows.weights)
+
+    read_heads(model, sites, x, read, page=page)
+    results = {kind.name: [meters[site][n].result() for site in sites] for n, kind in enumerate(kinds)}
+    values = {name: torch.cat([value for value, _ in parts]) for name, parts in results.items()}
+    said = {name: tuple(word for _, words in parts for word in words) for name, parts in results.items()}
+    return values, {name: words for name, words in said.items() if words}

