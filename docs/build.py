@@ -1,5 +1,6 @@
-"""Makes `docs/methods.md` from the records of methods, `docs/calls.md` from docstrings, and `docs/real-model.md` from
-the numbers that the studies in `experiments/real/` kept.
+"""Makes `docs/methods.md` from the records of methods, `docs/calls.md` from docstrings, `docs/real-model.md` from the
+numbers that the studies in `experiments/real/` kept, and `docs/model-types.md`, with one sentence of README.md, from
+`interp doctor --all --json > experiments/zoo/model_types.jsonl`.
 
 python docs/build.py            # write them
 python docs/build.py --check    # say whether they are up to date
@@ -14,12 +15,18 @@ import string
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import interp
 from interp import records
+from interp.commands import verdicts
 
 DOCS = Path(__file__).parent
 REAL = DOCS.parent / "experiments" / "real"
+TYPES = DOCS.parent / "experiments" / "zoo" / "model_types.jsonl"
+README = DOCS.parent / "README.md"
+MARKS = "<!-- interp doctor --all -->", "<!-- end -->"
+"""Between these stands README's sentence about model types."""
 
 
 def surface() -> dict[str, object]:
@@ -112,7 +119,52 @@ def real_model() -> str:
     return Numbers().format((REAL / "page.md").read_text(), **kept)
 
 
-PAGES = {"methods.md": methods, "calls.md": calls, "real-model.md": real_model}
+def model_types() -> str:
+    """What holds of each model type of transformers, with the reason where not all does."""
+    rows, sums = _kept_types()
+    order = list(sums["totals"])
+    rows.sort(key=lambda row: (order.index(row["verdict"]), row["model_type"]))
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in sums["totals"].items())
+    return "\n".join(
+        [
+            "# Model types", "",
+            f"Made by `docs/build.py` from `interp doctor --all --json`, transformers {sums['transformers']}.", "",
+            "```text", inspect.getdoc(verdicts) or "", "```", "",
+            f"{sums['types']} types: {counts}. {_share(sums)}", "",
+            *_table(
+                ("model type", "verdict", "where its attention is seen", "why not all of it"),
+                [(f"`{row['model_type']}`", row["verdict"], ", ".join(row["standpoints"]), row["why"]) for row in rows],
+            ),
+        ]
+    )  # fmt: skip
+
+
+def _kept_types() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    *rows, sums = map(json.loads, TYPES.read_text().splitlines())
+    return rows, sums
+
+
+def _share(sums: dict[str, Any]) -> str:
+    return (
+        f"Of the {sums['judged']} types that have heads and could be built, {sums['totals']['pass']}"
+        f" ({sums['totals']['pass'] / sums['judged']:.0%}) pass everything, and {sums['totals'].get('wrong', 0)} gave a"
+        " wrong number."
+    )
+
+
+def readme() -> str:
+    """README.md with its sentence about model types."""
+    before, start, rest = README.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not start or not end:
+        raise ValueError(f"README.md has no place between {MARKS[0]} and {MARKS[1]}.")
+    return f"{before}{start}\n  {_share(_kept_types()[1])}\n  {end}{after}"
+
+
+PAGES = {
+    "methods.md": methods, "calls.md": calls, "real-model.md": real_model, "model-types.md": model_types,
+    "../README.md": readme,
+}  # fmt: skip
 
 
 def main() -> int:

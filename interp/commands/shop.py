@@ -60,14 +60,13 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def _every(options: argparse.Namespace) -> int:
-    from interp.commands.verdicts import survey, totals
+    from interp.commands.verdicts import sums, survey, totals
 
     rows = []
     for row in survey(options.all):
         rows.append(row)
         print(json.dumps(row.to_dict()) if options.json else row, flush=True)
-    if not options.json:
-        print(totals(rows))
+    print(json.dumps(sums(rows)) if options.json else totals(rows))
     return 1 if any(row.verdict in ("fails", "wrong", "crash") for row in rows) else 0
 
 

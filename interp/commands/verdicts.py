@@ -18,7 +18,7 @@ Cost: half a second a type. Limits: random weights, made-up inputs, a sample of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ BREAKS = (
     RuntimeError, StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
 """What other people's code raises on inputs it was not made for; where ours does, that is a crash."""
+JUDGED: tuple[Verdict, ...] = ("pass", "partly", "refused", "fails", "wrong", "crash")
+"""The verdicts of types that have heads and could be built."""
 HEADS = 4
 """Heads of a type whose sweep is held against the loop."""
 
@@ -204,9 +206,19 @@ def survey(names: Iterable[str] = ()) -> Iterator[TypeRow]:
         yield examine(name)
 
 
-def totals(rows: Iterable[TypeRow]) -> str:
-    """How many types have which verdict, and the share of those with heads that pass."""
+def sums(rows: Sequence[TypeRow]) -> dict[str, object]:
+    """How many types have which verdict, the most frequent first, and how many have heads and could be built."""
+    import transformers
+
     counts = Counter(row.verdict for row in rows)
-    judged = sum(counts[v] for v in ("pass", "partly", "refused", "fails", "wrong", "crash"))
+    judged = sum(counts[one] for one in JUDGED)
+    version = transformers.__version__
+    return {"types": len(rows), "judged": judged, "totals": dict(counts.most_common()), "transformers": version}
+
+
+def totals(rows: Sequence[TypeRow]) -> str:
+    """The same in words, with the share that passes."""
+    counts = Counter(row.verdict for row in rows)
+    judged = sum(counts[one] for one in JUDGED)
     share = f"; {counts['pass'] / judged:.1%} of {judged} that could be judged pass" if judged else ""
     return ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()) + share
