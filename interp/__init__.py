@@ -18,6 +18,7 @@ _HOME = {
     "Inputs": "interp.hooks.inputs.inputs",
     "Site": "interp.hooks.sites",
     "Task": "interp.tasks.task",
+    "compare": "interp.tasks.own",
     "InterpError": "interp.kernels.errors",
     "Set": "interp.edits",
     "Scale": "interp.edits",

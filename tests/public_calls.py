@@ -218,7 +218,23 @@ def judged(name: str, p: Place) -> Any:
     return METRICS[name](task, logits)(logits, task.clean)
 
 
+def compared(p: Place) -> Any:
+    """Two prompts in words."""
+    texts = [f"When {name} and John went to the store, John gave a drink to" for name in ("Mary", "Tom")]
+    task = interp.compare(p.model("zoo:ioi"), *texts, " Mary", " John")
+    return task.right(), task.metric(task.model.run(task.clean)["logits"], task.clean).tolist()
+
+
+def worded(p: Place) -> Any:
+    """A metric of words, on ids."""
+    m = p.model("zoo:ioi")
+    metric = metrics.on(m, metrics.LogitDifference(" Mary", " John"))
+    return metric(m.run("When Mary and John went to the store, John gave")["logits"], None)
+
+
 CALLS: dict[str, Call] = {
+    "compare": compared,
+    "metrics.on": worded,
     "patch": patch,
     "patching.align": aligned,
     "patching.Average": lambda p: patched(p, source=interp.patching.Average(facts(p).clean), sites="L*.H*.z"),

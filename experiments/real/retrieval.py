@@ -31,9 +31,9 @@ from typing import Any
 from _real import finish, largest, load, options, paragraphs
 
 import interp
+from interp.prompts.haystack import Needle
 from interp.reporting.drawing.figures import bars, curves
 from interp.results.retrieval import CONVENTION
-from interp.tasks.haystack import Needle
 
 COUNTS = (1, 2, 4, 8, 16)
 DEPTHS = (0.2, 0.8)

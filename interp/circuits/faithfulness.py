@@ -69,7 +69,7 @@ def faithfulness(
     several = [circuit] if isinstance(circuit, Circuit) else circuit
     on = task if task is None or task.model is not None else task.on(model)
     chosen = on.metric if metric is None and on is not None else metric
-    with reading(model, chosen):
+    with reading(model, chosen) as chosen:
         ground = _Ground(_pair(model, on, base, source, chosen), on, ablation, tell)
         found = [_Trial(ground, one, level, seed).judged(scores, random, parts) for one in several]
     return found[0] if isinstance(circuit, Circuit) else found

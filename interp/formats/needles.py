@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from interp.prompts.haystack import Needle
 from interp.reading import Entry, lines
-from interp.tasks.haystack import Needle
 
 
 def needles(path: str | Path) -> tuple[Needle, ...]:

@@ -24,8 +24,9 @@ from interp.hooks.errors import InputsError
 from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
+from interp.metrics.ids import EveryRow
 from interp.metrics.places import At, Pooled
-from interp.metrics.reading import reading
+from interp.metrics.reading import on, reading
 from interp.metrics.shipped import KL, Reading, narrow
 from interp.provenance import about
 from interp.records import Method, register
@@ -77,7 +78,7 @@ def gates(
         raise InputsError(f"kind is {', '.join(map(repr, BANKS))}; got {kind!r}.")
     if steps < 1 or seeds < 1 or batch < 1:
         raise InputsError(f"steps, seeds and batch are at least 1; got {steps}, {seeds} and {batch}.")
-    layers, parts = _layers(model, heads), _parts(model, data, loss, batch)
+    layers, parts = _layers(model, heads), _parts(model, data, on(model, loss), batch)
     penalty, rate = PENALTIES[kind] if penalty is None else penalty, RATES[kind] if rate is None else rate
     plan = _Plan(model, layers, parts, kind, penalty, steps, rate)
     trained = [plan.trained(seed + n) for n in range(seeds)]
@@ -117,7 +118,7 @@ def _of_rows(loss: Loss, at: int, batch: int) -> Loss:
     if not isinstance(loss, (Reading, Pooled)) or not loss.ROWS:
         return loss
     first = getattr(loss, loss.ROWS[0])
-    if isinstance(first, Tensor) and first.ndim == 1:  # one vector for all rows
+    if isinstance(first, EveryRow) or (isinstance(first, Tensor) and first.ndim == 1):  # one for all rows
         return loss
     count = len(first)
     return loss.take(range(at * batch, min((at + 1) * batch, count)))

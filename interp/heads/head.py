@@ -30,6 +30,7 @@ from interp.hooks.run.weights import Rows
 from interp.hooks.sites import Site
 from interp.kernels.errors import InterpError
 from interp.metrics.judge import Metric
+from interp.metrics.reading import on
 from interp.metrics.shipped import LogitDifference, Reading
 from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
@@ -65,7 +66,7 @@ def head(
     made.add("weights", lambda: _weights(model, place))
     made.add("sink", lambda: _sink(model, place, x))
     made.add("attention", lambda: _attention(model, place, x))
-    chosen = metric if metric is not None else None if task is None else task.metric
+    chosen = on(model, metric) if metric is not None else None if task is None else task.metric
     answers = _answers(chosen)
     made.add("what it looks at", lambda: _said(looked(model, place, x, answers), "attention"))
     made.judge(chosen)

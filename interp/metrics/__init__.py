@@ -3,14 +3,15 @@ asked (`judge`, `judges`, `reading`)."""
 
 from __future__ import annotations
 
+from interp.metrics.ids import MetricError
 from interp.metrics.places import Along, At, Distance, Similarity
+from interp.metrics.reading import on
 from interp.metrics.shipped import (
     KL,
     Accuracy,
     Logit,
     LogitDifference,
     LogProb,
-    MetricError,
     Probability,
     Reading,
     RecoveredFraction,
@@ -30,4 +31,5 @@ __all__ = [
     "Reading",
     "RecoveredFraction",
     "Similarity",
+    "on",
 ]

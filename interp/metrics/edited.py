@@ -10,7 +10,7 @@ from torch import Tensor
 from interp.hooks.edits.edits import Edit
 from interp.hooks.inputs.inputs import Inputs
 from interp.metrics.judge import Metric, judged
-from interp.metrics.reading import reading
+from interp.metrics.reading import on, reading
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -25,7 +25,7 @@ class EditedScores:
     """`scores(edits)` is the metric [row] of one forward pass; `base` that of the plain one."""
 
     def __init__(self, model: Model, x: Inputs, metric: Metric) -> None:
-        self.model, self.x, self.metric = model, x, metric
+        self.model, self.x, self.metric = model, x, on(model, metric)
         self.base = self([])
 
     def __call__(self, edits: Sequence[Edit]) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor
 from interp.hooks.drive.sweep import Reads
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
+from interp.metrics.ids import Ids, ids
 from interp.metrics.places import Pooled, pooled
 from interp.metrics.reading import handed_over, must_fit, positions_read, site_of
-from interp.metrics.shipped import Ids, Reading, ids, places
+from interp.metrics.shipped import Reading, places
 
 if TYPE_CHECKING:
     from interp.model import Model

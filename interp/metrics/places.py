@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.metrics.ids import MetricError
 from interp.metrics.reading import must_fit, positions_read, reading
-from interp.metrics.shipped import MetricError, valid
+from interp.metrics.shipped import valid
 
 if TYPE_CHECKING:
     from interp.model import Model

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -17,7 +18,9 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.answer import answering
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.stand.output import answers
-from interp.metrics.shipped import MetricError
+from interp.metrics.ids import MetricError
+from interp.metrics.shipped import Reading, RecoveredFraction
+from interp.prompts.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -36,16 +39,32 @@ def site_of(metric: Any) -> str | None:
     return found[0] if found else None
 
 
+def on(model: Model, metric: Any) -> Any:
+    """The metric, or each of several, with ids in the place of words; raises where it is no metric."""
+    if isinstance(metric, Mapping):
+        return {name: on(model, one) for name, one in metric.items()}
+    if metric is not None and not callable(metric):
+        raise MetricError(
+            f"a metric is a function of logits and inputs, such as interp.metrics.LogitDifference(' Mary', ' John') or"
+            f" the metric of a task (interp.compare(m, clean, corrupt, answer, wrong).metric); got {metric!r:.80}"
+        )
+    if isinstance(metric, RecoveredFraction):
+        return replace(metric, metric=on(model, metric.metric))
+    return metric.with_ids(Vocabulary(model).single) if isinstance(metric, Reading) else metric
+
+
 @contextmanager
-def reading(model: Model, metric: Any, *others: Any) -> Iterator[None]:
-    """While inside, the model (and others that are given, unless None) answers with what the metric reads."""
+def reading(model: Model, metric: Any, *others: Any) -> Iterator[Any]:
+    """While inside, the model (and others that are given, unless None) answers with what the metric reads; gives the
+    metric with its words as ids."""
+    metric = on(model, metric)
     site = site_of(metric)
     with ExitStack() as undo:
         if site is not None or answers():
             for one in (model, *(other for other in others if other is not None)):
                 anatomy = one.ready() if site is not None else one.anatomy
                 undo.enter_context(answering(one.module, anatomy, site, family=one.family))
-        yield
+        yield metric
 
 
 def hands_over(call: Callable[P, R]) -> Callable[P, R]:
@@ -54,7 +73,9 @@ def hands_over(call: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(call)
     def handed(*args: P.args, **kwargs: P.kwargs) -> R:
         model: Any = args[0] if args else kwargs["model"]
-        with reading(model, kwargs.get("metric"), kwargs.get("source_model")):
+        with reading(model, kwargs.get("metric"), kwargs.get("source_model")) as metric:
+            if "metric" in kwargs:
+                kwargs["metric"] = metric
             return call(*args, **kwargs)
 
     return handed

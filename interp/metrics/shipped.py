@@ -6,12 +6,13 @@ ascending order, or None for all of them), `reference`. `metric(logits, inputs)`
 [batch, position, vocabulary] (or [batch, class]) and is `metric.score(narrow(logits, inputs, metric))`; an engine that
 computed only the cells read calls `score` with [batch, read position, read column] itself. `metric.take(rows)` is the
 metric of those rows, in that order, repeats allowed. Computed in float32 (float64 stays); padding is never read.
-Limits: ids, not strings (tasks translate); a row's answers must be single tokens except for a teacher-forced LogProb.
+Answers are ids or words, of every row or a row each (`interp/metrics/ids.py`).
+Limits: a row's answers must be single tokens except for a teacher-forced LogProb.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -19,21 +20,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.kernels.errors import InterpError
+from interp.metrics.ids import (
+    Answers,
+    EveryRow,
+    Ids,
+    MetricError,
+    as_many,
+    below,
+    chosen,
+    from_zero,
+    has_words,
+    known,
+    listed,
+    nonempty,
+    of_rows,
+    taken,
+    union,
+)
 
-Ids = tuple[tuple[int, ...], ...]
 M = TypeVar("M", bound="Reading")
 Positions = Literal["last"] | tuple[tuple[int, ...], ...]
-
-
-class MetricError(InterpError, ValueError):
-    """A metric that does not fit the logits or the inputs it was given."""
-
-
-def ids(rows: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Ids:
-    """One tuple of ids a row, from ids or lists of ids a row, or a tensor; negative ids are padding."""
-    listed: list[Any] = rows.tolist() if isinstance(rows, Tensor) else list(rows)
-    return tuple(tuple(int(i) for i in ([row] if isinstance(row, int) else row) if i >= 0) for row in listed)
 
 
 def valid(inputs: Any, batch: int, length: int) -> Tensor:
@@ -79,7 +85,7 @@ def narrow(logits: Tensor, inputs: Any, metric: Reading) -> Float[Tensor, "batch
         at = places(metric.positions, valid(inputs, *logits.shape[:2]).to(logits.device))
     read = logits[torch.arange(len(logits), device=logits.device)[:, None], at.clamp(min=0)]
     if metric.columns is not None:
-        _below(max(metric.columns), read.shape[-1])
+        below(max(metric.columns), read.shape[-1])
         read = read[..., torch.tensor(metric.columns, device=read.device)]
     return torch.where(at[..., None] >= 0, read if read.dtype == torch.float64 else read.float(), 0.0)
 
@@ -90,6 +96,8 @@ class Reading:
 
     ROWS: ClassVar[tuple[str, ...]] = ()
     """Fields with one entry a row."""
+    WORDS: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold answers."""
 
     if TYPE_CHECKING:
 
@@ -115,89 +123,60 @@ class Reading:
         """The metric from the cells it reads."""
         raise NotImplementedError(f"{type(self).__name__} defines no score")
 
+    def __post_init__(self) -> None:
+        for name in self.WORDS:
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, listed(name, given))
+
+    def with_ids(self: M, id_of: Callable[[str | int], int]) -> M:
+        """The metric with ids in the place of words."""
+        held = [name for name in self.WORDS if has_words(getattr(self, name))]
+        return replace(self, **{name: _ids(getattr(self, name), id_of) for name in held}) if held else self
+
     def take(self: M, rows: Sequence[int]) -> M:
         """The metric of those rows."""
-        return replace(self, **{name: _taken(getattr(self, name), rows) for name in self.ROWS})
+        return replace(self, **{name: taken(getattr(self, name), rows) for name in self.ROWS})
 
-    def _fits(self, read: Tensor, count: int) -> None:
+    def _fits(self, read: Tensor, rows: Any) -> None:
+        count = len(read) if isinstance(rows, EveryRow) else len(rows)
         if len(read) != count:
             name = type(self).__name__
             raise MetricError(f"{name} knows {count} rows, got logits of {len(read)}; use metric.take(rows)")
 
 
-def _taken(value: Any, rows: Sequence[int]) -> Any:
-    if isinstance(value, Tensor):
-        return value[torch.as_tensor(rows, device=value.device)]
-    return value if value is None or value == "last" else tuple(value[i] for i in rows)
-
-
-def _union(*groups: Ids | None) -> tuple[int, ...]:
-    return tuple(sorted({i for group in groups if group is not None for row in group for i in row}))
-
-
-def _chosen(read: Tensor, rows: Ids, columns: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
-    """The cells of each row's ids at its one position [batch, most], and which of them are real."""
-    where = {i: at for at, i in enumerate(columns)} if columns is not None else None
-    width = max(1, *(len(row) for row in rows))
-    at = [[where[i] if where is not None else i for i in row] + [0] * (width - len(row)) for row in rows]
-    real = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
-    _below(max(map(max, at)), read.shape[-1])
-    index = torch.tensor(at, device=read.device)
-    return read[:, 0].gather(1, index), torch.tensor(real, device=read.device)
+def _ids(rows: Any, id_of: Callable[[str | int], int]) -> Any:
+    return type(rows)(tuple(id_of(one) for one in row) for row in rows)
 
 
 def _mean(values: Tensor, real: Tensor) -> Tensor:
     return (values * real).sum(1) / real.sum(1)
 
 
-def _nonempty(name: str, rows: Ids) -> None:
-    for i, row in enumerate(rows):
-        if not row:
-            raise MetricError(f"expected at least one id a row in {name}, got none in row {i}")
-    _from_zero(name, rows)
-
-
-def _from_zero(name: str, rows: Ids | None) -> None:
-    for i, row in enumerate(rows or ()):
-        if any(one < 0 for one in row):
-            raise MetricError(f"expected ids from 0 on in {name}, got {min(row)} in row {i}")
-
-
-def _as_many(name: str, rows: Ids | None, answers: Ids) -> None:
-    if rows is not None and len(rows) != len(answers):
-        raise MetricError(f"expected {name} for {len(answers)} rows, got {len(rows)}")
-
-
-def _below(largest: int, width: int) -> None:
-    """Raise where an id is none of the columns: on an accelerator nobody else would say so in words."""
-    if largest >= width:
-        raise MetricError(f"expected ids below {width}, which is how many logits there are, got {largest}")
-
-
 @dataclass(frozen=True)
 class LogitDifference(Reading):
     """Mean logit of the right answers minus mean logit of the wrong ones."""
 
-    answers: Ids
-    wrong: Ids
+    answers: Answers
+    wrong: Answers
     positions: Positions = "last"
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "wrong", "positions")
+    WORDS: ClassVar[tuple[str, ...]] = ("answers", "wrong")
 
     def __post_init__(self) -> None:
-        _nonempty("answers", self.answers)
-        _nonempty("wrong", self.wrong)
-        if len(self.answers) != len(self.wrong):
-            raise MetricError(f"expected wrong answers for {len(self.answers)} rows, got them for {len(self.wrong)}")
+        super().__post_init__()
+        nonempty("answers", self.answers)
+        nonempty("wrong", self.wrong)
+        as_many("wrong answers", self.wrong, self.answers)
 
     @property
     def columns(self) -> tuple[int, ...]:
         """The answers of every row."""
-        return _union(self.answers, self.wrong)
+        return union(self.answers, self.wrong)
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
         """Right minus wrong."""
-        self._fits(read, len(self.answers))
-        right, wrong = (_mean(*_chosen(read, rows, self.columns)) for rows in (self.answers, self.wrong))
+        self._fits(read, self.answers)
+        right, wrong = (_mean(*chosen(read, rows, self.columns)) for rows in (self.answers, self.wrong))
         return right - wrong
 
 
@@ -205,47 +184,51 @@ class LogitDifference(Reading):
 class Logit(Reading):
     """Mean logit of the right answers."""
 
-    answers: Ids
+    answers: Answers
     positions: Positions = "last"
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "positions")
+    WORDS: ClassVar[tuple[str, ...]] = ("answers",)
 
     def __post_init__(self) -> None:
-        _nonempty("answers", self.answers)
+        super().__post_init__()
+        nonempty("answers", self.answers)
 
     @property
     def columns(self) -> tuple[int, ...]:
         """The answers of every row."""
-        return _union(self.answers)
+        return union(self.answers)
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
         """Their mean."""
-        self._fits(read, len(self.answers))
-        return _mean(*_chosen(read, self.answers, self.columns))
+        self._fits(read, self.answers)
+        return _mean(*chosen(read, self.answers, self.columns))
 
 
 @dataclass(frozen=True)
 class Probability(Reading):
     """Summed probability of the right answers, less that of the wrong ones where there are any."""
 
-    answers: Ids
-    wrong: Ids | None = None
+    answers: Answers
+    wrong: Answers = None
     positions: Positions = "last"
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "wrong", "positions")
+    WORDS: ClassVar[tuple[str, ...]] = ("answers", "wrong")
 
     def __post_init__(self) -> None:
-        _nonempty("answers", self.answers)
-        _from_zero("wrong", self.wrong)
-        _as_many("wrong", self.wrong, self.answers)
+        super().__post_init__()
+        nonempty("answers", self.answers)
+        from_zero("wrong", self.wrong)
+        as_many("wrong", self.wrong, self.answers)
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
         """Sum of probabilities."""
-        self._fits(read, len(self.answers))
+        self._fits(read, self.answers)
         p = read.softmax(-1)
-        right, real = _chosen(p, self.answers, None)
+        right, real = chosen(p, self.answers, None)
         total = (right * real).sum(1)
         if self.wrong is None:
             return total
-        off, real = _chosen(p, self.wrong, None)
+        off, real = chosen(p, self.wrong, None)
         return total - (off * real).sum(1)
 
 
@@ -257,13 +240,17 @@ class LogProb(Reading):
     each; otherwise the answer must be one token, predicted at the last position.
     """
 
-    targets: Ids
+    targets: Answers
     reduce: Literal["sum", "mean"] = "sum"
     forced: bool = False
     ROWS: ClassVar[tuple[str, ...]] = ("targets",)
+    WORDS: ClassVar[tuple[str, ...]] = ("targets",)
 
     def __post_init__(self) -> None:
-        _nonempty("targets", self.targets)
+        super().__post_init__()
+        nonempty("targets", self.targets)
+        if self.forced and isinstance(self.targets, EveryRow):
+            raise MetricError("forced=True reads where each row's answer stands: give one entry a row")
         if self.reduce not in ("sum", "mean"):
             raise MetricError(f"reduce is 'sum' or 'mean', got {self.reduce!r}")
         long = [i for i, row in enumerate(self.targets) if len(row) > 1]
@@ -276,7 +263,7 @@ class LogProb(Reading):
     @property
     def positions(self) -> Positions:
         """One place before each token of the answer."""
-        return tuple(tuple(range(-len(row) - 1, -1)) for row in self.targets) if self.forced else "last"
+        return tuple(tuple(range(-len(row) - 1, -1)) for row in known(self.targets)) if self.forced else "last"
 
     def __call__(self, logits: Tensor, inputs: Any) -> Float[Tensor, " batch"]:
         self._check_forced(inputs)
@@ -288,17 +275,17 @@ class LogProb(Reading):
             return
         tokens = given["input_ids"]
         last = places("last", valid(inputs, *tokens.shape).to(tokens.device))[:, 0].tolist()
-        for i, (row, end) in enumerate(zip(self.targets, last, strict=True)):
+        for i, (row, end) in enumerate(zip(of_rows(self.targets, len(last)), last, strict=True)):
             found = tuple(tokens[i, end + 1 - len(row) : end + 1].tolist())
             if found != row:
                 raise MetricError(f"expected row {i} to end with its answer {row}, got {found}")
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
         """Sum or mean over the answer's tokens."""
-        self._fits(read, len(self.targets))
-        width = read.shape[1]
-        _below(max(map(max, self.targets)), read.shape[-1])
-        index = torch.tensor([[*row, *[-1] * (width - len(row))] for row in self.targets], device=read.device)
+        self._fits(read, self.targets)
+        targets, width = of_rows(self.targets, len(read)), read.shape[1]
+        below(max(map(max, targets)), read.shape[-1])
+        index = torch.tensor([[*row, *[-1] * (width - len(row))] for row in targets], device=read.device)
         log_p = read.log_softmax(-1).gather(-1, index.clamp(min=0)[..., None])[..., 0]
         total = torch.where(index >= 0, log_p, 0.0).sum(1)
         return total if self.reduce == "sum" else total / (index >= 0).sum(1)
@@ -308,38 +295,39 @@ class LogProb(Reading):
 class Accuracy(Reading):
     """1 where a right answer has a larger logit than everything else (than every other choice), 0 where not or tied."""
 
-    answers: Ids
-    among: Ids | None = None
+    answers: Answers
+    among: Answers = None
     positions: Positions = "last"
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "among", "positions")
+    WORDS: ClassVar[tuple[str, ...]] = ("answers", "among")
 
     def __post_init__(self) -> None:
-        _nonempty("answers", self.answers)
-        _from_zero("among", self.among)
-        _as_many("among", self.among, self.answers)
+        super().__post_init__()
+        nonempty("answers", self.answers)
+        from_zero("among", self.among)
+        as_many("among", self.among, self.answers)
 
     @property
     def columns(self) -> tuple[int, ...] | None:
         """The choices, if they are given."""
-        return None if self.among is None else _union(self.answers, self.among)
+        return None if self.among is None else union(self.answers, self.among)
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
         """1 or 0."""
-        self._fits(read, len(self.answers))
+        self._fits(read, self.answers)
         right = torch.where(*self._masked(read, self.answers)).amax(1)
-        rest = read[:, 0].clone() if self.among is None else torch.where(*self._masked(read, self._others()))
+        rest = read[:, 0].clone() if self.among is None else torch.where(*self._masked(read, self._others(len(read))))
         if self.among is None:
-            for i, row in enumerate(self.answers):
+            for i, row in enumerate(of_rows(self.answers, len(read))):
                 rest[i, list(row)] = -torch.inf
         return (right > rest.amax(1)).to(read.dtype)
 
-    def _others(self) -> Ids:
-        assert self.among is not None
-        pairs = zip(self.among, self.answers, strict=True)
+    def _others(self, count: int) -> Ids:
+        pairs = zip(of_rows(self.among, count), of_rows(self.answers, count), strict=True)
         return tuple(tuple(i for i in row if i not in right) for row, right in pairs)
 
     def _masked(self, read: Tensor, rows: Ids) -> tuple[Tensor, Tensor, Tensor]:
-        values, real = _chosen(read, rows, self.columns)
+        values, real = chosen(read, rows, self.columns)
         return real, values, torch.full_like(values, -torch.inf)
 
 
@@ -364,7 +352,7 @@ class KL(Reading):
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
         """Sum over the vocabulary, mean over the positions of each row."""
-        self._fits(read, len(self.reference))
+        self._fits(read, self.reference)
         log_p = self.reference.to(read.device, read.dtype).log_softmax(-1)
         each = (log_p.exp() * (log_p - read.log_softmax(-1))).sum(-1)
         counts = [read.shape[1]] * len(read) if self.positions == "last" else [len(row) for row in self.positions]

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
+from interp.metrics.ids import Ids
 from interp.metrics.judge import Metric, judged
 from interp.metrics.reading import reading
-from interp.metrics.shipped import Accuracy, Ids
+from interp.metrics.shipped import Accuracy
 from interp.pruning.choose import best, labels
 from interp.pruning.cut import cut, masks
 from interp.pruning.owners import output_axis
@@ -158,7 +159,7 @@ def _point(model: Model, gone: list[str], parts: Parts, cutting: bool, rounds: i
 
 
 def _judged(own: Model, x: Inputs, metric: Metric, edits: Sequence[Any]) -> Tensor:
-    with reading(own, metric):
+    with reading(own, metric) as metric:
         return judged(metric, x, own.run(x, edits=edits)["logits"])
 
 

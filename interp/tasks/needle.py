@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from interp.prompts.draw import Split, stream
+from interp.prompts.haystack import Needle, from_file
 from interp.prompts.needles import KEYS, VALUES, NeedleError
 from interp.prompts.needles import haystack as generated
 from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Host, TaskError, Vocabulary
-from interp.tasks.haystack import Needle, from_file
 from interp.tasks.task import Task, generator, made
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -24,8 +24,9 @@ from torch import Tensor
 from interp.hooks.anatomy.lengths import longest
 from interp.hooks.inputs.positions import Span
 from interp.metrics.edited import scored
+from interp.metrics.ids import Ids
 from interp.metrics.places import Similarity
-from interp.metrics.shipped import Accuracy, Ids, LogitDifference, LogProb, Probability, Reading, narrow, valid
+from interp.metrics.shipped import Accuracy, LogitDifference, LogProb, Probability, Reading, narrow, valid
 from interp.prompts.rows import Place, Prompt, Reads, Recipe, Row, Score
 from interp.prompts.vocabulary import Host, TaskError, Vocabulary
 from interp.tasks import files

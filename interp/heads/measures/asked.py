@@ -14,8 +14,10 @@ from interp.hooks.head_names import head_of
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import real_positions
 from interp.hooks.sites import Site
+from interp.metrics.ids import Ids
 from interp.metrics.judge import Metric
-from interp.metrics.shipped import Ids, LogProb
+from interp.metrics.reading import on
+from interp.metrics.shipped import LogProb
 from interp.patching.cells import expanded
 from interp.tasks.task import Task
 
@@ -124,6 +126,7 @@ def asked(
 ) -> Asked:
     """Read the data: a task, or inputs with a metric or labels."""
     model.ready()
+    metric = on(model, metric)
     patterns = (heads,) if isinstance(heads, str) else tuple(heads)
     chosen = tuple(_sites(model, patterns))
     if isinstance(data, Task):

@@ -7,16 +7,15 @@ import math
 import pytest
 import torch
 
+from interp.metrics.ids import MetricError, ids
 from interp.metrics.shipped import (
     KL,
     Accuracy,
     Logit,
     LogitDifference,
     LogProb,
-    MetricError,
     Probability,
     RecoveredFraction,
-    ids,
     narrow,
     places,
 )

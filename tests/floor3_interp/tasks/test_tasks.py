@@ -39,9 +39,9 @@ from interp.planted.probes import probe_task
 from interp.planted.wiring import tokenizer as planted_tokenizer
 from interp.preparing.prepare import prepare
 from interp.prompts.draw import where
+from interp.prompts.haystack import Needle
 from interp.prompts.scenes import COLORS, SHAPES
 from interp.prompts.vocabulary import TaskError, Vocabulary
-from interp.tasks.haystack import Needle
 from interp.tasks.task import Row, Task
 from interp.zoo import catalog
 
