@@ -45,6 +45,16 @@ TRANSFORMER_LENS = {
     "attn.hook_attn_scores": "scores",
     "mlp.hook_post": "neurons",
 }
+
+
+def cached(name: str, layer: int) -> str:
+    """The site of a key of TransformerLens' cache, ("pattern", 5)."""
+    short = {one.rpartition("hook_")[2]: component for one, component in TRANSFORMER_LENS.items() if "embed" not in one}
+    if name not in short:
+        raise SiteError(f"no key ({name!r}, layer) here; known are {', '.join(map(repr, short))}.")
+    return f"L{layer}.{short[name]}"
+
+
 _NUMBERS = r"(?:\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
 _SITE = re.compile(
     rf"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:L(?P<layers>{_NUMBERS})\.?)?(?:(?P<kind>[HK])(?P<heads>{_NUMBERS})\.?)?"

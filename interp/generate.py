@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.held import Held
-from interp.hooks.edits.edits import Edit
+from interp.hooks.edits.edits import Edit, several
 from interp.hooks.errors import EditError, InputsError, ModelError
 from interp.hooks.run.session import Session
 
@@ -43,7 +43,7 @@ def generate(
     model: Held,
     inputs: Any,
     *,
-    edits: Iterable[Edit] = (),
+    edits: Edit | Iterable[Edit] = (),
     phase: Literal["prefill", "decode", "both"] | None = None,
     max_new_tokens: int = 20,
     **how: Any,
@@ -59,7 +59,7 @@ def generate(
             "generating goes on from the last column, so prompts are padded on the left: m.prepare(...,"
             " padding='left')."
         )
-    placed = [edit if phase is None else replace(edit, phase=phase) for edit in edits]
+    placed = [edit if phase is None else replace(edit, phase=phase) for edit in several(edits)]
     session = Session(model.module, anatomy, edits=placed, inputs=x, family=model.family)
     module: Any = model.module
     with model.on(session), torch.no_grad():

@@ -54,7 +54,7 @@ class Model(Held):
         inputs: Any,
         *,
         record: Record = (),
-        edits: Iterable[Edit] = (),
+        edits: Edit | Iterable[Edit] = (),
         positions: Positions | None = None,
         keys: Positions | None = None,
         grad: bool = False,
@@ -63,8 +63,10 @@ class Model(Held):
         budget: int | None = None,
         source_model: Model | None = None,
     ) -> Tape:
-        """One forward pass with edits; the tape holds the logits and what was asked for.
+        """One forward pass with edits (one, or several); the tape holds the logits and what was asked for.
 
+        `record` is one site or several; "*" is all there is but patterns, scores and results, which are asked for by
+        name.
         `positions` are those recorded (of patterns: the query rows), `keys` the key columns of patterns. `store` is
         where recordings go: the model's device, "cpu", or a directory (which `interp.open` reads). `budget` bounds
         them in bytes (half of what is free unless said); they are estimated first. `source_model` runs that model
@@ -124,7 +126,7 @@ class Model(Held):
                 yield self.run(some, record=record, **how)
 
     @contextmanager
-    def edited(self, edits: Iterable[Edit]) -> Iterator[Session]:
+    def edited(self, edits: Edit | Iterable[Edit]) -> Iterator[Session]:
         """While inside, any code that calls the module runs with the edits, in every thread; contexts nest."""
         anatomy = self.ready()
         session = Session(
@@ -144,7 +146,7 @@ class Model(Held):
         self,
         inputs: Any,
         *,
-        edits: Iterable[Edit] = (),
+        edits: Edit | Iterable[Edit] = (),
         phase: Literal["prefill", "decode", "both"] | None = None,
         max_new_tokens: int = 20,
         **how: Any,
@@ -187,6 +189,8 @@ def attach(
 
 def _wanted(anatomy: Anatomy, record: Record) -> list[Site]:
     listed = [record] if isinstance(record, (str, Site)) else list(record)
+    if "*" in listed:
+        listed = [*anatomy.all_sites(), *(one for one in listed if one != "*")]
     sites = [site for spelled in listed for site in anatomy.sites(spelled)]
     for site in sites:
         if site.component == "attention":

@@ -70,7 +70,7 @@ def watch(
     model: Held,
     *,
     record: Iterable[str | Site] | str | Site = (),
-    edits: Iterable[Edit] = (),
+    edits: Edit | Iterable[Edit] = (),
     steps: int | str | None = None,
     reduce: Reduce | None = None,
     store: str = "cpu",

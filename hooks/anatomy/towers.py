@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -152,6 +153,20 @@ class Anatomy:
         if not wanted:
             raise SiteError(f"{pattern.text!r}: {next(str(why) for why in found)}")
         return wanted
+
+    def all_sites(self) -> list[Site]:
+        """Every place that can be read, but patterns, scores and results: these are of the size of rows by rows, or of
+        heads by width."""
+        named = [f"L*.{one}" for one in ("q", "k", "v", "z", *sorted(LAYER))]
+        spelled = [f"{tower}.{one}" for tower in self.towers for one in named]
+        for name, tower in self.towers.items():
+            ends = {"embed": "resid_pre" in tower.layers[0].ports, "final_norm": tower.final_norm is not None}
+            spelled += [f"{name}.{end}" for end, there in ends.items() if there]
+        found: list[Site] = []
+        for one in [*spelled, *(["connector.out"] if self.connector else ())]:
+            with suppress(SiteError):  # a component that this tower does not have
+                found += self.sites(one)
+        return found
 
     def _connector(self, pattern: Pattern) -> Site:
         if pattern.tower != "connector" or self.connector is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import FunctionType
@@ -29,6 +29,15 @@ from interp.kernels.masks.symbols import ByContent
 Phase = Literal["prefill", "decode", "both"]
 ValueChange = Callable[[Tensor, Tensor | None], Tensor]
 """`change` of a value edit: x, and which of its positions are real."""
+
+
+def several(edits: Edit | Iterable[Edit]) -> list[Edit]:
+    """The edits, where one alone stands for itself; raises where something else came."""
+    found = [edits] if isinstance(edits, Edit) or not isinstance(edits, Iterable) else list(edits)
+    for one in found:
+        if not isinstance(one, Edit):
+            raise EditError(f"expected edits such as interp.Scale('L5.H3.z', 0.5), or a list of them; got {one!r:.80}")
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from torch import Tensor
 from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.inputs import files, table
 from interp.hooks.inputs.arguments import checked, main_ids, main_tower, other_towers, unknown_call
-from interp.hooks.inputs.positions import Span, resolve
+from interp.hooks.inputs.positions import Span, named, resolve
 from interp.hooks.inputs.roles import Roles, plain, roles
 from interp.hooks.inputs.token_text import Decoder, Offsets, covering, locate, not_found, read, shown
 from interp.hooks.pictures.grids import Patches
@@ -137,10 +137,26 @@ class Inputs:
         """The real positions a specification stands for.
 
         A role (`"image"`, `"text"`, `"bos"`, `"image:0"`, `"newline"`, `"cls"`), `"all" "first" "last"`, `"prompt"
-        "continuation" "last_prompt"`, a `Span`, a column, columns, columns per row, a slice, a range, or a mask.
+        "continuation" "last_prompt"`, a text that stands once in every row, a `Span`, a column, columns, columns per
+        row, a slice, a range, or a mask.
         Negative numbers count from each row's last real token; a number that is padding in some row is an error.
         """
+        if isinstance(spec, str) and self.texts is not None and not named(spec, self.roles):
+            spec = self._only(spec)
         return resolve(spec, self.valid, self.roles, self.continuation)
+
+    def _only(self, text: str) -> str | Span:
+        """The tokens of a text that stands once in every row; the text as it is where it stands in none."""
+        counts = [one.count(text) for one in self.texts or ()]
+        if not any(counts):
+            return text
+        if set(counts) != {1}:
+            row = next(i for i, count in enumerate(counts) if count != 1)
+            raise InputsError(
+                f"the text {text!r} stands {counts[row]} times in row {row}, so positions={text!r} does not say which"
+                f" tokens are meant: x = m.prepare(...), and positions=x.find({text!r}, occurrence=n)"
+            )
+        return self.find(text)
 
     def find(self, text: str, occurrence: int = 1, *, row: int | None = None) -> Span:
         """The tokens that hold the n-th occurrence of a text, in every row or in one; -1 is the last occurrence."""

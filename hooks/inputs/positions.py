@@ -81,6 +81,11 @@ def _boolean(spec: Tensor, valid: Mask) -> Mask:
     return spec.to(valid.device) & valid
 
 
+def named(spec: str, roles: Roles) -> bool:
+    """Whether a word is a role or a place."""
+    return spec in PLACES or spec.partition(":")[0] in roles.names()
+
+
 def _named(spec: str, valid: Mask, roles: Roles, continuation: Sequence[int] | None) -> Mask:
     if spec in PLACES:
         return _place(spec, valid, continuation)
@@ -88,7 +93,8 @@ def _named(spec: str, valid: Mask, roles: Roles, continuation: Sequence[int] | N
     if name not in roles.names():
         near = get_close_matches(name, (*roles.names(), *PLACES), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputsError(f"no role {name!r}; {hint}There are {', '.join((*roles.names(), *PLACES))}")
+        there = ", ".join((*roles.names(), *PLACES))
+        raise InputsError(f"no role {name!r}; {hint}There are {there}, and any text that stands once in every row")
     found = roles.where(name).to(valid.device) & valid
     if not colon:
         return found

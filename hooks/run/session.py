@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port
 from interp.hooks.anatomy.unwrap import forced_eager
-from interp.hooks.edits.edits import Edit
+from interp.hooks.edits.edits import Edit, several
 from interp.hooks.edits.placing import Placed, places
 from interp.hooks.errors import EditError, SiteError
 from interp.hooks.inputs.inputs import Inputs
@@ -51,7 +51,7 @@ class Session:
         root: nn.Module,
         anatomy: Anatomy,
         *,
-        edits: Iterable[Edit] = (),
+        edits: Edit | Iterable[Edit] = (),
         wish: Wish | None = None,
         inputs: Inputs | None = None,
         family: Family | None = None,
@@ -60,7 +60,7 @@ class Session:
     ) -> None:
         self.root, self.anatomy, self.family = root, anatomy, family
         self.moment = Moment(inputs, describe)
-        self.edits = [Placed(edit, site) for edit in edits for site in places(anatomy, edit)]
+        self.edits = [Placed(edit, site) for edit in several(edits) for site in places(anatomy, edit)]
         self.editor = Editor(anatomy, self.edits, self.moment)
         self.wish = wish or Wish()
         self.keeper = Keeper(anatomy, self.wish, self.moment)

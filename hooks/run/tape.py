@@ -15,7 +15,7 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.inputs.positions import real
 from interp.hooks.run.shelf import Shelf
-from interp.hooks.sites import CALL, HEAD, KV, TRANSFORMER_LENS, Site
+from interp.hooks.sites import CALL, HEAD, KV, TRANSFORMER_LENS, Site, cached
 from interp.kernels.errors import InterpError
 
 
@@ -34,8 +34,8 @@ class Tape(Mapping[str, Any]):
         self.meta = dict(meta)
         self._tensors = tensors
 
-    def __getitem__(self, spelled: str | Site) -> Any:
-        sites = self.anatomy.sites(spelled)
+    def __getitem__(self, spelled: str | Site | tuple[str, int]) -> Any:
+        sites = self.anatomy.sites(cached(*spelled) if isinstance(spelled, tuple) else spelled)
         if len(sites) == 1:
             return self._one(sites[0])
         return {str(site): self._one(site) for site in sites}
