@@ -29,8 +29,7 @@ from interp.hooks.run.session import Session, edits_on
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site, parse
 from interp.hooks.stand.call import Call, visible
-from interp.hooks.stand.output import answer_of, logits_of, no_logits
-from interp.hooks.survey.dissect import outer_tensor
+from interp.hooks.stand.output import answer_of, logits_of, no_logits, outer_tensor
 
 Take = Callable[[int, str, Tensor], None]
 """Gets a layer, a component, and what is there now; it keeps a copy or nothing."""
@@ -175,7 +174,9 @@ def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) ->
     gets them as a list: a tensor would be moved to the first device, and the head may lie on another."""
     several = len(set(getattr(module, "hf_device_map", {}).values())) > 1
     asked = {} if kept is None else {"logits_to_keep": kept.tolist() if several else kept}
-    without = {"use_cache": False} if hasattr(getattr(module, "config", None), "use_cache") else {}
+    caches = hasattr(getattr(module, "config", None), "use_cache")
+    streams = "use_streaming" in signature(module.forward).parameters  # it says by that word whether it caches (Mimi)
+    without = {"use_cache": False} if caches and not streams else {}
     return {**kwargs, **without, **asked}
 
 

@@ -26,7 +26,7 @@ from interp.hooks.edits.edits import Edit, Set
 from interp.hooks.errors import ModelError
 from interp.hooks.run.writes import attentions, spelled
 from interp.hooks.sites import Site
-from interp.hooks.survey.dissect import outer_tensor
+from interp.hooks.stand.output import outer_tensor
 
 
 @dataclass(frozen=True, eq=False)

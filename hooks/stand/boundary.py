@@ -20,6 +20,7 @@ from interp.hooks.anatomy.towers import Layer
 from interp.hooks.errors import ModelError
 from interp.hooks.stand.attention import onward
 from interp.hooks.stand.call import BorderTap, Call
+from interp.hooks.stand.output import exchanged, outer_tensor
 
 
 class _Now(threading.local):
@@ -90,23 +91,25 @@ class Border:
         self.now.call = Call(module, "border", lambda *a, **k: (empty, None), empty, empty, empty, mask, {})
 
     def _projected(self, components: list[str]) -> Any:
-        def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        def hook(_: nn.Module, args: Any, output: Any) -> Any:
             taps = self._live()
             if not taps or self.now.call is None:
                 return None
-            result = output
+            key, made = outer_tensor(output)
+            result = made
             for component in components:
                 heads = self.layer.kv_heads if component in ("k", "v") else self.layer.heads
                 projection = self._projection(component)
                 assert projection is not None
-                new = old = split(output, projection.view, heads)
+                new = old = _flat(split(made, projection.view, heads))
                 for tap in taps:
                     new = tap.border(component, new)
                 setattr(self.now.call, component, new.transpose(1, 2))
                 if new is not old or any(tap.differentiable for tap in taps):
-                    result = output.clone() if result is output else result
-                    split(result, projection.view, heads).copy_(new)
-            return None if result is output else result
+                    result = made.clone() if result is made else result
+                    part = split(result, projection.view, heads)
+                    part.copy_(new.reshape(part.shape))
+            return None if result is made else exchanged(output, key, result)
 
         return hook
 
@@ -115,11 +118,18 @@ class Border:
         if not taps or self.now.call is None:
             return None
         call, flat = self.now.call, args[0]
-        z = flat.unflatten(-1, (self.layer.heads, self.layer.d_value))
+        z = _flat(flat.unflatten(-1, (self.layer.heads, self.layer.d_value)))
         call.function = lambda *a, **k: (z, None)
         if self.family.recipe is not None:
             call.implementation = "sdpa"
             call.arguments = {"scaling": self.family.recipe.scale, "is_causal": self.family.recipe.causal}
         onward(call, taps)
         self.now.call = None
-        return None if call.z is z and not any(t.differentiable for t in taps) else (call.z.flatten(-2), *args[1:])
+        if call.z is z and not any(tap.differentiable for tap in taps):
+            return None
+        return call.z.reshape(flat.shape), *args[1:]
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[batch, position, head, d] of a tensor whose positions may lie in rows and columns."""
+    return x if x.ndim == 4 else x.flatten(1, -3)

@@ -1,8 +1,9 @@
-"""The answer in what a model returns, read and replaced, and what it is while it is not the logits."""
+"""What a module returns: the tensor that it is about, a model's answer in it, both read and replaced."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,3 +78,28 @@ def with_logits(output: Any, key: str | int | None, logits: Tensor) -> Any:
     if isinstance(key, int):
         return (*output[:key], logits, *output[key + 1 :])
     return logits if key is None else replace(output, **{key: logits})
+
+
+def outer_tensor(output: Any) -> tuple[int | str | None, Tensor]:
+    """The tensor a module's output is about: itself, the first of a tuple, or the first field of an output class."""
+    if torch.is_tensor(output):
+        return None, output
+    if isinstance(output, (tuple, list)) and output and torch.is_tensor(output[0]):
+        return 0, output[0]
+    if isinstance(output, Mapping) and output:
+        key = next(iter(output))
+        if torch.is_tensor(output[key]):
+            return key, output[key]
+    return None, torch.empty(0)
+
+
+def exchanged(output: Any, key: int | str | None, made: Tensor) -> Any:
+    """The output with another tensor where `outer_tensor` found one."""
+    if key is None:
+        return made
+    if isinstance(output, MutableMapping):
+        output[key] = made
+        return output
+    changed = list(output)
+    changed[int(key)] = made
+    return tuple(changed)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.towers import Port
 from interp.hooks.errors import ModelError
 from interp.hooks.stand.call import Tap
+from interp.hooks.stand.output import outer_tensor
 from interp.hooks.stand.sdpa import Sdpa
 
 Change = Callable[[Tensor], Tensor]
@@ -134,8 +135,13 @@ def head_results(out: nn.Module, z: Tensor, heads: tuple[int, ...]) -> Tensor:
     if plain and type(weight) is nn.Parameter and weight.is_floating_point() and weight.device == z.device:
         by_head = (weight if type(out).__name__ == "Conv1D" else weight.T).unflatten(0, z.shape[-2:])
         return torch.einsum("...hd,hdo->...ho", z[..., list(heads), :], by_head[list(heads)])
-    nothing = out.forward(torch.zeros_like(z.flatten(0, -3)[:1]).flatten(-2))
-    return torch.stack([out.forward(_only(z, head).flatten(-2)) - nothing for head in heads], dim=-2)
+    nothing = projected(out, torch.zeros_like(z.flatten(0, -3)[:1]))
+    return torch.stack([projected(out, _only(z, head)) - nothing for head in heads], dim=-2)
+
+
+def projected(out: nn.Module, z: Tensor) -> Tensor:
+    """What an output projection makes of z [..., head, d_head], also where it returns more than that (I-BERT)."""
+    return outer_tensor(out.forward(z.flatten(-2)))[1]
 
 
 def _only(z: Tensor, head: int) -> Tensor:

@@ -35,7 +35,8 @@ from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
 from interp.hooks.sites import Site
 from interp.hooks.stand.call import Call, Tap, visible
-from interp.hooks.stand.ports import head_results
+from interp.hooks.stand.output import outer_tensor
+from interp.hooks.stand.ports import head_results, projected
 from interp.hooks.stand.standpoints import watch
 from interp.hooks.survey.answers import answer, gap, same
 from interp.hooks.survey.capabilities import Capabilities
@@ -238,7 +239,7 @@ class _Seen:
     def _reads(self, tower: Tower, layer: Layer, projection: nn.Module, z: Tensor, out: Tensor) -> str:
         """Of a projection that rounds its input only this can be asked: that z is what it reads."""
         with torch.no_grad():
-            made = projection.forward(z.flatten(-2)).reshape(out.shape)
+            made = projected(projection, z).reshape(out.shape)
         _close(made, out, out.abs().max(), f"{tower.name} L{layer.index}: the projection of z")
         return f"{type(projection).__name__} rounds its input too, so head results do not add up; z is what it reads"
 
@@ -247,7 +248,7 @@ class _Seen:
         projection = self.module.get_submodule(layer.out)
         with torch.no_grad():
             parts = head_results(projection, z, tuple(range(layer.heads)))
-            return parts.double(), projection.forward(torch.zeros_like(z[:1, :1]).flatten(-2)).double()
+            return parts.double(), projected(projection, torch.zeros_like(z[:1, :1])).double()
 
     def zeroed(self, tower: Tower) -> str | None:
         """(c)"""
@@ -268,7 +269,7 @@ class _Seen:
             self._forward()
         edited = session.recorded()[made]
         with torch.no_grad():
-            expected = without_head(self.module, layer, head)(z.flatten(-2)).reshape(out.shape)
+            expected = outer_tensor(without_head(self.module, layer, head)(z.flatten(-2)))[1].reshape(out.shape)
         _close(edited, expected, float(expected.abs().max()), f"{site} = 0 against zeroed columns of {layer.out}")
         return None
 
@@ -351,7 +352,7 @@ class _Seen:
                 assert r is not None
                 assert w is not None
                 assert s is not None
-                if _post_norm(layer):
+                if self._post_norm(layer):
                     reasons.add("the block normalises after adding, so the sum is not a site")
                     continue
                 r, w = r.double().to(s.device), w.double().to(s.device).reshape(r.shape)
@@ -362,6 +363,14 @@ class _Seen:
                     f"{tower.name} L{layer.index}: {before} + {write} = {after}",
                 )
         return reasons.pop() if len(reasons) == 1 else None
+
+    def _post_norm(self, layer: Layer) -> bool:
+        """Whether the residual between the stages is a norm's output."""
+        port = layer.ports.get("resid_mid")
+        if port is None or port.side != "out":
+            return False
+        called = f"{port.module.rpartition('.')[2]} {type(self.module.get_submodule(port.module)).__name__}"
+        return "norm" in called.lower()
 
 
 def _some(x: Tensor, axis: int = 1) -> Tensor:
@@ -376,12 +385,6 @@ def _unsaid(name: str, calls: Sequence[Call]) -> str:
     bare = sum(call.causal for call in calls)
     here = f"{bare} of {len(calls)} calls here were causal for that" if bare else "every call here passed one"
     return f"{name} does not say is_causal, so sdpa hides later keys wherever no mask is passed: {here}"
-
-
-def _post_norm(layer: Layer) -> bool:
-    """Whether the residual between the stages is a norm's output."""
-    port = layer.ports.get("resid_mid")
-    return port is not None and port.side == "out" and "norm" in port.module.lower().rpartition(".")[2]
 
 
 def _site(anatomy: Anatomy, tower: Tower, layer: Layer, component: str, heads: tuple[int, ...] | None = None) -> Site:

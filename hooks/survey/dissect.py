@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.towers import Port
+from interp.hooks.stand.output import outer_tensor
 
 PARALLEL = "its attention and MLP read the same residual in parallel, so there is no residual between them"
 RESIDUAL = ("resid_pre", "resid_mid", "resid_mid2", "resid_post", "attn_write", "mlp_write")
@@ -53,19 +54,6 @@ class Stage:
     def ports_of(self, attention: str) -> dict[str, Port]:
         """The ports of the layer that this attention makes: the block's, and its own."""
         return {**self.ports, **self.attention_ports.get(attention, {})}
-
-
-def outer_tensor(output: Any) -> tuple[int | str | None, Tensor]:
-    """The tensor a module's output is about: itself, the first of a tuple, or the first field of an output class."""
-    if torch.is_tensor(output):
-        return None, output
-    if isinstance(output, (tuple, list)) and output and torch.is_tensor(output[0]):
-        return 0, output[0]
-    if isinstance(output, Mapping) and output:
-        key = next(iter(output))
-        if torch.is_tensor(output[key]):
-            return key, output[key]
-    return None, torch.empty(0)
 
 
 def first_tensor(inputs: Mapping[int | str, Any]) -> tuple[int | str, Tensor] | None:

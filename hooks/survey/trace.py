@@ -22,9 +22,10 @@ from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
 from interp.hooks.errors import ModelError
 from interp.hooks.inputs.sound import SOUND
+from interp.hooks.stand.output import outer_tensor
 from interp.hooks.survey.attending import Seen, Watches, at_borders
-from interp.hooks.survey.dissect import Event, Stage, dissect, first_tensor, outer_tensor
-from interp.hooks.survey.guess import guessed
+from interp.hooks.survey.dissect import Event, Stage, dissect, first_tensor
+from interp.hooks.survey.guess import called_attention, guessed
 from interp.hooks.survey.softmaxes import noted
 
 OWN_SOFTMAX = "it computes a softmax of its own, which is not seen"
@@ -45,7 +46,7 @@ def traced(
     watch = Watches(module)
     with watch.on(), noted(module, inputs) as softmaxes:
         _forward(module, inputs)
-    family = family if watch.seen or family else guessed(module, inputs)
+    family = family if watch.seen or family else guessed(module, inputs, softmaxes.names or called_attention(module))
     seen = watch.seen or (dict(at_borders(module, family)) if family else {})
     if not seen:
         raise _none(module, list(softmaxes.names))
