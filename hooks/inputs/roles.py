@@ -98,7 +98,7 @@ def place(labels: Roles, name: str, at: Sequence[Tensor], pictures: Sequence[Seq
                 grids[row].append(block.shape)
                 views[row].append(replace(block.view, picture=number))
                 start += len(block)
-            number += 1
+            number += not all(block.fills for block in picture)
     return replace(labels, **tensors, tags=tags, grids=tuple(map(tuple, grids)), views=tuple(map(tuple, views)))
 
 

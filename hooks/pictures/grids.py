@@ -7,6 +7,7 @@ Limits: Swin gives the grid of its first stage; masked pretraining (ViTMAE drops
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,7 +36,8 @@ LEADS: dict[str, tuple[str, ...]] = {
 class View:
     """The part of a picture a grid covers: tile k of an arrangement, fractions (x0, y0, x1, y1), or what a `Fit` keeps.
 
-    `picture` is the picture's number in the batch.
+    `picture` is the picture's number in the batch. `side` is that of a tile in pixels where the picture is fitted into
+    the upper left corner of its tiles and the rest is padding; elsewhere it fills them.
     """
 
     tile: int = 0
@@ -43,6 +45,12 @@ class View:
     area: Area | None = None
     picture: int = 0
     known: bool = True
+    side: int | None = None
+
+    @property
+    def by_fit(self) -> bool:
+        """Whether only a `Fit` says what it covers."""
+        return self.known and self.area is None and self.tiles is None
 
     def fractions(self, size: tuple[int, int], fit: Fit | None) -> Area:
         """Fractions of the picture's width and height."""
@@ -54,7 +62,8 @@ class View:
             return _fitted(fit).area(size)
         rows, cols = arrange(self.tiles, size) if isinstance(self.tiles, int) else self.tiles
         row, col = divmod(self.tile, cols)
-        return col / cols, row / rows, (col + 1) / cols, (row + 1) / rows
+        high, wide = (rows, cols) if self.side is None else in_corner(size, (rows, cols), self.side)
+        return col / wide, row / high, (col + 1) / wide, (row + 1) / high
 
 
 def _fitted(fit: Fit | None) -> Fit:
@@ -70,6 +79,17 @@ def arrange(tiles: int, size: tuple[int, int]) -> tuple[int, int]:
     """The arrangement of a known number of tiles that is nearest to the picture's aspect ratio."""
     options = [(tiles // cols, cols) for cols in range(1, tiles + 1) if tiles % cols == 0]
     return min(options, key=lambda option: abs(size[1] / size[0] - option[1] / option[0]))
+
+
+def in_corner(size: tuple[int, int], tiles: tuple[int, int], side: int) -> tuple[float, float]:
+    """How many tiles (down, across) a picture fills that keeps its shape, grows to one tile where it can, and is no
+    larger than all of them."""
+    targets = [min(max(size[i], side), tiles[i] * side) for i in (0, 1)]
+    scales = [targets[i] / size[i] for i in (0, 1)]
+    tight = 1 if scales[1] < scales[0] else 0
+    fitted = [min(math.floor(size[i] * scales[tight]) or 1, targets[i]) for i in (0, 1)]
+    fitted[tight] = targets[tight]
+    return fitted[0] / side, fitted[1] / side
 
 
 @dataclass(frozen=True)
@@ -130,6 +150,11 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    @property
+    def fills(self) -> bool:
+        """Whether it only fills up a row."""
+        return "filler" in self.tags and bool(self.tags["filler"].all())
 
     def drop_first(self) -> Block:
         """Without the first token, whatever it is (`vision_feature_select_strategy="default"`)."""

@@ -1,8 +1,10 @@
-"""Mllama: one token a picture in the text; its vision tower holds all tiles of a picture in one row."""
+"""Mllama: one token a picture in the text; its vision tower holds all tiles of a picture in one row, the picture in the
+upper left corner of its tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +27,26 @@ def _mllama_vision(config: Any, kwargs: Mapping[str, Tensor]) -> list[list[Grids
     if "aspect_ratio_mask" not in kwargs:
         raise InputsError(f"which of the {tiles} tiles of a picture are real is not known without aspect_ratio_mask")
     real = kwargs["aspect_ratio_mask"].reshape(-1, tiles).bool().tolist()
-    one = grid((1, *patch_grid(config, pixels)), lead=("cls",), view=View(known=False))
+    ids = kwargs["aspect_ratio_ids"].reshape(-1).tolist() if "aspect_ratio_ids" in kwargs else [None] * len(real)
+    one = grid((1, *patch_grid(config, pixels)), lead=("cls",))
     fill, none = tokens(-len(one) % 8, "filler"), tokens(len(one), "filler")
-    return [[[block for here in row for block in (one if here else none, fill) if len(block)]] for row in real]
+    shown = [_tiles(config, number, row, int(pixels.shape[-1])) for number, row in zip(ids, real, strict=True)]
+    tile = [[none if view is None else replace(one, view=view) for view in row] for row in shown]
+    return [[[block for each in row for block in (each, fill) if len(block)]] for row in tile]
+
+
+def _tiles(config: Any, ratio: int | None, real: Sequence[bool], side: int) -> list[View | None]:
+    """What each tile shows, None where it only fills up.
+
+    `ratio` counts the arrangements (rows, columns) from 1 and is 0 for a picture that only fills up the batch. Where it
+    is not given, or has other than the real tiles, where they lie is not known.
+    """
+    if ratio == 0:
+        return [None] * len(real)
+    rows, columns = (0, 0) if ratio is None else config.supported_aspect_ratios[ratio - 1]
+    known = rows * columns == sum(real)
+    views = [View(tile, (rows, columns), side=side) if known else View(known=False) for tile in range(len(real))]
+    return [view if here else None for view, here in zip(views, real, strict=True)]
 
 
 def _example(ask: Ask) -> Picture:

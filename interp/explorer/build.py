@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.explorer.crossed import Crossed, crossed_example, crossed_patterns, crossings
-from interp.explorer.looks import ROOM, example, images, patterns, pixels, stacks
+from interp.explorer.looks import ROOM, example, patterns, stacks
 from interp.explorer.measures import crossed_measures, described, measured
 from interp.explorer.payload.plain import ExplorerError
+from interp.explorer.pictured import Pictures, images, pixels
 from interp.explorer.says import says
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.head_names import head_of
@@ -86,7 +87,7 @@ def _statistics(
     return kept, [row for _, _, some in found for row in some or ()]
 
 
-def _inputs(model: Model, data: Any, pictures: Sequence[Any] | None) -> tuple[Inputs, list[Any]]:
+def _inputs(model: Model, data: Any, pictures: Sequence[Any] | None) -> tuple[Inputs, Pictures]:
     """The inputs and their pictures: those given, a task's own, or the model's pixels."""
     if isinstance(data, Task):
         task = data if data.model is model else data.on(model)
@@ -94,7 +95,8 @@ def _inputs(model: Model, data: Any, pictures: Sequence[Any] | None) -> tuple[In
         own = [row.image for row in task.rows if row.image is not None]
     else:
         x, own = model.inputs(data), []
-    return x, list(pictures) if pictures is not None else own or pixels(model, x)
+    given = list(pictures) if pictures is not None else own
+    return x, Pictures(given) if given or pictures is not None else pixels(model, x)
 
 
 def _tower(tower: Tower) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def _looks(
     towers: list[tuple[Tower, Inputs]],
     across: list[Crossed],
     count: int,
-    pictures: list[Any],
+    pictures: Pictures,
 ) -> dict[str, list[Any]]:
     held: dict[str, list[Any]] = {"examples": [], "patterns": [], "images": []}
     room = ROOM // max(1, len(towers) + len(across))
@@ -127,6 +129,8 @@ def _looks(
         if not chosen:
             continue
         held["examples"] += [crossed_example(one, row) for row in chosen]
+        for row in chosen:
+            held["images"] += images(one.keys, row, start + row, pictures, places=one.places(row))
         blocks = crossed_patterns(model, x, one, chosen, room)
         held["patterns"] += [{**block, "example": start + block["example"]} for block in blocks]
     return held

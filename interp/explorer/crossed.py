@@ -44,6 +44,11 @@ class Crossed:
         """Which keys of a row are no padding."""
         return self.keys.valid[row, self.columns].cpu()
 
+    def places(self, row: int) -> dict[int, int]:
+        """Which of an example's tokens each position of the looked-at tower is."""
+        after, keys = int(self.rows.valid[row].sum()), self.columns.cpu()[self.real(row)].tolist()
+        return {column: after + n for n, column in enumerate(keys)}
+
     @property
     def heads(self) -> int:
         """How many heads there are."""

@@ -7,17 +7,21 @@ function overlay(image, found) {
   const picture = (grey) => draw("image", { href: image.src, width, height, preserveAspectRatio: "none", "image-rendering": image.width < width ? "pixelated" : null, filter: grey ? "url(#grey)" : null });
   svg.append(hatch(), draw("filter", { id: "grey" }, draw("feColorMatrix", { type: "saturate", values: 0 }), draw("feComponentTransfer", {}, ["R", "G", "B"].map((one) => draw(`feFunc${one}`, { type: "linear", slope: 0.6, intercept: 0.3 })))), picture(true));
   const plain = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `The picture ${shorten(image.name, 40)}` }, picture(false));
-  const cells = [];
+  const cells = [], left = image.across.map((at) => (at * width) / image.width), top = image.down.map((at) => (at * height) / image.height);
   for (let r = 0; r < rows; r++) {
     const line = draw("g", { role: "row" });
     for (let c = 0; c < columns; c++) {
       const at = image.positions[r * columns + c];
-      const node = draw("rect", { role: "gridcell", class: "patch", x: (c * width) / columns, y: (r * height) / rows, width: width / columns, height: height / rows, fill: "none", stroke: "#ffffff", "stroke-width": 0.4, "stroke-opacity": 0.6 });
+      if (left[c + 1] <= left[c] || top[r + 1] <= top[r]) continue;
+      const node = draw("rect", { role: "gridcell", class: "patch", x: left[c], y: top[r], width: left[c + 1] - left[c], height: top[r + 1] - top[r], fill: "none", stroke: "#ffffff", "stroke-width": 0.4, "stroke-opacity": 0.6 });
       line.append(node);
       cells.push({ node, row: r, column: c, at });
     }
     svg.append(line);
   }
+  const [between, below] = image.borders;
+  const borders = (svg) => svg.append(...between.map((at) => (at * width) / image.width).map((x) => draw("path", { class: "tile", d: `M${x} 0V${height}` })), ...below.map((at) => (at * height) / image.height).map((y) => draw("path", { class: "tile", d: `M0 ${y}H${width}` })));
+  [svg, plain].forEach(borders);
   const show = (position) => {
     const weights = weightsAt(found, position);
     for (const { node, row, column, at } of cells) {
@@ -40,6 +44,6 @@ function overlay(image, found) {
   };
   const outside = DATA.examples[image.example].tokens.length - image.positions.filter((at) => at !== null).length;
   const figure = el("figure", { class: "picture" }, el("div", { class: "pair" }, el("div", { class: "scroll" }, svg), el("div", { class: "scroll" }, plain)),
-    el("figcaption", {}, el("bdi", { text: shorten(image.name, 60) }), `: ${rows} × ${columns} patches; ${outside} other tokens below; scale 0 to ${number(found.scale)} for every head`));
+    el("figcaption", {}, el("bdi", { text: shorten(image.name, 60) }), `: ${rows} × ${columns} patches${between.length || below.length ? ` in ${below.length + 1} × ${between.length + 1} tiles` : ""}; ${outside} other tokens below; scale 0 to ${number(found.scale)} for every head`));
   return { figure, show, hear };
 }

@@ -1,9 +1,8 @@
-"""Where heads look on real tokens: examples, patterns and pictures of a model's towers, small enough for a page.
+"""Where heads look on real tokens: examples and patterns of a model's towers, small enough for a page.
 
 Short inputs keep whole patterns; of long ones some rows are kept, evenly spaced with the last among them, and of each
 row the keys with the most weight, which the kernels give without N x N. Rows that look at a picture keep all their
-keys, since a map of the eight heaviest patches is no map; the first row (a class token) is among them. Pictures come
-with the grid that the model's own labels give, cut to what the patches cover.
+keys, since a map of the eight heaviest patches is no map; the first row (a class token) is among them.
 """
 
 from __future__ import annotations
@@ -148,50 +147,3 @@ def spread(valid: Tensor, count: int, *, first: bool = False) -> Tensor:
         raise InputsError("these inputs have no column that is a token in each: show examples of more equal length.")
     found = common[torch.linspace(len(common) - 1, 0, min(count, len(common))).round().long().flip(0)]
     return torch.unique(torch.cat([common[:1], found])) if first else found
-
-
-def images(own: Inputs, row: int, example: int, pictures: Sequence[Any]) -> list[dict[str, Any]]:
-    """The pictures of one row, each with the grid of its patches."""
-    labels, columns = own.roles, own.valid[row].nonzero().flatten().tolist()
-    where = {column: position for position, column in enumerate(columns)}
-    found = []
-    for tile, (frames, height, width) in enumerate(labels.grids[row]):
-        mine = (labels.patch[row] & (labels.tile[row] == tile)).nonzero().flatten().tolist()
-        view = labels.views[row][tile]
-        if frames != 1 or not mine or view.picture >= len(pictures):
-            continue
-        places: list[int | None] = [None] * (height * width)
-        for column in mine:
-            places[int(labels.row[row, column]) * width + int(labels.col[row, column])] = where[column]
-        picture = _covered(own, row, mine, pictures[view.picture])
-        name = f"picture {view.picture}" + (f", part {tile}" if len(labels.grids[row]) > 1 else "")
-        found.append({"name": name, "example": example, "png": picture, "grid": [height, width], "positions": places})
-    return found
-
-
-def _covered(own: Inputs, row: int, columns: list[int], picture: Any) -> Any:
-    """The part of a picture that the patches cover."""
-    if own.roles.sizes is None:
-        return picture
-    boxes = own.roles.boxes()[row, columns]
-    boxes = boxes[~boxes.isnan().any(1)]
-    if not len(boxes):
-        return picture
-    left, top, right, bottom = (*boxes[:, :2].amin(0).tolist(), *boxes[:, 2:].amax(0).tolist())
-    return picture.crop((int(left), int(top), round(right), round(bottom)))
-
-
-def pixels(model: Model, x: Inputs) -> list[Any]:
-    """The pictures as the model was given them, where they are plain [picture, 3, row, column] and how they were
-    scaled is known."""
-    from PIL import Image
-
-    given = x.kwargs.get("pixel_values")
-    how = getattr(model.processor, "image_processor", model.processor)
-    mean, std = (getattr(how, name, None) for name in ("image_mean", "image_std"))
-    if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] != 3 or not (mean and std):
-        return []
-    wide = (3, 1, 1)
-    plain = given.detach().cpu().float() * torch.tensor(std).view(wide) + torch.tensor(mean).view(wide)
-    whole = (plain.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return [Image.fromarray(one.numpy()) for one in whole]

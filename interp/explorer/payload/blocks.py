@@ -97,7 +97,26 @@ def image(given: Mapping[str, Any], n: int, tokens: Sequence[int]) -> dict[str, 
         "name": str(given.get("name", f"image {n}")), "example": example, "grid": [rows, columns],
         "positions": [None if p is None else next(taken) for p in positions],
         "src": DATA + base64.b64encode(data).decode(), "width": width, "height": height,
+        **_lines(given, (rows, columns), (height, width), where),
     }  # fmt: skip
+
+
+def _lines(
+    given: Mapping[str, Any], grid: tuple[int, int], size: tuple[int, int], where: str
+) -> dict[str, list[float] | list[list[float]]]:
+    """The lines between cells and those between tiles, in pixels; evenly spaced where none are given."""
+    found: dict[str, Any] = {}
+    for name, cells, side in (("down", grid[0], size[0]), ("across", grid[1], size[1])):
+        even = (side * n / cells for n in range(cells + 1))
+        lines: list[float] = [float(line) for line in given.get(name) or even]
+        if len(lines) != cells + 1 or lines != sorted(lines) or not -1 <= lines[0] <= lines[-1] <= side + 1:
+            raise ExplorerError(f"{where}.{name} must be {cells + 1} rising pixels from 0 to {side}, got {lines}.")
+        found[name] = lines
+    between: Sequence[Sequence[float]] = given.get("borders") or ([], [])
+    borders = [[float(line) for line in part] for part in between]
+    if len(borders) != 2:
+        raise ExplorerError(f"{where}.borders are two lists of pixels: lines across, lines down.")
+    return {**found, "borders": borders}
 
 
 def png(given: Any, where: str) -> bytes:

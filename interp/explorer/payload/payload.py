@@ -8,7 +8,8 @@
     examples patterns               [{name, tokens, roles, note}]; [{example, sites, weights [head, row, key], rows,
                                     keys or indices, scale}]
     cards                           {site: {roles, promotes, suppresses, facts, notes}}
-    images                          [{name, example, png, grid [rows, columns], positions}]
+    images                          [{name, example, png, grid [rows, columns], positions, across, down, borders}]; the
+                                    last three in pixels: lines between columns, rows and [columns, rows] of tiles
     circuit                         {edges: (sender, receiver, score) as in `Circuit.to_frame()`, title, about}
     curves tables checks links      [{title, x_title, y_title, log_x, lines, levels}]; [{title, about, rows}]; [{name,
                                     ok, detail}]; files beside the page

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import CODE, Roles, roles
-from interp.hooks.pictures.grids import Fit, View, arrange, grid, windows
+from interp.hooks.pictures.grids import Fit, View, arrange, grid, in_corner, windows
 from interp.preparing.prepare import prepare
 
 NUMPY = "ignore:__array__ implementation:DeprecationWarning:transformers.models.paligemma"
@@ -146,7 +146,8 @@ def test_image_tokens_are_where_the_pixels_are(name: str) -> None:
         assert change[at[0]][~blank.roles.patch[at[0]]].max() == 0
 
 
-@pytest.mark.parametrize("name", GRIDDED)
+@pytest.mark.filterwarnings("ignore:.*two BOS")
+@pytest.mark.parametrize("name", [*GRIDDED, "mllama"])
 def test_vision_positions_are_where_the_pixels_are(name: str) -> None:
     model = pictured(name)[0]
     blank = asked(name, [gray(size) for size in SIZES]).tower("vision")
@@ -162,21 +163,16 @@ def test_vision_positions_are_where_the_pixels_are(name: str) -> None:
         assert change[~blank.roles.patch].sum() == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*two BOS")
 @pytest.mark.parametrize("name", ["blip-2", "instructblip", "mllama"])
 def test_vision_positions_without_boxes(name: str) -> None:
     model = pictured(name)[0]
-    with pytest.warns(UserWarning, match="two BOS") if name == "mllama" else _quiet():
-        x = asked(name, [gray(size) for size in SIZES])
+    x = asked(name, [gray(size) for size in SIZES])
     tower = x.tower("vision")
     assert vision_vectors(model, x.kwargs).shape[:2] == tower.valid.shape
     assert tower.roles.where("cls").sum(1).tolist() == ([4, 3] if name == "mllama" else [1, 1])
     first = int(tower.roles.patch[0].nonzero()[0])
     assert (int(tower.roles.row[0, first]), int(tower.roles.col[0, first + 5])) == (0, 1)
-
-
-class _quiet:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *args: Any) -> None: ...
 
 
 @pytest.mark.parametrize("name", PICTURED)
@@ -528,6 +524,33 @@ def test_mllama_tiles_that_fill_up_are_padding() -> None:
         labels.boxes([(28, 56)])
     with pytest.raises(InputsError, match="which of the 4 tiles of a picture are real is not known"):
         roles(config, {"pixel_values": call["pixel_values"]}, tower="vision")
+    other = roles(config, {**call, "aspect_ratio_ids": torch.tensor([[6]])}, tower="vision")  # 2 x 2, and two are real
+    with pytest.raises(InputsError, match="tiles lie in the picture is not known"):
+        other.boxes([(28, 56)])
+
+
+def test_mllama_pictures_that_fill_up_a_batch_are_no_pictures() -> None:
+    config = pictured("mllama")[0].config
+    call = {
+        "pixel_values": torch.zeros(2, 2, 4, 3, 28, 28), "aspect_ratio_ids": torch.tensor([[2, 0], [1, 5]]),
+        "aspect_ratio_mask": torch.tensor([[[1, 1, 0, 0], [1, 0, 0, 0]], [[1, 0, 0, 0], [1, 1, 0, 0]]]),
+    }  # fmt: skip
+    labels = roles(config, call, tower="vision")
+    assert labels.where("pad").sum(1).tolist() == [96 - 34, 96, 96 - 17, 96 - 34]
+    boxes = labels.boxes([(28, 56), (28, 28), (56, 28)])  # of the three that are pictures
+    assert boxes[0, 24 + 1].tolist() == [28, 0, 35, 7]
+    assert boxes[1].isnan().all()
+    assert boxes[2, 16].tolist() == [21, 21, 28, 28]
+    assert boxes[3, 24 + 1].tolist() == [0, 28, 7, 35]
+
+
+@pytest.mark.parametrize("size", [(30, 90), (9, 300), (28, 28), (57, 113), (400, 10), (29, 27), (12, 13)])
+def test_mllama_fits_pictures_into_a_corner(size: tuple[int, int]) -> None:
+    from transformers.models.mllama import image_processing_pil_mllama as theirs
+
+    for tiles in [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1)]:
+        high, wide = theirs.get_image_size_fit_to_canvas(*size, tiles[0] * 28, tiles[1] * 28, 28)
+        assert in_corner(size, tiles, 28) == (high / 28, wide / 28)
 
 
 @pytest.mark.parametrize(
@@ -545,7 +568,22 @@ def test_what_part_of_a_picture_is_seen(fit: Fit, size: tuple[int, int], expecte
     assert fit.area(size) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("size", [(30, 90), (90, 30), (50, 60), (60, 50), (28, 28), (200, 131), (64, 200)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (30, 90),
+        (90, 30),
+        (50, 60),
+        (60, 50),
+        (28, 28),
+        (200, 131),
+        (64, 200),
+        (80, 100),
+        (40, 50),
+        (100, 150),
+        (24, 30),
+    ],
+)
 def test_tiles_are_arranged_as_internvl_does(size: tuple[int, int]) -> None:
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 

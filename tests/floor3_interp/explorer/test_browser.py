@@ -318,6 +318,17 @@ def test_a_picture_has_its_true_grid(show: Open) -> None:
         assert tab.locator("#card details.matrix svg").is_visible(), "it stays open from head to head"
 
 
+def test_borders_between_tiles_are_drawn_where_they_are(show: Open) -> None:
+    payload = pictured()
+    payload["images"][0] |= {"across": [0, 8, 16, 24, 32], "down": [0, 8, 12, 12], "borders": [[16], [8]]}
+    with show(payload, fragment="#head=vision.L1.H1&token=0") as tab:
+        assert tab.locator("#card [role=gridcell]").count() == 8, "a row without height is padding"
+        first = tab.locator("#card figure.picture svg").first
+        width = float(first.get_attribute("width") or 0)
+        assert first.locator("path.tile").first.get_attribute("d") == f"M{width / 2:g} 0V{width * 24 / 32:g}"
+        assert "in 2 × 2 tiles" in tab.locator("#card figcaption").inner_text()
+
+
 def test_a_sample_of_a_long_text_says_so(show: Open) -> None:
     payload = made_up(2, 2)
     rows = [100, 5000, 9999]

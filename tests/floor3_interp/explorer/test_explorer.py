@@ -25,6 +25,7 @@ from interp.explorer.page import page
 from interp.explorer.payload.payload import shown
 from interp.explorer.payload.plain import ExplorerError
 from interp.explorer.picture import png
+from interp.explorer.pictured import images, pixels
 from interp.zoo.families import tiny
 
 
@@ -302,7 +303,7 @@ def test_pictures_are_read_off_the_pixels_where_none_are_given() -> None:
     task = interp.tasks.shapes(model, n=1)
     x = model.inputs(dict(task.clean.kwargs))
     [(_, own)], _ = looks.stacks(model, x)
-    [image] = looks.images(own, 0, 0, looks.pixels(model, x))
+    [image] = images(own, 0, 0, pixels(model, x))
     assert image["positions"] == list(range(5, 41))
     assert np.abs(np.asarray(image["png"]).astype(int) - np.asarray(task.rows[0].image)).max() <= 1
 
