@@ -19,23 +19,24 @@ from interp.hooks.anatomy.example import example, first_argument
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.refusals import refuse
 from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.anatomy.tried import STOPS
 from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
-from interp.hooks.errors import UnknownPositions
+from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import Roles
 from interp.hooks.inputs.sound import extractor_of
-from interp.hooks.pictures.grids import patches_of
+from interp.hooks.inputs.unmapped import completed, lacking, mapped, untold
+from interp.hooks.pictures.grids import Patches, patches_of
 from interp.hooks.run.session import Session
 from interp.hooks.survey.capabilities import Capabilities, capabilities
 from interp.hooks.survey.checks import Report, check
+from interp.hooks.survey.lengths import Size, lengths
+from interp.hooks.survey.order import order
 from interp.hooks.survey.trace import traced
 from interp.preparing.prepare import prepare
 
-
-def _as_traced(kwargs: Mapping[str, Any], traced: Mapping[str, Any]) -> bool:
-    """Whether every tensor has the size, but for rows, of those that the model was traced with."""
-    sizes = [{name: x.shape[1:] for name, x in some.items() if torch.is_tensor(x)} for some in (kwargs, traced)]
-    return sizes[0] == sizes[1]
+BEFORE = "they are seen in a run that nothing is on: call m.inputs(...) with a call of these shapes before"
+"""What to do where the positions of a tower are asked for the first time while the model runs."""
 
 
 class Held:
@@ -52,6 +53,8 @@ class Held:
         self._made_up: dict[torch.dtype, Mapping[str, Any]] = {}
         self._anatomy: Anatomy | None = None
         self._report: Report | None = None
+        self._sizes: dict[tuple[Any, ...], dict[str, Size]] = {}
+        self._order: list[Patches | None] = []
         self._sessions: list[Session] = []
         self._lock = threading.RLock()
 
@@ -109,6 +112,8 @@ class Held:
                 with forced_eager():
                     self._anatomy, self.family = traced(self.module, self.called_with(kwargs), family=self.family)
                 self._report = None
+                self._sizes.clear()
+                self._order.clear()
             return self._anatomy
 
     def sites(self, pattern: str = "L*.z") -> list[str]:
@@ -149,7 +154,7 @@ class Held:
     def inputs(self, inputs: Any) -> Inputs:
         """Whatever stands for inputs, as `Inputs`."""
         if isinstance(inputs, Inputs):
-            return inputs
+            return self._completed(inputs, inputs.kwargs)
         if torch.is_tensor(inputs) and inputs.ndim == 4 and self.config is None:
             inputs = {first_argument(self.module): inputs}
         return self._describe(inputs) if isinstance(inputs, Mapping) else self.prepare(inputs)
@@ -158,14 +163,47 @@ class Held:
         config = self.config if self.config is not None else patches_of(self.module)
         extractor = extractor_of(self.processor)
         try:
-            return Inputs.of(kwargs, config=config, tokenizer=self.tokenizer, extractor=extractor)
-        except UnknownPositions:
-            every = self.anatomy.towers.values()
-            stacks = [tower for tower in every if len(every) == 1 or len(tower.layers) > 1]  # a pooling head is none
-            length = stacks[0].length if len(stacks) == 1 else None
-            if length is None or not _as_traced(kwargs, self.called_with(self.example())):
-                raise
-            return Inputs.of_length(kwargs, length, tower=stacks[0].name)
+            made = Inputs.of(kwargs, config=config, tokenizer=self.tokenizer, extractor=extractor)
+        except UnknownPositions as why:
+            return self._watched(None, kwargs, why)
+        return self._completed(made, kwargs)
+
+    def _completed(self, made: Inputs, kwargs: Mapping[str, Any]) -> Inputs:
+        """The inputs with the towers that they do not know, once the model has been traced."""
+        if self._anatomy is None or not lacking(made, self._anatomy.towers):
+            return made
+        return self._watched(made, kwargs)
+
+    def _watched(
+        self, made: Inputs | None, kwargs: Mapping[str, Any], unknown: UnknownPositions | None = None
+    ) -> Inputs:
+        """What a call that is watched says of the towers that are not known. A call of the same shapes is not watched
+        again, and nothing is run under a session, which would take part."""
+        anatomy, call = self.anatomy, self.called_with(kwargs)
+        shapes = tuple((name, tuple(x.shape)) for name, x in sorted(call.items()) if torch.is_tensor(x))
+        if shapes not in self._sizes and self._sessions:
+            if made is None:
+                raise UnknownPositions(f"{unknown}; {BEFORE}") from unknown
+            return untold(made, lacking(made, anatomy.towers), BEFORE)
+        if shapes not in self._sizes:
+            self._sizes[shapes] = self._lengths(call)
+        sizes = self._sizes[shapes]
+        whole = completed(made, kwargs, sizes, max(anatomy.towers, key=lambda name: len(anatomy.towers[name].layers)))
+        if "vision" not in sizes or "pixel_values" not in kwargs or "vision" not in lacking(made, sizes):
+            return whole
+        if not self._order and not self._sessions:
+            self._order.append(order(self.module, anatomy, call))
+        found = self._order[0] if self._order else None
+        return whole if found is None else mapped(whole, found, sizes)
+
+    def _lengths(self, call: Mapping[str, Any]) -> dict[str, Size]:
+        try:
+            return lengths(self.module, self.anatomy, call)
+        except STOPS as why:
+            raise InputsError(
+                f"cannot tell the positions of a call with {', '.join(call)}: {type(self.module).__name__} does not run"
+                f" on it: {why}"
+            ) from why
 
     def prepare(
         self,
@@ -194,6 +232,7 @@ class Held:
             padding=padding,
             language=language,
             task=task,
+            describe=self._describe,
         )
 
     def roles(self, inputs: Any) -> Roles:

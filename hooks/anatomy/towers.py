@@ -91,8 +91,6 @@ class Tower:
     final_norm: Port | None = None
     skipped: tuple[int, ...] = ()
     """Layers that exist but did not run in the traced call."""
-    length: int | None = None
-    """Positions of the traced call, of its first layer's z; None where its calls are not seen."""
 
     @cached_property
     def by_index(self) -> dict[int, Layer]:

@@ -154,6 +154,11 @@ def vision_rows(config: Any, kwargs: Mapping[str, Tensor]) -> list[list[Grids]]:
     pixels = pixels_in(kwargs)
     if pixels is None:
         raise UnknownPositions(f"no pictures are among {', '.join(kwargs)}, so their positions are not known")
+    if pixels.ndim < 4:
+        raise UnknownPositions(
+            f"pixel_values {list(pixels.shape)} are patches that were cut before, and the order in which model"
+            f" {vision.model_type!r} holds them is not known"
+        )
     return [[[picture(vision, pixels)]] for _ in range(_tile_count(config, kwargs, pixels))]
 
 

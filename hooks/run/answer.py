@@ -23,7 +23,7 @@ from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.errors import ModelError, SiteError
 from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
-from interp.hooks.sites import LAYER, Site
+from interp.hooks.sites import HEAD, KV, LAYER, Site
 from interp.hooks.stand.output import AnswerPlace, answer_of, answers
 
 OUTPUTS = ("pooler_output", "text_embeds", "image_embeds")
@@ -74,6 +74,16 @@ def ends(anatomy: Anatomy, answer: AnswerPlace | None) -> bool:
         return True
     tower = anatomy.tower(answer.site.tower, text=str(answer.site))
     return answer.site == Site(answer.site.tower, tower.layers[-1].index, "resid_post")
+
+
+def _by_position(value: Tensor, site: Site | None) -> Tensor:
+    """[row, position, d] of what stands at a site: heads side by side, a map of places (SAM) one after the other, and
+    one row where a model packs its pictures into one (Qwen-VL)."""
+    if site is None:
+        return value
+    if value.ndim == 4:
+        return value.flatten(2) if site.component in HEAD | KV else value.flatten(1, 2)
+    return value[None] if value.ndim == 2 else value
 
 
 class _Stand:
@@ -131,7 +141,7 @@ class _Stand:
                 f"the metric reads {name!r}, which {type(self.answer.module).__name__} has {len(seen)} times in one"
                 " pass on these inputs: it takes a place that is there exactly once."
             )
-        value = found[0].flatten(2) if found[0].ndim == 4 else found[0]
+        value = _by_position(found[0], self.answer.site)
         if value.ndim not in (2, 3) or (self.answer.site is None and value.ndim != 2):
             raise ModelError(f"the metric reads {name!r}, and that is {list(value.shape)} here, not a vector a place.")
         return value

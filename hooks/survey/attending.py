@@ -33,7 +33,6 @@ class Seen:
     standpoint: Standpoint
     bidirectional: bool = False
     implementation: str = ""
-    length: int | None = None
     z: list[Tensor] = field(default_factory=list)
 
 
@@ -66,7 +65,6 @@ class _Watch(Tap):
                 standpoint=self.standpoint,
                 bidirectional=_looks_ahead(call),
                 implementation=call.implementation,
-                length=call.q.shape[2],
             ),
         )
         if self.keep:

@@ -316,7 +316,6 @@ def _tower(
         any(s.bidirectional for s in members),
         final,
         skipped,
-        members[0].length,
     )
 
 
@@ -393,12 +392,13 @@ def _kind_of_tower(root: nn.Module, template: str, members: list[Seen], *, pictu
     if (
         re.search(r"vision|visual", template)
         or "vision" in config
-        or getattr(owner, "main_input_name", "") == "pixel_values"
+        or getattr(owner, "main_input_name", "") in ("pixel_values", "pixel_values_videos")
         or pictured
     ):
         return "vision"
     if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
-        return "encoder" if re.search(r"\bencoder\b", template) else "decoder"
+        side = re.search(r"(?:^|[._])(encoder|decoder)(?=[._]|$)", template)
+        return side[1] if side else "decoder"
     if re.search(r"audio|speech", template) or getattr(owner, "main_input_name", "") in SOUND:
         return "audio"
     return "text"

@@ -163,7 +163,9 @@ def _score(model: Model, kwargs: Mapping[str, Any]) -> Tensor:
     finally:
         handle.remove()
     logits = logits_of(output)
-    return _numbers(seen[-1] if logits is None else logits, None).double()
+    if logits is None:
+        logits = seen[-1][None] if seen[-1].ndim == 2 else seen[-1]  # pictures that are packed are one row
+    return _numbers(logits, None).double()
 
 
 def _by_hand(model: Model, layer: Any, head: int, base: Mapping[str, Any], source: Mapping[str, Any]) -> Tensor:

@@ -14,7 +14,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.metrics.ids import Ids, ids
 from interp.metrics.places import Pooled, pooled
-from interp.metrics.reading import handed_over, must_fit, positions_read, site_of
+from interp.metrics.reading import fitted, handed_over, positions_read, site_of
 from interp.metrics.shipped import Reading, places
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def reads_of(metric: Metric, x: Inputs, logits: Tensor) -> Reads:
         columns = metric.columns if isinstance(metric, Reading) else None
         return Reads(torch.zeros(len(logits), 1, dtype=torch.long), columns)
     if site_of(metric) is not None:
-        mask = positions_read(x)
-        must_fit(mask, *logits.shape[:2])
+        mask = fitted(positions_read(x), *logits.shape[:2])
         every = torch.arange(mask.shape[1]).expand(len(mask), -1)
         return Reads(metric.places(mask)[0].cpu() if isinstance(metric, Pooled) else every, None)
     if not isinstance(metric, Reading):
@@ -107,5 +106,6 @@ class Judge:
         assert isinstance(self.metric, Pooled)
         if self.classes:
             return self.metric.vectors(read[:, 0], None)
-        real = self.metric.places(positions_read(self.x))[1]
+        mask = positions_read(self.x)
+        real = mask.new_ones(read.shape[:2]) if bool(mask.all()) else self.metric.places(mask)[1]
         return pooled(read, real.to(read.device))

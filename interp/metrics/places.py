@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.metrics.ids import MetricError
-from interp.metrics.reading import must_fit, positions_read, reading
+from interp.metrics.reading import fitted, positions_read, reading
 from interp.metrics.shipped import valid
 
 if TYPE_CHECKING:
@@ -189,9 +189,7 @@ def vectors_at(model: Model, inputs: Any, metric: Pooled) -> Vectors:
         value = model.run(x)["logits"]
         if value.ndim == 2:
             return metric.vectors(value, None).detach()
-        mask = positions_read(x)
-        must_fit(mask, *value.shape[:2])
-        return metric.vectors(value, mask).detach()
+        return metric.vectors(value, fitted(positions_read(x), *value.shape[:2])).detach()
 
 
 def _wide(x: Tensor) -> Tensor:

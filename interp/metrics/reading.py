@@ -98,10 +98,14 @@ def positions_read(x: Inputs) -> Tensor:
     return x.valid if site is None else tower_inputs(x, site).valid
 
 
-def must_fit(mask: Tensor, rows: int, columns: int) -> None:
-    """Raise where the place that is read has no one position a token (windows, tiles)."""
-    if mask.shape != (rows, columns):
+def fitted(mask: Tensor, rows: int, columns: int) -> Tensor:
+    """Which positions [row, column] of the place that is read are real: those of its tower, or all of another number
+    of positions (pooled sound, a tower that shortens words) where the tower has no padding."""
+    if mask.shape == (rows, columns):
+        return mask
+    if rows != len(mask) or not bool(mask.all()):
         raise MetricError(
             f"the place that is read is {[rows, columns]} [row, position], and its tower's inputs {list(mask.shape)}:"
-            " which of its positions are real is not known"
+            " which of its positions are real is not known; run inputs without padding"
         )
+    return mask.new_ones(rows, columns)

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal
 
@@ -62,15 +63,18 @@ def prepare(
     padding: Side | None = None,
     language: str | Sequence[str] | None = None,
     task: str | None = None,
+    describe: Callable[[Mapping[str, Any]], Inputs] | None = None,
 ) -> Inputs:
     """Inputs for a module from texts, messages, ids or a processor's output, with pictures and an answer if given.
 
     `audio` is a clip or a list of clips: a path to a WAV file, samples between -1 and 1, or a dict of array and
-    sampling_rate. `language` and `task` are what Whisper's decoder reads before the text.
+    sampling_rate. `language` and `task` are what Whisper's decoder reads before the text. `describe` is who says what
+    the positions of a call are, where that is more than its arguments say.
     """
     if padding not in (None, "left", "right"):
         raise InputsError(f"padding is the side, 'left' or 'right', got {padding!r}")
     call = Call(module, processor, padding, language=language, task=task)
+    call.describe = describe or call.describe
     call.check_spoken(data, audio)
     if isinstance(data, Inputs):
         _nothing_else(images=images, videos=videos, audio=audio, chat=chat or None)
@@ -107,6 +111,9 @@ class Call:
         self.looks = getattr(processor, "image_processor", None if _tokenizes(processor) else processor)
         self.two_stacks = bool(getattr(self.config, "is_encoder_decoder", False))
         self.side: Side = padding or ("left" if self._goes_left() else "right")
+        self.describe: Callable[[Mapping[str, Any]], Inputs] = partial(
+            Inputs.of, config=self.config, tokenizer=self.tokenizer, extractor=extractor_of(processor)
+        )
 
     def _goes_left(self) -> bool:
         generates = getattr(self.module, "can_generate", None)
@@ -303,7 +310,7 @@ class Call:
     def _inputs(self, call: dict[str, Any]) -> Inputs:
         device, dtype = _home(self.module)
         moved = {name: _at(value, name, device, dtype) for name, value in call.items()}
-        return Inputs.of(moved, config=self.config, tokenizer=self.tokenizer, extractor=extractor_of(self.processor))
+        return self.describe(moved)
 
     def _with_pictures(self, inputs: Inputs, sizes: Any) -> Inputs:
         """Say how large the pictures were and how they were fitted, so that boxes can be drawn."""

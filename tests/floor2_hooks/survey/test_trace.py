@@ -58,8 +58,30 @@ def test_a_tower_that_listens_is_not_taken_for_text() -> None:
     assert list(m.anatomy.towers) == ["audio", "text"]
     assert m.anatomy.main == "text"
     assert m.run(call, record="audio.L0.z")["audio.L0.z"].shape[1] == 20
-    with pytest.raises(InputsError, match="no tower 'audio' in these inputs"):
-        m.run(call, edits=[interp.Zero("audio.L0.z", positions="first")])
+    longer = {**call, **{n: torch.cat([call[n][:, :1], call[n]], 1) for n in ("input_ids", "attention_mask")}}
+    edit = interp.Zero("audio.L0.H*.z", positions="first")
+    with (
+        torch.no_grad(),
+        pytest.raises(InputsError, match=r"'audio' are not known; .*m.inputs"),
+        m.edited([edit]),
+    ):
+        both(**longer)
+    assert m.inputs(longer).tower("audio").length == 20
+    with torch.no_grad(), m.edited([edit]):
+        edited = both(**call).logits
+
+    def zero(_: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        changed = args[0].clone()
+        changed[:, 0] = 0
+        return (changed,)
+
+    handle = both.get_submodule(m.towers["audio"].layers[0].out).register_forward_pre_hook(zero)
+    with torch.no_grad():
+        assert torch.equal(both(**call).logits, edited)
+    handle.remove()
+    call["feature_attention_mask"][0, 30:] = 0
+    with pytest.raises(InputsError, match="which has padding: which of them are real is not known"):
+        m.run(m.inputs(call), edits=[interp.Zero("audio.L0.z", positions="first")])
 
 
 def test_every_output_projection_is_the_models() -> None:

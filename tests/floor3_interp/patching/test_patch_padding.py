@@ -104,10 +104,22 @@ def test_a_q_formers_queries_are_real_and_its_instructions_padding_is_not() -> N
 
 @pytest.mark.parametrize("source", ["mean", "zero"])
 def test_a_tower_whose_positions_are_not_known_is_refused_with_the_reason(source: str) -> None:
-    m, call = made("llava")
-    x = replace(m.inputs(call), towers={"vision": "the token order of image model 'strange' is not known"})
-    with pytest.raises(InputsError, match="'strange' is not known"):
-        interp.patch(m, base=x, source=source, metric=metric, sites="vision.L0.H*.z")
+    """Where a call has no padding its positions are known by number; where it has some, not which of them are real."""
+    m, call = made("idefics3")
+    mask = torch.ones(*call["pixel_values"].shape[:2], *call["pixel_values"].shape[3:], dtype=torch.bool)
+    known = m.inputs({**call, "pixel_attention_mask": mask})
+    mask = mask.clone()
+    mask[0, 0, -8:] = False
+    m.check()
+    padded = replace(m.inputs({**call, "pixel_attention_mask": mask}), towers={"vision": "an order nobody knows"})
+    with pytest.raises(InputsError, match=r"the tower 'vision' has \d+ positions in this call, which has padding"):
+        interp.patch(m, base=padded, source=source, metric=metric, sites="vision.L0.H*.z")
+    found = interp.patch(
+        m, base=replace(known, towers={"vision": "an order nobody knows"}), source=source, metric=metric,
+        sites="vision.L0.H*.z",
+    )  # fmt: skip
+    expected = interp.patch(m, base=known, source=source, metric=metric, sites="vision.L0.H*.z")
+    assert torch.equal(found.values, expected.values)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 7), (1, 12)])
