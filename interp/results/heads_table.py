@@ -102,6 +102,8 @@ class HeadResult(Saved):
         return map_of_heads(of_method(self.to_frame(), None), self.TITLE)
 
 
+NAMING = ("site", "sender", "receiver", "method", "estimate", "low", "high")
+"""Columns that a table of the largest rows keeps in any case, as far as they hold anything."""
 POSITIONS = "there is a position axis; a row is a head: patch with positions='joint'."
 
 
@@ -139,12 +141,23 @@ def of_method(frame: Any, method: str | None) -> Any:
 
 
 def largest(frame: Any, n: int, *, column: str = "estimate", by: By = "abs") -> Any:
-    """The n rows with the largest numbers in a column, by magnitude or at one end."""
+    """The n rows with the largest numbers in a column, by magnitude or at one end; what is the same in every row of the
+    whole table is in `.attrs["same"]` instead of a column."""
     orders = {"abs": frame[column].abs(), "high": frame[column], "low": -frame[column]}
     if by not in orders:
         raise InterpError(f"by is one of {', '.join(map(repr, orders))}, got {by!r}.")
     order = orders[by]
-    return frame.loc[order.sort_values(ascending=False, kind="stable").index].head(n)
+    rows = frame.loc[order.sort_values(ascending=False, kind="stable").index].head(n)
+    empty = [name for name in frame if not frame[name].notna().any()]
+    same = [name for name in frame if name not in (column, *NAMING, *empty) and _same(frame[name])]
+    rows = rows.drop(columns=[*empty, *same])
+    rows.attrs["same"] = {name: frame[name].iloc[0] for name in same}
+    return rows
+
+
+def _same(column: Any) -> bool:
+    """Whether several rows have one value."""
+    return len(column) > 1 and bool(column.notna().all()) and column.map(repr).nunique() == 1
 
 
 def labelled(frame: Any, *, outer: Sequence[str] = ("method", "tower")) -> Any:

@@ -40,7 +40,7 @@ class Changed(Reading):
     ROWS: ClassVar[tuple[str, ...]] = ("reference",)
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
-        self._fits(read, len(self.reference))
+        self._fits(read, self.reference)
         said = self.reference.to(read.device).argmax(-1, keepdim=True)
         others = read[:, 0].scatter(1, said, -torch.inf).amax(1)
         return (read[:, 0].gather(1, said)[:, 0] <= others).to(read.dtype)
@@ -54,7 +54,7 @@ class JensenShannon(Reading):
     ROWS: ClassVar[tuple[str, ...]] = ("reference",)
 
     def score(self, read: Float[Tensor, "batch read column"]) -> Float[Tensor, " batch"]:
-        self._fits(read, len(self.reference))
+        self._fits(read, self.reference)
         p, q = (one.double().log_softmax(-1) for one in (self.reference.to(read.device), read[:, 0]))
         m = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=p.dtype))
         both = (p.exp() * (p - m)).sum(-1) + (q.exp() * (q - m)).sum(-1)
