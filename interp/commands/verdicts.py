@@ -1,6 +1,6 @@
 """What holds of every model type: `interp doctor --all`.
 
-A type is built tiny (`interp/zoo/every.py`) and asked in turn: does its plain forward run; are its heads found; do the
+A type is built tiny (`interp/zoo/every`) and asked in turn: does its plain forward run; are its heads found; do the
 self-checks pass; can it be recorded, edited and differentiated; is a sweep of `interp.patch` what a loop over hooks
 gives that knows nothing of the hook layer. The verdict is the first that fails:
 

@@ -111,7 +111,9 @@ def test_a_sweep_that_is_not_the_loop_is_wrong(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_breaks_is_a_crash_and_what_cannot_be_built_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert examine("conditional_detr").verdict == "not built"
+    row = examine("layoutlmv2")
+    assert (row.verdict, row.why) == ("not built", "it needs detectron2, which is not installed.")
+    assert "does not have" in examine("voxtral_realtime_text").why
     monkeypatch.setattr(verdicts, "STEPS", (("refused", lambda model, row: 1 / 0),))
     row = examine("llama")
     assert row.verdict == "crash"
