@@ -16,6 +16,7 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.anatomy.heard import beside_words
 from interp.hooks.anatomy.tried import joined, pictures, tried
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.pictures.asked import Ask, Picture, no_example, pixels_for
@@ -63,7 +64,7 @@ def _recipe(ask: Ask) -> Recipe:
         return _waves
     if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts and not hasattr(ask.config, "num_frames"):
         return lambda ask: {"pixel_values": pictures(ask)}
-    if main == "input_ids" and "input_ids" in ask.accepts:
+    if main == "input_ids" and "input_ids" in ask.accepts and not beside_words(ask):
         return _language
     raise no_example(ask.module, f"its forward takes {', '.join(sorted(ask.accepts)) or 'nothing by name'}")
 
@@ -125,7 +126,10 @@ def _decoder(ask: Ask) -> dict[str, Tensor]:
 
 def _speech(ask: Ask) -> dict[str, Tensor]:
     """Log-mel frames, two for each encoder position, and a decoder row."""
-    made = {"input_features": ask.noise(ask.batch, ask.config.num_mel_bins, 2 * ask.config.max_source_positions)}
+    frames = 2 * ask.config.max_source_positions
+    made = {"input_features": ask.noise(ask.batch, ask.config.num_mel_bins, frames)}
+    if "input_features_mask" in ask.accepts:
+        made["input_features_mask"] = torch.ones(ask.batch, frames, dtype=torch.long)
     return made | (_decoder(ask) if "decoder_input_ids" in ask.accepts else {})
 
 

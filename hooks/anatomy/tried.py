@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.hooks.anatomy.heard import heard
 from interp.hooks.pictures.asked import Ask, Picture, is_image, sides
 
 STOPS = (AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -44,6 +45,7 @@ def _goes(ask: Ask, call: Callable[..., Any], kwargs: Mapping[str, Tensor]) -> A
 
 
 def _candidates(ask: Ask) -> Iterator[Call]:
+    yield from heard(ask)
     accepts, b = ask.accepts, ask.batch
     bins = _number(ask.config, "num_mel_bins", "feature_size", "input_feat_per_channel", "num_features", otherwise=80)
     longest = 2 * _number(ask.config, "max_source_positions", otherwise=FRAMES // 2)
@@ -64,9 +66,6 @@ def _candidates(ask: Ask) -> Iterator[Call]:
                             ((("context_length",), 32), (("num_input_channels",), 1)))  # fmt: skip
         yield {"past_values": ask.noise(b, length, channels)}
         yield {"past_values": ask.noise(b, length)}
-    if {"input_ids", "bbox"} <= accepts:
-        ids, mask = ask.stack([ask.draw(ask.length)] * b, ask.length)
-        yield {"input_ids": ids, "attention_mask": mask, "bbox": torch.ones(b, ask.length, 4, dtype=torch.long)}
 
 
 def _seen(ask: Ask) -> Iterator[Call]:

@@ -82,6 +82,8 @@ JOINT: Mapping[str, Said] = {
 }
 """Pictures and words."""
 SOUND: Mapping[str, Said] = {
+    "clap": inside("audio_config", {"num_mel_bins": 64, "spec_size": 64, "window_size": 2, "hidden_size": 256}),
+    "clvp": {**inside("text_config", BROAD), **inside("speech_config", BROAD)},
     "csm": inside("codec_config", MIMI),
     "dia": {"decoder_config.num_channels": 1, "delay_pattern": [0]},
     "fastspeech2_conformer_with_hifigan": inside(
@@ -93,6 +95,8 @@ SOUND: Mapping[str, Said] = {
     "moonshine_streaming": {"num_key_value_heads": 4},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 32},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 32},
-    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES),
+    "autoformer": {**SERIES, "label_length": 4},
+    "informer": SERIES,
+    "time_series_transformer": SERIES,
 }
 """Sound, and series of numbers."""

@@ -38,6 +38,12 @@ WORDS: Mapping[str, Said] = {
         "encoder_config.hidden_size_global": 64,
         "decoder_config.hidden_size_global": 64,
     },
+    "bros": {
+        "hidden_size": 128,
+        "dim_bbox_sinusoid_emb_2d": 32,
+        "dim_bbox_sinusoid_emb_1d": 4,
+        "dim_bbox_projection": 32,
+    },
     "cohere_compass_text": FULL,
     "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.clip_qkv": 8.0},
     "diffusion_gemma": inside("text_config", {"moe_intermediate_size": 48, "num_experts": 4, "top_k_experts": 2}),
