@@ -110,7 +110,7 @@ def _at_output(port: Port, change: Change, batch: Callable[[], int | None]) -> C
 
 
 def _through(port: Port, value: Tensor, change: Change, batch: Callable[[], int | None]) -> Tensor:
-    rows = batch() if port.folded else None
+    rows = batch() if port.folded else len(value) if value.ndim > 3 else None  # positions in rows and columns
     if rows is None:
         return change(value)
     whole = value.reshape(rows, -1, value.shape[-1])

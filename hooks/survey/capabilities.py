@@ -215,7 +215,10 @@ class _Attempt:
         found = float(((ends[0] - ends[1]) * reading).sum()) / (2 * step)
         expected = float((slope.double() * along).sum())
         off = abs(found - expected) / max(abs(expected), torch.finfo(torch.float64).tiny)
-        rounded = torch.finfo(z.dtype).eps * float((ends[0].abs() * reading.abs()).sum()) / step
+        size = (
+            torch.finfo(z.dtype).eps * ends[0].abs() + torch.finfo(z.dtype).tiny
+        )  # numbers that underflow are rounded
+        rounded = float((size * reading.abs()).sum()) / step
         if off > 0.05 and abs(found - expected) < 4 * rounded:
             return f"at {site}, as far as a difference can judge it: rounding moves it by {rounded:.2g}"
         if off > 0.05:

@@ -28,6 +28,9 @@ STREAMS = (
 )
 
 
+PICTURE = "its residual is a picture [batch, d, row, column], so no tensor [batch, position, d] is it"
+
+
 @dataclass
 class Event:
     """One call of one module: when it was entered and left, with what, and what came out."""
@@ -88,19 +91,25 @@ def dissect(
     for name in heads:
         stage.attention_ports[name] = _attention_ports(name, events, leaves, outs[name], heads[name])
     _mlp_ports(stage, block, events, mlp, 0 if read is None else read[1][..., 0].numel())
-    if read is not None and _several_streams(read[1], leaves):
+    if read is not None and (reason := _no_residual(read[1], leaves)) is not None:
         for component in ("resid_pre", "resid_post"):
             stage.ports.pop(component)
-        stage.missing |= dict.fromkeys(RESIDUAL, STREAMS)
+        stage.missing |= dict.fromkeys(RESIDUAL, reason)
+        stage.width = read[1].shape[1] if reason == PICTURE else stage.width
     elif read is not None:
         _residuals(stage, block, read[1], post, events, [outs[n] for n in heads], list(heads), mlp)
     return stage
 
 
-def _several_streams(pre: Tensor, leaves: list[Event]) -> bool:
-    """Whether the block carries a dimension that none of its matrices sees."""
-    read = [found[1].ndim for e in leaves if (found := first_tensor(e.inputs)) is not None]
-    return bool(read) and pre.ndim == 4 and max(read) < 4
+def _no_residual(pre: Tensor, leaves: list[Event]) -> str | None:
+    """Why what a block reads is no residual: it carries a dimension that none of its matrices sees, not even folded
+    into another, or has its channels before its rows and columns."""
+    read = [found[1] for e in leaves if (found := first_tensor(e.inputs)) is not None]
+    if pre.ndim != 4 or not read or any(x.numel() == pre.numel() and x.shape[-1] == pre.shape[-1] for x in read):
+        return None
+    if all(x.ndim < 4 for x in read):
+        return STREAMS
+    return PICTURE if any(x.numel() == pre.numel() and x.shape[-1] == pre.shape[1] for x in read) else None
 
 
 def _multiplies(module: nn.Module) -> bool:

@@ -1,8 +1,9 @@
 """Change some numbers that a matrix makes, and see what another one reads then.
 
 One plain pass notes the matrices of a place in the order they are entered. A probe is a pass that ends where the second
-matrix is entered: what comes after it is not computed. Numbers are replaced by random ones of the same size and more,
-not shifted by one, since a softmax does not see what is added to all keys.
+matrix is entered: what comes after it is not computed. In all probes every matrix before that one makes random numbers
+instead of its own, since values that are all alike would hide how they are weighed, and changed numbers are other
+random ones, not shifted, since a softmax does not see what is added to all keys.
 """
 
 from __future__ import annotations
@@ -104,18 +105,23 @@ class Probes:
                 kept.append(_given(args, kwargs).detach().clone())
                 raise _Enough
 
-        def other(_: nn.Module, __: Any, output: Any) -> Any:
-            if get_ident() != own or change is None:
-                return None
-            key, made = outer_tensor(output)
-            made = made.clone()
-            change(made)
-            return exchanged(output, key, made)
+        def other(one: Matrix, seed: int) -> Callable[..., Any]:
+            def hook(_: nn.Module, __: Any, output: Any) -> Any:
+                key, made = outer_tensor(output)
+                if get_ident() != own or not made.is_floating_point():
+                    return None
+                made = _noise(made, seed)
+                if one is matrix and change is not None:
+                    change(made)
+                return exchanged(output, key, made)
+
+            return hook
 
         with ExitStack() as undo, torch.no_grad():
             undo.callback(out.module.register_forward_pre_hook(keep, with_kwargs=True).remove)
-            if matrix is not None:
-                undo.callback(matrix.module.register_forward_hook(other).remove)
+            for seed, one in enumerate(self.matrices, 1):
+                if one.entered < out.entered:
+                    undo.callback(one.module.register_forward_hook(other(one, seed)).remove)
             with suppress(_Enough):
                 self.root(**self.inputs)
         return kept[0]
@@ -169,7 +175,11 @@ def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return next((x for x in (*args, *kwargs.values()) if torch.is_tensor(x)), torch.empty(0))
 
 
+def _noise(x: Tensor, seed: int) -> Tensor:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    return noise.to(x.device, x.dtype)
+
+
 def _other(x: Tensor) -> Tensor:
-    """Other numbers of the same size and more."""
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    return x + (4 * noise.to(x.device) * (1 + x.float().abs().max())).to(x.dtype)
+    """Other numbers."""
+    return _noise(x, 0)

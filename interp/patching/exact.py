@@ -23,6 +23,7 @@ from interp.journal import Journal
 from interp.metrics.judge import Metric
 from interp.metrics.judges import Judges, columns_wanted
 from interp.metrics.reading import site_of
+from interp.metrics.shipped import MetricError, Reading
 from interp.patching.alignment import Alignment, How, Reduce
 from interp.patching.cells import Grid, Target, grid
 from interp.patching.sources import Average, Given, Noise, Source, Sources
@@ -115,12 +116,13 @@ def prepare(
         budget=question.budget,
     )  # fmt: skip
     whole = list(dict.fromkeys(site.whole for target in question.targets for site, _ in target.members))
-    old = sweep.record(whole, columns_wanted(metrics, x, model.module))
+    asked = columns_wanted(metrics, x, model.module)
+    old = sweep.record(whole, asked)
     for site, value in old.items():
         if value.ndim < (4 if site.component in BY_HEAD else 3):
             raise SiteError(f"{site} is {list(value.shape)} here, without rows and positions, and cannot be patched.")
     logits = sweep.logits
-    judges = Judges(metrics, x, classes=logits.ndim == 2, length=_length(metrics, x, logits))
+    judges = Judges(metrics, x, classes=logits.ndim == 2, length=_length(metrics, x, logits, asked))
     kept = columns_wanted(metrics, model.inputs(source), model.module) if is_run(source) else None
     new = (
         source
@@ -139,14 +141,25 @@ def _reference(metrics: Metrics, new: Given, kept: Tensor | None) -> dict[str, T
     """The metrics of the source's own run."""
     if new.logits is None or new.inputs is None:
         return None
-    length = _length(metrics, new.inputs, new.logits)
+    length = _length(metrics, new.inputs, new.logits, kept)
     judges = Judges(metrics, new.inputs, classes=new.logits.ndim == 2, length=length)
     return judges(judges.reads.of(new.logits, kept if new.logits.ndim == 3 else None))
 
 
-def _length(metrics: Metrics, x: Inputs, answer: Tensor) -> int:
-    """How many positions the answer has; of logits, of which some may have been left out, those of the inputs."""
-    return x.length if site_of(metrics) is None or answer.ndim == 2 else answer.shape[1]
+def _length(metrics: Metrics, x: Inputs, answer: Tensor, kept: Tensor | None) -> int:
+    """How many positions the answer has. A metric that says which positions it reads means those of the inputs, so
+    logits are refused to it that have others: of frames and tokens both, as a transducer's."""
+    if site_of(metrics) is not None:
+        return x.length if answer.ndim == 2 else answer.shape[1]
+    if answer.ndim == 2 or kept is not None:
+        return x.length
+    named = [metric for metric in metrics.values() if isinstance(metric, Reading)]
+    if named and (answer.ndim != 3 or answer.shape[1] != x.length):
+        raise MetricError(
+            f"the metric {named[0]!r} reads positions of the inputs, of which there are {x.length}, and the logits are"
+            f" {list(answer.shape)}: give a metric of your own, f(logits, inputs) -> [row], which gets them as they are."
+        )
+    return answer.shape[1]
 
 
 def run(
