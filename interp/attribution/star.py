@@ -3,7 +3,7 @@
 Query and key cells take the softmax as it is: the pattern is recomputed exactly and the gradient taken behind it
 (`hooks/slopes/query_key.py`). GradDrop: where a head's direct and indirect effects cancel, the gradient is taken once
 more for every layer with that layer's writes held, and `1/(L-1) sum_l |est_l|` is the score, the absolute value inside
-the mean over prompts. So these are magnitudes, for finding candidates; `atp-qk` has the first repair only and keeps
+the mean over prompts; a model of one layer has nothing to drop, and the score is |est|. So these are magnitudes, for finding candidates; `atp-qk` has the first repair only and keeps
 signs. Cost: two forward passes, L backward ones, one attention call per layer with query sites, and rows * keys numbers
 a few rows at a time for key sites. Limits: cells of several positions sum their positions' estimates before the
 absolute value; sites whose attention call is not seen have no repaired q and k.
@@ -30,13 +30,16 @@ def estimate(pair: Pair, setting: Setting) -> Tensor:
     dropped = Dropped()
     found = _run(pair, dropped)
     layers = list(dropped.layers)
+    if len(layers) < 2:
+        pair.notes |= {"signs": "magnitudes", "layers dropped": 0}
+        return pair.cells(_repaired(pair, found, found.gradients())).abs()
     total: Tensor | float = 0.0
     for n, layer in enumerate(layers):
         dropped.layer = layer
         total = total + pair.cells(_repaired(pair, found, found.gradients(again=n < len(layers) - 1))).abs()
         pair.passes += n > 0
     pair.notes |= {"signs": "magnitudes", "layers dropped": len(layers)}
-    return torch.as_tensor(total) / max(len(layers) - 1, 1)
+    return torch.as_tensor(total) / (len(layers) - 1)
 
 
 def signed(pair: Pair, setting: Setting) -> Tensor:

@@ -127,3 +127,16 @@ def test_grouped_keys_are_the_sum_over_their_group_and_an_attention_outside_is_r
     ids = {"input_ids": torch.randint(5, 90, (1, 5))}
     with pytest.raises(ModelError, match="attention call is not seen"):
         attribute(m, base=ids, source=ids, metric=lambda g, x: g[:, -1, 3], sites="L*.q", method="atp*")
+
+
+def test_a_model_of_one_layer_has_nothing_to_drop_and_gets_the_repaired_magnitudes() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    module = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=4, n_embd=32, vocab_size=50, n_positions=16)).eval()
+    m = interp.attach(module)
+    base, source = ({"input_ids": torch.randint(50, (2, 6))} for _ in range(2))
+    asked: Any = {"base": base, "source": source, "metric": LogitDifference([1, 2], [3, 4]), "sites": "L*.H*.z"}
+    found = attribute(m, method="atp*", **asked)
+    assert torch.allclose(found.values, attribute(m, method="atp-qk", **asked).values.abs())
+    assert float(found.values.abs().min()) > 0
