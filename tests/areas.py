@@ -32,6 +32,7 @@ AREAS: dict[str, str] = {
     "floor3_interp/sink/": "heads",
     "floor3_interp/long/": "heads",
     "floor3_interp/vision/": "vision",
+    "floor3_interp/operators/": "operators",
     "floor3_interp/explorer/": "product",
     "floor3_interp/reporting/": "product",
     "floor3_interp/commands/": "product",

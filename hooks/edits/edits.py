@@ -251,6 +251,10 @@ class Place:
     """Bool [batch, query] that are no padding; None where all are."""
     first: Callable[[], Tensor]
     """[batch], the key of each example's first real token; negative where a cache has dropped it."""
+    cross: bool = False
+    """Whether the keys are another tower's."""
+    cached: bool = False
+    """Whether the call goes on from a cache, so that earlier queries are not in it."""
 
 
 AtHeads = tuple[tuple[int, ...], HeadProgram]

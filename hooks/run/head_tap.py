@@ -122,6 +122,8 @@ class HeadTap(BorderTap):
             keys=lambda spec: self._keys(spec, site, call).to(device),
             real=lambda: self.moment.valid(site, batch, queries, cross=self.cross),
             first=lambda: self.moment.first_key(site, call.k.shape[2], cross=self.cross).to(device),
+            cross=self.cross,
+            cached=self.moment.offset > 0,
         )
 
     def _keys(self, spec: Positions, site: Site, call: Call) -> Tensor:

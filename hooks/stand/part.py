@@ -95,6 +95,7 @@ class Part:
         if self.sinks is not None:
             wide = torch.cat([s, self.sinks.to(s)[None, :, None, None].expand(*s.shape[:3], 1)], -1)
         blind = wide.isneginf().all(-1, keepdim=True)
+        wide = wide.masked_fill(blind, 0.0)  # such a row has no gradient either, not one that is no number
         return torch.softmax(wide / temperature, -1).masked_fill(blind, 0.0)[..., : s.shape[-1]]
 
     def read(self, weights: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ A mask is a small frozen object. Positions are those of the keys: query row r of
 how every implementation asks for one block at a time. `dense(Sq, Sk)` is the oracle, `classes(...)` says which blocks
 are empty, partial or full so that fast versions can skip, `reach(...)` bounds the keys that some rows can see. Masks
 combine with `&` and `|`, compare by content, and differ between heads where `PerHead` or a table with a head axis says
-so. What they share is in `base.py`, sparse patterns are in `patterns.py`; all names can be had from here.
+so. What they share is in `base.py`, sparse patterns are in `patterns.py`, windows in `windows.py`; all names can be had
+from here.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from interp.kernels.masks.base import (
     within,
 )
 from interp.kernels.masks.patterns import Blocks, Dilated, Neighborhood, Power, Strided
+from interp.kernels.masks.windows import After, PowerBlocks, Windows
 
 __all__ = [
-    "EMPTY", "FULL", "PARTIAL", "Alibi", "And", "Blocks", "ByContent", "Causal", "Dense", "Dilated", "Documents",
-    "Full", "Mask", "Neighborhood", "Or", "Padding", "PerHead", "Power", "Prefix", "Strided", "Window", "as_mask",
-    "content",
+    "EMPTY", "FULL", "PARTIAL", "After", "Alibi", "And", "Blocks", "ByContent", "Causal", "Dense", "Dilated",
+    "Documents", "Full", "Mask", "Neighborhood", "Or", "Padding", "PerHead", "Power", "PowerBlocks", "Prefix",
+    "Strided", "Window", "Windows", "as_mask", "content",
 ]  # fmt: skip
 
 

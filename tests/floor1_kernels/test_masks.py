@@ -52,6 +52,14 @@ CASES = {
     "power": (M.Power(), lambda b, i, j: abs(i - j) in (0, 1, 2, 4, 8)),
     "blocks": (M.Blocks(torch.eye(3, dtype=torch.bool), 4), lambda b, i, j: i // 4 == j // 4),
     "sorted": (M.Documents(IDS[1].flip(0).clamp(min=0)), lambda b, i, j: (i > 0) + (i > 2) == (j > 0) + (j > 2)),
+    "windows": (M.Windows((0,), 4, 1), lambda b, i, j: (i + 1) // 4 == (j + 1) // 4),
+    "halo": (M.Windows((10,), 3, 0, 2), lambda b, i, j: i // 3 * 3 - 2 <= j < i // 3 * 3 + 5),
+    "shifted": (
+        M.Windows((2, 5), (2, 3), (1, 2)),
+        lambda b, i, j: (i // 5 + 1) // 2 == (j // 5 + 1) // 2 and (i % 5 + 2) // 3 == (j % 5 + 2) // 3,
+    ),
+    "power blocks": (M.PowerBlocks(1, 2), lambda b, i, j: abs(i - j) in (0, 1, 2, 4, 8) or j == 0),
+    "a class token": (M.After(1, M.Windows((9,), 3)), lambda b, i, j: i == 0 or j == 0 or (i - 1) // 3 == (j - 1) // 3),
     "either": (M.Window(2) | M.Strided(5), lambda b, i, j: abs(i - j) < 5 or abs(i - j) % 5 == 0),
 }
 

@@ -1,0 +1,1 @@
+"""Another attention in a head's place."""

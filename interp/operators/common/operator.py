@@ -1,0 +1,184 @@
+"""What all operators share: each is an edit of how heads attend, and the head program that it puts there.
+
+An operator is a frozen value that compares by content. It is named with the heads it is for, `Linear("L5.H*")`, and
+works wherever edits do: `m.run`, `m.edited`, `m.generate`, sweeps (by full passes) and gradients. `z(part)` is the
+output, `pattern(part)` the weights behind it where there is a matrix. One that has a matrix says how a row of it comes
+about (`weights`); its z is then computed for blocks of rows, so that memory is linear in length whatever the operator.
+
+While generating, an operator reads the keys and values of the cache and computes the new rows from all of them: none
+keeps a state of its own between calls. One that reads the queries of other rows (`whole`) has no such rows there and
+is refused by name, as is one that counts positions (`ordered`) in cross-attention, and one that puts its own products
+in the place of scores (`scoreless`) where the model adds a bias or a learned sink to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from interp.hooks.edits.edits import AtHeads, AttentionEdit, Place
+from interp.hooks.errors import EditError
+from interp.hooks.stand.call import Call
+from interp.hooks.stand.part import Part
+from interp.kernels.masks.symbols import Mask, as_mask
+
+NUMBERS = 2**22
+"""Numbers of a pattern that are in memory together."""
+
+
+class Operator(AttentionEdit):
+    """Another attention in a head's place."""
+
+    ordered: ClassVar[bool] = False
+    """Whether it counts positions, queries being the last of the keys."""
+    whole: ClassVar[bool] = False
+    """Whether a row depends on the queries of other rows."""
+    scoreless: ClassVar[bool] = False
+    """Whether what the model adds to scores has no place in it."""
+
+    def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
+        if self.ordered and place.cross:
+            raise EditError(
+                f"{self!r} counts positions, and in cross-attention queries and keys are positions of two sequences:"
+                " use it at self-attention."
+            )
+        if self.whole and place.cached:
+            raise EditError(
+                f"{self!r} reads the queries of every row, and this call goes on from a cache that has keys and values"
+                " only: pass phase='prefill' to keep it to the prompt, or run whole texts (use_cache=False)."
+            )
+        return [(place.heads, self)]
+
+    def weights(self, part: Part, rows: Tensor) -> Tensor:
+        """The pattern of some queries [example, head, row, key], float32 or better."""
+        raise NotImplementedError
+
+    def z(self, part: Part) -> Tensor:
+        """[example, head, query, d], a block of rows after the other."""
+        return torch.cat([part.read(self.weights(part, rows)) for rows in blocks(part)], 2)
+
+    def pattern(self, part: Part) -> Tensor | None:
+        """[example, head, query, key] of every query, or of the rows asked for."""
+        return self.weights(part, rows_asked(part))
+
+    def refuse_additions(self, part: Part) -> None:
+        """Raise where the model adds to the scores what this operator would lose."""
+        added = {
+            "a position bias": part.bias is not None,
+            "a learned sink": part.sinks is not None,
+            "a bias in its mask": _biased(part),
+        }
+        found = [name for name, there in added.items() if there]
+        if found:
+            raise EditError(
+                f"{self!r} has no softmax of scores, and the model adds {found[0]} to the scores of these heads, which"
+                " would be lost: use an operator of scores (StaticQK, Masked), or another layer."
+            )
+
+    def same_keys(self, part: Part) -> Tensor:
+        """Bool [1 or example, 1 or head, key] that every row sees, rows of padding apart; refused where they differ."""
+        known = alive(part)
+        for rows in blocks(part):
+            seen = visible(part, rows)
+            if not bool((seen == known[:, :, None]).logical_or(~seen.any(-1, keepdim=True)).all()):
+                raise EditError(
+                    f"{self!r}: rows of heads {list(part.heads)} see different keys, as in a causal tower or in"
+                    " windows, and it reads the same for all of them: use it where every row sees all."
+                )
+        return known
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def places(part: Part) -> Tensor:
+    """[query], the positions of the queries among the keys."""
+    queries, keys = part.q.shape[2], part.k.shape[2]
+    return torch.arange(queries, device=part.q.device) + keys - queries
+
+
+def rows_asked(part: Part) -> Tensor:
+    """The numbers of the queries whose pattern is asked for."""
+    return torch.arange(part.q.shape[2], device=part.q.device) if part.rows is None else part.rows
+
+
+def blocks(part: Part, width: int | None = None) -> Iterator[Tensor]:
+    """The queries in blocks whose patterns, or `width` numbers a row, fit."""
+    batch, heads, queries, _ = part.q.shape
+    step = max(1, NUMBERS // max(1, batch * heads * (width or part.k.shape[2])))
+    yield from torch.arange(queries, device=part.q.device).split(step)
+
+
+def visible(part: Part, rows: Tensor) -> Tensor:
+    """Bool [1 or example, 1 or head, row, key]: what some queries see."""
+    keys = torch.arange(part.k.shape[2], device=part.q.device)
+    return as_mask(part.mask).visible(rows + part.k.shape[2] - part.q.shape[2], keys)
+
+
+def alive(part: Part) -> Tensor:
+    """Bool [1 or example, 1 or head, key]: keys that some query sees; padding is seen by none."""
+    return torch.stack([visible(part, rows).any(2) for rows in blocks(part)]).any(0)
+
+
+def looks_ahead(part: Part) -> bool:
+    """Whether some query sees a later key than its own."""
+    keys, at = torch.arange(part.k.shape[2], device=part.q.device), places(part)
+    return any(bool((visible(part, rows) & (keys > at[rows][:, None])).any()) for rows in blocks(part))
+
+
+def real_queries(part: Part) -> Tensor:
+    """Bool [1 or example, 1 or head, query]: those whose own key is seen by somebody; all, where keys are of another
+    tower or no query is hidden."""
+    if part.q.shape[2] > part.k.shape[2]:
+        return torch.ones(1, 1, part.q.shape[2], dtype=torch.bool, device=part.q.device)
+    return alive(part)[:, :, part.k.shape[2] - part.q.shape[2] :]
+
+
+def shares(numbers: Tensor, seen: Tensor) -> Tensor:
+    """Numbers [..., key] divided by their sum over the visible keys; rows that see nothing, or whose sum is 0, are 0.
+
+    The sum of signed numbers may come near 0, and weights are then as large as that makes them.
+    """
+    numbers = numbers.masked_fill(~seen, 0.0)
+    return ratio(numbers, numbers.sum(-1, keepdim=True))
+
+
+def ratio(upper: Tensor, lower: Tensor) -> Tensor:
+    """The quotient, 0 where the lower one is 0; its gradient is then 0 as well."""
+    none = lower == 0
+    return (upper / lower.masked_fill(none, 1.0)).masked_fill(none, 0.0)
+
+
+def softmax(s: Tensor, seen: Tensor) -> Tensor:
+    """Softmax over the visible keys; rows that see nothing are 0."""
+    s = s.masked_fill(~seen, -torch.inf)
+    blind = ~seen.any(-1, keepdim=True)
+    return torch.softmax(s.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+
+
+def per_head(given: Tensor, part: Part, what: str) -> Tensor:
+    """A tensor [head, ...] for the heads of a part: one for all of them, or one each."""
+    found = given.to(part.q.device)
+    if found.shape[0] not in (1, len(part.heads)):
+        raise EditError(
+            f"{what} has {found.shape[0]} heads, and {len(part.heads)} attend by it here: give one for all of them, or"
+            " one each, a layer at a time."
+        )
+    return found.expand(len(part.heads), *found.shape[1:])
+
+
+def _biased(part: Part) -> bool:
+    mask: Mask = as_mask(part.mask)
+    keys, at = torch.arange(part.k.shape[2], device=part.q.device), places(part)
+    for rows in blocks(part):
+        added = mask.additive(at[rows], keys)
+        if added is None:
+            return False
+        if bool((added != 0).any()):
+            return True
+    return False

@@ -1,0 +1,46 @@
+"""InLine attention: linear attention whose rows sum to 1 and whose weights may be negative.
+
+Han et al. 2024 (arXiv 2412.06590), as the authors' code computes it, for every visible key j of row i, n_i of them:
+
+    A_ij = scale q_i.k_j / n_i + (1 - scale q_i.k_i') / n_i,        k_i' = mean of the visible k_j
+
+so that two rows attend alike only where their queries agree on span(k - k'). That code sees all keys and has no mask;
+means over what a row sees, for causal towers, are ours. The paper's block adds a learned local residual to it, which
+is not part of a head and is not here.
+Cost: linear in length in time and memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interp.hooks.stand.part import Part
+from interp.operators.common.operator import Operator, ratio, visible, wide
+from interp.operators.linear.streams import summed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InLine(Operator):
+    """Injective linear attention: rows sum to 1, weights may be negative."""
+
+    scoreless = True
+
+    def z(self, part: Part) -> Tensor:
+        self.refuse_additions(part)
+        v = wide(part.v)
+        counted = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        along = summed(part, lambda q: q * part.scale, lambda k: k, counted)
+        every = summed(part, lambda q: torch.ones_like(q[..., :1]), lambda k: torch.ones_like(k[..., :1]), counted)
+        n = every[..., -1:]
+        return ratio(along[..., :-1] + every[..., :-1] * (1 - ratio(along[..., -1:], n)), n)
+
+    def weights(self, part: Part, rows: Tensor) -> Tensor:
+        self.refuse_additions(part)
+        keys = wide(part.keys)
+        along = (wide(part.q[:, :, rows]) * part.scale @ keys.transpose(-1, -2)).masked_fill(~visible(part, rows), 0.0)
+        n = visible(part, rows).sum(-1, keepdim=True).to(along)
+        a = ratio(along + 1 - ratio(along.sum(-1, keepdim=True), n), n.expand_as(along))
+        return a.masked_fill(~visible(part, rows), 0.0)

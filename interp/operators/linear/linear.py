@@ -1,0 +1,106 @@
+"""Linear attention: products of features in the place of the exponential, summed once for all rows.
+
+    z_i = sum_j d_ij phi(q_i).phi(k_j) v_j / sum_j d_ij phi(q_i).phi(k_j),      d_ij = exp(-rate |i - j|) or 1
+
+over the keys j that row i sees (Katharopoulos et al. 2020, arXiv 2006.16236); the maps are in `features`. With a rate
+and without the normaliser it is Lightning attention (Qin et al. 2024, arXiv 2405.17381), whose rates `slopes` gives;
+that paper's norm and gate after the heads are part of its model and not of a head, and are not here. With two
+directions of decay, in a tower that looks ahead, it is ours.
+
+Cost: linear in length in time and memory, quadratic in the head's width for `taylor`. Keeps no state between calls of
+generate: each step sums over the cached keys, which costs what attending to them does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interp.hooks.errors import EditError
+from interp.hooks.stand.part import Part
+from interp.operators.common.operator import Operator, per_head, places, ratio, rows_asked, shares, visible, wide
+from interp.operators.linear.features import FEATURES, SIGNED, MapAsked, Map, features
+from interp.operators.linear.streams import summed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Linear(Operator):
+    """Linear attention by a feature map, with decay where `rate` says so: `Linear("L5.H*", "elu")`."""
+
+    scoreless = True
+
+    feature: str = "elu"
+    """elu, relu, silu, identity, exp, taylor, random or hedgehog."""
+    rate: float | Tensor | None = None
+    """Decay per position: one number, or [head]."""
+    normalize: bool = True
+    maps: Tensor | None = None
+    """[2, head, feature, d], for hedgehog: W of queries and of keys."""
+    count: int = 256
+    """How many random features."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.feature not in FEATURES:
+            raise EditError(f"{self!r}: feature is one of {', '.join(FEATURES)}.")
+        if self.normalize and self.feature in SIGNED:
+            raise EditError(
+                f"{self!r}: {self.feature} is signed, so that a row's sum may come near 0 and its weights be anything:"
+                " pass normalize=False, as Lightning attention has it."
+            )
+        if self.count < 1 or (self.rate is not None and bool((torch.as_tensor(self.rate) < 0).any())):
+            raise EditError(f"{self!r}: count is at least 1 and rate at least 0.")
+
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Decay counts positions."""
+        return self.rate is not None
+
+    def z(self, part: Part) -> Tensor:
+        self.refuse_additions(part)
+        f, g = self._maps(part)
+        v = wide(part.v)
+        if not self.normalize:
+            return summed(part, f, g, v, rate=self._rates(part))
+        y = summed(part, f, g, torch.cat([v, torch.ones_like(v[..., :1])], -1), rate=self._rates(part))
+        return ratio(y[..., :-1], y[..., -1:])
+
+    def pattern(self, part: Part) -> Tensor:
+        """Weights; rows sum to 1 where they are normalised."""
+        self.refuse_additions(part)
+        rows = rows_asked(part)
+        f, g = self._maps(part)
+        a = _products(f(wide(part.q[:, :, rows])), g(wide(part.k)))
+        rates = self._rates(part)
+        if rates is not None:
+            apart = (places(part)[rows][:, None] - torch.arange(part.k.shape[2], device=a.device)).abs()
+            a = a * torch.exp(-rates[:, None, None] * apart)
+        seen = visible(part, rows)
+        return shares(a, seen) if self.normalize else a.masked_fill(~seen, 0.0)
+
+    def _maps(self, part: Part) -> tuple[Map, Map]:
+        return features(part, MapAsked(self.feature, self.count, self.seed, self.maps, stable=self.normalize))
+
+    def _rates(self, part: Part) -> Tensor | None:
+        if self.rate is None:
+            return None
+        return per_head(torch.as_tensor(self.rate, dtype=wide(part.q).dtype).flatten(), part, "rate=")
+
+
+def slopes(heads: int, *, layer: int = 0, layers: int = 1) -> Tensor:
+    """[head], Lightning attention's rates: geometric from head to head, as ALiBi has its slopes, and smaller from layer
+    to layer down to none: times 1 - layer / (layers - 1) + 1e-5."""
+    if not (heads >= 1 and 0 <= layer < layers):
+        raise EditError(f"slopes are of at least one head and a layer below {layers}, got {heads} and {layer}.")
+    power = 2 ** math.floor(math.log2(heads))
+    found = [2 ** (-8 * (n + 1) / power) for n in range(power)]
+    found += [2 ** (-4 * (n + 1) / power) for n in range(0, 2 * power, 2)][: heads - power]
+    return torch.tensor(found) * (1 - layer / max(1, layers - 1) + 1e-5)
+
+
+def _products(fq: Tensor, gk: Tensor) -> Tensor:
+    """[example, head, row, key] of features that heads of a group may share."""
+    return fq @ gk.repeat_interleave(fq.shape[1] // gk.shape[1], 1).transpose(-1, -2)

@@ -1,0 +1,106 @@
+"""Attention as a scan over keys: what a row reads grows key by key, and all rows come out of one pass.
+
+Feng et al. 2024, "Attention as an RNN" (arXiv 2405.13956): with s_j = scale q.k_j of one query q, the triples
+(m, u, w) = (s_j, 1, v_j) are joined by
+
+    (m, u, w) + (m', u', w') = (M, u e^(m-M) + u' e^(m'-M), w e^(m-M) + w' e^(m'-M)),     M = max(m, m')
+
+which is associative, so that a prefix scan gives w / u of every prefix, that is softmax attention of q over the keys
+up to each row, in log2(keys) rounds. Their model (Aaren) learns one query for all positions. Here it is `query`; None
+takes the mean of the head's own queries over the rows that are no padding. It needs a head whose keys have no position
+in them (rotations) to mean the same thing everywhere; on others it is what it says, a query that stands still.
+Cost: linear in length in memory, length times log2 of it in time. Towers where each row sees the real keys up to
+some end, which causal and full ones are; windows are refused. Not while generating unless `query` is given: the mean
+would be over the current row alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interp.hooks.errors import EditError
+from interp.hooks.stand.part import Part
+from interp.operators.common.operator import (
+    Operator,
+    alive,
+    blocks,
+    per_head,
+    ratio,
+    real_queries,
+    softmax,
+    visible,
+    wide,
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PrefixScan(Operator):
+    """One query for all rows, each of which reads the keys that it sees, by a prefix scan."""
+
+    scoreless = True
+
+    query: Tensor | None = None
+    """[head, d]; None for the mean of the head's own queries."""
+
+    @property
+    def whole(self) -> bool:  # type: ignore[override]
+        """A mean is over all rows."""
+        return self.query is None
+
+    def z(self, part: Part) -> Tensor:
+        self.refuse_additions(part)
+        ends = self._ends(part)
+        s = self._scores(part).masked_fill(~alive(part), -torch.inf)
+        _, u, w = scanned(s, wide(part.values))
+        z = ratio(w, u[..., None])
+        at = (ends - 1).clamp(min=0).expand(*part.q.shape[:3])[..., None].expand(-1, -1, -1, z.shape[-1])
+        return z.gather(2, at) * (ends > 0)[..., None]
+
+    def weights(self, part: Part, rows: Tensor) -> Tensor:
+        self.refuse_additions(part)
+        return softmax(self._scores(part)[:, :, None].expand(-1, -1, len(rows), -1), visible(part, rows))
+
+    def _scores(self, part: Part) -> Tensor:
+        """[example, head, key]"""
+        if self.query is None:
+            real = real_queries(part)[..., None].to(wide(part.q))
+            q = ratio((wide(part.q) * real).sum(2), real.sum(2))
+        else:
+            q = per_head(self.query, part, "query=").to(wide(part.q))[None]
+        return (wide(part.keys) * q[:, :, None]).sum(-1) * part.scale
+
+    def _ends(self, part: Part) -> Tensor:
+        """[example or 1, head or 1, query]: the key after the last one that a row sees."""
+        known = alive(part)
+        keys = torch.arange(part.k.shape[2], device=part.q.device)
+        found = []
+        for rows in blocks(part):
+            seen = visible(part, rows)
+            end = ((keys + 1) * seen).amax(-1)
+            if not bool((seen == (known[:, :, None] & (keys < end[..., None]))).all()):
+                raise EditError(
+                    f"{self!r}: a row of heads {list(part.heads)} leaves out keys before its last one (windows, images"
+                    " apart), and a scan reads all of them: use StaticQK there."
+                )
+            found.append(end)
+        return torch.cat(found, -1)
+
+
+def scanned(s: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(m, u, w) of every prefix: scores [..., key] and values [..., key, d]; m = -inf and u = 0 before the first key
+    that is no -inf."""
+    m, u, w = s, torch.ones_like(s).masked_fill(s.isneginf(), 0.0), v.masked_fill(s.isneginf()[..., None], 0.0)
+    step = 1
+    while step < s.shape[-1]:
+        m2, u2, w2 = m[..., :-step], u[..., :-step], w[..., :-step, :]
+        top = torch.maximum(m[..., step:], m2)
+        base = top.masked_fill(top.isneginf(), 0.0)
+        own, other = torch.exp(m[..., step:] - base), torch.exp(m2 - base)
+        u = torch.cat([u[..., :step], u[..., step:] * own + u2 * other], -1)
+        w = torch.cat([w[..., :step, :], w[..., step:, :] * own[..., None] + w2 * other[..., None]], -2)
+        m = torch.cat([m[..., :step], top], -1)
+        step *= 2
+    return m, u, w

@@ -1,0 +1,1 @@
+"""Softmax attention over fewer keys, by position: any mask of `interp.kernels.masks` (`masked`)."""
