@@ -20,10 +20,11 @@ from interp.hooks.errors import SiteError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import Tape
 from interp.journal import Journal
+from interp.metrics.ids import MetricError
 from interp.metrics.judge import Metric
 from interp.metrics.judges import Judges, columns_wanted
 from interp.metrics.reading import site_of
-from interp.metrics.shipped import MetricError, Reading
+from interp.metrics.shipped import Reading
 from interp.patching.alignment import Alignment, How, Reduce
 from interp.patching.cells import Grid, Target, grid
 from interp.patching.sources import Average, Given, Noise, Source, Sources
@@ -157,7 +158,8 @@ def _length(metrics: Metrics, x: Inputs, answer: Tensor, kept: Tensor | None) ->
     if named and (answer.ndim != 3 or answer.shape[1] != x.length):
         raise MetricError(
             f"the metric {named[0]!r} reads positions of the inputs, of which there are {x.length}, and the logits are"
-            f" {list(answer.shape)}: give a metric of your own, f(logits, inputs) -> [row], which gets them as they are."
+            f" {list(answer.shape)}: give a metric of your own, f(logits, inputs) -> [row], which gets them as they"
+            " are."
         )
     return answer.shape[1]
 

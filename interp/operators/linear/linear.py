@@ -22,7 +22,7 @@ from torch import Tensor
 from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
 from interp.operators.common.operator import Operator, per_head, places, ratio, rows_asked, shares, visible, wide
-from interp.operators.linear.features import FEATURES, SIGNED, MapAsked, Map, features
+from interp.operators.linear.features import FEATURES, SIGNED, Map, MapAsked, features
 from interp.operators.linear.streams import summed
 
 

@@ -50,7 +50,7 @@ class _Stream:
         self.low, self.high = (x.tolist() for x in bounds(keys, BLOCK, 0))
         self.row_low, self.row_high = (x.tolist() for x in bounds(queries, BLOCK, self.offset))
         if any(True for _ in tensors(self.mask)):
-            self.dead = ~alive(part)
+            self.dead: Tensor | None = ~alive(part)
             self.full, self.empty = _classes(part, self.dead)
         else:
             self.dead, found = None, self.mask.classes(queries, keys, rows=BLOCK, columns=BLOCK)
