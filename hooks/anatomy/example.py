@@ -119,9 +119,12 @@ def _decoder(ask: Ask) -> dict[str, Tensor]:
         ask.pad,
     )
     longest = max(1, ask.length - 2)
-    ids, mask = ask.stack([[start, *ask.draw(count - 1)] for count in ask.lengths(longest)], longest)
+    streams = getattr(getattr(ask.config, "decoder", None), "num_codebooks", 1)  # MusicGen: a row for each of them
+    lengths = [count for count in ask.lengths(longest) for _ in range(streams)]
+    ids, mask = ask.stack([[start, *ask.draw(count - 1)] for count in lengths], longest)
     made = {"decoder_input_ids": ids}
-    return made | ({"decoder_attention_mask": mask} if "decoder_attention_mask" in ask.accepts else {})
+    masked = "decoder_attention_mask" in ask.accepts and streams == 1
+    return made | ({"decoder_attention_mask": mask} if masked else {})
 
 
 def _speech(ask: Ask) -> dict[str, Tensor]:

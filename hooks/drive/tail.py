@@ -23,6 +23,7 @@ from interp.hooks.drive.intercept import Intercept
 from interp.hooks.drive.questions import Reads
 from interp.hooks.drive.recording import Recording
 from interp.hooks.errors import ModelError
+from interp.hooks.pictures.asked import text_config
 from interp.hooks.stand.output import answer_of, logits_of
 
 How = Literal["final", "frozen", "none"]
@@ -63,7 +64,8 @@ class Readout:
     def _linear(self) -> Callable[[Tensor], Tensor] | None:
         """What is done to `head(norm(x))`, if that explains the logits of this run."""
         kept, logits = self.base.kept, self.base.logits
-        if self.head is None or logits.ndim != 3 or (kept is None and logits.shape[1] != self.base.length):
+        several = isinstance(self.head, nn.ModuleList)  # a head for each stream of codes, as MusicGen's
+        if self.head is None or several or logits.ndim != 3 or (kept is None and logits.shape[1] != self.base.length):
             return None
         last = self.base.length - 1 if kept is None else int(kept[-1])
         reads = logits.shape if isinstance(self.head, nn.Identity) else self.head.weight.shape
@@ -268,7 +270,7 @@ def _aside(key: Any, result: Tensor | None, output: Any, /, *args: Any, **kwargs
 
 
 def _finishes(config: Any) -> list[Callable[[Tensor], Tensor]]:
-    text = getattr(config, "get_text_config", lambda: config)()
+    text = text_config(config)
     cap, scale, divide = (getattr(text, n, None) for n in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
     found: list[Callable[[Tensor], Tensor]] = [lambda x: x]
     if cap:

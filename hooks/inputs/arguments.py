@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError, UnknownPositions
+from interp.hooks.pictures.asked import text_config
 from interp.hooks.pictures.grids import pixels_in
 
 IDS = {"text": "input_ids", "encoder": "input_ids", "decoder": "decoder_input_ids"}
@@ -123,8 +124,7 @@ def check_ids(name: str, ids: Tensor, config: Any = None) -> None:
 
 def vocabulary(config: Any) -> int | None:
     """How many ids the text model knows."""
-    text = config.get_text_config() if callable(getattr(config, "get_text_config", None)) else config
-    size = getattr(text, "vocab_size", None)
+    size = getattr(text_config(config), "vocab_size", None)
     return int(size) if isinstance(size, int) else None
 
 

@@ -22,6 +22,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.arguments import IDS, MASKS, main_embeds, main_ids, main_tower
 from interp.hooks.inputs.labels import CODE, FIELDS, KINDS, Roles
 from interp.hooks.inputs.sound import SOUND, sound_roles
+from interp.hooks.pictures.asked import text_config
 from interp.hooks.pictures.grids import View, pixels_in
 from interp.hooks.pictures.record import Grids, Text, family_of, unknown, vision_rows, vision_views
 
@@ -55,8 +56,7 @@ def _ids(holder: Any, name: str) -> set[int]:
 
 
 def _config_ids(config: Any, name: str) -> set[int]:
-    text = config.get_text_config() if callable(getattr(config, "get_text_config", None)) else None
-    return _ids(config, name) or _ids(text, name)
+    return _ids(config, name) or _ids(text_config(config), name)
 
 
 def _isin(ids: Tensor, wanted: set[int]) -> Tensor:

@@ -14,6 +14,15 @@ from torch import Tensor, nn
 from interp.hooks.errors import ModelError
 
 
+def text_config(config: Any) -> Any:
+    """The config of the language side, of the side that reads where another one answers (MusicGen)."""
+    inner = getattr(config, "get_text_config", None)
+    if not callable(inner):
+        return config
+    two = hasattr(config, "text_encoder") and hasattr(config, "decoder")
+    return inner(encoder=True) if two else inner()
+
+
 @dataclass(frozen=True, eq=False)
 class Ask:
     """What is wanted, and of whom."""
@@ -31,8 +40,7 @@ class Ask:
     @cached_property
     def text(self) -> Any:
         """The config of the language side."""
-        inner = getattr(self.config, "get_text_config", None)
-        return inner() if inner is not None else self.config
+        return text_config(self.config)
 
     @cached_property
     def accepts(self) -> frozenset[str]:

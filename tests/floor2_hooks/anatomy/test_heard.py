@@ -25,6 +25,7 @@ BESIDE: dict[str, dict[str, tuple[int, ...]]] = {
     "kyutai_speech_to_text": {"input_ids": (2, 8, 3), "attention_mask": (2, 8)},
     "layoutlm": WORDS,
     "mimi_decoder": {"latents": (2, 32, 16)},
+    "musicgen": {**WORDS, "decoder_input_ids": (4, 6)},
     "pe_audio": {**WORDS, "input_values": (2, 1, 4000)},
     "voxtral_realtime": {**WORDS, "input_features": (2, 16, 64)},
 }
