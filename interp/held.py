@@ -17,9 +17,9 @@ import torch
 
 from interp.hooks.anatomy.example import example, first_argument
 from interp.hooks.anatomy.family import Family, family_of
+from interp.hooks.anatomy.joined import STOPS
 from interp.hooks.anatomy.refusals import refuse
 from interp.hooks.anatomy.towers import Anatomy
-from interp.hooks.anatomy.tried import STOPS
 from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
 from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.inputs.inputs import Inputs

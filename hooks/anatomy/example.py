@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.heard import beside_words
-from interp.hooks.anatomy.tried import joined, pictures, tried
+from interp.hooks.anatomy.joined import joined
+from interp.hooks.anatomy.sizes import pictures, with_inner
+from interp.hooks.anatomy.tried import tried
 from interp.hooks.errors import InputsError, ModelError
-from interp.hooks.pictures.asked import Ask, Picture, no_example, pixels_for
+from interp.hooks.pictures.asked import Ask, Picture, cells, no_example, pixels_for
 from interp.hooks.pictures.grids import Patches, patches_of
 from interp.hooks.pictures.record import family_of
 
@@ -40,6 +42,9 @@ def example(
         if found is None:
             raise
         made = found
+    if "noise" in ask.accepts and hasattr(ask.config, "mask_ratio"):  # which patches are left out is random without it
+        patches = cells(ask.config)
+        made = {**made, "noise": torch.rand(batch, patches, generator=ask.random)}
     return {
         name: tensor.to(ask.device, ask.dtype if tensor.is_floating_point() else None) for name, tensor in made.items()
     }
@@ -146,11 +151,15 @@ def _waves(ask: Ask) -> dict[str, Tensor]:
 
 
 def _joined(ask: Ask) -> dict[str, Tensor]:
-    """Words, a picture, words, for a model that no record describes: it is asked how many tokens a picture makes."""
-    picture = joined(ask)
-    if picture is None:
-        raise no_example(ask.module, "it takes words and pixels, and how it joins them is not listed")
-    return _with_picture(lambda ask: picture, ask)
+    """Words and a picture, for a model that no record describes; words alone where its config says it sees none."""
+    if getattr(ask.config, "vision_config", ask) is None and not any(
+        getattr(one, "image_size", None) for one in with_inner(ask.config)
+    ):
+        return _language(ask)
+    made = joined(ask, _decoder)
+    if made is None:
+        raise no_example(ask.module, "it takes words and pixels, and no way of joining them that was tried is its own")
+    return made
 
 
 def _pair(ask: Ask) -> dict[str, Tensor]:

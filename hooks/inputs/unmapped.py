@@ -23,7 +23,8 @@ from interp.hooks.inputs.sound import SOUND
 from interp.hooks.pictures.grids import Patches
 
 OWN = ("cross", "qformer")
-"""Towers whose positions are others', or queries."""
+"""Towers whose positions are others', or queries. Without a decoder, queries of a cross-attention are a Q-Former's,
+unless the inputs have a tower `cross`: words (BLIP) or learned queries (MaskFormer) that look at pictures."""
 
 
 def lacking(inputs: Inputs | None, towers: Collection[str]) -> list[str]:
@@ -31,7 +32,9 @@ def lacking(inputs: Inputs | None, towers: Collection[str]) -> list[str]:
     every = [name for name in towers if name not in OWN]
     if inputs is None:
         return every
-    return [name for name in every if not isinstance(_known(inputs, name), Inputs)]
+    unknown = [name for name in every if not isinstance(_known(inputs, name), Inputs)]
+    looks = "cross" in towers and "qformer" not in towers and inputs.main != "decoder" and "cross" not in inputs.towers
+    return [*unknown, "cross"] if looks else unknown
 
 
 def completed(

@@ -225,7 +225,7 @@ def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
     if (cross or name == "cross") and site.component in KV:
         name = "encoder" if two and ("encoder" in inputs.towers or "vision" not in inputs.towers) else "vision"
     elif name == "cross":
-        name = "decoder" if two else "qformer"
+        name = "decoder" if two else "cross" if "cross" in inputs.towers else "qformer"
     return inputs if name is None else inputs.tower(name)
 
 

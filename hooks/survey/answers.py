@@ -13,8 +13,8 @@ from interp.hooks.stand.output import logits_of
 
 
 def answer(output: Any) -> Tensor:
-    """One tensor that stands for a model's output: its logits, else its last hidden state (the last of several),
-    else the first tensor of numbers in it (a waveform, the first of several logits)."""
+    """One tensor that stands for a model's output: its logits, else its last hidden state (the last of several), else
+    all its numbers."""
     logits = logits_of(output)
     if logits is not None:
         return logits
@@ -22,23 +22,23 @@ def answer(output: Any) -> Tensor:
         if torch.is_tensor(found := getattr(output, name, None)):
             return found
     named = [v for k, v in output.items() if k.endswith("last_hidden_state")] if isinstance(output, Mapping) else []
-    found = next(_numbers([*reversed(named), output]), None)
-    if found is None:
-        raise CheckFailed(f"cannot tell which tensor of {type(output).__name__} is the model's answer")
-    return found
+    if named and torch.is_tensor(named[-1]):
+        return named[-1]
+    if isinstance(output, (tuple, list)) and torch.is_tensor(output[0]):
+        return output[0]
+    if found := list(_floats(output)):
+        return torch.cat([one.flatten().to(found[0]) for one in found])
+    raise CheckFailed(f"cannot tell which tensor of {type(output).__name__} is the model's answer")
 
 
-def _numbers(output: Any) -> Iterator[Tensor]:
-    """The tensors of numbers in what a model returns, in its order."""
+def _floats(output: Any) -> Iterator[Tensor]:
+    """Every tensor of numbers in what a model returns."""
     if torch.is_tensor(output):
         if output.is_floating_point():
             yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _numbers(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _numbers(value)
+    elif isinstance(output, (Mapping, list, tuple)):
+        for one in output.values() if isinstance(output, Mapping) else output:
+            yield from _floats(one)
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -213,8 +213,35 @@ def test_an_unknown_model_is_refused():
     with pytest.raises(ModelError, match=r"Silent.*forward takes graph.*example="):
         example(Silent())
     sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    with pytest.raises(ModelError, match=r"'vilt'.*not listed.*example="):
-        example(transformers.ViltModel(transformers.ViltConfig(**sizes)))
+    model = transformers.ViltModel(transformers.ViltConfig(**sizes, image_size=32, patch_size=8)).eval()
+    assert list(example(model)) == ["input_ids", "attention_mask", "pixel_values"]  # tried, and it goes
+    model.embeddings.text_embeddings.word_embeddings = nn.Embedding(7, 5)
+    with pytest.raises(ModelError, match=r"'vilt'.*no way of joining them that was tried.*example="):
+        example(model)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_model_says_how_many_tokens_a_picture_is(batch: int) -> None:
+    text = {"vocab_size": 60, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "intermediate_size": 16}  # fmt: skip
+    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+              "image_size": 16, "patch_size": 8}  # fmt: skip
+    asked = transformers.VipLlavaForConditionalGeneration(
+        transformers.VipLlavaConfig(
+            vision_config={"model_type": "clip_vision_model", **vision}, text_config={"model_type": "llama", **text},
+            image_token_index=50, vision_feature_layers=[-1, -2],
+        )
+    ).eval()  # fmt: skip
+    told = transformers.DeepseekVLForConditionalGeneration(
+        transformers.DeepseekVLConfig(
+            vision_config={"model_type": "siglip_vision_model", **vision},
+            text_config={"model_type": "llama", **text}, image_token_id=50,
+        )
+    ).eval()  # fmt: skip
+    for model in (asked, told):
+        made = example(model, batch=batch)
+        assert (made["input_ids"] == 50).sum(1).tolist() == [4] * batch  # 2 x 2 patches
+        assert model(**made).logits.shape[1] == 8 + 4
 
 
 def test_an_image_without_an_id_is_refused():
