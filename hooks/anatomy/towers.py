@@ -90,7 +90,7 @@ class Tower:
     bidirectional: bool
     final_norm: Port | None = None
     skipped: tuple[int, ...] = ()
-    """Layers that exist but did not run in the traced call."""
+    """Layers that exist and of which no attention was seen in the traced call."""
 
     @cached_property
     def by_index(self) -> dict[int, Layer]:
@@ -100,7 +100,7 @@ class Tower:
         """The layer of that number, or an error that names those there are."""
         if index in self.by_index:
             return self.by_index[index]
-        why = " It exists but did not run in the traced call." if index in self.skipped else ""
+        why = " It exists, and no attention of it was seen in the traced call." if index in self.skipped else ""
         raise SiteError(f"no layer {index} in the tower {self.name!r}: it has layers {sorted(self.by_index)}.{why}")
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from threading import get_ident
@@ -25,10 +25,10 @@ from interp.hooks.inputs.sound import SOUND
 from interp.hooks.stand.output import outer_tensor
 from interp.hooks.survey.attending import Seen, Watches, at_borders
 from interp.hooks.survey.dissect import Event, Stage, dissect, first_tensor
-from interp.hooks.survey.guess import called_attention, guessed
-from interp.hooks.survey.softmaxes import noted
+from interp.hooks.unseen.guess import called_attention, guessed
+from interp.hooks.unseen.named import nothing, refuse_slots, unheld
+from interp.hooks.unseen.softmaxes import noted
 
-OWN_SOFTMAX = "it computes a softmax of its own, which is not seen"
 CONNECTORS = ("multi_modal_projector", "connector", "visual.merger", "language_projection", "aligner")
 
 
@@ -47,33 +47,16 @@ def traced(
     with watch.on(), noted(module, inputs) as softmaxes:
         _forward(module, inputs)
     family = family if watch.seen or family else guessed(module, inputs, softmaxes.names or called_attention(module))
-    seen = watch.seen or (dict(at_borders(module, family)) if family else {})
+    borders = dict(at_borders(module, family)) if family and not watch.seen else {}
+    seen = watch.seen or {name: one for name, one in borders.items() if name in softmaxes.ran}
     if not seen:
-        raise _none(module, list(softmaxes.names))
+        raise nothing(module, softmaxes)
+    refuse_slots(module, seen)
     blocks = {name: _block(module, name, seen) for name in seen}
     known = {s.name: f"{s.name}.{family.out}" for s in seen.values() if family and s.standpoint == "border"}
     events = _events(module, inputs, set(blocks.values()), watch, seen, known)
     made = _assemble(module, seen, blocks, events, family, pictured=_pictured(module, inputs))
-    return replace(made, unheld=_unheld(softmaxes.names, seen)), family
-
-
-def _none(module: nn.Module, attending: list[str]) -> ModelError:
-    """Why nothing is held."""
-    if not attending:
-        return ModelError(
-            f"{type(module).__name__} has no attention heads: no attention call was seen, and no softmax of scores."
-        )
-    return ModelError(
-        f"no attention call was seen in {type(module).__name__}: {attending[0]!r} computes a softmax of its own, and"
-        " its projections are none that are known by their names."
-        " Pass family=interp.families.Family(...) to say where its heads are."
-    )
-
-
-def _unheld(attending: Iterable[str], seen: Mapping[str, Seen]) -> dict[str, str]:
-    """Modules that attended and are no layer of a tower."""
-    held = [name for name in attending if any(name == s or name.startswith(s + ".") for s in seen)]
-    return dict.fromkeys((name for name in attending if name not in held), OWN_SOFTMAX)
+    return replace(made, unheld=unheld(module, softmaxes, seen, set(blocks.values()))), family
 
 
 def _forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:

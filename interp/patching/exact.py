@@ -158,8 +158,7 @@ def _length(metrics: Metrics, x: Inputs, answer: Tensor, kept: Tensor | None) ->
     if named and (answer.ndim != 3 or answer.shape[1] != x.length):
         raise MetricError(
             f"the metric {named[0]!r} reads positions of the inputs, of which there are {x.length}, and the logits are"
-            f" {list(answer.shape)}: give a metric of your own, f(logits, inputs) -> [row], which gets them as they"
-            " are."
+            f" {list(answer.shape)}: give a metric of your own, f(logits, inputs) -> [row]; it gets them as they are."
         )
     return answer.shape[1]
 

@@ -13,7 +13,7 @@ from interp.cli import main
 from interp.commands import verdicts
 from interp.commands.verdicts import TypeRow, examine, totals
 from interp.hooks.errors import ModelError
-from interp.hooks.survey.guess import guessed
+from interp.hooks.unseen.guess import guessed
 from interp.zoo.every import build, config_of, types
 
 pytestmark = [pytest.mark.families, pytest.mark.filterwarnings("ignore")]

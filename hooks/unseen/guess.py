@@ -25,8 +25,8 @@ from torch import nn
 
 from interp.hooks.anatomy.family import Family, Projection, View
 from interp.hooks.errors import ModelError
-from interp.hooks.survey.probes import Matrix, Probes
-from interp.hooks.survey.softmaxes import noted
+from interp.hooks.unseen.probes import Matrix, Probes
+from interp.hooks.unseen.softmaxes import noted
 
 COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads", "attention_heads",
           "encoder_attention_heads", "decoder_attention_heads", "num_encoder_attention_heads",

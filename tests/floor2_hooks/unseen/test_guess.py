@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import interp
 from interp.hooks.anatomy.example import example
 from interp.hooks.errors import ModelError
-from interp.hooks.survey.guess import guessed
+from interp.hooks.unseen.guess import guessed
 from interp.zoo.every import build
 
 pytestmark = [pytest.mark.families, pytest.mark.filterwarnings("ignore")]
