@@ -27,6 +27,8 @@ from interp.operators.routed.chosen import Choosing, own_key
 class Clusters(Choosing):
     """Rows see the keys of their own cluster."""
 
+    ordered = True
+
     count: int = 8
     centers: Tensor | None = None
     """[head, count, d]; None to find them in the call."""

@@ -27,6 +27,8 @@ from interp.operators.routed.chosen import Choosing, group_means, own_key
 class LowRank(Choosing):
     """Rows keep the keys of the largest scores in few dimensions."""
 
+    ordered = True
+
     rank: int = 8
     pool: int = 1
     """Keys that are guessed together."""

@@ -1,11 +1,11 @@
 """The model's own softmax over the keys that a mask leaves: windows, strides, neighbourhoods, blocks.
 
 `Masked("L5.H*", Window(64))` hides the keys that the mask does not show, beside those that the model hides already;
-the weights of the others are the softmax of their scores. The masks are those of
-`interp.kernels.masks.symbols`, where each says its paper: sliding and dilated windows, strides, powers of two,
-neighbourhoods on grids with stride, dilation and causality, windows with shifts (Swin) and halos (HaloNet), blocks a
-power of two apart, tables of blocks by head (SparseD, `find_blocks`), and one mask a head by `PerHead`.
-`After(1, mask)` leaves a class token out. First keys and the latest ones: `interp.edits.Streaming`.
+the weights of the others are the softmax of their scores. The masks are those of `interp.kernels.masks.symbols`, where
+each says its paper: sliding and dilated windows, strides, powers of two, neighbourhoods on grids with stride, dilation
+and causality, windows with shifts (Swin) and halos (HaloNet), blocks a power of two apart, tables of blocks by head
+(SparseD, `find_blocks`), and one mask a head by `PerHead`; `After(1, mask)` leaves a class token out. Heads that keep
+the first keys and the latest ones are `interp.edits.Streaming`.
 Cost: that of the kernel that takes the mask; masks that bound what rows can reach cost as much as they show, others
 are computed in tiles. Masks are of positions, not of the padding before them: in a batch padded on the left, windows of
 a grid begin with the padding.
