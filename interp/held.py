@@ -170,9 +170,11 @@ class Held:
 
     def _completed(self, made: Inputs, kwargs: Mapping[str, Any]) -> Inputs:
         """The inputs with the towers that they do not know, once the model has been traced."""
-        if self._anatomy is None or not lacking(made, self._anatomy.towers):
+        if self._anatomy is None:
             return made
-        return self._watched(made, kwargs)
+        if len(towers := list(self._anatomy.towers)) == 1 and towers[0] in made.towers and made.main == "decoder":
+            made = replace(made, unnamed=towers[0])
+        return self._watched(made, kwargs) if lacking(made, towers) else made
 
     def _watched(
         self, made: Inputs | None, kwargs: Mapping[str, Any], unknown: UnknownPositions | None = None

@@ -340,6 +340,10 @@ def _refuse_rows(tower: Tower, module: nn.Module) -> None:
     other = next((edit for edit in edits_on(module) if not edit.tokenwise), None)
     if other is not None:
         raise CannotDrive(tower, f"the model runs under {other!r}, which does not do the same to every token")
+    for layer in tower.layers:
+        for name, child in module.get_submodule(layer.block).named_modules():
+            if isinstance(child, nn.modules.conv._ConvNd) and max(child.kernel_size) > 1:
+                raise CannotDrive(tower, f"{layer.block}.{name} mixes positions beside the attention (a convolution)")
 
 
 def _depth(module: nn.Module, tower: Tower) -> int:

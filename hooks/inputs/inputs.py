@@ -54,6 +54,8 @@ class Inputs:
     continuation: tuple[int, ...] | None = None
     main: str = "text"
     towers: Mapping[str, Any] = field(default_factory=dict)
+    unnamed: str | None = None
+    """The tower that a site without a tower's name means, where it is not the main one (a transducer's encoder)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kwargs", MappingProxyType(dict(self.kwargs)))
@@ -61,7 +63,7 @@ class Inputs:
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = (self.valid, self.roles, self.tokens, self.texts, self.offsets, self.continuation, self.main)
-        return Inputs, (dict(self.kwargs), *rest, dict(self.towers))
+        return Inputs, (dict(self.kwargs), *rest, dict(self.towers), self.unnamed)
 
     @classmethod
     def of(
@@ -90,7 +92,7 @@ class Inputs:
     def called(self, kwargs: Mapping[str, Any], *, config: Any = None) -> Inputs:
         """The inputs of a call with rows of these ones."""
         try:
-            return Inputs.of(kwargs, config=config)
+            return replace(Inputs.of(kwargs, config=config), unnamed=self.unnamed)
         except UnknownPositions:
             return Inputs.of_length(kwargs, self.length, tower=self.main)
 

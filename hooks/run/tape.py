@@ -221,7 +221,7 @@ def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
     There queries are a decoder's and keys its encoder's, or, without a decoder, queries a Q-Former's (in a tower of
     their own) or the text's, and keys the image's.
     """
-    name, two = site.tower, inputs.main == "decoder"
+    name, two = site.tower or inputs.unnamed, inputs.main == "decoder"
     if (cross or name == "cross") and site.component in KV:
         name = "encoder" if two and ("encoder" in inputs.towers or "vision" not in inputs.towers) else "vision"
     elif name == "cross":
