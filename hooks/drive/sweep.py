@@ -95,7 +95,11 @@ class Sweep:
         valid = self._valid(name)
         try:
             _refuse_rows(tower, self.module)
-            if name == "vision" and len(self.anatomy.towers) > 1:
+            if (
+                name == "vision"
+                and len(self.anatomy.towers) > 1
+                and (self.anatomy.main or "text") in self.anatomy.towers
+            ):
                 _read_by_its_end(tower, self.anatomy, self.module)
                 _one_image_each(tower, self.base)
                 above = self.engine(self.anatomy.main or "text")

@@ -16,6 +16,7 @@ with something else, before the matrix that reads them are not believed.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,17 +66,21 @@ class _Part:
 
 def guessed(root: nn.Module, inputs: Mapping[str, Any], attending: Iterable[str] | None = None) -> Family | None:
     """A family that the model behaves like, of those who attend, as far as they are not named; None where none is
-    found. Of stacks that are built differently it is that of the first."""
+    found. Of stacks that are built differently it is that of most modules."""
+    names = list(_attending(root, inputs) if attending is None else attending)
     found: dict[tuple[str, str], list[Guess]] = {}
-    for name in _firsts(_attending(root, inputs) if attending is None else attending):
+    held: Counter[tuple[str, str]] = Counter()
+    for name in _firsts(names):
         guess = next((g for place in _places(root, name) if (g := _around(root, inputs, name, place))), None)
         if guess is not None:
             found.setdefault((guess.out, guess.heads), []).append(guess)
-    for (out, heads), some in found.items():
-        places = "|".join(dict.fromkeys(_template(guess.place) for guess in some))
-        q, k, v = (_common([getattr(guess, name) for guess in some]) for name in ("q", "k", "v"))
-        return Family("guessed", (), places, out, heads, q=q, k=k, v=v)
-    return None
+            held[guess.out, guess.heads] += sum(_template(other) == _template(name) for other in names)
+    if not found:
+        return None
+    out, heads = most = held.most_common(1)[0][0]
+    places = "|".join(dict.fromkeys(_template(guess.place) for guess in found[most]))
+    q, k, v = (_common([getattr(guess, name) for guess in found[most]]) for name in ("q", "k", "v"))
+    return Family("guessed", (), places, out, heads, q=q, k=k, v=v)
 
 
 def _common(projections: Sequence[Projection | None]) -> Projection | None:

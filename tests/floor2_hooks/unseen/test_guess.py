@@ -49,11 +49,12 @@ def test_zero_z_is_a_projection_without_the_heads_columns(model_type: str) -> No
     columns = slice(layer.d_value, 2 * layer.d_value)
     with torch.no_grad():
         edited = m.run(kwargs, edits=[interp.Zero("L1.H1.z")], record=["logits"])["logits"]
-        weight = out.weight.clone()
+        weight = out.get_parameter("weight")
+        kept = weight.clone()
         axis = 0 if type(out).__name__ == "Conv1D" else 1
-        out.weight.index_fill_(axis, torch.arange(columns.start, columns.stop), 0.0)
+        weight.index_fill_(axis, torch.arange(columns.start, columns.stop), 0.0)
         by_hand = module(**kwargs).logits
-        out.weight.copy_(weight)
+        weight.copy_(kept)
         plain = module(**kwargs).logits
     assert torch.allclose(edited, by_hand, atol=1e-6)
     assert not torch.allclose(edited, plain, atol=1e-6)
@@ -70,6 +71,7 @@ class Attending(nn.Module):
         self.mix = nn.Linear(32, 32)
 
     def forward(self, x: Tensor) -> Tensor:
+        made: Tensor
         heads = (x.shape[0], x.shape[1], self.num_heads, -1)
         k, v, q = (layer(x).view(heads).transpose(1, 2) for layer in (self.first, self.second, self.third))
         weights = (q @ k.transpose(2, 3) / 8**0.5).softmax(-1)
@@ -79,8 +81,9 @@ class Attending(nn.Module):
         if self.how == "joined":
             z = z + x
         if self.how == "positions":
-            return self.last(z.transpose(0, 1)).transpose(0, 1)
-        return self.last(z)
+            z = z.transpose(0, 1)
+        made = self.last(z)
+        return made.transpose(0, 1) if self.how == "positions" else made
 
 
 class Small(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 import interp
 from interp.hooks.anatomy.example import example
 from interp.metrics import LogitDifference
-from interp.metrics.shipped import MetricError
+from interp.metrics.ids import MetricError
 from interp.zoo.every import build
 
 pytestmark = [pytest.mark.families, pytest.mark.filterwarnings("ignore")]
