@@ -1,11 +1,15 @@
 """The grammar of places in a model, and its one parser.
 
-    site      = [tower "."] ["L" numbers "."] [("H" | "K") numbers "."] component
+    site      = [tower "."] ["L" numbers ["@" numbers] "."] [("H" | "K") numbers "."] component
     numbers   = number | "3-7" | "1,4" | "*"
 
 `L5.H3.z`, `vision.L*.H0-3.pattern`, `L2.K1.k`, `connector.out`, `logits`. A site without a component means the heads'
 attention (`L9.H*`). `L5H3`, `5.3`, `a5.h3` and TransformerLens' `blocks.5.attn.hook_z` are read as well; the first
 spelling is the one printed.
+
+A layer that runs several times in one call of the model (ALBERT's, a loop over one block) has a pass for each time,
+counted from 0: `L0@7.H3.z` is a head of layer 0 in its eighth pass, `L0@2-4` three passes, and `L0` without `@` is all
+of them.
 """
 
 from __future__ import annotations
@@ -57,12 +61,76 @@ def cached(name: str, layer: int) -> str:
 
 _NUMBERS = r"(?:\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
 _SITE = re.compile(
-    rf"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:L(?P<layers>{_NUMBERS})\.?)?(?:(?P<kind>[HK])(?P<heads>{_NUMBERS})\.?)?"
-    r"(?P<component>[a-z][a-z_0-9]*)?$"
+    rf"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:L(?P<layers>{_NUMBERS})(?:@(?P<passes>{_NUMBERS}))?\.?)?"
+    rf"(?:(?P<kind>[HK])(?P<heads>{_NUMBERS})\.?)?(?P<component>[a-z][a-z_0-9]*)?$"
 )
 _SHORT = re.compile(
     r"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:a)?(?P<layer>\d+)\.(?:h)?(?P<head>\d+)(?:\.(?P<component>[a-z_0-9]+))?$"
 )
+
+
+class LayerPass(int):
+    """One pass of a layer, for towers in which a layer runs several times: it counts as the place that it has among all
+    that the tower runs (as its layer's number where that is not known), and prints as `0@7`, or as `2` where layer 2
+    runs once. It equals the same pass of the same layer and nothing else."""
+
+    number: int
+    """The layer's."""
+    nth: int | None
+    """Which of its passes, from 0; None for a layer that runs once."""
+
+    def __new__(cls, order: int, number: int, nth: int | None = None) -> LayerPass:
+        made = super().__new__(cls, order)
+        made.number, made.nth = int(number), nth
+        return made
+
+    def __getnewargs__(self) -> tuple[int, int, int | None]:  # type: ignore[override]
+        return int(self), self.number, self.nth
+
+    def __repr__(self) -> str:
+        return str(self.number) if self.nth is None else f"{self.number}@{self.nth}"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int) and (self.number, self.nth) == (layer_of(other), pass_of(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __lt__(self, other: int) -> bool:
+        return _placed(self) < _placed(other)
+
+    def __gt__(self, other: int) -> bool:
+        return _placed(self) > _placed(other)
+
+    def __le__(self, other: int) -> bool:
+        return _placed(self) <= _placed(other)
+
+    def __ge__(self, other: int) -> bool:
+        return _placed(self) >= _placed(other)
+
+    def __hash__(self) -> int:
+        return hash(self.number) if self.nth is None else hash((self.number, self.nth))
+
+
+def _placed(index: int) -> tuple[int, int]:
+    return int(index), pass_of(index) or 0
+
+
+def layer_of(index: int) -> int:
+    """The number of the layer that an index is of: the same one for all passes of a layer."""
+    return index.number if isinstance(index, LayerPass) else int(index)
+
+
+def pass_of(index: int) -> int | None:
+    """Which pass of its layer an index is; None for a layer that runs once."""
+    return index.nth if isinstance(index, LayerPass) else None
+
+
+def plain_layer(index: int) -> int | str:
+    """An index as files have it: a number, or "0@7"."""
+    return layer_of(index) if pass_of(index) is None else str(index)
 
 
 @dataclass(frozen=True, order=True)
@@ -106,6 +174,16 @@ class Pattern:
     kind: Literal["H", "K"] | None
     heads: str | None
     component: str
+    passes: str | None = None
+
+    @property
+    def index(self) -> int | None:
+        """The one layer, or the one pass of one, that it names; None where it names none or several."""
+        if self.layers is None or not self.layers.isdigit():
+            return None
+        if self.passes is None:
+            return int(self.layers)
+        return LayerPass(int(self.layers), int(self.layers), int(self.passes)) if self.passes.isdigit() else None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -123,14 +201,14 @@ def parse(text: str | Site) -> Pattern:
         return _checked(Pattern(str(text), tower, layer, "H", head, component or "attention"))
     if not spelled or not (found := _SITE.match(spelled)):
         raise SiteError(
-            f"cannot read the site {str(text)!r}: expected [tower.][L<layers>.][H<heads>.]component,"
-            " for example 'L5.H3.z', 'vision.L*.z' or 'L2-4.resid_post'."
+            f"cannot read the site {str(text)!r}: expected [tower.][L<layers>[@<passes>].][H<heads>.]component,"
+            " for example 'L5.H3.z', 'vision.L*.z', 'L2-4.resid_post' or 'L0@7.H3.z'."
         )
     tower, layers, heads, component = found.group("tower", "layers", "heads", "component")
     kind: Literal["H", "K"] | None = None if heads is None else "K" if found["kind"] == "K" else "H"
     if component is None and layers is None:
         raise SiteError(f"{str(text)!r} names a tower and nothing in it: write '{tower}.L3.z', for example.")
-    return _checked(Pattern(str(text), tower, layers, kind, heads, component or "attention"))
+    return _checked(Pattern(str(text), tower, layers, kind, heads, component or "attention", found["passes"]))
 
 
 def _checked(pattern: Pattern) -> Pattern:
@@ -167,7 +245,7 @@ def _from_transformer_lens(text: str) -> str:
     return f"{stack}L{found['layer']}.{TRANSFORMER_LENS[found['name']]}"
 
 
-def numbers(spelled: str, known: Sequence[int], *, what: str, text: str) -> tuple[int, ...]:
+def numbers(spelled: str, known: Sequence[int], *, what: str, text: str, owner: str = "this tower") -> tuple[int, ...]:
     """The numbers that `3-7`, `1,4` or `*` mean among the known ones."""
     if spelled == "*":
         return tuple(known)
@@ -179,12 +257,16 @@ def numbers(spelled: str, known: Sequence[int], *, what: str, text: str) -> tupl
             raise SiteError(f"the range {part!r} in {text!r} is empty: write the smaller number first.")
         beyond = next((n for n in (low, high) if n not in known), None)
         if beyond is not None:
-            raise SiteError(f"no {what} {beyond} for {text!r}: this tower has {what}s {_spell(known)}.")
+            raise SiteError(f"no {what} {beyond} for {text!r}: {owner} has {_many(what)} {_spell(known)}.")
         wanted.extend(range(low, high + 1))
     missing = [n for n in wanted if n not in known]
     if missing:
-        raise SiteError(f"no {what} {missing[0]} for {text!r}: this tower has {what}s {_spell(known)}.")
+        raise SiteError(f"no {what} {missing[0]} for {text!r}: {owner} has {_many(what)} {_spell(known)}.")
     return tuple(dict.fromkeys(wanted))
+
+
+def _many(what: str) -> str:
+    return "passes" if what == "pass" else f"{what}s"
 
 
 def _spell(known: Sequence[int]) -> str:
@@ -197,9 +279,9 @@ def _spell(known: Sequence[int]) -> str:
 def per_layer(
     pattern: Pattern, layers: Sequence[int], heads_of: Callable[[int], int], *, tower: str | None
 ) -> list[Site]:
-    """One site per layer that the pattern names, heads resolved against each layer's own count."""
+    """One site per layer and pass that the pattern names, heads resolved against each layer's own count."""
     sites = []
-    for layer in numbers(pattern.layers or "*", layers, what="layer", text=pattern.text):
+    for layer in _named(pattern, layers):
         heads = None
         if pattern.heads is not None and pattern.heads != "*":
             heads = numbers(pattern.heads, range(heads_of(layer)), what="head", text=pattern.text)
@@ -213,3 +295,19 @@ def per_layer(
             )
         )
     return sites
+
+
+def _named(pattern: Pattern, layers: Sequence[int]) -> Sequence[int]:
+    """The layers that a pattern names, in the order it names them; where layers have passes, in that of running."""
+    known = list(dict.fromkeys(map(layer_of, layers)))
+    wanted = numbers(pattern.layers or "*", sorted(known), what="layer", text=pattern.text)
+    if not any(isinstance(layer, LayerPass) for layer in layers):
+        if pattern.passes not in (None, "*", "0"):
+            raise SiteError(f"{pattern.text!r}: every layer of this tower runs once in a call: write it without '@'.")
+        return wanted
+    mine = [layer for layer in layers if layer_of(layer) in wanted]
+    if pattern.passes is None:
+        return mine
+    passes = sorted({pass_of(layer) or 0 for layer in mine})
+    asked = numbers(pattern.passes, passes, what="pass", text=pattern.text, owner=f"layer {pattern.layers}")
+    return [layer for layer in mine if (pass_of(layer) or 0) in asked]

@@ -104,11 +104,13 @@ class Held:
         return self._made_up[self.dtype]
 
     def discover(self, inputs: Any = None) -> Anatomy:
-        """Trace the model, once, or anew on given inputs (to find a tower the first ones did not reach)."""
+        """Trace the model, once, or anew on given inputs, which are its example from then on (to find a tower that the
+        first ones did not reach, or more passes of a loop)."""
         with self._lock:
             if self._anatomy is None or inputs is not None:
                 refuse(self.module)
                 kwargs = self.example() if inputs is None else self.inputs(inputs).kwargs
+                self._example = self._example if inputs is None else kwargs
                 with forced_eager():
                     self._anatomy, self.family = traced(self.module, self.called_with(kwargs), family=self.family)
                 self._report = None

@@ -94,10 +94,10 @@ ATTRIBUTES = (
               "its attention does not pass the interface then: load with attn_implementation='sdpa', or without it"),
     Attribute("lambda_std_dev", "subtracts two attentions (differential attention, DiffLlama)", "refused",
               "what a head gives is a difference of two patterns, normalised after it: z and pattern do not fit"),
-    Attribute("num_hidden_groups", "layers share one module (ALBERT)", "refused",
-              "layers that are one module cannot be told apart, and a site would mean all of them at once"),
-    Attribute("num_mem_blocks", "layers share attention blocks (Zamba)", "refused",
-              "layers that are one module cannot be told apart, and a site would mean all of them at once"),
+    Attribute("num_hidden_groups", "layers share one module (ALBERT)", "handled",
+              "each time it runs is a pass of its own: L0@7 is the eighth, a bare L0 all of them"),
+    Attribute("num_mem_blocks", "layers share attention blocks (Zamba)", "handled",
+              "every place where one stands is a module and so a layer of its own, with weights that others have too"),
     Attribute("hc_mult", "hyper-connections mix several residual streams (DeepSeek-V4)", "refused",
               "no tensor is the residual, and compressed keys are no positions of the prompt"),
 )  # fmt: skip
@@ -131,10 +131,6 @@ def refuse_attributes(module: nn.Module) -> None:
 def _matters(module: nn.Module, name: str, value: Any) -> bool:
     """Whether a refused attribute acts in this very model."""
     config: Any = getattr(module, "config", None)
-    if name == "num_hidden_groups":
-        return int(config.num_hidden_layers) > int(value) * int(config.inner_group_num)
-    if name == "num_mem_blocks":
-        return list(config.layer_types).count("hybrid") > int(value)
     if name == "reorder_and_upcast_attn":
         return bool(config._attn_implementation == "eager")
     return True

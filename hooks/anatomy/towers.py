@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,34 @@ from functools import cached_property
 from typing import Literal
 
 from interp.hooks.errors import SiteError
-from interp.hooks.sites import KV, LAYER, MODEL, Pattern, Site, nearest, parse, per_layer
+from interp.hooks.sites import (
+    KV,
+    LAYER,
+    MODEL,
+    LayerPass,
+    Pattern,
+    Site,
+    layer_of,
+    nearest,
+    parse,
+    pass_of,
+    per_layer,
+)  # fmt: skip
 
 Standpoint = Literal["interface", "sdpa", "border"]
+
+
+@dataclass(frozen=True)
+class Nth:
+    """One of the times that a module runs in one call of the model."""
+
+    module: str
+    number: int
+    """Which, from 0."""
+    of: int
+    """How many there were in the traced call."""
+    calls: bool = False
+    """Whether what is counted are the attention calls that the module makes, and not how often it is entered."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +55,8 @@ class Port:
     """Batch and position come folded into one axis."""
     minus: Port | None = None
     """For a write that no module makes by itself (a gate sits between): the residual to subtract from this one."""
+    nth: Nth | None = None
+    """The pass it belongs to, where the module runs several times in one call of the model; None for all of them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,13 @@ class Layer:
     missing: Mapping[str, str] = field(default_factory=dict)
     """Components this layer does not have, and why."""
     implementation: str = ""
+    nth: Nth | None = None
+    """Which of the passes of its block it is, where its index is a `LayerPass` with one."""
+
+    @property
+    def run(self) -> tuple[str, int]:
+        """Its block, and which time that runs."""
+        return self.block, 0 if self.nth is None else self.nth.number
 
     @property
     def gated(self) -> bool:
@@ -96,10 +131,23 @@ class Tower:
     def by_index(self) -> dict[int, Layer]:
         return {layer.index: layer for layer in self.layers}
 
+    @property
+    def passes(self) -> dict[int, int]:
+        """By number, how often each layer runs that does so several times in one call of the model."""
+        counted = Counter(layer_of(layer.index) for layer in self.layers)
+        return {number: times for number, times in counted.items() if times > 1}
+
     def layer(self, index: int) -> Layer:
-        """The layer of that number, or an error that names those there are."""
+        """The layer of that number, or of that pass, or an error that names those there are."""
         if index in self.by_index:
             return self.by_index[index]
+        times = self.passes.get(layer_of(index))
+        if times is not None and pass_of(index) is None:
+            raise SiteError(
+                f"layer {index} of the tower {self.name!r} has {times} passes: name one, such as 'L{index}@0'."
+            )
+        if times is not None:
+            raise SiteError(f"no pass {pass_of(index)} of layer {layer_of(index)}: it has passes 0-{times - 1}.")
         why = " It exists, and no attention of it was seen in the traced call." if index in self.skipped else ""
         raise SiteError(f"no layer {index} in the tower {self.name!r}: it has layers {sorted(self.by_index)}.{why}")
 
@@ -108,7 +156,25 @@ class Tower:
         heads = ", ".join(f"{h} heads x {d}" + (f" over {k} kv heads" if k != h else "") for h, k, d in counts)
         cross = sum(layer.kind == "cross" for layer in self.layers)
         note = f", {cross} of them cross-attention" if 0 < cross < len(self.layers) else ""
-        return f"{self.name}: {len(self.layers)} layers{note}, width {self.width}, {heads}"
+        return f"{self.name}: {self._counted()}{note}, width {self.width}, {heads}"
+
+    def _counted(self) -> str:
+        count, often = len({layer_of(layer.index) for layer in self.layers}), self.often()
+        return f"{count} layer{'s' * (count != 1)}" + (f", {often}" if often else "")
+
+    def often(self) -> str | None:
+        """Which layers run several times in one call of the model, and what that is called."""
+        passes = self.passes
+        if not passes:
+            return None
+        number, times = max(passes.items(), key=lambda one: one[1])
+        every = len(passes) == len({layer_of(layer.index) for layer in self.layers}) > 1
+        which = "each layer" if every else f"L{','.join(map(str, passes))}"
+        many = "passes" if set(passes.values()) == {times} else "passes at most"
+        return (
+            f"{which} in {times} {many} (L{number}@{times - 1} is the last pass of layer {number}, a bare L{number}"
+            " means all of them)"
+        )
 
 
 @dataclass(frozen=True)
@@ -206,7 +272,9 @@ class Anatomy:
         """The single site a spelling means."""
         found = self.sites(spelled)
         if len(found) != 1:
-            raise SiteError(f"{str(spelled)!r} means {len(found)} sites, expected one.")
+            passes = sum(isinstance(site.layer, LayerPass) for site in found) == len(found)
+            how = f" Write one pass, such as {str(found[-1])!r}." if passes else ""
+            raise SiteError(f"{str(spelled)!r} means {len(found)} sites, expected one.{how}")
         return found[0]
 
     def renamed(self, **changes: Tower) -> Anatomy:

@@ -23,6 +23,7 @@ from interp.hooks.drive.intercept import Calls, Intercept, OwnTap
 from interp.hooks.drive.packed import Shared
 from interp.hooks.drive.recording import BlockCall, CannotDrive, Crossing, Recording, Whereabouts, residual
 from interp.hooks.edits.edits import Edit, ValueEdit
+from interp.hooks.passes import driven
 from interp.hooks.run.answer import ends
 from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session, edits_on
@@ -151,7 +152,8 @@ class Blocks:
         """What a block gives for residuals of all rows, or of the tokens at a place; None where it was stopped."""
         args, kwargs = base.arguments(block, hidden, at)
         try:
-            return outer_tensor(self.module.get_submodule(block.layer.block)(*args, **kwargs))[1]
+            with driven(self.module, block.layer.nth):
+                return outer_tensor(self.module.get_submodule(block.layer.block)(*args, **kwargs))[1]
         except Enough:
             return None
 
@@ -182,8 +184,8 @@ def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) ->
 
 def _crossings(anatomy: Anatomy, tower: Tower) -> dict[int, Layer]:
     cross = anatomy.towers.get("cross")
-    own = {layer.block: layer.index for layer in tower.layers}
-    return {} if cross is None else {own[layer.block]: layer for layer in cross.layers if layer.block in own}
+    own = {layer.run: layer.index for layer in tower.layers}
+    return {} if cross is None else {own[layer.run]: layer for layer in cross.layers if layer.run in own}
 
 
 def _entered(module: nn.Module) -> str | None:
@@ -202,7 +204,7 @@ def _read_before(module: nn.Module, anatomy: Anatomy) -> str | None:
 def _refusal(anatomy: Anatomy, tower: Tower, *, alone: bool) -> str | None:
     """Why a tower's blocks cannot be run one by one."""
     crossings = _crossings(anatomy, tower)
-    if len({layer.block for layer in tower.layers}) < len(tower.layers) or (alone and "cross" in anatomy.towers):
+    if len({layer.run for layer in tower.layers}) < len(tower.layers) or (alone and "cross" in anatomy.towers):
         return "its blocks have several attentions"
     if tower.name not in (anatomy.main, "text", "vision", "encoder", "decoder"):
         return "it is not of a kind that is driven"
@@ -218,6 +220,8 @@ def _refusal(anatomy: Anatomy, tower: Tower, *, alone: bool) -> str | None:
 
 
 def _layer_refusal(layer: Layer, *, alone: bool) -> str | None:
+    if layer.nth is not None and layer.nth.calls:
+        return "attends several times in one run of its block"
     if layer.gated:
         return "has a gate behind its attention"
     if not layer.seen:
@@ -242,13 +246,13 @@ class _Notes:
         """Look at every block, and with `heads` at every attention."""
         for layer in self.of.tower.layers:
             block = self.of.module.get_submodule(layer.block)
-            put.before(block, partial(self._enter, layer))
+            put.before(block, partial(self._enter, layer), nth=layer.nth)
             if heads:
-                put.after(block, partial(self._leave, layer))
+                put.after(block, partial(self._leave, layer), nth=layer.nth)
                 for one in self.of.attending(layer.index):
                     put.tap(one, self.calls)
         if not leaf:
-            put.after(block, self._end)
+            put.after(block, self._end, nth=layer.nth)
 
     def _enter(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if layer.index in self.entered:
@@ -285,7 +289,7 @@ class _Notes:
         return replace(block, attended=_shared(call), crossing=crossing, output=self.outputs[layer.index])
 
     def _only_call(self, layer: Layer) -> Call:
-        calls = self.calls.of(self.of.attention(layer))
+        calls = self.calls.of(self.of.module, layer)
         if len(calls) != 1:
             raise self._refused(f"layer {layer.index} attended {len(calls)} times in one run")
         return calls[0]

@@ -85,9 +85,9 @@ class Chain:
     def z(self) -> dict[int, list[Set]]:
         """By layer, the edits that hold every head of its block, cross-attention included, to what it gave."""
         found: dict[int, list[Set]] = {layer: [] for layer in self.layers}
-        index = {layer.block: layer.index for layer in self.tower.layers}
+        index = {layer.run: layer.index for layer in self.tower.layers}
         for owner, layer in attentions(self.anatomy, self.tower):
-            site, block = Site(spelled(self.anatomy, owner), layer.index, "z"), index[layer.block]
+            site, block = Site(spelled(self.anatomy, owner), layer.index, "z"), index[layer.run]
             called = self.blocks.run(self.base, block, self.base.entered[block], record=[site])
             found[block].append(Set(str(site), called.at[str(site)]))
         return found

@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.towers import Layer, Port
+from interp.hooks.anatomy.towers import Layer, Nth, Port
+from interp.hooks.passes import Count
 from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.ports import stand_at
 from interp.hooks.stand.standpoints import watch
@@ -31,17 +33,18 @@ class OwnTap(Tap):
 
 
 class Calls(OwnTap):
-    """Keeps the attention calls of a run, by module."""
+    """Keeps the attention calls of a run, by module and pass."""
 
     def __init__(self) -> None:
-        self.calls: dict[int, list[Call]] = {}
+        self.calls: dict[tuple[int, int | None], list[Call]] = {}
 
     def record(self, call: Call) -> None:
-        self.calls.setdefault(id(call.module), []).append(call)
+        self.calls.setdefault((id(call.module), call.nth), []).append(call)
 
-    def of(self, module: nn.Module) -> list[Call]:
-        """The calls of one module, in order."""
-        return self.calls.get(id(module), [])
+    def of(self, root: nn.Module, layer: Layer) -> list[Call]:
+        """The calls of one layer, in order."""
+        module, nth = root.get_submodule(layer.attention), layer.nth
+        return self.calls.get((id(module), None if nth is None else nth.number), [])
 
 
 class Intercept(ExitStack[bool | None]):
@@ -59,38 +62,58 @@ class Intercept(ExitStack[bool | None]):
     def port(self, port: Port, change: Callable[[Tensor], Tensor], *, rows: int | None = None) -> None:
         """See, and replace, the tensor at a port; `rows` are those of a call whose rows and positions come folded."""
         own = self.thread
-        handle = stand_at(self.root, port, lambda x: change(x) if get_ident() == own else x, batch=lambda: rows)
+        handle = stand_at(self.root, port, change, batch=lambda: rows, live=lambda: get_ident() == own)
         self.callback(handle.remove)
 
-    def before(self, module: nn.Module, look: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
-        """Look at a module's arguments before it runs."""
+    def mine(self, nth: Nth | None = None) -> Callable[[], bool]:
+        """Whether it is this thread that runs, and in this pass of a module that has several."""
         own = self.thread
+        if nth is None:
+            return lambda: get_ident() == own
+        count, undo = Count.watch(self.root, nth, lambda: get_ident() == own)
+        self.callback(undo)
+        return lambda: get_ident() == own and count.at(nth.number)
+
+    def before(
+        self, module: nn.Module, look: Callable[[tuple[Any, ...], dict[str, Any]], None], *, nth: Nth | None = None
+    ) -> None:
+        """Look at a module's arguments before it runs."""
+        mine = self.mine(nth)
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if get_ident() == own:
+            if mine():
                 look(args, kwargs)
 
         self.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
-    def after(self, module: nn.Module, look: Callable[[tuple[Any, ...], Any], None]) -> None:
+    def after(self, module: nn.Module, look: Callable[[tuple[Any, ...], Any], None], *, nth: Nth | None = None) -> None:
         """Look at a module's arguments and at what it returns."""
-        own = self.thread
+        mine = self.mine(nth)
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if get_ident() == own:
+            if mine():
                 look(args, output)
 
         self.callback(module.register_forward_hook(hook).remove)
 
-    def instead(self, module: nn.Module, forward: Forward) -> None:
+    def instead(self, module: nn.Module, forward: Forward, *, nth: Nth | None = None) -> None:
         """Run something else in the place of a module's own forward."""
+        other = _Other(forward, self.mine(nth))
         with _LOCK:
             found = vars(module).get("forward")
             if not isinstance(found, _Forwards):
                 found = _Forwards(module)
                 module.forward = found
-            found.by_thread.setdefault(self.thread, []).append(forward)
-        self.callback(_give_back, module, found, self.thread, forward)
+            found.by_thread.setdefault(self.thread, []).append(other)
+        self.callback(_give_back, module, found, self.thread, other)
+
+
+@dataclass(frozen=True, eq=False)
+class _Other:
+    """A forward in the place of a module's own, while `mine` says so."""
+
+    forward: Forward
+    mine: Callable[[], bool]
 
 
 class _Forwards:
@@ -100,17 +123,17 @@ class _Forwards:
         self.own: Forward = module.forward
         self.set = "forward" in vars(module)
         """Whether the module had one of its own, not its class's."""
-        self.by_thread: dict[int, list[Forward]] = {}
+        self.by_thread: dict[int, list[_Other]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        mine = self.by_thread.get(get_ident())
-        return (mine[-1] if mine else self.own)(*args, **kwargs)
+        others = reversed(self.by_thread.get(get_ident(), ()))
+        return next((other.forward for other in others if other.mine()), self.own)(*args, **kwargs)
 
 
-def _give_back(module: nn.Module, forwards: _Forwards, thread: int, forward: Forward) -> None:
+def _give_back(module: nn.Module, forwards: _Forwards, thread: int, other: _Other) -> None:
     with _LOCK:
         mine = forwards.by_thread[thread]
-        mine.remove(forward)
+        mine.remove(other)
         if not mine:
             del forwards.by_thread[thread]
         if forwards.by_thread or vars(module).get("forward") is not forwards:

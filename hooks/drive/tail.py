@@ -133,7 +133,7 @@ class Readout:
             for layer in layers:
                 given = hidden if layer.index >= last else None
                 key, output = layer.ports["resid_post"].key, outputs.get(layer.index)
-                put.instead(self.module.get_submodule(layer.block), partial(_aside, key, given, output))
+                put.instead(self.module.get_submodule(layer.block), partial(_aside, key, given, output), nth=layer.nth)
             yield
 
     def _rows(self, prompts: Tensor) -> dict[str, Any]:

@@ -61,5 +61,5 @@ class Editor:
             raise NotFired(
                 "these edits never fired: "
                 + "; ".join(f"{p.edit!r} at {p.site}" for p in silent)
-                + ". Did their layer run, and their phase or step come?"
+                + ". Did their layer run, and their pass, phase or step come?"
             )

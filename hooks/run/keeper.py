@@ -110,7 +110,7 @@ class Keeper:
         if missing:
             raise NotFired(
                 f"asked to record {', '.join(missing)}, but {'it' if len(missing) == 1 else 'they'} never ran for"
-                " these inputs (a skipped layer, or a tower without its input)."
+                " these inputs (a skipped layer, fewer passes than in the traced call, or a tower without its input)."
             )
         if isinstance(self.wish.shelf, Shelf):
             self.wish.shelf.sort(self.wish.sites)

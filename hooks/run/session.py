@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.family import Family
-from interp.hooks.anatomy.towers import Anatomy, Layer, Port
+from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.edits.edits import Edit, several
 from interp.hooks.edits.placing import Placed, places
@@ -121,16 +121,16 @@ class Session:
             self.ran = True
             self.moment.begin(args, kwargs)
 
-    def _by_attention(self) -> dict[str, tuple[Layer, list[Placed], list[Site]]]:
-        found: dict[str, tuple[Layer, list[Placed], list[Site]]] = {}
+    def _by_attention(self) -> dict[tuple[str, Nth | None], tuple[Layer, list[Placed], list[Site]]]:
+        found: dict[tuple[str, Nth | None], tuple[Layer, list[Placed], list[Site]]] = {}
         for placed in self.edits:
             if self._in_call(placed.site):
                 layer = self.anatomy.layer(placed.site)
-                found.setdefault(layer.attention, (layer, [], []))[1].append(placed)
+                found.setdefault((layer.attention, layer.nth), (layer, [], []))[1].append(placed)
         for site in self.wish.sites:
             if self._in_call(site):
                 layer = self.anatomy.layer(site)
-                found.setdefault(layer.attention, (layer, [], []))[2].append(site)
+                found.setdefault((layer.attention, layer.nth), (layer, [], []))[2].append(site)
         return found
 
     def _in_call(self, site: Site) -> bool:
@@ -170,7 +170,7 @@ class Session:
             out = layer.out
             if out is None:
                 raise SiteError(f"{site}: the output projection of this layer was not found.")
-            self._at(Port(out, "in", 0), partial(self._record_results, site, layer))
+            self._at(Port(out, "in", 0, nth=layer.nth), partial(self._record_results, site, layer))
             return
         self._at(self._port(site), partial(self._record_value, site))
 
@@ -192,13 +192,16 @@ class Session:
             return tower.final_norm
         layer = self.anatomy.layer(site)
         component = READS_RESIDUAL.get(site.component, "attn_out" if site.component == "result" else site.component)
+        if component not in layer.ports:
+            why = layer.missing.get(component, "no such tensor was found in its block")
+            raise SiteError(f"{tower.name} layer {layer.index} has no {component}: {why}.")
         return layer.ports[component]
 
     def _at(self, port: Port, change: Callable[..., Tensor], *, with_input: Layer | None = None) -> None:
         if with_input is not None:
             kept = _Kept()
             assert with_input.out is not None
-            self._at(Port(with_input.out, "in", 0), partial(_keep, kept))
+            self._at(Port(with_input.out, "in", 0, nth=with_input.nth), partial(_keep, kept))
             self._at(port, lambda x: change(x, self._by_head(kept.value, with_input), with_input))
             return
         if port.minus is not None:
@@ -209,7 +212,7 @@ class Session:
         if port.module == "" and port.key is None:
             self._on(self.root.register_forward_hook(partial(_logits_hook, self, change)))
             return
-        self._on(stand_at(self.root, port, lambda x: change(x) if self.live() else x, batch=self.moment.rows))
+        self._on(stand_at(self.root, port, change, batch=self.moment.rows, live=self.live))
 
     @staticmethod
     def _by_head(z: Tensor, layer: Layer) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
+from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port, Tower
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sealed import damaged, digest, inside, loaded, sealed, understood, unsealed
-from interp.hooks.sites import Site
+from interp.hooks.sites import LayerPass, Site
 from interp.kernels.errors import InterpError
 
 FORMAT = 1
@@ -65,8 +65,8 @@ class Shelf(MutableMapping[Site, Tensor]):
         """Write what makes the files a tape; last, and by rename, so that a killed run leaves no half tape."""
         about = {
             "format": FORMAT,
-            "files": [[asdict(site), name] for site, name in self._files.items()],
-            "anatomy": asdict(anatomy),
+            "files": [[_plain(asdict(site)), name] for site, name in self._files.items()],
+            "anatomy": _plain(asdict(anatomy)),
             "meta": dict(meta),
             "inputs": inputs is not None,
         }
@@ -98,17 +98,36 @@ class Shelf(MutableMapping[Site, Tensor]):
             return shelf, _anatomy(about["anatomy"]), inputs, dict(about["meta"])
 
 
+def _plain(value: Any) -> Any:
+    """As json writes it, a pass of a layer with the three numbers that it is made of."""
+    if isinstance(value, LayerPass):
+        return [int(value), value.number, value.nth]
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _index(value: Any) -> Any:
+    return LayerPass(*value) if isinstance(value, list) else value
+
+
 def _site(fields: Mapping[str, Any]) -> Site:
     heads = fields["heads"]
-    return Site(**{**fields, "heads": None if heads is None else tuple(heads)})
+    return Site(**{**fields, "layer": _index(fields["layer"]), "heads": None if heads is None else tuple(heads)})
+
+
+def _nth(fields: Mapping[str, Any]) -> Nth | None:
+    """Tapes of version 0.2 know of no passes."""
+    return Nth(**fields["nth"]) if fields.get("nth") is not None else None
 
 
 def _port(fields: Mapping[str, Any] | None) -> Port | None:
-    return None if fields is None else Port(**{**fields, "minus": _port(fields["minus"])})
+    return None if fields is None else Port(**{**fields, "minus": _port(fields["minus"]), "nth": _nth(fields)})
 
 
 def _layer(fields: Mapping[str, Any]) -> Layer:
-    return Layer(**{**fields, "ports": {name: _port(port) for name, port in fields["ports"].items()}})
+    ports = {name: _port(port) for name, port in fields["ports"].items()}
+    return Layer(**{**fields, "ports": ports, "index": _index(fields["index"]), "nth": _nth(fields)})
 
 
 def _tower(fields: Mapping[str, Any]) -> Tower:

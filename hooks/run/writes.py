@@ -45,7 +45,7 @@ class Writes:
     def __init__(self, module: nn.Module, tape: Tape, tower: Tower) -> None:
         self.module, self.tape, self.tower = module, tape, tower
         self.name = spelled(tape.anatomy, tower)
-        self._carries: dict[tuple[str, int], Carry] = {}
+        self._carries: dict[Site, Carry] = {}
 
     @staticmethod
     def sites(anatomy: Anatomy, tower: Tower) -> list[Site]:
@@ -103,7 +103,7 @@ class Writes:
 
     def carry(self, site: Site) -> Carry:
         """The map between this layer's attention output and its write."""
-        key = (str(site.tower), int(site.layer or 0))
+        key = Site(site.tower, site.layer, "attn_write")
         if key not in self._carries:
             self._carries[key] = self._found(site)
         return self._carries[key]
@@ -163,11 +163,11 @@ class Writes:
 def attentions(anatomy: Anatomy, tower: Tower) -> Iterator[tuple[Tower, Layer]]:
     """The tower's attentions, with those that a cross tower has in the same blocks, in the order they run."""
     cross = anatomy.towers.get("cross")
-    beside = {layer.block: layer for layer in cross.layers} if cross is not None and cross is not tower else {}
+    beside = {layer.run: layer for layer in cross.layers} if cross is not None and cross is not tower else {}
     for layer in tower.layers:
         yield tower, layer
-        if layer.block in beside and cross is not None:
-            yield cross, beside[layer.block]
+        if layer.run in beside and cross is not None:
+            yield cross, beside[layer.run]
 
 
 def multiplier(out: Tensor, write: Tensor, eps: float) -> Tensor | None:

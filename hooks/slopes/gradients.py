@@ -157,7 +157,7 @@ def graph(
             undo.enter_context(stops)
         tap = Calls()
         put = undo.enter_context(Intercept(module))
-        for layer in {layer.attention: layer for layer in map(anatomy.layer, attended)}.values():
+        for layer in {(layer.attention, layer.nth): layer for layer in map(anatomy.layer, attended)}.values():
             put.tap(layer, tap)
         undo.enter_context(torch.enable_grad())
         logits = logits_of(module(**called(module, kwargs, kept)))
@@ -175,7 +175,7 @@ def graph(
 
 
 def _one(tap: Calls, module: nn.Module, anatomy: Anatomy, site: Site) -> Call:
-    found = tap.of(module.get_submodule(anatomy.layer(site).attention))
+    found = tap.of(module, anatomy.layer(site))
     if len(found) != 1:
         raise ModelError(
             f"{site}: its attention was called {len(found)} times through transformers' interface in one run, and this"

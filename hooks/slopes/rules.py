@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from threading import get_ident
 from typing import Any
@@ -132,7 +133,7 @@ class Rules:
         for _, activation in found:
             undo.callback(activation.register_forward_hook(self._activation(layer)).remove)
         if "half" in self.names:
-            port = layer.ports["neurons"]
+            port = replace(layer.ports["neurons"], nth=None)  # one rule for all passes of a module
             undo.callback(stand_at(self.module, port, self._product(layer), batch=lambda: None).remove)
 
     def _activation(self, layer: Layer | None) -> Callable[..., Tensor]:

@@ -43,6 +43,8 @@ class Call:
     """What stands in the place of heads' own softmax, once the taps have been asked."""
     heeded: bool = False
     """Whether z is that of the programs."""
+    nth: int | None = None
+    """The pass of its layer, where that runs several times in one call of the model."""
 
     @property
     def scale(self) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from interp.hooks.passes import attending
 from interp.hooks.stand.attention import through
 from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.sdpa import unseen
@@ -95,6 +96,7 @@ def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
 
         @functools.wraps(function)
         def call(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+            attending(module)
             taps = [tap for tap in taps_of.get(id(module), ()) if tap.live()]
             if not taps:
                 return function(module, query, key, value, *args, **kwargs)

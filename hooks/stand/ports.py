@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.towers import Port
 from interp.hooks.errors import ModelError
+from interp.hooks.passes import Count
 from interp.hooks.stand.call import Tap
 from interp.hooks.stand.output import outer_tensor
 from interp.hooks.stand.sdpa import Sdpa
@@ -19,16 +21,32 @@ Change = Callable[[Tensor], Tensor]
 """Gets the tensor the model made; returns it, or what the model shall go on with."""
 
 
-def stand_at(root: nn.Module, port: Port, change: Change, *, batch: Callable[[], int | None]) -> Any:
-    """Let `change` see, and replace, the tensor at a port in every forward pass; returns the handle that undoes it."""
+def stand_at(
+    root: nn.Module,
+    port: Port,
+    change: Change,
+    *,
+    batch: Callable[[], int | None],
+    live: Callable[[], bool] = lambda: True,
+) -> Any:
+    """Let `change` see, and replace, the tensor at a port in every forward pass that is `live`, at the port's own pass
+    where its module runs several times; returns the handle that undoes it."""
+    if port.nth is not None:
+        count, uncount = Count.watch(root, port.nth, live)
+        handle = stand_at(root, replace(port, nth=None), change, batch=batch, live=_both(live, count, port.nth.number))
+        return _Both(handle, uncount)
     module = root.get_submodule(port.module) if port.module else root
     opened = _opened(root, port)
     if port.side == "in":
-        handle = module.register_forward_pre_hook(_at_input(port, change, batch), with_kwargs=True)
+        handle = module.register_forward_pre_hook(_at_input(port, change, batch, live), with_kwargs=True)
     else:
-        handle = module.register_forward_hook(_at_output(port, change, batch))
+        handle = module.register_forward_hook(_at_output(port, change, batch, live))
         _lookers_last(module)
     return handle if opened is None else _Both(handle, opened)
+
+
+def _both(live: Callable[[], bool], count: Count, number: int) -> Callable[[], bool]:
+    return lambda: live() and count.at(number)
 
 
 class _Both:
@@ -60,8 +78,12 @@ def _lookers_last(module: nn.Module) -> None:
             hooks[number] = hooks.pop(number)
 
 
-def _at_input(port: Port, change: Change, batch: Callable[[], int | None]) -> Callable[..., Any]:
+def _at_input(
+    port: Port, change: Change, batch: Callable[[], int | None], live: Callable[[], bool]
+) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not live():
+            return None
         given = _argument(port, args, kwargs)
         value = given if port.in_place else _own(given)
         new = _through(port, value, change, batch)
@@ -93,8 +115,12 @@ def _argument(port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     return value
 
 
-def _at_output(port: Port, change: Change, batch: Callable[[], int | None]) -> Callable[..., Any]:
+def _at_output(
+    port: Port, change: Change, batch: Callable[[], int | None], live: Callable[[], bool]
+) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not live():
+            return None
         value = output if port.key is None else output[port.key]
         new = _through(port, value, change, batch)
         if new is value:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from interp.hooks.passes import attending
 from interp.hooks.stand.attention import through
 from interp.hooks.stand.call import Call, Tap
 
@@ -144,6 +145,7 @@ class _Mode(TorchFunctionMode):
 def _called(*args: Any, **kwargs: Any) -> Tensor:
     """A call of fused attention, by whoever runs."""
     owner = _running.modules[-1]
+    attending(owner)
     taps = Sdpa.of(owner)
     if not taps:
         return F.scaled_dot_product_attention(*args, **kwargs)

@@ -34,6 +34,7 @@ class Seen:
     bidirectional: bool = False
     implementation: str = ""
     z: list[Tensor] = field(default_factory=list)
+    """Of each call since the run of its block began."""
 
 
 class _Watch(Tap):

@@ -13,7 +13,7 @@ says that it is finite and not zero.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from interp.hooks.edits.edits import Add, Scale
 from interp.hooks.errors import ModelError
 from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
-from interp.hooks.sites import Site
+from interp.hooks.sites import Site, layer_of, pass_of
 from interp.hooks.survey.answers import answer, gap, same
 from interp.hooks.survey.cut import without
 from interp.hooks.survey.trace import trace
@@ -125,7 +125,7 @@ class _Attempt:
 
     def record(self) -> str:
         """Record every z beside what the projections read."""
-        read: dict[int, Tensor] = {}
+        read: dict[int, list[Tensor]] = defaultdict(list)
         sites = {layer.index: self._site(layer) for layer in self.tower.layers}
         with torch.no_grad(), self._reading(read):
             session, made = self._under(wish=Wish(list(sites.values())))
@@ -135,19 +135,21 @@ class _Attempt:
         for index, site in sites.items():
             if not bool(torch.isfinite(seen[site]).all()):
                 raise ModelError(f"{site} is not finite")
-            if index in read and not torch.equal(read[index], seen[site].reshape(read[index].shape)):
+            if not _among(read[layer_of(index)], seen[site], pass_of(index)):
                 raise ModelError(f"{site} is not what its output projection reads")
-        return f"{len(sites)} layers, {len(read)} of them held against what their output projection reads"
+        held_against = sum(bool(read[layer_of(index)]) for index in sites)
+        what = f"{len(sites)} {'passes' if self.tower.passes else 'layers'}"
+        return f"{what}, {held_against} of them held against what their output projection reads"
 
     @contextmanager
-    def _reading(self, read: dict[int, Tensor]) -> Iterator[None]:
+    def _reading(self, read: dict[int, list[Tensor]]) -> Iterator[None]:
         """Plain torch hooks at the output projections, in no way ours."""
 
-        def keep(index: int) -> Callable[..., None]:
-            return lambda _, args: read.__setitem__(index, args[0].detach().clone())
+        def keep(number: int) -> Callable[..., None]:
+            return lambda _, args: read[number].append(args[0].detach().clone())
 
-        found = [(layer.index, layer.out) for layer in self.tower.layers if layer.out is not None]
-        hooks = [self.root.get_submodule(out).register_forward_pre_hook(keep(index)) for index, out in found]
+        found = {layer.out: layer_of(layer.index) for layer in self.tower.layers if layer.out is not None}
+        hooks = [self.root.get_submodule(out).register_forward_pre_hook(keep(number)) for out, number in found.items()]
         try:
             yield
         finally:
@@ -156,17 +158,19 @@ class _Attempt:
 
     def edit(self) -> str:
         """Zero one head twice: through the hook layer, and by hand at the projection."""
-        head = self.layer.heads - 1
+        head, mine = self.layer.heads - 1, layer_of(self.layer.index)
+        passes = [layer for layer in self.tower.layers if layer_of(layer.index) == mine]
         with torch.no_grad():
-            edited = self._under(edits=[Scale(str(self._site(self.layer, (head,))), 0.0)])[1]
+            edited = self._under(edits=[Scale(str(self._site(one, (head,))), 0.0) for one in passes])[1]
             if self.layer.out is None:
                 return "no output projection was found to compare with"
             by_hand = self._zeroed(self.layer.out, head)
         if not same(edited, by_hand):
             raise ModelError(f"zeroing head {head} is not what zeroing it in the input of {self.layer.out} is")
+        where = f"L{mine}.H{head}{' in every pass' * (len(passes) > 1)}"
         if same(edited, self.plain):
-            return f"L{self.layer.index}.H{head} zeroed changes nothing, by hand neither: it writes nothing here"
-        return f"L{self.layer.index}.H{head} zeroed moves the logits by {gap(edited, self.plain):.2g}, as by hand"
+            return f"{where} zeroed changes nothing, by hand neither: it writes nothing here"
+        return f"{where} zeroed moves the logits by {gap(edited, self.plain):.2g}, as by hand"
 
     def _zeroed(self, out: str, head: int) -> Tensor:
         columns = slice(head * self.layer.d_value, (head + 1) * self.layer.d_value)
@@ -224,6 +228,13 @@ class _Attempt:
         if off > 0.05:
             raise ModelError(f"the gradient at {site} differs from a central difference by {off:.0%}")
         return f"at {site}, within {off:.1g} of a central difference"
+
+
+def _among(read: list[Tensor], z: Tensor, nth: int | None) -> bool:
+    """Whether a projection that ran these times read z the time it is about; nothing speaks against it where the
+    projection was not seen."""
+    at = nth if nth is not None else len(read) - 1
+    return not read or torch.equal(read[at], z.reshape(read[at].shape))
 
 
 def held(root: nn.Module, how: str = "") -> tuple[str, ...]:

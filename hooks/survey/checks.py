@@ -111,6 +111,7 @@ def check(module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], *, fam
     """Run every check on one example."""
     seen = _Seen(module, anatomy, kwargs, family)
     lines = [seen.off(), seen.fired(), *seen.causal()]
+    lines += [Line("passes", "note", said) for tower in anatomy.towers.values() if (said := tower.often())]
     lines += [Line("heads", "note", said) for said in anatomy.left_out()]
     for tower in anatomy.towers.values():
         for name, one in (
@@ -140,10 +141,15 @@ class _Attended(Tap):
     """Keeps the attention calls of one run, to recompute from."""
 
     def __init__(self) -> None:
-        self.calls: dict[int, list[Call]] = {}
+        self.calls: dict[tuple[int, int | None], list[Call]] = {}
 
     def record(self, call: Call) -> None:
-        self.calls.setdefault(id(call.module), []).append(call)
+        self.calls.setdefault((id(call.module), call.nth), []).append(call)
+
+    def of(self, root: nn.Module, layer: Layer) -> list[Call]:
+        """The calls of one layer."""
+        nth = None if layer.nth is None else layer.nth.number
+        return self.calls.get((id(root.get_submodule(layer.attention)), nth), [])
 
 
 class _Without(_Attended):
@@ -281,9 +287,8 @@ class _Seen:
         for layer in tower.layers:
             weights, v = (self._get(tower, layer, name) for name in ("pattern", "v"))
             z = self._attended(layer) if layer.gated else self._get(tower, layer, "z")
-            assert weights is not None
-            assert v is not None
-            assert z is not None
+            if weights is None or v is None or z is None:
+                return "it was not seen"  # which `fired` fails for
             self._allowed(tower, layer, weights)
             weights, z = _some(weights, 2), _some(z)
             values = v.double().repeat_interleave(layer.group, 2)
@@ -295,13 +300,13 @@ class _Seen:
 
     def _steepness(self, layer: Layer) -> float:
         """How far rounding a score moves a weight, in units of rounding: scores are as large as |q| |k| scale."""
-        calls = self.calls.calls.get(id(self.module.get_submodule(layer.attention)), ())
+        calls = self.calls.of(self.module, layer)
         sizes = (float(c.q.norm(dim=-1).max() * c.k.norm(dim=-1).max()) * c.scale for c in calls)
         return 1 + max(sizes, default=0.0)
 
     def _attended(self, layer: Layer) -> Tensor:
         """What the attention gives to the gate behind it."""
-        return torch.cat([call.z for call in self.calls.calls[id(self.module.get_submodule(layer.attention))]], dim=1)
+        return torch.cat([call.z for call in self.calls.of(self.module, layer)], dim=1)
 
     def _gated(self, tower: Tower) -> None:
         """What stands between the attention and z keeps heads apart: without a head's output its z is zero."""
@@ -320,7 +325,7 @@ class _Seen:
                 raise _Wrong(f"{site} is not made of its own head's attention alone: no gate, so heads have no z here")
 
     def _allowed(self, tower: Tower, layer: Layer, weights: Tensor) -> None:
-        calls = self.calls.calls.get(id(self.module.get_submodule(layer.attention)), [])
+        calls = self.calls.of(self.module, layer)
         if len(calls) != 1:
             return
         mask = visible(calls[0])

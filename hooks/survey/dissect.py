@@ -23,6 +23,7 @@ PARALLEL = "its attention and MLP read the same residual in parallel, so there i
 RESIDUAL = ("resid_pre", "resid_mid", "resid_mid2", "resid_post", "attn_write", "mlp_write")
 UNFOUND = "no tensor in the block equals the residual plus a module's output"
 EXPERTS = "its MLP is a mixture of experts"
+BARE = "no module around its attention runs as often as that does, so none has a border where it is"
 STREAMS = (
     "its residual is several streams side by side (AltUp, hyper-connections), so no tensor [batch, position, d] is it"
 )
@@ -96,6 +97,10 @@ def dissect(
             stage.ports.pop(component)
         stage.missing |= dict.fromkeys(RESIDUAL, reason)
         stage.width = read[1].shape[1] if reason == PICTURE else stage.width
+    elif block in heads:
+        for component in ("resid_pre", "resid_post"):
+            stage.ports.pop(component, None)
+        stage.missing |= dict.fromkeys((*RESIDUAL, "mlp_in", "mlp_out", "mlp_write", "neurons"), BARE)
     elif read is not None:
         _residuals(stage, block, read[1], post, events, [outs[n] for n in heads], list(heads), mlp)
     return stage

@@ -2,13 +2,14 @@
 
 The attention calls give heads, kv heads and head sizes. Inside a block, the tensors at the borders of its modules are
 held against each other: the projection whose input is z is the output projection; the residual after a stage is the
-tensor that equals residual before plus some module's output, bit for bit. No table of architectures is consulted.
+tensor that equals residual before plus some module's output, bit for bit. No table of architectures is consulted. A
+block that runs several times is looked at each time, and makes a layer a pass.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,7 +25,8 @@ from interp.hooks.errors import ModelError
 from interp.hooks.inputs.sound import SOUND
 from interp.hooks.stand.output import outer_tensor
 from interp.hooks.survey.attending import Seen, Watches, at_borders
-from interp.hooks.survey.dissect import Event, Stage, dissect, first_tensor
+from interp.hooks.survey.dissect import Event, dissect, first_tensor
+from interp.hooks.survey.loops import Entries, Turns, numbered, passes_of, unit
 from interp.hooks.unseen.guess import called_attention, guessed
 from interp.hooks.unseen.named import nothing, refuse_slots, unheld
 from interp.hooks.unseen.softmaxes import noted
@@ -43,8 +45,8 @@ def traced(
     """Two forward passes on `inputs`: one to see who attends, one to see where the tensors of each block are. With it
     comes the family that says where heads are, or the one that the model was found to behave like."""
     family = family or family_of(module)
-    watch = Watches(module)
-    with watch.on(), noted(module, inputs) as softmaxes:
+    watch, entries = Watches(module), Entries(module)
+    with watch.on(), noted(module, inputs) as softmaxes, entries.on():
         _forward(module, inputs)
     family = family if watch.seen or family else guessed(module, inputs, softmaxes.names or called_attention(module))
     borders = dict(at_borders(module, family)) if family and not watch.seen else {}
@@ -52,7 +54,7 @@ def traced(
     if not seen:
         raise nothing(module, softmaxes)
     refuse_slots(module, seen)
-    blocks = {name: _block(module, name, seen) for name in seen}
+    blocks = {name: unit(name, _block(module, name, seen), entries.count) for name in seen}
     known = {s.name: f"{s.name}.{family.out}" for s in seen.values() if family and s.standpoint == "border"}
     events = _events(module, inputs, set(blocks.values()), watch, seen, known)
     made = _assemble(module, seen, blocks, events, family, pictured=_pictured(module, inputs))
@@ -105,7 +107,6 @@ class _Recorder:
         self.inside: dict[str, list[Event]] = defaultdict(list)
         self.stack: list[str] = []
         self.norms: list[Event] = []
-        self.attended: Counter[str] = Counter()
 
     def tick(self) -> int:
         self.clock += 1
@@ -123,20 +124,18 @@ def _events(
     watch: Watches,
     seen: dict[str, Seen],
     known: Mapping[str, str],
-) -> dict[str, tuple[Stage, Event | None]]:
+) -> dict[str, Turns]:
     recorder = _Recorder(next((v.device for v in inputs.values() if torch.is_tensor(v)), torch.device("cpu")))
-    found: dict[str, Stage] = {}
-    last: dict[str, Event] = {}
+    found: dict[str, Turns] = {}
     with watch.on(keep=True), ExitStack() as undo:
         for name, child in root.named_modules():
             inside = [b for b in blocks if name == b or name.startswith(b + ".")]
             owner = max(inside, key=len) if inside else None
             if owner is None and "norm" not in type(child).__name__.lower() and "norm" not in name.lower():
                 continue
-            _listen(child, name, owner, recorder, found, seen, watch, last, undo, known)
+            _listen(child, name, owner, recorder, found, seen, watch, undo, known)
         _forward(root, inputs)
-    _refuse_shared(recorder.attended)
-    return {block: (stage, _norm_after(recorder.norms, last[block])) for block, stage in found.items()}
+    return {block: replace(turns, norm=_norm_after(recorder.norms, turns.last)) for block, turns in found.items()}
 
 
 def _listen(
@@ -144,10 +143,9 @@ def _listen(
     name: str,
     owner: str | None,
     recorder: _Recorder,
-    found: dict[str, Stage],
+    found: dict[str, Turns],
     seen: Mapping[str, Seen],
     watch: Watches,
-    last: dict[str, Event],
     undo: ExitStack,
     known: Mapping[str, str],
 ) -> None:
@@ -156,8 +154,6 @@ def _listen(
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if get_ident() != recorder.thread:
             return
-        if name in seen:
-            recorder.attended[name] += 1
         given: dict[int | str, Any] = dict(enumerate(args))
         given.update(kwargs)
         event = Event(name, child, recorder.tick(), {key: recorder.copy(value) for key, value in given.items()})
@@ -177,43 +173,38 @@ def _listen(
         recorder.inside[owner].append(event)
         if name == owner:
             _finish(owner, event, recorder, found, seen, watch, known)
-            last[owner] = Event(name, child, event.entered, {}, output=outer_tensor(output)[1], left=event.left)
+            found[owner].last = Event(name, child, event.entered, {}, output=outer_tensor(output)[1], left=event.left)
 
     undo.callback(child.register_forward_pre_hook(enter, with_kwargs=True, prepend=False).remove)
     undo.callback(child.register_forward_hook(leave, with_kwargs=True).remove)
-
-
-def _refuse_shared(attended: Counter[str]) -> None:
-    name, times = max(attended.items(), key=lambda item: item[1], default=("", 0))
-    if times > 1:
-        raise ModelError(
-            f"{name} ran {times} times in one forward pass: layers that share one module (as ALBERT's do) cannot be"
-            " told apart, and a site would mean all of them at once."
-        )
 
 
 def _finish(
     block: str,
     event: Event,
     recorder: _Recorder,
-    found: dict[str, Stage],
+    found: dict[str, Turns],
     seen: Mapping[str, Seen],
     watch: Watches,
     known: Mapping[str, str],
 ) -> None:
-    mine = [s for s in seen.values() if s.name.startswith(block + ".")]
-    heads = {
-        s.name: (
-            torch.cat(watch.seen[s.name].z, dim=1).to(recorder.home)
-            if s.name in watch.seen and watch.seen[s.name].z
-            else None
-        )
-        for s in mine
-    }
-    found[block] = dissect(block, event, recorder.inside.pop(block), heads, known)
+    mine = [s for s in seen.values() if s.name == block or s.name.startswith(block + ".")]
+    events = recorder.inside.pop(block)
+    pieces = {s.name: [z.to(recorder.home) for z in s.z] for s in watch.seen.values() if s in mine and s.z}
+    several = {name: some for name, some in pieces.items() if numbered(some, events)}
+    heads = {s.name: None if s.name not in pieces else _together(pieces[s.name], s.name in several) for s in mine}
+    turns = found.setdefault(block, Turns())
+    turns.stages.append(dissect(block, event, events, heads, known))
+    turns.entered.append(event.entered)
+    turns.calls.append({name: len(some) for name, some in several.items()})
     for s in mine:
         if s.name in watch.seen:
             watch.seen[s.name].z.clear()
+
+
+def _together(pieces: list[torch.Tensor], several: bool) -> torch.Tensor:
+    """z of one run of a block: of images one after the other, or of the last of several calls."""
+    return pieces[-1] if several else torch.cat(pieces, dim=1)
 
 
 def _norm_after(norms: list[Event], block: Event) -> Event | None:
@@ -234,7 +225,7 @@ def _assemble(
     root: nn.Module,
     seen: Mapping[str, Seen],
     blocks: Mapping[str, str],
-    stages: Mapping[str, tuple[Stage, Event | None]],
+    stages: Mapping[str, Turns],
     family: Family | None,
     *,
     pictured: bool,
@@ -262,52 +253,57 @@ def _tower(
     template: str,
     members: list[Seen],
     blocks: Mapping[str, str],
-    stages: Mapping[str, tuple[Stage, Event | None]],
+    stages: Mapping[str, Turns],
     family: Family | None,
 ) -> Tower:
     order = _numbers(root, template, members, blocks)
     layers = []
     for s in members:
-        stage = stages[blocks[s.name]][0]
+        turns, number = stages[blocks[s.name]], order[blocks[s.name]]
         recipe_ports, missing = _heads_at_the_border(s, family)
-        ports = {**stage.ports_of(s.name), **recipe_ports}
-        layers.append(
-            Layer(
-                order[blocks[s.name]],
-                blocks[s.name],
-                s.name,
-                "cross" if s.cross else "self",
-                s.heads,
-                s.kv_heads,
-                s.d_head,
-                s.d_value,
-                stage.out.get(s.name) or (f"{s.name}.{family.out}" if family and s.standpoint == "border" else None),
-                s.standpoint,
-                ports,
-                {**stage.missing, **missing},
-                s.implementation,
+        for stage in turns.stages:
+            ports = {**stage.ports_of(s.name), **recipe_ports}
+            layers.append(
+                Layer(
+                    number,
+                    blocks[s.name],
+                    s.name,
+                    "cross" if s.cross else "self",
+                    s.heads,
+                    s.kv_heads,
+                    s.d_head,
+                    s.d_value,
+                    stage.out.get(s.name) or _named_out(s, family),
+                    s.standpoint,
+                    ports,
+                    {**stage.missing, **missing},
+                    s.implementation,
+                )
             )
-        )
-    last = max(layers, key=lambda layer: layer.index)
-    stage, norm = stages[last.block]
-    final = Port(norm.name, "out", outer_tensor(norm.output)[0]) if norm is not None else None
+    layers = passes_of(layers, stages)
+    turns = stages[layers[-1].block]
+    final = Port(turns.norm.name, "out", outer_tensor(turns.norm.output)[0]) if turns.norm is not None else None
     skipped = tuple(sorted(set(_siblings(root, template)) - set(order.values()))) if template.count("*") == 1 else ()
     return Tower(
         name,
-        tuple(sorted(layers, key=lambda layer: layer.index)),
-        stage.width,
+        tuple(layers),
+        turns.stages[-1].width,
         any(s.bidirectional for s in members),
         final,
         skipped,
     )
 
 
+def _named_out(s: Seen, family: Family | None) -> str | None:
+    return f"{s.name}.{family.out}" if family and s.standpoint == "border" else None
+
+
 def _beside(cross: Tower, towers: Mapping[str, Tower]) -> Tower:
     """Cross-attention that shares its blocks with another tower leaves the residual and MLP sites to that tower."""
-    owners = {layer.block: tower.name for tower in towers.values() if tower.name != "cross" for layer in tower.layers}
+    owners = {layer.run: tower.name for tower in towers.values() if tower.name != "cross" for layer in tower.layers}
 
     def lean(layer: Layer) -> Layer:
-        owner = owners.get(layer.block)
+        owner = owners.get(layer.run)
         if owner is None:
             return layer
         shared = [c for c in layer.ports if c.startswith(("resid", "mlp", "neurons"))]

@@ -14,6 +14,7 @@ from interp.explorer.says import says
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.head_names import head_of
 from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.sites import plain_layer
 from interp.kernels.errors import InterpError
 from interp.provenance import about
 from interp.results.heads_table import method_of, read_heads
@@ -100,7 +101,7 @@ def _inputs(model: Model, data: Any, pictures: Sequence[Any] | None) -> tuple[In
 
 
 def _tower(tower: Tower) -> dict[str, Any]:
-    return {"name": tower.name, "layers": [layer.index for layer in tower.layers],
+    return {"name": tower.name, "layers": [plain_layer(layer.index) for layer in tower.layers],
             "heads": [layer.heads for layer in tower.layers],
             "kv_heads": [layer.kv_heads for layer in tower.layers]}  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.errors import InputsError
-from interp.hooks.head_names import head_name
+from interp.hooks.head_names import head_name, numbers_of
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.writes import spelled
@@ -56,7 +56,7 @@ def stacks(model: Model, x: Inputs) -> tuple[list[tuple[Tower, Inputs]], list[st
 def pattern_of(model: Model, tower: Tower, *, kind: str = "self") -> str:
     """The self-attention (or cross-attention) layers of a tower as a site pattern."""
     name = spelled(model.anatomy, tower)
-    numbers = ",".join(str(layer.index) for layer in tower.layers if layer.kind == kind)
+    numbers = numbers_of(layer.index for layer in tower.layers if layer.kind == kind)
     return f"{name}.L{numbers}" if name else f"L{numbers}"
 
 

@@ -1,6 +1,6 @@
 // Search, tables, checks and provenance; then everything is put on the page.
 
-const SPELLED = /^(?:(?!layer|blocks)([a-z_]+)[.\s])?\s*(?:blocks\.|layer\s*)?[al]?(\d+)\s*[.,:\-\s]?\s*(?:h|head\s*)?(\d+)$/i;
+const SPELLED = /^(?:(?!layer|blocks)([a-z_]+)[.\s])?\s*(?:blocks\.|layer\s*)?[al]?(\d+(?:@\d+)?)\s*[.,:\-\s]?\s*(?:h|head\s*)?(\d+)$/i;
 const MOST_ROWS = 3000;
 
 // Heads by name (L5H3, 5.3, a5.h3, vision 0.1), or by a word of their roles, notes and group.
@@ -9,7 +9,7 @@ function heads(query) {
   if (!text) return null;
   if (spelled) {
     const [, tower, layer, head] = spelled;
-    return HEADS.map((_, i) => i).filter((i) => HEADS[i].layer === Number(layer) && HEADS[i].head === Number(head) && (!tower || TOWERS[HEADS[i].tower].name.toLowerCase() === tower));
+    return HEADS.map((_, i) => i).filter((i) => String(HEADS[i].layer) === layer.replace(/^0+(?=\d)/, "") && HEADS[i].head === Number(head) && (!tower || TOWERS[HEADS[i].tower].name.toLowerCase() === tower));
   }
   const said = (i) => {
     const card = DATA.cards[HEADS[i].site] || {};

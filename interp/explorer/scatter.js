@@ -21,7 +21,8 @@ function scatterView() {
   render();
 }
 
-const onAxis = (axis, head) => (axis === LAYER ? HEADS[head].layer : score(axis, head));
+const depth = (head) => (typeof head.layer === "number" ? head.layer : TOWERS[head.tower].layers.indexOf(head.layer));
+const onAxis = (axis, head) => (axis === LAYER ? depth(HEADS[head]) : score(axis, head));
 const axisName = (axis) => (axis === LAYER ? "layer" : METHODS[axis].name + (METHODS[axis].unit ? ` (${METHODS[axis].unit})` : ""));
 
 function scatterPicture(said) {

@@ -19,6 +19,7 @@ from interp.heads.kinds.alignment import CROSS_KINDS
 from interp.heads.kinds.crossing import Crossing, Spans
 from interp.heads.kinds.reading import head_names, head_sites, measured
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.head_names import numbers_of
 from interp.hooks.run.tape import key_columns, tower_inputs
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
@@ -65,9 +66,9 @@ def _crossed(model: Model) -> str:
     """The cross-attention layers of the first tower that has some."""
     anatomy = model.ready()
     for tower in anatomy.towers.values():
-        if layers := [str(layer.index) for layer in tower.layers if layer.kind == "cross"]:
+        if layers := numbers_of(layer.index for layer in tower.layers if layer.kind == "cross"):
             name = spelled(anatomy, tower)
-            return f"{name}.L{','.join(layers)}" if name else f"L{','.join(layers)}"
+            return f"{name}.L{layers}" if name else f"L{layers}"
     raise SiteError(f"{type(model.module).__name__} has no cross-attention: its heads look at their own sequence.")
 
 

@@ -24,6 +24,7 @@ from interp.heads.head_roles import head_roles
 from interp.heads.kinds.plainly import Said, looked, wrote
 from interp.heads.kinds.reading import head_sites, page_of, read_heads
 from interp.hooks.errors import CheckFailed, InputsError, SiteError
+from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.weights import Rows
@@ -78,7 +79,7 @@ def head(
 def _place(model: Model, site: str) -> Site:
     found = head_sites(model, site)
     if len(found) != 1 or found[0].heads is None or len(found[0].heads) != 1:
-        raise SiteError(f"{site!r} means more than one head: name one, such as 'L0.H1'.")
+        raise SiteError(f"{site!r} means more than one head: name one, such as {heads_at(found[0], (0,))[0]!r}.")
     return found[0]
 
 

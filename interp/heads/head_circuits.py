@@ -58,10 +58,9 @@ def head_circuits(
     """
     sites = head_sites(model, heads)
     tower = tower_of(model, sites)
-    matrices = HeadMatrices(model, tower, [int(s.layer or 0) for s in sites])
-    every: list[Head] = [
-        (int(s.layer or 0), matrices.of(int(s.layer or 0)), h) for s in sites for h in heads_of(model, s)
-    ]
+    layers = [s.layer for s in sites if s.layer is not None]
+    matrices = HeadMatrices(model, tower, layers)
+    every: list[Head] = [(n, matrices.of(n), h) for n, s in zip(layers, sites, strict=True) for h in heads_of(model, s)]
     keep = (10 if len(every) <= FEW else 0) if top is None else top
     if keep < 0 or draws < 1:
         raise InputsError(f"expected top of 0 or more and at least one draw, got top={top}, draws={draws}.")

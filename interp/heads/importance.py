@@ -234,7 +234,7 @@ def _sweep_passes(asked: Asked) -> float:
     total = 5.0
     for site in asked.sites:
         layers = sorted(asked.model.anatomy.tower(site.tower, text=str(site)).by_index)
-        total += (len(layers) - layers.index(int(site.layer or 0))) / len(layers)
+        total += (len(layers) - layers.index(site.layer)) / len(layers) if site.layer is not None else 1.0
     return total
 
 

@@ -140,11 +140,11 @@ class HeadMatrices:
         model, x = self.model, self.model.inputs(kwargs)
         session = Session(model.module, model.anatomy, edits=edits, wish=Wish(sites), inputs=x, family=model.family)
         end = max(layer.index for layer in layers)
-        known = {layer.block for layer in self.tower.layers if layer.index <= end}
-        later = [layer.block for layer in self.tower.layers if layer.index > end and layer.block not in known]
+        known = {layer.run for layer in self.tower.layers if layer.index <= end}
+        later = [layer for layer in self.tower.layers if layer.index > end and layer.run not in known]
         with Intercept(model.module) as put, model.on(session), torch.no_grad():
-            for block in later[:1]:
-                put.before(model.module.get_submodule(block), _enough)
+            for one in later[:1]:
+                put.before(model.module.get_submodule(one.block), _enough, nth=one.nth)
             with suppress(_Enough):
                 kept = keeps(model.module, torch.tensor([0]))
                 model.module(**called(model.module, model.called_with(x.kwargs), kept))

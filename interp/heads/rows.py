@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.hooks.head_names import head_name, head_place
 from interp.hooks.sealed import understood
+from interp.hooks.sites import layer_of
 from interp.kernels.errors import InterpError
 from interp.reading import parquet
 from interp.results.effects import Effects
@@ -103,9 +104,9 @@ def _filled(frame: Any, anatomy: Anatomy, known: Mapping[str, Any]) -> Any:
     columns = {name: [known[name]] * len(frame) if name in known else columns.get(name) for name in COLUMNS}
     if "method" in frame.columns and frame["method"].notna().all():
         columns["method"] = frame["method"].tolist()
-    columns |= {"schema": [SCHEMA] * len(frame), "tower": [tower.name for tower in towers], "layer": layers,
-                "head": heads, "kv_group": groups, "estimate": frame["estimate"].tolist(),
-                "site": [head_name(*place) for place in places]}  # fmt: skip
+    columns |= {"schema": [SCHEMA] * len(frame), "tower": [tower.name for tower in towers],
+                "layer": list(map(layer_of, layers)), "head": heads, "kv_group": groups,
+                "estimate": frame["estimate"].tolist(), "site": [head_name(*place) for place in places]}  # fmt: skip
     made = pandas.DataFrame({name: _typed(values, len(frame), COLUMNS[name]) for name, values in columns.items()})
     own = "rank" in frame.columns and bool(frame["rank"].notna().all())  # measures for which a low value is a large one
     return made if own else ranked(made)

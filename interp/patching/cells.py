@@ -13,6 +13,7 @@ from torch import Tensor
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.drive.sweep import Cell, differs
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.head_names import stretch
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import real_positions, site_inputs
 from interp.hooks.sites import Site, parse
@@ -119,10 +120,11 @@ def _windows(sites: Sequence[Site], size: int) -> list[Target]:
             raise SiteError(f"a window of layers is for sites without heads, not for {mine[0]}.")
         for n in range(len(mine) - size + 1):
             some = mine[n : n + size]
-            if [s.layer for s in some] != list(range(some[0].layer or 0, (some[0].layer or 0) + size)):
+            layers = [s.layer for s in some if s.layer is not None]
+            if [int(layer) for layer in layers] != list(range(int(layers[0]), int(layers[0]) + size)):
                 continue
-            tower = f"{place.tower}." if place.tower else ""
-            label = f"{tower}L{some[0].layer}-{some[-1].layer}.{place.component}"
+            tower, spelled = f"{place.tower}." if place.tower else "", stretch(layers)
+            label = AND.join(map(str, some)) if spelled is None else f"{tower}L{spelled}.{place.component}"
             found.append(Target(tuple((site, None) for site in some), label))
     if not found:
         raise SiteError(f"no {size} neighbouring layers were selected for a window.")

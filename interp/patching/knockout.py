@@ -20,6 +20,7 @@ from interp.hooks.anatomy.towers import Tower
 from interp.hooks.drive.tail import last_tower
 from interp.hooks.edits.edits import AttentionEdit, BiasKeys, MaskKeys
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.head_names import stretch
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.session import Session
 from interp.hooks.run.tape import tower_inputs
@@ -30,7 +31,7 @@ from interp.metrics.judge import Judge, Metric, reads_of
 from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Method, register
-from interp.results.effects import Effects
+from interp.results.effects import AND, Effects
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -108,9 +109,10 @@ def _windows(model: Model, tower: Tower, window: int | Literal["all"]) -> dict[s
     name = spelled(model.anatomy, tower)
     found = {}
     for some in (layers[start : start + size] for start in range(len(layers) - size + 1)):
-        ends = f"L{some[0]}" if size == 1 else f"L{some[0]}-{some[-1]}"
+        spelled_out = str(some[0]) if size == 1 else stretch(some)
         sites = [Site(name, layer, "attention") for layer in some]
-        found[".".join([*([] if name is None else [name]), ends, "attention"])] = sites
+        label = ".".join([*([] if name is None else [name]), f"L{spelled_out}", "attention"])
+        found[label if spelled_out is not None else AND.join(map(str, sites))] = sites
     return found
 
 

@@ -11,7 +11,7 @@ from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.errors import InputsError
 from interp.hooks.head_names import head_name, heads_at, layer_name
 from interp.hooks.run.writes import spelled
-from interp.hooks.sites import parse
+from interp.hooks.sites import layer_of, parse
 from interp.results.effects import Effects
 
 if TYPE_CHECKING:
@@ -47,6 +47,34 @@ def scored(anatomy: Anatomy, scores: Scores) -> dict[str, float]:
     if not found:
         raise InputsError("there are no scores.")
     return found
+
+
+def units(anatomy: Anatomy, scores: Mapping[str, float], *, shared: bool) -> dict[str, tuple[str, ...]]:
+    """What goes together, by its first name: each head by itself or, where it goes from the `shared` weights, with all
+    passes of its layer, which then all need a score."""
+    if not shared:
+        return {name: (name,) for name in scores}
+    passes: dict[tuple[str, int, int], list[str]] = {}
+    for name, (tower, index, head) in labels(anatomy).items():
+        passes.setdefault((tower, layer_of(index), head), []).append(name)
+    found = {names[0]: tuple(names) for names in passes.values() if not scores.keys().isdisjoint(names)}
+    for names in found.values():
+        for lost in (name for name in names if name not in scores):
+            raise InputsError(
+                f"{lost} has no score, and other passes of the same head have one: they share its weights, so it is cut"
+                " out of all of them. Give each a score, or one to all without naming a pass, as 'L0.H1'."
+            )
+    return found
+
+
+def means(scores: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """The mean score of each unit."""
+    return {first: sum(scores[name] for name in names) / len(names) for first, names in groups.items()}
+
+
+def every(firsts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """All names in some units."""
+    return [name for first in firsts for name in groups[first]]
 
 
 def _pairs(scores: Scores) -> dict[str, float]:

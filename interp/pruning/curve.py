@@ -24,7 +24,7 @@ from interp.metrics.ids import Ids
 from interp.metrics.judge import Metric, judged
 from interp.metrics.reading import reading
 from interp.metrics.shipped import Accuracy
-from interp.pruning.choose import best, labels
+from interp.pruning.choose import best, every, labels, means, units
 from interp.pruning.cut import cut, masks
 from interp.pruning.owners import output_axis
 from interp.pruning.remains import remains
@@ -88,6 +88,8 @@ def curve(
     """`data` is a task (judged by accuracy unless a metric of one batch is given), or inputs with a metric."""
     if not fractions or not all(0 <= share <= 1 for share in fractions):
         raise InputsError(f"fractions= are shares of the heads that stay, from 0 to 1; got {list(fractions)}.")
+    groups = units(model.anatomy, scores, shared=cutting)
+    scores = means(scores, groups)
     parts, draws = _parts(model, data, metric, batch), torch.Generator().manual_seed(seed)
     orders: list[tuple[str, Mapping[str, float]]] = [("scores", scores), ("magnitude", magnitude(model, scores))]
     orders += [("random", dict(zip(scores, torch.rand(len(scores), generator=draws).tolist(), strict=True)))
@@ -95,7 +97,7 @@ def curve(
     rows = []
     for share in fractions:
         found = [
-            (name, _point(model, best(order, share), parts, cutting, rounds if n < 3 else 0))
+            (name, _point(model, every(best(order, share), groups), parts, cutting, rounds if n < 3 else 0))
             for n, (name, order) in enumerate(orders)
         ]
         for name in ("scores", "random", "magnitude"):

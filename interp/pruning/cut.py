@@ -43,6 +43,7 @@ def cut(model: Model, rests: Mapping[str, list[Rest]], edits: Sequence[Edit]) ->
     _refuse(model)
     wanted = answered(model, edits)
     own = copied(model)
+    rests = {name: [one for one in found if one.first] for name, found in rests.items()}
     smaller = {name: [one.layer for one in found if len(one.heads) < one.layer.heads] for name, found in rests.items()}
     splits = {name: owners(own, own.anatomy.towers[name], layers) for name, layers in smaller.items() if layers}
     with torch.no_grad():

@@ -8,18 +8,21 @@ what is left again after every step.
 Cost: masking none; cutting a copy of the model, three forward passes, a backward pass into one attention per head, and
 the checks of first use on the copy; a schedule one copy of the model and one scoring a step.
 Limits: a kv group is cut only when all heads that read it go, and in every layer one group stays; heads that should
-have gone there are silent, not cut. A score from single heads does not see that two of them stand in for each other:
-see `.curve(...)`, which puts random and magnitude baselines beside it.
+have gone there are silent, not cut. A layer that runs several times has one set of weights: a cut and a schedule take a
+head out of all its passes, by the mean of their scores, and say so; a mask may act in one pass. A score from single
+heads does not see that two of them stand in for each other: see `.curve(...)`, which puts random and magnitude
+baselines beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from interp.hooks.errors import InputsError
 from interp.provenance import about
-from interp.pruning.choose import Rescore, Scores, best, even, scored, shares, wanted
+from interp.pruning.choose import Rescore, Scores, best, even, every, means, scored, shares, units, wanted
 from interp.pruning.cut import cut, masks, silenced
 from interp.pruning.pruned import How, Pruned
 from interp.pruning.remains import remains
@@ -52,17 +55,33 @@ def prune(
         raise InputsError("a schedule scores heads again at each step: give a function of a model as scores.")
     anatomy = model.ready()
     found = scored(anatomy, scores(model) if callable(scores) else scores)
+    groups = units(anatomy, found, shared=how == "cut" or schedule is not None)
+    _say_passes(groups)
     gone: list[str] = []
     steps: list[dict[str, Any]] = []
-    for share in shares(wanted(len(found), keep_fraction, keep), schedule):
+    for share in shares(wanted(len(groups), keep_fraction, keep), schedule):
         if steps and callable(scores):
-            found = scored(anatomy, scores(silenced(model, remains(model, gone))))
-        gone = even(anatomy, found, share, gone) if uniform else best(found, share, gone)
-        steps.append({"kept": len(found) - len(gone), "gone": sorted(gone)})
+            found = scored(anatomy, scores(silenced(model, remains(model, every(gone, groups)))))
+        mean = means(found, groups)
+        gone = even(anatomy, mean, share, gone) if uniform else best(mean, share, gone)
+        steps.append({"kept": len(groups) - len(gone), "gone": sorted(every(gone, groups))})
+    found = {name: mean[first] for first, names in groups.items() for name in names}
+    gone = every(gone, groups)
     rests = remains(model, gone)
     made = cut(model, rests, masks(model, gone)) if how == "cut" else model
     meta = {**about(model.module, None), "method": "prune", "how": how, "uniform": uniform, "steps": steps}
     return Pruned(model, made, how, found, tuple(name for name in found if name in gone), rests, meta)
+
+
+def _say_passes(groups: Mapping[str, Sequence[str]]) -> None:
+    """Heads whose weights serve several passes go from all of them."""
+    several = next((names for names in groups.values() if len(names) > 1), None)
+    if several is not None:
+        warnings.warn(
+            f"{several[0]} to {several[-1]} are {len(several)} passes of one head and share its weights: a head goes"
+            " from all passes of its layer, by the mean of their scores.",
+            stacklevel=3,
+        )
 
 
 register(

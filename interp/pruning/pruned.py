@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from interp.hooks.edits.edits import Edit
 from interp.hooks.sealed import sealed, understood, unsealed
+from interp.hooks.sites import layer_of, pass_of, plain_layer
 from interp.pruning.choose import labels, scored
 from interp.pruning.cut import masks
 from interp.pruning.remains import Rest, remains
@@ -62,11 +63,16 @@ class Pruned:
     @cached_property
     def counts(self) -> dict[str, tuple[int, int]]:
         """Heads that write, kv groups and parameters, before and after."""
-        layers = [one for found in self.rests.values() for one in found]
+        cut = self.how == "cut"  # all passes of a layer are cut at once
+        layers = [one for found in self.rests.values() for one in found if one.first or not cut]
         heads, groups = (sum(getattr(one.layer, n) for one in layers) for n in ("heads", "kv_heads"))
         left = groups if self.how == "mask" else sum(len(one.groups) for one in layers)
         sizes = [sum(p.numel() for p in model.module.parameters()) for model in (self.original, self.model)]
-        return {"heads": (heads, heads - len(self.gone)), "groups": (groups, left), "parameters": (sizes[0], sizes[1])}
+        return {"heads": (heads, heads - self._gone(cut)), "groups": (groups, left), "parameters": (sizes[0], sizes[1])}
+
+    def _gone(self, cut: bool) -> int:
+        places = [place for name, place in labels(self.original.anatomy).items() if name in self.gone]
+        return len({(tower, layer_of(index), head) for tower, index, head in places}) if cut else len(self.gone)
 
     def run(self, inputs: Any, *, edits: Sequence[Edit] = (), **how: Any) -> Any:
         """`Model.run` of the pruned model; sites are those of `model`, in which cut heads have no number."""
@@ -80,12 +86,15 @@ class Pruned:
         new = {(tower, one.layer.index, h): n for tower, found in self.rests.items() for one in found
                for n, h in enumerate(one.heads)}  # fmt: skip
         rows = [
-            {"site": name, "tower": place[0], "layer": place[1], "head": place[2], "method": "prune",
+            {"site": name, "tower": place[0], "layer": layer_of(place[1]), "head": place[2], "method": "prune",
              "estimate": self.scores.get(name), "low": math.nan, "high": math.nan, "n": None,
              "kept": name not in self.gone, "silent": name in self.silent,
              "number": place[2] if self.how == "mask" else new.get(place)}
             for name, place in labels(self.original.anatomy).items()
         ]  # fmt: skip
+        passes = [pass_of(place[1]) for place in labels(self.original.anatomy).values()]
+        for row, nth in zip(rows, passes, strict=True):
+            row |= {"pass": nth} if any(one is not None for one in passes) else {}
         return pandas.DataFrame(rows).astype({"number": "Int64", "estimate": float})
 
     def top(self, n: int = 10) -> Any:
@@ -112,7 +121,9 @@ class Pruned:
         if self.how == "cut":
             from interp.pruning.directory import save
 
-            heads = {tower: {one.layer.index: one.heads for one in found} for tower, found in self.rests.items()}
+            heads = {
+                tower: {plain_layer(one.layer.index): one.heads for one in found} for tower, found in self.rests.items()
+            }
             return save(self.model, directory, {**about, "heads": heads})
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)

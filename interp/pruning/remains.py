@@ -24,6 +24,11 @@ class Rest:
     """Those of them that write nothing."""
 
     @property
+    def first(self) -> bool:
+        """Whether it is the first pass of its layer: the others have the same weights."""
+        return self.layer.nth is None or self.layer.nth.number == 0
+
+    @property
     def groups(self) -> tuple[int, ...]:
         """kv heads that stay."""
         return tuple(dict.fromkeys(head // self.layer.group for head in self.heads))

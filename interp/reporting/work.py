@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import interp
 from interp.heads.rows import head_rows, joined, ranked
+from interp.hooks.sites import plain_layer
 from interp.reporting.cost import Cost, cost, resident
 from interp.reporting.pages.files import write_page
 from interp.reporting.sections import sections
@@ -167,7 +168,8 @@ def _method(effects: Effects) -> str:
 def _towers(model: Model) -> list[dict[str, Any]]:
     towers = model.anatomy.towers
     return [
-        {"name": name, "prefix": "" if len(towers) == 1 else f"{name}.", "layers": [x.index for x in tower.layers],
-         "heads": [x.heads for x in tower.layers], "kv_heads": [x.kv_heads for x in tower.layers]}
+        {"name": name, "prefix": "" if len(towers) == 1 else f"{name}.",
+         "layers": [plain_layer(x.index) for x in tower.layers], "heads": [x.heads for x in tower.layers],
+         "kv_heads": [x.kv_heads for x in tower.layers]}
         for name, tower in towers.items()
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.hooks.head_names import layer_name, layer_number
+from interp.hooks.head_names import columns_of, layer_name, layer_number
 from interp.kernels.errors import InterpError
 from interp.results.figures.plots import error_bars, map_of_heads
 from interp.results.heads_table import HeadResult, HeadTable, of_method
@@ -82,7 +82,7 @@ class Agreement(HeadResult):
         towers = dict(zip(self._names(level), self.towers, strict=True))
         where = {
             "site": names, "tower": [towers[name] for name in names],
-            "layer": [None if level == "all" else layer_number(name) for name in names], "head": None,
+            **columns_of(None if level == "all" else layer_number(name) for name in names), "head": None,
         }  # fmt: skip
         import pandas
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.hooks.sites import parse
+from interp.hooks.head_names import columns_of, layer_index
+from interp.hooks.sites import Pattern, parse
 from interp.kernels.errors import InterpError
 from interp.results.figures.over_image import plot_over_image
 from interp.results.figures.plots import bars, map_of_effects
@@ -162,18 +163,25 @@ class Effects(Saved):
 def _places(labels: Sequence[str]) -> dict[str, list[Any]]:
     """Tower, layer, head and component of cells, as columns."""
     found = [_place(label) for label in labels]
-    return {name: [one[name] for one in found] for name in ("tower", "layer", "head", "component")}
+    tower, head, component = ([one[name] for one in found] for name in ("tower", "head", "component"))
+    return {"tower": tower, **columns_of(one["layer"] for one in found), "head": head, "component": component}
 
 
 def _place(label: str) -> dict[str, Any]:
     """Tower, layer (of a window the first), head and component of a cell, each where all of its places share it."""
     parts = label.split(AND)
     found = [parse("embed" if part in PLACELESS else part.partition("[")[0]) for part in parts]
-    layers = {None if place.layers is None else int(place.layers.split("-")[0]) for place in found}
+    layers = {None if place.layers is None else _first(place) for place in found}
     heads = {None if place.heads is None else int(place.heads) for place in found}
     towers, components = {place.tower for place in found}, {place.component for place in found}
     component = label if label in PLACELESS else _shared(components)
     return {"tower": _shared(towers), "layer": _shared(layers), "head": _shared(heads), "component": component}
+
+
+def _first(place: Pattern) -> int:
+    """The layer that a window begins with, or the pass of one."""
+    layer, passes = str(place.layers).split("-")[0], str(place.passes or "").split("-")[0]
+    return layer_index(f"{layer}@{passes}" if passes else layer)
 
 
 def _shared(values: set[Any]) -> Any:

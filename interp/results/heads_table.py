@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.hooks.head_names import head_place, is_head
+from interp.hooks.head_names import columns_of, head_place, is_head
 from interp.kernels.errors import InterpError
 from interp.results.figures.plots import map_of_heads
 from interp.results.intervals import mean_interval
@@ -65,7 +65,7 @@ def places(sites: Sequence[str], towers: Sequence[str | None] | None = None) -> 
     return {
         "site": list(sites),
         "tower": [place.tower for place in found] if towers is None else list(towers),
-        "layer": [place.layer for place in found],
+        **columns_of(place.layer for place in found),
         "head": [place.head for place in found],
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.head_names import head_place, layer_number
+from interp.hooks.sites import pass_of
 from interp.results.heads_table import HeadResult, HeadTable, largest, of_method
 from interp.results.intervals import mean_interval
 
@@ -99,7 +100,7 @@ class Sinks(HeadResult):
         rows = []
         for site, norms in self.norms.items():
             bound, median = self._bound(norms, fence, times)
-            drawn = self._drawn(layer_number(site) + 1)
+            drawn = self._drawn(self._after(site))
             for b, s in ((norms > bound) & (self.kind >= 0)).nonzero().tolist():
                 value, got = float(norms[b, s]), math.nan if drawn is None else float(drawn[b, s])
                 rows.append((site, b, s, self.kinds[int(self.kind[b, s])], value, value / median, got))
@@ -115,7 +116,14 @@ class Sinks(HeadResult):
         median = math.exp(middle)
         return max(math.exp(high + fence * (high - low)), times * median), median
 
-    def _drawn(self, layer: int) -> Tensor | None:
+    def _after(self, site: str) -> int | None:
+        """The layer behind the one whose end this is; where layers have passes, the one that runs next."""
+        layer, layers = layer_number(site), [layer_number(one) for one in self.norms]
+        if pass_of(layer) is None and all(pass_of(one) is None for one in layers):
+            return layer + 1
+        return next(iter(layers[layers.index(layer) + 1 :]), None)
+
+    def _drawn(self, layer: int | None) -> Tensor | None:
         at = [n for n, site in enumerate(self.sites) if head_place(site).layer == layer]
         if not at:
             return None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,10 +70,16 @@ def sinks(
     tower = tower_inputs(x, Site(name, layers[0].index, "z"))
     _long_enough(tower)
     _room(model, x)
+    own = get_ident()
+    if lost := next((layer for layer in layers if activations and "resid_post" not in layer.ports), None):
+        why = lost.missing.get("resid_post", "it was not found in its block")
+        raise SiteError(f"layer {lost.index} has no resid_post, so no activations: {why}. Use activations=False.")
     taps = {str(Site(name, layer.index, "resid_post")): _Largest() for layer in layers} if activations else {}
     with ExitStack() as undo:
         for layer, tap in zip(layers, taps.values(), strict=True) if taps else ():
-            handle = stand_at(model.module, layer.ports["resid_post"], tap, batch=lambda: x.batch)
+            handle = stand_at(
+                model.module, layer.ports["resid_post"], tap, batch=lambda: x.batch, live=lambda: get_ident() == own
+            )
             undo.callback(handle.remove)
         found = model.attention(x, stats=STATS, heads=heads, chunk=chunk, impl=impl)
     valid = tower.valid.cpu()

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from interp.explorer.payload.plain import ExplorerError, columns_of, plain
-from interp.hooks.head_names import head_name, head_place, is_head
-from interp.hooks.sites import Site, parse
+from interp.hooks.head_names import head_name, head_place, is_head, layer_index
+from interp.hooks.sites import Site, parse, plain_layer
 
 KINDS = ("signed", "sequential")
 ABOUT = {"kind", "unit", "about", "bound", "low", "floor"}
@@ -31,8 +31,9 @@ class Places:
         name, found = tower["name"] if len(self.towers) > 1 else None, []
         for layer, heads, kv in zip(tower["layers"], tower["heads"], tower["kv_heads"], strict=True):
             for head in range(heads):
-                group = str(Site(name, layer, "k", (head // (heads // kv),))).removesuffix(".k") if kv < heads else None
-                site = head_name(name, layer, head)
+                index, shared = layer_index(layer), (head // (heads // kv),)
+                group = str(Site(name, index, "k", shared)).removesuffix(".k") if kv < heads else None
+                site = head_name(name, index, head)
                 found.append({"site": site, "tower": n, "layer": layer, "head": head, "kv": group})
         return found
 
@@ -48,13 +49,14 @@ class Places:
     def group(self, kv: str) -> list[str]:
         """The heads that read a kv head, as sites spell them: with a tower where the kv head has one."""
         found = parse(f"{kv}.k")
-        name, layer, number = found.tower, int(str(found.layers)), int(str(found.heads))
+        assert found.index is not None
+        name, layer, number = found.tower, plain_layer(found.index), int(str(found.heads))
         tower = next((one for one in self.towers if one["name"] == (name or self.main)), None)
         if tower is None or layer not in tower["layers"]:
             return []
         at = tower["layers"].index(layer)
         size = tower["heads"][at] // tower["kv_heads"][at]
-        return [head_name(name, layer, head) for head in range(number * size, (number + 1) * size)]
+        return [head_name(name, found.index, head) for head in range(number * size, (number + 1) * size)]
 
     def need(self, site: Any, where: str) -> str:
         """The same for a site that has to be a head."""
@@ -92,7 +94,13 @@ def _read_off(sites: Sequence[str], main: str | None) -> list[dict[str, Any]]:
             layers = most.setdefault(place.tower or main or "text", {})
             layers[place.layer] = max(layers.get(place.layer, 0), place.head + 1)
     return [
-        _tower({"name": name, "layers": sorted(layers), "heads": [layers[n] for n in sorted(layers)]})
+        _tower(
+            {
+                "name": name,
+                "layers": [plain_layer(n) for n in sorted(layers)],
+                "heads": [layers[n] for n in sorted(layers)],
+            }
+        )
         for name, layers in most.items()
     ]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.heads.measures.asked import Asked, Run
 from interp.heads.measures.measured import Measured, Order
-from interp.hooks.head_names import layer_name
+from interp.hooks.head_names import layer_name, numbers_of
 from interp.hooks.sites import Site
 from interp.records import Variant, register
 
@@ -28,7 +28,7 @@ def measured(run: Run, names: list[str]) -> list[Measured]:
     for tower in dict.fromkeys(site.tower for site in asked.whole):
         mine = [site for site in asked.whole if site.tower == tower]
         prefix = "" if tower is None else f"{tower}."
-        heads = f"{prefix}L{','.join(str(site.layer) for site in mine)}"
+        heads = f"{prefix}L{numbers_of(site.layer for site in mine if site.layer is not None)}"
         stats = asked.model.attention(asked.x, stats=[STATS[name] for name in names], heads=heads)
         for site in mine:
             for name in names:

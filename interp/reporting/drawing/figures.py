@@ -25,9 +25,15 @@ def shade(value: Number, bound: Number) -> str:
     return "#" + "".join(f"{round(255 + (c - 255) * abs(share)):02x}" for c in end)
 
 
+def _layer(row: Row) -> tuple[int, int]:
+    """A row's layer, and its pass where there are several; -1 where there is one."""
+    nth = row.get("pass")
+    return row["layer"], -1 if nth is None or nth != nth else int(nth)
+
+
 def head_map(rows: Sequence[Row], title: str) -> Canvas:
     """Layers down, heads across, one number a cell."""
-    layers, heads = sorted({row["layer"] for row in rows}), sorted({row["head"] for row in rows})
+    layers, heads = sorted({_layer(row) for row in rows}), sorted({row["head"] for row in rows})
     step, left, top = 42, 44, 44
     bound = max((abs(row["estimate"]) for row in rows if row["estimate"] == row["estimate"]), default=0.0)
     best = max(rows, key=lambda row: abs(row["estimate"]))
@@ -38,10 +44,11 @@ def head_map(rows: Sequence[Row], title: str) -> Canvas:
     canvas.text(left, 16, title, size=12)
     for n, head in enumerate(heads):
         canvas.text(left + step * (n + 0.5), top - 10, f"H{head}", anchor="middle", size=10)
-    for n, layer in enumerate(layers):
-        canvas.text(left - 6, top + 28 * (n + 0.5), f"L{layer}", anchor="end", size=10)
+    for n, (layer, nth) in enumerate(layers):
+        name = f"L{layer}" if nth < 0 else f"L{layer}@{nth}"
+        canvas.text(left - 6, top + 28 * (n + 0.5), name, anchor="end", size=10)
     for row in rows:
-        x, y = left + step * heads.index(row["head"]), top + 28 * layers.index(row["layer"])
+        x, y = left + step * heads.index(row["head"]), top + 28 * layers.index(_layer(row))
         canvas.rect(x, y, step - 2, 26, fill=shade(row["estimate"], bound), line="#bbbbbb")
         dark = bound and abs(row["estimate"]) > 0.65 * bound
         canvas.text(x + step / 2 - 1, y + 13, _short(row["estimate"]), anchor="middle", size=9,

@@ -41,9 +41,11 @@ def map_of_heads(frame: Any, title: str) -> Any:
     """One estimate a head as a map of layers x heads, from 0 up; for tables with layer, head and estimate."""
     import plotly.graph_objects as go
 
-    table = frame.pivot_table(index="layer", columns="head", values="estimate")
+    several = "pass" in frame and frame["pass"].notna().any()
+    table = frame.pivot_table(index=["layer", "pass"] if several else "layer", columns="head", values="estimate")
+    down = [f"{layer}@{nth:.0f}" for layer, nth in table.index] if several else table.index
     shown = {"texttemplate": "%{z:.2g}"} if table.size <= WRITTEN else {}
-    heat = go.Heatmap(z=table.values, x=table.columns, y=table.index, colorscale="Blues", colorbar_title=title, **shown)
+    heat = go.Heatmap(z=table.values, x=table.columns, y=down, colorscale="Blues", colorbar_title=title, **shown)
     return go.Figure(heat).update_layout(xaxis_title="head", yaxis_title="layer", yaxis_autorange="reversed")
 
 

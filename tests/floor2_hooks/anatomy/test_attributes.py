@@ -120,7 +120,7 @@ def words(model: nn.Module) -> Any:
 
 def test_every_attribute_has_its_case() -> None:
     handled = {attribute.name for attribute in ATTRIBUTES if attribute.verdict == "handled"}
-    assert handled == set(CASES) | {"cross_attention_layers"}
+    assert handled == set(CASES) | set(SHARED) | {"cross_attention_layers"}
     assert len(BY_NAME) == len(ATTRIBUTES) >= 45
 
 
@@ -247,14 +247,25 @@ def test_several_residual_streams_are_refused_as_sites() -> None:
 
 REFUSED = {
     "lambda_std_dev": ("DiffLlamaForCausalLM", TEXT),
-    "num_hidden_groups": ("AlbertForMaskedLM", {**SMALL, "embedding_size": 16}),
     "hc_mult": ("DeepseekV4ForCausalLM", WIDE),
+}
+SHARED = {
+    "num_hidden_groups": ("AlbertForMaskedLM", {**SMALL, "embedding_size": 16}, ["L0@0.z", "L0@1.z"]),
     "num_mem_blocks": (
         "Zamba2ForCausalLM",
         {**SMALL, "num_hidden_layers": 4, "layer_types": ["mamba", "hybrid", "mamba", "hybrid"], "mamba_d_state": 8,
-         "n_mamba_heads": 4, "mamba_headdim": 16, "mamba_ngroups": 1},
+         "n_mamba_heads": 4, "mamba_headdim": 16, "mamba_ngroups": 1, "hybrid_layer_ids": [1, 3]},
+        ["L1.z", "L3.z"],
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_layers_that_share_weights_are_told_apart(name: str) -> None:
+    architecture, more, sites = SHARED[name]
+    m = interp.attach(build(architecture, more))
+    assert m.check().passed
+    assert m.sites("L*.z")[:2] == sites
 
 
 @pytest.mark.parametrize("name", REFUSED)
