@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 import torch
 
-from interp.hooks.anatomy.example import example, first_argument
+from interp.hooks.anatomy.example import example, first_argument, moved
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.joined import STOPS
 from interp.hooks.anatomy.refusals import refuse
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
+from interp.hooks.denoisers.calls import denoises
 from interp.hooks.errors import InputsError, UnknownPositions
+from interp.hooks.inputs.denoised import denoised
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import Roles
 from interp.hooks.inputs.sound import extractor_of
@@ -151,7 +153,7 @@ class Held:
     def called_with(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a forward pass, on the model's device."""
         device = self.device
-        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in kwargs.items()}
+        return {name: moved(value, device) for name, value in kwargs.items()}
 
     def inputs(self, inputs: Any) -> Inputs:
         """Whatever stands for inputs, as `Inputs`."""
@@ -162,6 +164,8 @@ class Held:
         return self._describe(inputs) if isinstance(inputs, Mapping) else self.prepare(inputs)
 
     def _describe(self, kwargs: Mapping[str, Any]) -> Inputs:
+        if denoises(self.module):
+            return denoised(self.module, kwargs)
         config = self.config if self.config is not None else patches_of(self.module)
         extractor = extractor_of(self.processor)
         try:

@@ -9,9 +9,10 @@ and words in a way no record in `hooks/pictures/` says is refused rather than gu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +21,24 @@ from interp.hooks.anatomy.heard import beside_words
 from interp.hooks.anatomy.joined import joined
 from interp.hooks.anatomy.sizes import pictures, with_inner
 from interp.hooks.anatomy.tried import tried
+from interp.hooks.denoisers.calls import call_of, denoises
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.pictures.asked import Ask, Picture, cells, no_example, pixels_for
-from interp.hooks.pictures.grids import Patches, patches_of
+from interp.hooks.pictures.grids import picture_size
 from interp.hooks.pictures.record import family_of
 
 
 def example(
     module: nn.Module, *, batch: int = 1, length: int = 8, padding: str | None = None, seed: int = 0
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Keyword arguments for one forward call; `length` counts words, image tokens come on top."""
     if batch < 1 or length < 1:
         raise InputsError(f"an example needs at least one row and one word, got batch={batch}, length={length}.")
     if padding not in (None, "left", "right"):
         raise InputsError(f"padding is None, 'left' or 'right', got {padding!r}.")
     ask = Ask(_underlying(module), batch, length, padding, torch.Generator().manual_seed(seed))
+    if denoises(ask.module):
+        return moved(call_of(ask.module, batch=batch, random=ask.random), ask.device, ask.dtype)
     try:
         made = _recipe(ask)(ask)
     except ModelError:
@@ -45,9 +49,14 @@ def example(
     if "noise" in ask.accepts and hasattr(ask.config, "mask_ratio"):  # which patches are left out is random without it
         patches = cells(ask.config)
         made = {**made, "noise": torch.rand(batch, patches, generator=ask.random)}
-    return {
-        name: tensor.to(ask.device, ask.dtype if tensor.is_floating_point() else None) for name, tensor in made.items()
-    }
+    return moved(made, ask.device, ask.dtype)
+
+
+def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The tensors of a call on a device, floating ones in a dtype where one is given."""
+    if torch.is_tensor(value):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    return {name: moved(one, device, dtype) for name, one in value.items()} if isinstance(value, Mapping) else value
 
 
 Recipe = Callable[[Ask], dict[str, Tensor]]
@@ -55,8 +64,8 @@ Recipe = Callable[[Ask], dict[str, Tensor]]
 
 def _recipe(ask: Ask) -> Recipe:
     """How to build inputs, by what the model says it is."""
-    if ask.config is None and (patches := patches_of(ask.module)) is not None:
-        return partial(_patched, patches)
+    if ask.config is None and (size := picture_size(ask.module)) is not None:
+        return partial(_sized, size)
     main = getattr(ask.module, "main_input_name", "input_ids")
     family = family_of(ask.config)
     if family is not None and family.example is not None and {"input_ids", "pixel_values"} <= ask.accepts:
@@ -84,9 +93,9 @@ def _underlying(module: nn.Module) -> nn.Module:
     return module
 
 
-def _patched(patches: Patches, ask: Ask) -> dict[str, Tensor]:
+def _sized(size: tuple[int, int, int], ask: Ask) -> dict[str, Tensor]:
     """Noise for a tower of timm's kind, under the name that it calls its pictures."""
-    return {first_argument(ask.module): ask.noise(ask.batch, patches.channels, *patches.image_size)}
+    return {first_argument(ask.module): ask.noise(ask.batch, *size)}
 
 
 def first_argument(module: nn.Module) -> str:

@@ -127,6 +127,17 @@ GPT_NEO = Family(
     k=Projection("k_proj"),
     v=Projection("v_proj"),
 )
+SANA = Family(
+    "sana",
+    ("SanaTransformer2DModel", "SanaVideoTransformer3DModel"),
+    "transformer_blocks.*.attn1",
+    out="to_out.0",
+    heads="heads",
+    q=Projection("to_q"),
+    k=Projection("to_k"),
+    v=Projection("to_v"),
+)
+"""Linear attention, without a softmax: z, and q, k and v as their projections give them."""
 PLAIN = Family(
     "plain",
     ("AttentionOnly",),
@@ -149,7 +160,9 @@ TRANSFORMER_BRIDGE = Family(
     k=Projection("k"),
     v=Projection("v"),
 )
-_KNOWN: dict[str, Family] = {t: f for f in (FALCON, GPTJ, CODEGEN, BLOOM, MPT, GPT_NEO, PLAIN) for t in f.model_types}
+_KNOWN: dict[str, Family] = {
+    t: f for f in (FALCON, GPTJ, CODEGEN, BLOOM, MPT, GPT_NEO, SANA, PLAIN) for t in f.model_types
+}
 
 
 def register(family: Family) -> Family:

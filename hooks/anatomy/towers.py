@@ -25,7 +25,7 @@ from interp.hooks.sites import (
     per_layer,
 )  # fmt: skip
 
-Standpoint = Literal["interface", "sdpa", "border"]
+Standpoint = Literal["interface", "sdpa", "registry", "border"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """A projection that reads part of a layer's z: a run of its positions from one end, as the streams of words and
+    picture do in joint attention, or all of them, in the first columns of what it reads."""
+
+    module: str
+    end: Literal["first", "last", "all"]
+
+
+@dataclass(frozen=True)
 class Layer:
     """One block with one attention: sizes seen in a traced call, and where each component is."""
 
@@ -79,6 +88,8 @@ class Layer:
     missing: Mapping[str, str] = field(default_factory=dict)
     """Components this layer does not have, and why."""
     implementation: str = ""
+    readers: tuple[Reader, ...] = ()
+    """Who reads z, where no one projection reads all of it and nothing else (`out` is None then)."""
     nth: Nth | None = None
     """Which of the passes of its block it is, where its index is a `LayerPass` with one."""
 

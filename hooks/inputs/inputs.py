@@ -34,6 +34,7 @@ ALIASES = {
     "vision": ("vision", "encoder"),
     "encoder": ("encoder", "audio"),
     "audio": ("audio", "encoder"),
+    "denoiser": ("denoiser", "cross"),
 }
 
 

@@ -223,7 +223,8 @@ class Patches:
 
 def patches_of(module: Any) -> Patches | None:
     """The same of a module; None where it is no tower of timm's kind: patches in one sequence after some tokens."""
-    embed, before = getattr(module, "patch_embed", None), getattr(module, "num_prefix_tokens", None)
+    windowed = type(module).__name__.startswith("SwinTransformer")
+    embed, before = getattr(module, "patch_embed", None), getattr(module, "num_prefix_tokens", 0 if windowed else None)
     size, image = getattr(embed, "patch_size", None), getattr(embed, "img_size", None)
     if size is None or image is None or not isinstance(before, int):
         return None
@@ -231,6 +232,18 @@ def patches_of(module: Any) -> Patches | None:
     lead = ("cls",) * (before - registers) + ("register",) * registers
     convolved = getattr(embed, "proj", None)
     return Patches(pair(image), pair(size), int(getattr(convolved, "in_channels", 3)), lead)
+
+
+def picture_size(module: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width of the pictures that a model without a config takes, where it says so in timm's
+    names."""
+    said = (getattr(module, "pretrained_cfg", None) or {}).get("input_size")
+    embed = getattr(module, "patch_embed", None)
+    image = getattr(embed, "img_size", None) or (said and said[1:])
+    if image is None:
+        return None
+    channels = getattr(getattr(embed, "proj", None), "in_channels", None) or (said and said[0]) or 3
+    return int(channels), *pair(image)
 
 
 def patch_grid(config: Any, pixels: Tensor | None) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from interp.hooks.anatomy.towers import Layer
 from interp.hooks.edits.edits import AttentionEdit, Place, ValueEdit
 from interp.hooks.edits.placing import Placed
+from interp.hooks.errors import ModelError
 from interp.hooks.inputs.inputs import Positions
 from interp.hooks.run.editor import Editor
 from interp.hooks.run.keeper import Keeper
@@ -49,7 +50,17 @@ class HeadTap(BorderTap):
     def differentiable(self) -> bool:
         return self.keeper.wish.grad
 
+    def _all_rows(self, call: Call) -> None:
+        """Mochi attends to one row of the batch at a time, each with its own words."""
+        rows = self.moment.rows()
+        if self.layer.readers and self.layer.nth is None and rows is not None and call.q.shape[0] < rows:
+            raise ModelError(
+                f"{self.layer.attention} attends to {call.q.shape[0]} of {rows} rows at a time, so what is recorded or"
+                " edited there would be one row's and look like all rows': run one row at a time."
+            )
+
     def before(self, call: Call) -> None:
+        self._all_rows(call)
         for name in ("q", "k", "v"):
             value = getattr(call, name).transpose(1, 2)
             new = self.border(name, value)

@@ -222,6 +222,8 @@ def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
     their own) or the text's, and keys the image's.
     """
     name, two = site.tower or inputs.unnamed, inputs.main == "decoder"
+    if inputs.main == "denoiser":
+        return inputs.tower("text" if (cross or name == "cross") and site.component in KV else name or "denoiser")
     if (cross or name == "cross") and site.component in KV:
         name = "encoder" if two and ("encoder" in inputs.towers or "vision" not in inputs.towers) else "vision"
     elif name == "cross":

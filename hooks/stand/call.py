@@ -21,6 +21,9 @@ from interp.hooks.stand.program import Standing
 from interp.kernels.masks.symbols import Causal, Mask, Window
 from interp.kernels.masks.symbols import Dense as DenseMask
 
+REGISTRY = "diffusers:"
+"""Before the name of a backend of diffusers', which is given q, k, v and a mask of the usual meaning."""
+
 
 @dataclass
 class Call:
@@ -76,7 +79,7 @@ class Call:
     @property
     def flash(self) -> bool:
         """Whether the implementation takes a padding mask and applies causality itself."""
-        return "flash" in self.implementation
+        return "flash" in self.implementation and not self.implementation.startswith(REGISTRY)
 
     @property
     def causal(self) -> bool:

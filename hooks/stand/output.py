@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from interp.hooks.errors import ModelError, SiteError
 from interp.hooks.sites import Site
 
+ANSWERS = ("logits", "logits_per_image", "sample")
+"""What models call their answer; `sample` is a denoiser's."""
+
 
 @dataclass(frozen=True, eq=False)
 class AnswerPlace:
@@ -52,7 +55,7 @@ def no_logits(module: nn.Module) -> ModelError:
 
 def logits_of(output: Any) -> Tensor | None:
     """The answer in what a model returns; None for a base model, which has none."""
-    for name in ("logits", "logits_per_image"):
+    for name in ANSWERS:
         if torch.is_tensor(found := getattr(output, name, None)):
             return found
     return output if torch.is_tensor(output) else None
@@ -62,7 +65,7 @@ def logits_key(output: Any) -> str | int | None:
     """Where a model's answer is in what it returns."""
     if torch.is_tensor(output):
         return None
-    for key in ("logits", "logits_per_image"):
+    for key in ANSWERS:
         if getattr(output, key, None) is not None:
             return key
     if isinstance(output, (tuple, list)) and output and torch.is_tensor(output[0]):

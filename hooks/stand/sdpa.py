@@ -10,6 +10,9 @@ whatever thread runs it.
 watched, that function runs with both sent out where they are seen. Its fast path and that of
 `torch.nn.TransformerEncoderLayer` call no attention at all; they are off in every run of ours (`forced_eager`), and
 `m.check()` says so. Asked for its weights (`need_weights=True`) it computes a softmax of its own, which is not seen.
+
+diffusers' registry of backends (`hooks/denoisers/backends.py`) is seen from here as well: a call that does not end in
+torch's function is the innermost module's in the same way.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import functools
 import threading
 import types
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -27,9 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from interp.hooks.denoisers.backends import Backends, mask_of
+from interp.hooks.errors import ModelError
 from interp.hooks.passes import attending
 from interp.hooks.stand.attention import through
-from interp.hooks.stand.call import Call, Tap
+from interp.hooks.stand.call import REGISTRY, Call, Tap
 
 
 class _Running(threading.local):
@@ -67,6 +72,7 @@ class Sdpa:
     def watch(cls, module: nn.Module, tap: Tap) -> None:
         """Send the fused attention calls of `module` itself, not those of modules inside it, through `tap`."""
         with cls._lock:
+            Backends.hold(_dispatched)
             cls._taps[module] = [*cls._taps.get(module, ()), tap]
             for part in module.modules():
                 cls._stand(part)
@@ -75,6 +81,7 @@ class Sdpa:
     def forget(cls, module: nn.Module, tap: Tap) -> None:
         """Undo `watch`."""
         with cls._lock:
+            Backends.release()
             left = [other for other in cls._taps.get(module, ()) if other is not tap]
             if left:
                 cls._taps[module] = left
@@ -153,6 +160,43 @@ def _called(*args: Any, **kwargs: Any) -> Tensor:
         return _seen(owner, taps, *args, **kwargs)
 
 
+def _dispatched(name: str, backend: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """A call of a backend of diffusers', by whoever runs."""
+    owner = _running.modules[-1] if _running.modules and not _running.busy else None
+    if owner is not None:
+        attending(owner)
+    taps = [] if owner is None else Sdpa.of(owner)
+    if owner is None or not taps:
+        return backend(**given)
+    if given.get("_parallel_config") is not None or given.get("return_lse"):
+        raise ModelError(
+            f"the attention backend {name!r} of diffusers runs in context parallel, where each device has a part of the"
+            " sequence only: run the denoiser on one device."
+        )
+    with unseen():
+        return _seen_backend(owner, taps, name, backend, given)
+
+
+def _seen_backend(
+    owner: nn.Module, taps: list[Tap], name: str, backend: Callable[..., Any], given: dict[str, Any]
+) -> Tensor:
+    """One call of a backend through the taps, with heads before positions as everywhere else."""
+    query, key = given["query"], given["key"]
+    mask = mask_of(given.get("attn_mask"), query, key)
+    q, k, v = (given[part].transpose(1, 2) for part in ("query", "key", "value"))
+    seen = _corner(q, k) if given.get("is_causal") else mask
+
+    def attend(
+        _: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **__: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        made = backend(**given | {"query": q, "key": k, "value": v} | ({} if mask is seen else {"attn_mask": mask}))
+        return made, None
+
+    arguments = {"scaling": given.get("scale"), "is_causal": False}
+    return through(Call(owner, REGISTRY + name, attend, q, k, v, seen, arguments), taps)[0]
+
+
 @functools.cache
 def _opened() -> Any:
     """torch's function for multi-head attention, with its attention and its output projection sent to where they are
@@ -190,6 +234,12 @@ def _seen(
 ) -> Tensor:
     """One call through the taps; batches of any number of axes are one axis to them."""
     lead = query.shape[:-3]
+    heads = getattr(owner, "num_heads", getattr(owner, "heads", None))
+    if len(lead) == 2 and heads == query.shape[1] != query.shape[2]:
+        raise ModelError(
+            f"{type(owner).__name__} attends to [row, head, window, position, d], heads before windows, and the order"
+            " of its positions is then not known: its heads cannot be held."
+        )
 
     def attend(
         _: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **__: Any

@@ -2,6 +2,7 @@
 
 interface  transformers' attention interface (`hooks/stand/interface.py`): q, k, v, mask and z of every call
 sdpa       torch's fused attention (`hooks/stand/sdpa.py`): the same, for models outside that interface
+registry   a backend of diffusers' registry (`hooks/denoisers/backends.py`), watched together with the former
 border     the borders of projections (`hooks/stand/boundary.py`): z, and what a family says of q, k, v and the scores
 
 The trace tries them in this order, and a layer says which one holds it (`Layer.standpoint`). A layer that is one pass
@@ -37,7 +38,7 @@ def watch(root: nn.Module, layer: Layer, tap: Tap) -> Undo:
     if layer.standpoint == "interface":
         Switch.watch(module, tap)
         return partial(Switch.forget, module, tap)
-    if layer.standpoint == "sdpa":
+    if layer.standpoint in ("sdpa", "registry"):
         Sdpa.watch(module, tap)
         return partial(Sdpa.forget, module, tap)
     raise ModelError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.towers import Standpoint
 from interp.hooks.errors import ModelError
-from interp.hooks.stand.call import Call, Tap
+from interp.hooks.stand.call import REGISTRY, Call, Tap
 from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.sdpa import Sdpa
 
@@ -63,7 +63,7 @@ class _Watch(Tap):
                 call.q.shape[-1],
                 call.v.shape[-1],
                 cross=_is_cross(call, name) or (self.standpoint == "sdpa" and call.q.shape[2] != call.k.shape[2]),
-                standpoint=self.standpoint,
+                standpoint="registry" if call.implementation.startswith(REGISTRY) else self.standpoint,
                 bidirectional=_looks_ahead(call),
                 implementation=call.implementation,
             ),
@@ -123,12 +123,13 @@ def at_borders(root: nn.Module, family: Family) -> list[tuple[str, Seen]]:
     found = []
     for name, attention in family.attentions(root):
         heads = family.count(family.heads, root, attention)
+        crosses = bool(getattr(attention, "is_cross_attention", False)) or _named_cross(name, attention)
         kv_heads = family.count(family.kv_heads, root, attention, otherwise=heads) if family.kv_heads else heads
         d_head = _input_width(attention.get_submodule(family.out)) // heads
         found.append(
             (
                 name,
-                Seen(name, heads, kv_heads, d_head, d_head, cross=_named_cross(name, attention), standpoint="border"),
+                Seen(name, heads, kv_heads, d_head, d_head, cross=crosses, standpoint="border"),
             )
         )
     if not found:

@@ -41,6 +41,7 @@ from interp.hooks.stand.standpoints import watch
 from interp.hooks.survey.answers import answer, gap, same
 from interp.hooks.survey.capabilities import Capabilities
 from interp.hooks.survey.cut import plain_weight, without_head
+from interp.hooks.survey.readers import Read, disagreement, without
 
 Verdict = Literal["pass", "fail", "n/a", "note"]
 RECORDED = (
@@ -173,8 +174,9 @@ class _Seen:
         ]
         self.plain = self._forward()
         self.session = Session(module, anatomy, wish=Wish(self.sites), family=family)
-        self.calls = _Attended()
-        with self.session, ExitStack() as undo:
+        self.calls, self.read = _Attended(), Read()
+        every = [layer for tower in anatomy.towers.values() for layer in tower.layers]
+        with self.session, self.read.on(module, every), ExitStack() as undo:
             for layer in (layer for tower in anatomy.towers.values() for layer in tower.layers if layer.seen):
                 undo.callback(watch(module, layer, self.calls))
             self.recorded_logits = self._forward()
@@ -221,6 +223,9 @@ class _Seen:
         checked, rounding = 0, ""
         for layer in tower.layers:
             z, out = self._get(tower, layer, "z"), self._get(tower, layer, "attn_out")
+            if layer.readers and z is not None:
+                self._readers_agree(tower, layer, z)
+                checked += 1
             if layer.out is None or z is None or out is None:
                 continue
             if rounds_its_input(projection := self.module.get_submodule(layer.out)):
@@ -233,6 +238,11 @@ class _Seen:
             _close(total, out, size.reshape(out.shape), f"{tower.name} L{layer.index}: sum of head results")
             checked += 1
         return None if checked else rounding or "no output projection was found"
+
+    def _readers_agree(self, tower: Tower, layer: Layer, z: Tensor) -> None:
+        wrong = disagreement(self.module, layer, z, self.read, _close)
+        if wrong is not None:
+            raise _Wrong(f"{tower.name} L{layer.index}: {wrong}")
 
     @staticmethod
     def _terms(projection: nn.Module, z: Tensor, parts: Tensor) -> Tensor:
@@ -259,6 +269,9 @@ class _Seen:
     def zeroed(self, tower: Tower) -> str | None:
         """(c)"""
         layer = tower.layers[len(tower.layers) // 2]
+        if layer.readers:
+            self._zeroed_for_readers(tower, layer)
+            return None
         if layer.out is None:
             return "no output projection was found"
         projection = self.module.get_submodule(layer.out)
@@ -278,6 +291,13 @@ class _Seen:
             expected = outer_tensor(without_head(self.module, layer, head)(z.flatten(-2)))[1].reshape(out.shape)
         _close(edited, expected, float(expected.abs().max()), f"{site} = 0 against zeroed columns of {layer.out}")
         return None
+
+    def _zeroed_for_readers(self, tower: Tower, layer: Layer) -> None:
+        site = _site(self.anatomy, tower, layer, "z", (layer.heads - 1,))
+        session = Session(self.module, self.anatomy, edits=[Scale(str(site), 0.0)], family=self.family)
+        with session, Read().on(self.module, [layer]) as edited:
+            self._forward()
+        without(self.module, layer, self.read, edited, layer.heads - 1, _close)
 
     def patterns(self, tower: Tower) -> str | None:
         """(e)"""

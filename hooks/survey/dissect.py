@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.towers import Port
+from interp.hooks.anatomy.towers import Port, Reader
 from interp.hooks.stand.output import outer_tensor
 
 PARALLEL = "its attention and MLP read the same residual in parallel, so there is no residual between them"
@@ -30,6 +30,7 @@ STREAMS = (
 
 
 PICTURE = "its residual is a picture [batch, d, row, column], so no tensor [batch, position, d] is it"
+APART = "its z is read by several projections, or by one that reads other numbers beside it"
 
 
 @dataclass
@@ -54,10 +55,22 @@ class Stage:
     out: dict[str, str]
     width: int
     attention_ports: dict[str, dict[str, Port]]
+    readers: dict[str, tuple[Reader, ...]] = field(default_factory=dict)
 
     def ports_of(self, attention: str) -> dict[str, Port]:
         """The ports of the layer that this attention makes: the block's, and its own."""
         return {**self.ports, **self.attention_ports.get(attention, {})}
+
+
+def answering(inputs: Mapping[int | str, Any], output: Any) -> tuple[int | str | None, Tensor]:
+    """The same, where several come out: the first that has the shape of what went in. Blocks of two streams give both,
+    in either order."""
+    read = first_tensor(inputs)
+    if read is not None and isinstance(output, (tuple, list)):
+        for key, made in enumerate(output):
+            if torch.is_tensor(made) and made.shape == read[1].shape and made.dtype == read[1].dtype:
+                return key, made
+    return outer_tensor(output)
 
 
 def first_tensor(inputs: Mapping[int | str, Any]) -> tuple[int | str, Tensor] | None:
@@ -83,11 +96,14 @@ def dissect(
     ports = {"resid_post": Port(block, "out", key)}
     if read is not None:
         ports["resid_pre"] = Port(block, "in", read[0])
-    outs = {name: _projection(name, z, leaves, events, known.get(name)) for name, z in heads.items()}
+    readers = {name: found for name, z in heads.items() if (found := readers_of(z, leaves))}
+    outs = {
+        name: None if name in readers else _projection(name, z, leaves, events, known.get(name))
+        for name, z in heads.items()
+    }
     units = {name: _unit_of(name, leaves) for name in heads}
-    stage = Stage(
-        ports, {}, {n: o.name for n, o in outs.items() if o is not None}, post.shape[-1] if post.ndim else 0, {}
-    )
+    names = {n: o.name for n, o in outs.items() if o is not None}
+    stage = Stage(ports, {}, names, post.shape[-1] if post.ndim else 0, {}, readers)
     mlp = [e for e in leaves if not any(_within(e, units[n]) for n in heads) and e.name not in stage.out.values()]
     for name in heads:
         stage.attention_ports[name] = _attention_ports(name, events, leaves, outs[name], heads[name])
@@ -147,6 +163,29 @@ def _projection(
         if read is not None and read[1].numel() == flat.numel() and torch.equal(read[1].reshape(-1), flat):
             return event
     return _behind_a_gate(attention, width, leaves, events)
+
+
+def readers_of(z: Tensor | None, leaves: list[Event]) -> tuple[Reader, ...]:
+    """Matrices that read a run of z's positions from one end, or z beside other numbers; none where one reads all."""
+    found: list[Reader] = []
+    if z is None or z.ndim != 4:
+        return ()
+    flat, length = z.flatten(2), z.shape[1]
+    for event in leaves:
+        read = first_tensor(event.inputs)
+        if read is None or read[1].ndim != 3 or len(read[1]) != len(z) or not read[1].numel():
+            continue
+        x, positions, width = read[1], read[1].shape[1], flat.shape[-1]
+        if torch.equal(x.reshape(-1), flat.reshape(-1)):
+            return ()
+        if positions < length and x.shape[-1] == width:
+            if torch.equal(flat[:, :positions], x):
+                found.append(Reader(event.name, "first"))
+            elif torch.equal(flat[:, length - positions :], x):
+                found.append(Reader(event.name, "last"))
+        elif positions == length and x.shape[-1] > width and torch.equal(x[..., :width], flat):
+            found.append(Reader(event.name, "all"))
+    return tuple(found)
 
 
 def _behind_a_gate(attention: str, width: int, leaves: list[Event], events: list[Event]) -> Event | None:
@@ -269,7 +308,8 @@ def _residuals(
     """Follow the residual through the stages; write down where it and the writes are, or why they cannot be told."""
     writers: list[Event] = [o for o in outs if o is not None] + ([_last_left(mlp)] if mlp else [])
     if None in outs:
-        stage.missing |= dict.fromkeys(("resid_mid", "attn_write"), "its output projection was not found")
+        reason = APART if stage.readers else "its output projection was not found"
+        stage.missing |= dict.fromkeys(("resid_mid", "attn_write"), reason)
         return
     chain = _follow(pre, writers, mlp, events, block, post)
     if chain is None:

@@ -21,11 +21,12 @@ from torch import nn
 
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
-from interp.hooks.errors import ModelError
+from interp.hooks.denoisers.calls import denoises
 from interp.hooks.inputs.sound import SOUND
 from interp.hooks.stand.output import outer_tensor
 from interp.hooks.survey.attending import Seen, Watches, at_borders
-from interp.hooks.survey.dissect import Event, dissect, first_tensor
+from interp.hooks.survey.denoising import stacks_of
+from interp.hooks.survey.dissect import Event, answering, dissect, first_tensor
 from interp.hooks.survey.loops import Entries, Turns, numbered, passes_of, unit
 from interp.hooks.unseen.guess import called_attention, guessed
 from interp.hooks.unseen.named import nothing, refuse_slots, unheld
@@ -49,15 +50,17 @@ def traced(
     with watch.on(), noted(module, inputs) as softmaxes, entries.on():
         _forward(module, inputs)
     family = family if watch.seen or family else guessed(module, inputs, softmaxes.names or called_attention(module))
-    borders = dict(at_borders(module, family)) if family and not watch.seen else {}
-    seen = watch.seen or {name: one for name, one in borders.items() if name in softmaxes.ran}
+    borders = dict(at_borders(module, family)) if family and (denoises(module) or not watch.seen) else {}
+    seen = {name: one for name, one in borders.items() if name in softmaxes.ran}
+    if watch.seen:  # of a denoiser's block one attention may be fused and the other linear
+        seen = {**(borders if denoises(module) else {}), **watch.seen}
     if not seen:
         raise nothing(module, softmaxes)
     refuse_slots(module, seen)
     blocks = {name: unit(name, _block(module, name, seen), entries.count) for name in seen}
     known = {s.name: f"{s.name}.{family.out}" for s in seen.values() if family and s.standpoint == "border"}
     events = _events(module, inputs, set(blocks.values()), watch, seen, known)
-    made = _assemble(module, seen, blocks, events, family, pictured=_pictured(module, inputs))
+    made = _assemble(module, seen, blocks, events, family, inputs)
     return replace(made, unheld=unheld(module, softmaxes, seen, set(blocks.values()))), family
 
 
@@ -164,7 +167,7 @@ def _listen(
         if get_ident() != recorder.thread:
             return
         event = open_events.pop()
-        key, made = outer_tensor(output)
+        key, made = answering(event.inputs, output)
         kept = made.to(recorder.home, copy=True)
         event.left, event.output = recorder.tick(), kept if key is None else {key: kept}
         if owner is None:
@@ -173,7 +176,7 @@ def _listen(
         recorder.inside[owner].append(event)
         if name == owner:
             _finish(owner, event, recorder, found, seen, watch, known)
-            found[owner].last = Event(name, child, event.entered, {}, output=outer_tensor(output)[1], left=event.left)
+            found[owner].last = Event(name, child, event.entered, {}, output=made, left=event.left)
 
     undo.callback(child.register_forward_pre_hook(enter, with_kwargs=True, prepend=False).remove)
     undo.callback(child.register_forward_hook(leave, with_kwargs=True).remove)
@@ -227,9 +230,14 @@ def _assemble(
     blocks: Mapping[str, str],
     stages: Mapping[str, Turns],
     family: Family | None,
-    *,
-    pictured: bool,
+    inputs: Mapping[str, Any],
 ) -> Anatomy:
+    if denoises(root):
+        ran = {block: n for n, block in enumerate(stages)}
+        found = stacks_of(root, sorted(seen.values(), key=lambda s: ran[blocks[s.name]]), inputs)
+        made = {name: _tower(root, name, name, some, blocks, stages, family) for name, some in found.items()}
+        return _joined(made, root)
+    pictured = _pictured(root, inputs)
     stacks: dict[str, list[Seen]] = defaultdict(list)
     for s in seen.values():
         template = re.sub(r"\.\d+(?=\.|$)", ".*", blocks[s.name])
@@ -242,8 +250,16 @@ def _assemble(
     for template, members in sorted(stacks.items(), key=lambda item: len(item[1]) == 1):
         name = _tower_name(root, template, members, taken=towers, pictured=pictured)
         towers[name] = _tower(root, name, template, members, blocks, stages, family)
-    if "cross" in towers:
-        towers["cross"] = _beside(towers["cross"], towers)
+    return _joined(towers, root)
+
+
+def _joined(towers: dict[str, Tower], root: nn.Module) -> Anatomy:
+    """The towers of one model; where two have a block in common the residual is the first one's, never `cross`'s."""
+    owned: dict[str, Tower] = {}
+    for name in sorted(towers, key=lambda name: name == "cross"):
+        if name == "cross" or name.startswith("denoiser"):
+            towers[name] = _beside(towers[name], owned)
+        owned[name] = towers[name]
     return Anatomy(towers, _main(towers), _connector(root))
 
 
@@ -278,6 +294,7 @@ def _tower(
                     ports,
                     {**stage.missing, **missing},
                     s.implementation,
+                    readers=stage.readers.get(s.name, ()),
                 )
             )
     layers = passes_of(layers, stages)
@@ -299,8 +316,10 @@ def _named_out(s: Seen, family: Family | None) -> str | None:
 
 
 def _beside(cross: Tower, towers: Mapping[str, Tower]) -> Tower:
-    """Cross-attention that shares its blocks with another tower leaves the residual and MLP sites to that tower."""
-    owners = {layer.run: tower.name for tower in towers.values() if tower.name != "cross" for layer in tower.layers}
+    """Attention that shares its blocks with another tower leaves the residual and MLP sites to that tower."""
+    owners = {layer.run: tower.name for tower in reversed(list(towers.values())) for layer in tower.layers}
+    if not owners.keys() & {layer.run for layer in cross.layers} and cross.name != "cross":
+        return cross
 
     def lean(layer: Layer) -> Layer:
         owner = owners.get(layer.run)
@@ -397,6 +416,8 @@ def _owner(root: nn.Module, name: str) -> nn.Module:
 def _main(towers: Mapping[str, Tower]) -> str | None:
     if len(towers) == 1:
         return next(iter(towers))
+    if "denoiser" in towers:
+        return "denoiser"
     stacks = set(towers) - {"cross", "qformer"}
     language = "text" in towers and not towers["text"].bidirectional
     return "text" if "text" in towers and (language or len(stacks) == 1) else None

@@ -19,7 +19,20 @@ from house import ROOT, files, imports, sources
 from interp import records
 
 KERNELS_MAY_IMPORT = {"torch", "triton", "jaxtyping", "interp"}
-EXTRAS = {"gguf", "lens", "nnsight", "captum", "kernels", "peers", "dist", "dev", "notebooks", "all"}
+EXTRAS = {
+    "gguf",
+    "lens",
+    "nnsight",
+    "captum",
+    "timm",
+    "diffusion",
+    "kernels",
+    "peers",
+    "dist",
+    "dev",
+    "notebooks",
+    "all",
+}
 TARGETS = {"demo", "test", "device", "check", "bench", "real", "clean"}
 
 
