@@ -33,6 +33,8 @@ class Seen:
     standpoint: Standpoint
     bidirectional: bool = False
     implementation: str = ""
+    length: int | None = None
+    """Queries of its first call."""
     z: list[Tensor] = field(default_factory=list)
     """Of each call since the run of its block began."""
 
@@ -66,6 +68,7 @@ class _Watch(Tap):
                 standpoint="registry" if call.implementation.startswith(REGISTRY) else self.standpoint,
                 bidirectional=_looks_ahead(call),
                 implementation=call.implementation,
+                length=call.q.shape[2],
             ),
         )
         if self.keep:
