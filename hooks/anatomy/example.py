@@ -78,7 +78,9 @@ def _recipe(ask: Ask) -> Recipe:
         return _waves
     if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts and not hasattr(ask.config, "num_frames"):
         return lambda ask: {"pixel_values": pictures(ask)}
-    if main == "input_ids" and "input_ids" in ask.accepts and not beside_words(ask):
+    words = {"input_ids", "attention_mask", "position_ids", "kwargs"}
+    reads = main == "input_ids" or ask.accepts <= words
+    if reads and "input_ids" in ask.accepts and not beside_words(ask):
         return _language
     raise no_example(ask.module, f"its forward takes {', '.join(sorted(ask.accepts)) or 'nothing by name'}")
 

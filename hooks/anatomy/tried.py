@@ -9,8 +9,10 @@ Cost: a forward pass a candidate. Limits: noise; a model that takes anything and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
+from torch import nn
 
 from interp.hooks.anatomy.heard import heard
 from interp.hooks.anatomy.joined import Call, goes
@@ -18,6 +20,8 @@ from interp.hooks.anatomy.sizes import cut_of, number, pictures
 from interp.hooks.pictures.asked import Ask
 
 FRAMES, WAVES = 64, 4000
+WINDOWS, PIECES = 400, 3840
+"""Frames and samples that fill whole windows where a model takes nothing else."""
 
 
 def tried(ask: Ask, decoder: Callable[[Ask], Call]) -> Call | None:
@@ -33,18 +37,17 @@ def tried(ask: Ask, decoder: Callable[[Ask], Call]) -> Call | None:
 def _candidates(ask: Ask) -> Iterator[Call]:
     yield from heard(ask)
     accepts, b = ask.accepts, ask.batch
-    bins = number(ask.config, "num_mel_bins", "feature_size", "input_feat_per_channel", "num_features", otherwise=80)
     longest = 2 * number(ask.config, "max_source_positions", otherwise=FRAMES // 2)
     masks = sorted({"attention_mask", "input_features_mask", "audio_mel_mask"} & accepts)
     for name in sorted({"input_features", "audio_mel"} & accepts):
-        for frames in (FRAMES, longest):
+        for bins, frames in product(_bins(ask), dict.fromkeys((FRAMES, longest, WINDOWS))):
             for sound in (ask.noise(b, frames, bins), ask.noise(b, bins, frames)):
                 yield {name: sound}
                 yield from ({name: sound, mask: torch.ones(b, frames, dtype=torch.long)} for mask in masks)
                 yield from ({name: sound, mask: torch.zeros(b, frames, dtype=torch.bool)} for mask in masks)
     if "input_values" in accepts:
         frames = number(ask.config, "max_length", otherwise=FRAMES)
-        for shape in ((b, frames, bins), (b, WAVES), (b, 1, WAVES)):
+        for shape in ((b, frames, _bins(ask)[0]), (b, WAVES), (b, 1, WAVES), (b, PIECES)):
             yield {"input_values": ask.noise(*shape)}
     yield from _seen(ask)
     if "past_values" in accepts:
@@ -52,6 +55,9 @@ def _candidates(ask: Ask) -> Iterator[Call]:
                             ((("context_length",), 32), (("num_input_channels",), 1)))  # fmt: skip
         yield {"past_values": ask.noise(b, length, channels)}
         yield {"past_values": ask.noise(b, length)}
+        if {"past_values_padding", "freq"} <= accepts:
+            none = torch.zeros(b, length, dtype=torch.long)
+            yield {"past_values": ask.noise(b, length), "past_values_padding": none, "freq": none[:, :1]}
 
 
 def _seen(ask: Ask) -> Iterator[Call]:
@@ -68,3 +74,12 @@ def _seen(ask: Ask) -> Iterator[Call]:
         cut = cut_of(ask)
         for name in sorted({"hidden_states", "pixel_values"} & ask.accepts):
             yield {name: ask.noise(ask.batch * cut.cells, cut.values), "grid_thw": cut.sizes(three=True)}
+
+
+def _bins(ask: Ask) -> list[int]:
+    """Bands of a spectrogram: as the config says, or as the first layer that reads them does, or as many have."""
+    names = ("num_mel_bins", "feature_size", "input_feat_per_channel", "num_features", "input_feat_size")
+    said = number(ask.config, *names, otherwise=80)
+    linear = next((part.in_features for part in ask.module.modules() if isinstance(part, nn.Linear)), said)
+    norm = next((part.normalized_shape[-1] for part in ask.module.modules() if isinstance(part, nn.LayerNorm)), said)
+    return list(dict.fromkeys((said, linear, norm, 128)))
