@@ -30,7 +30,7 @@ from interp.hooks.run.session import Session, edits_on
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site, parse
 from interp.hooks.stand.call import Call, visible
-from interp.hooks.stand.output import answer_of, logits_of, no_logits, outer_tensor
+from interp.hooks.stand.output import answer_of, keeps_columns, logits_of, no_logits, outer_tensor
 
 Take = Callable[[int, str, Tensor], None]
 """Gets a layer, a component, and what is there now; it keeps a copy or nothing."""
@@ -168,7 +168,7 @@ class Blocks:
 
 def keeps(module: nn.Module, columns: Tensor | None) -> Tensor | None:
     """The columns, where the model can be asked for the logits of these alone, and logits are what is read."""
-    return columns if "logits_to_keep" in signature(module.forward).parameters and answer_of(module) is None else None
+    return columns if keeps_columns(module) and answer_of(module) is None else None
 
 
 def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) -> dict[str, Any]:

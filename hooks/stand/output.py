@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from interp.hooks.errors import ModelError, SiteError
 from interp.hooks.sites import Site
 
+_LONGER: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models whose traced call had logits for other positions than those of its ids."""
 ANSWERS = ("logits", "logits_per_image", "sample")
 """What models call their answer; `sample` is a denoiser's."""
 
@@ -106,3 +110,16 @@ def exchanged(output: Any, key: int | str | None, made: Tensor) -> Any:
     changed = list(output)
     changed[int(key)] = made
     return tuple(changed)
+
+
+def note_length(module: nn.Module, inputs: Mapping[str, Any], output: Any) -> None:
+    """Remember of a traced call whether there are logits for other positions than those of its ids (GIT puts a picture
+    before its words)."""
+    logits, ids = logits_of(output), inputs.get("decoder_input_ids", inputs.get("input_ids"))
+    if logits is not None and ids is not None and logits.ndim == 3 and logits.shape[1] != ids.shape[-1]:
+        _LONGER.add(module)
+
+
+def keeps_columns(module: nn.Module) -> bool:
+    """Whether the model can be asked for the logits of some columns of its inputs."""
+    return "logits_to_keep" in signature(module.forward).parameters and module not in _LONGER

@@ -23,7 +23,7 @@ from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
 from interp.hooks.denoisers.calls import denoises
 from interp.hooks.inputs.sound import SOUND
-from interp.hooks.stand.output import outer_tensor
+from interp.hooks.stand.output import note_length, outer_tensor
 from interp.hooks.survey.attending import Seen, Watches, at_borders
 from interp.hooks.survey.denoising import stacks_of
 from interp.hooks.survey.dissect import Event, answering, dissect, first_tensor
@@ -66,7 +66,7 @@ def traced(
 
 def _forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:
     with torch.no_grad():
-        module(**inputs)
+        note_length(module, inputs, module(**inputs))
 
 
 def _matrices(module: nn.Module) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
 from interp.hooks.drive.sweep import Reads
 from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.stand.output import keeps_columns
 from interp.metrics.judge import Judge, Metric, reads_of
 from interp.metrics.shipped import Reading
 
@@ -18,7 +18,7 @@ Metrics = Metric | Mapping[str, Metric]
 
 def columns_wanted(metrics: Mapping[str, Metric], x: Inputs, module: nn.Module) -> Tensor | None:
     """The columns of the inputs that any metric reads, if they are known before the run; None for all."""
-    if "logits_to_keep" not in signature(module.forward).parameters:
+    if not keeps_columns(module):
         return None
     if not all(isinstance(metric, Reading) for metric in metrics.values()):
         return None
