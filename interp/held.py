@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import torch
 
-from interp.hooks.anatomy.example import example, first_argument, moved
 from interp.hooks.anatomy.family import Family, family_of
-from interp.hooks.anatomy.joined import STOPS
 from interp.hooks.anatomy.refusals import refuse
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
 from interp.hooks.denoisers.calls import denoises
 from interp.hooks.errors import InputsError, UnknownPositions
+from interp.hooks.examples.example import example, first_argument, moved
+from interp.hooks.examples.joined import STOPS
 from interp.hooks.inputs.denoised import denoised
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import Roles

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 
 LENGTH = 5
 

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.planted import build, key
 from interp.planted.answers import Picture
 from interp.planted.pictures import draw

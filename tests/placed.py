@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.zoo.catalog import build
 from interp.zoo.families import tiny
 

@@ -22,13 +22,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.example import example
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.quantised import quantised, rounds_its_input
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.anatomy.unwrap import forced_eager, unwrap
 from interp.hooks.edits.edits import Add, Scale
 from interp.hooks.errors import ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
 from interp.hooks.sites import Site, layer_of, pass_of

@@ -26,8 +26,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.stand.output import logits_of
 from interp.kernels.errors import InterpError
 from interp.metrics.places import At

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.example import example
 from interp.hooks.anatomy.norms import Frozen, frozen
 from interp.hooks.drive.blocks import called, keeps
 from interp.hooks.drive.intercept import Intercept
 from interp.hooks.drive.tail import Tail, last_tower, unembedding
 from interp.hooks.edits.edits import Edit, Set
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
 from interp.hooks.run.writes import Writes, spelled

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.kernels.errors import InterpError
 from interp.model import attach
 from interp.zoo.families import FAMILIES, tiny

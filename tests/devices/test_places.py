@@ -8,7 +8,7 @@ from models import attached
 from placed import Place
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.metrics import Along, Similarity
 from interp.metrics.places import Pooled
 

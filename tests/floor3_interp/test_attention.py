@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.examples.example import example
 from interp.hooks.stand.interface import Switch
 from interp.kernels.errors import AttentionError
 from interp.zoo.families import tiny

@@ -178,7 +178,7 @@ def test_an_index_points_into_its_own_directory(tmp_path: Path) -> None:
 
 def test_inputs_name_towers_in_their_own_directory(tmp_path: Path) -> None:
     m = interp.attach(tiny("t5"))
-    from interp.hooks.anatomy.example import example
+    from interp.hooks.examples.example import example
     from interp.hooks.inputs.inputs import Inputs
 
     m.inputs(dict(example(m.module))).save(tmp_path / "x")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import EditError, InputsError, ModelError, NotFired
+from interp.hooks.examples.example import example
 from interp.zoo.families import tiny
 
 NEW = 5

@@ -11,8 +11,8 @@ from torch import nn
 
 import interp
 from interp import held
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import CheckFailed, InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.zoo.families import tiny
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.hooks.survey.answers import answer
 from interp.zoo.families import tiny
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from models import attached
 
-from interp.hooks.anatomy.example import example
 from interp.hooks.drive.chain import Chain, Tokens
+from interp.hooks.examples.example import example
 
 
 def chain(name: str) -> Chain:

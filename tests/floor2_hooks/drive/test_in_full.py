@@ -12,10 +12,10 @@ from models import attached
 from torch import Tensor, nn
 
 import interp
-from interp.hooks.anatomy.example import example
-from interp.hooks.anatomy.tried import tried
 from interp.hooks.drive import sweep
 from interp.hooks.drive.recording import CannotDrive
+from interp.hooks.examples.example import example
+from interp.hooks.examples.tried import tried
 from interp.hooks.pictures.asked import Ask
 
 

@@ -11,10 +11,10 @@ from patch_cells import cells_of
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.drive.replay import Replay
 from interp.hooks.drive.sweep import Answer, Cell, Reads, Sweep
 from interp.hooks.errors import CheckFailed
+from interp.hooks.examples.example import example
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.zoo.families import tiny

@@ -9,10 +9,10 @@ import torch
 from patch_cells import cells_of
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.drive.questions import Cell, Reads
 from interp.hooks.drive.replay import Replay
 from interp.hooks.drive.sweep import Sweep
+from interp.hooks.examples.example import example
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.zoo.families import tiny

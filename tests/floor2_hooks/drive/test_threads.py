@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.drive.faster import PACKED, products
 from interp.hooks.drive.intercept import Intercept, as_made
+from interp.hooks.examples.example import example
 from interp.zoo.families import tiny
 
 MATMUL: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009, torch puts it there when it is imported

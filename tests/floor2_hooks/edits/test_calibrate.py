@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError
+from interp.hooks.examples.example import example
 from interp.hooks.stand import near
 from interp.zoo.families import tiny
 

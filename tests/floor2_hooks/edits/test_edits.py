@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.edits.edits import AttentionEdit, Edit
 from interp.hooks.errors import EditError, InputsError, NotFired, SiteError
+from interp.hooks.examples.example import example
 from interp.kernels.errors import InterpError
 from interp.zoo.families import tiny
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import interp
 from interp.edits import Program
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError, NotFired
+from interp.hooks.examples.example import example
 
 attached = partial(models.attached, dtype=torch.float64)
 

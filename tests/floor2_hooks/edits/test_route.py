@@ -8,8 +8,8 @@ from models import attached, mpt
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError
+from interp.hooks.examples.example import example
 from interp.hooks.stand.ports import head_results
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import plain
 from interp.hooks.run.moment import Moment

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.edits.edits import ValueEdit
 from interp.hooks.errors import BudgetError, ModelError, NotFired
+from interp.hooks.examples.example import example
 from interp.hooks.run.session import Session
 from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.interface import Switch
@@ -252,7 +252,7 @@ RELOADED = """
 import importlib, torch, interp
 import interp.hooks.stand.interface as module
 from interp.zoo.families import tiny
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from transformers.modeling_utils import AttentionInterface
 
 own = AttentionInterface.get_interface

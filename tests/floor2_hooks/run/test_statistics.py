@@ -11,8 +11,8 @@ from spoken import tone, wav2vec, whisper
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 from interp.zoo.families import tiny
 
 ACROSS = ["entropy", "max", "argmax", "topk:2", "received", "received_mean", "mass:audio", "mass:pad", "first"]

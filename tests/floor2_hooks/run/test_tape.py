@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import BudgetError, EditError, InputsError, NotFired, SiteError
+from interp.hooks.examples.example import example
 from interp.hooks.sites import Site
 from interp.kernels.errors import InterpError
 from interp.zoo.families import tiny

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Dropped, graph
 from interp.zoo.families import tiny

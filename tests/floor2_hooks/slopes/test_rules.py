@@ -124,7 +124,7 @@ def test_a_whole_llama_agrees_with_the_definition_in_float64(llama: interp.Model
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "vit"])
 def test_the_forward_pass_stays_bit_for_bit_and_every_rule_changes_the_gradient(family: str) -> None:
-    from interp.hooks.anatomy.example import example
+    from interp.hooks.examples.example import example
 
     m = interp.attach(tiny(family))
     m.ready()
@@ -218,7 +218,7 @@ def test_what_a_rule_cannot_act_on_is_said() -> None:
 
 
 def test_a_connectors_activation_is_one_too() -> None:
-    from interp.hooks.anatomy.example import example
+    from interp.hooks.examples.example import example
 
     m = interp.attach(tiny("llava"))
     rules = Rules(m.module, m.anatomy, ["identity"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.modeling_utils import AttentionInterface
 
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.interface import Switch
 from interp.zoo.families import tiny

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import interp
 from interp.edits import Program
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError, InputsError, NotFired
+from interp.hooks.examples.example import example
 from interp.hooks.stand.call import Call, Tap, received
 from interp.hooks.stand.interface import Switch
 from interp.hooks.stand.part import Part

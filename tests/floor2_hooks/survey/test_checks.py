@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.hooks.survey import checks
 from interp.zoo.families import tiny
 

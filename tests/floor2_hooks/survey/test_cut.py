@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.hooks.survey.checks import check
 from interp.hooks.survey.cut import without
 from interp.hooks.survey.trace import trace

@@ -8,8 +8,8 @@ import transformers
 from torch import nn
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 from interp.hooks.pictures.grids import LEADS, lead_of, patch_grid
 from interp.hooks.survey.order import order
 from interp.zoo.families import tiny

@@ -8,8 +8,8 @@ import transformers
 from torch import Tensor, nn
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import CheckFailed, InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.survey.trace import trace
 from interp.zoo.families import tiny
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.unseen.guess import guessed
 from interp.zoo.every import build
 

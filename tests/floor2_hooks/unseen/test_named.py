@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import ModelError
+from interp.hooks.examples.example import example
 from interp.zoo.every import build
 
 pytestmark = [pytest.mark.families, pytest.mark.filterwarnings("ignore")]

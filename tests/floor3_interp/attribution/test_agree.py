@@ -14,8 +14,8 @@ from spoken import tone, whisper
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError, SiteError
+from interp.hooks.examples.example import example
 from interp.planted import build
 from interp.planted.probes import probe_task
 from interp.results.agreement import Agreement

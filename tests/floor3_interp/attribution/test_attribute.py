@@ -11,8 +11,8 @@ from torch import Tensor
 
 import interp
 from interp.attribution.attribute import attribute
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError, SiteError
+from interp.hooks.examples.example import example
 from interp.metrics.shipped import KL, Accuracy, LogitDifference
 from interp.planted import GATES, build, key
 from interp.zoo.families import tiny

@@ -9,8 +9,8 @@ import torch
 
 import interp
 from interp.attribution.key_spans import key_spans
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.metrics.shipped import LogitDifference
 from interp.planted import build, key
 from interp.zoo.families import tiny

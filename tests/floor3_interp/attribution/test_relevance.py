@@ -11,8 +11,8 @@ from torch import Tensor
 
 import interp
 from interp.attribution.relevance import relevance
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.slopes.gradients import graph
 from interp.planted import build, key
 from interp.planted.pictures import draw

@@ -10,8 +10,8 @@ import torch
 from models import attached
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.examples.example import example
 from interp.metrics.shipped import LogitDifference
 from interp.planted import build
 from interp.planted.gates import LAYOUT

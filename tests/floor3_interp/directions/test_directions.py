@@ -12,8 +12,8 @@ from torch import Tensor
 import interp
 from interp import directions
 from interp.directions.vectors import random_bases
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.examples.example import example
 from interp.planted import build
 from interp.planted.gates import LAYOUT
 from interp.planted.probes import probe_task

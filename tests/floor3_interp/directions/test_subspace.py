@@ -11,8 +11,8 @@ from models import attached
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.examples.example import example
 from interp.metrics.shipped import LogitDifference
 from interp.planted import build
 from interp.prompts.planted_words import WORDS

@@ -10,7 +10,7 @@ import interp
 from interp.explorer import crossed
 from interp.explorer.build import payload
 from interp.explorer.page import page
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.zoo.families import tiny
 
 

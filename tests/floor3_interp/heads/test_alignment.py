@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import interp
 from interp.heads.kinds.alignment import rank_correlation
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.examples.example import example
 from interp.zoo.families import tiny
 
 PLACES, D = 12, 32

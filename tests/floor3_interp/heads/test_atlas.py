@@ -14,8 +14,8 @@ from torch import Tensor
 
 import interp
 from interp.heads.patterns.embed import clusters, embed, plane
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.examples.example import example
 from interp.hooks.stand import call as stand_call
 from interp.kernels.errors import InterpError
 from interp.planted import build

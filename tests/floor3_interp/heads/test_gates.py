@@ -14,8 +14,8 @@ from torch import Tensor
 import interp
 from interp.heads.gate_kinds import BANKS, GAMMA, ZETA, Bank, Binary, Bottleneck, HardConcrete, T
 from interp.heads.gates import gated
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 from interp.hooks.sites import Site
 from interp.planted import build
 

@@ -12,8 +12,8 @@ from models import attached
 
 import interp
 from interp.explorer.page import page
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.examples.example import example
 from interp.kernels.errors import InterpError
 from interp.planted import build
 from interp.results.card import HeadCard, Look, Number

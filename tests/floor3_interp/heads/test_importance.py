@@ -15,9 +15,9 @@ from torch import Tensor
 import interp
 from interp.heads.measures.measured import Measured
 from interp.heads.measures.table import Importance
-from interp.hooks.anatomy.example import example
 from interp.hooks.edits.edits import Scale
 from interp.hooks.errors import InputsError, ModelError, SiteError
+from interp.hooks.examples.example import example
 from interp.metrics.shipped import LogProb
 from interp.planted import build, key
 from interp.planted.probes import probe_task

@@ -10,7 +10,7 @@ import torch
 
 import interp
 from interp.heads import sets
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.hooks.sites import Site
 
 

@@ -11,8 +11,8 @@ import torch
 from tokens import bpe
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import ModelError
+from interp.hooks.examples.example import example
 from interp.zoo import catalog
 from interp.zoo.families import tiny
 from interp.zoo.plain import AttentionOnly

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import interp
 from interp.heads.gates import gates
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError, SiteError
+from interp.hooks.examples.example import example
 from interp.hooks.stand.output import answers
 from interp.metrics import KL, Along, At, Distance, Logit, MetricError, Similarity
 from interp.metrics.places import Pooled

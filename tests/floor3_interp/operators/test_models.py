@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError
+from interp.hooks.examples.example import example
 from interp.kernels.errors import InterpError
 from interp.kernels.masks.symbols import After, Power, PowerBlocks, Window, Windows
 from interp.operators.linear.agent import Agent

@@ -10,9 +10,9 @@ from models import attached
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.anatomy.norms import frozen
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.metrics.shipped import Accuracy, LogitDifference, LogProb
 from interp.planted import build, key
 from interp.planted.probes import probe_task

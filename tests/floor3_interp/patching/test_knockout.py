@@ -10,8 +10,8 @@ from models import attached
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.examples.example import example
 from interp.planted import build
 from interp.planted.probes import probe_task
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.metrics import LogitDifference
 from interp.metrics.ids import MetricError
 from interp.zoo.every import build

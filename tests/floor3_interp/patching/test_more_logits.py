@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
+from interp.hooks.examples.example import example
 from interp.metrics.ids import MetricError
 from interp.metrics.shipped import LogitDifference
 

@@ -115,7 +115,7 @@ def test_numbers_are_transformer_lens_numbers(name: str) -> None:
 
 
 def test_a_vision_transformer_and_the_text_of_a_language_vision_model() -> None:
-    from interp.hooks.anatomy.example import example
+    from interp.hooks.examples.example import example
 
     vit = interp.attach(tiny("vit"))
     a, b = example(vit.module, batch=2, seed=1), example(vit.module, batch=2, seed=2)

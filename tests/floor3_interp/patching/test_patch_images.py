@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 from interp.zoo.families import tiny
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 import interp
 from interp.circuits.graph.changes import filled
 from interp.heads.measures.asked import Asked
-from interp.hooks.anatomy.example import example
 from interp.hooks.drive.sweep import Sweep
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 from interp.hooks.inputs.positions import real
 from interp.hooks.run.tape import real_positions
 from interp.zoo.families import tiny

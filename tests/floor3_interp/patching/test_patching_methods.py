@@ -12,8 +12,8 @@ from torch import Tensor
 
 import interp
 from interp import directions
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 
 LAST = {"gpt2": "L1", "llava": "text.L1", "vit": "L2"}
 FIRST = {"gpt2": "L0", "llava": "text.L0", "vit": "L0"}

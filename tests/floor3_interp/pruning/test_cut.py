@@ -14,8 +14,8 @@ from models import attached
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.survey.answers import answer
 from interp.pruning.choose import labels
 from interp.pruning.owners import owners

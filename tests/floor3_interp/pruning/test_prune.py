@@ -11,8 +11,8 @@ import torch
 from models import attached
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 from interp.planted import build
 from interp.pruning.choose import best, even, labels, scored, shares
 from interp.pruning.curve import magnitude

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError
+from interp.hooks.examples.example import example
 from interp.planted import build
 from interp.sink.sink_knockout import _drawn, _free
 from interp.zoo.families import tiny

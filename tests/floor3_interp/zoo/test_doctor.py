@@ -48,7 +48,7 @@ class Twisted(nn.Module):
 
 
 def test_a_model_that_does_not_do_what_we_say_fails_its_checks() -> None:
-    from interp.hooks.anatomy.example import example
+    from interp.hooks.examples.example import example
     from interp.zoo.families import tiny
 
     module = tiny("llama")
@@ -64,7 +64,7 @@ def test_a_model_that_does_not_do_what_we_say_fails_its_checks() -> None:
 
 
 def test_a_random_model_fails_its_checks() -> None:
-    from interp.hooks.anatomy.example import example
+    from interp.hooks.examples.example import example
     from interp.zoo.families import tiny
 
     module = tiny("gpt2")

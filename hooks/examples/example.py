@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.heard import beside_words
-from interp.hooks.anatomy.joined import joined
-from interp.hooks.anatomy.sizes import pictures, with_inner
-from interp.hooks.anatomy.tried import tried
 from interp.hooks.denoisers.calls import call_of, denoises
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.examples.heard import beside_words
+from interp.hooks.examples.joined import joined
+from interp.hooks.examples.sizes import pictures, with_inner
+from interp.hooks.examples.tried import tried
 from interp.hooks.pictures.asked import Ask, Picture, cells, no_example, pixels_for
 from interp.hooks.pictures.grids import picture_size
 from interp.hooks.pictures.record import family_of

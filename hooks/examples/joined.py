@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.hooks.anatomy.sizes import Cut, cut_of, number, pictures, with_inner
+from interp.hooks.examples.sizes import Cut, cut_of, number, pictures, with_inner
 from interp.hooks.pictures.asked import Ask, sides
 
 STOPS = (AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)

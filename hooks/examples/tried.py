@@ -14,9 +14,9 @@ from itertools import product
 import torch
 from torch import nn
 
-from interp.hooks.anatomy.heard import heard
-from interp.hooks.anatomy.joined import Call, goes
-from interp.hooks.anatomy.sizes import cut_of, number, pictures
+from interp.hooks.examples.heard import heard
+from interp.hooks.examples.joined import Call, goes
+from interp.hooks.examples.sizes import cut_of, number, pictures
 from interp.hooks.pictures.asked import Ask
 
 FRAMES, WAVES = 64, 4000

@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.hooks.pictures.record import families
 from interp.zoo.families import FAMILIES, tiny
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interp.hooks.anatomy.example import example
-from interp.hooks.anatomy.heard import beside_words
+from interp.hooks.examples.example import example
+from interp.hooks.examples.heard import beside_words
 from interp.hooks.pictures.asked import Ask
 from interp.zoo.every import build
 
