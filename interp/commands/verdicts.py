@@ -169,18 +169,22 @@ def _score(model: Model, kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _by_hand(model: Model, layer: Any, head: int, base: Mapping[str, Any], source: Mapping[str, Any]) -> Tensor:
-    """The score with a head's columns of the projection's input from another run: torch's own hooks only."""
+    """The score with a head's columns of the projection's input from another run, in one pass where the layer has
+    several: torch's own hooks only."""
     projection = model.module.get_submodule(layer.out)
     columns = slice(head * layer.d_value, (head + 1) * layer.d_value)
     kept: list[Tensor] = []
     handle = projection.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach().clone()))
     _score(model, source)
     handle.remove()
-    calls = iter(kept)
+    calls = iter(enumerate(kept))
 
     def put(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        number, other = next(calls)
+        if layer.nth is not None and number != layer.nth.number:
+            return args
         new = args[0].clone()
-        new[..., columns] = next(calls)[..., columns]
+        new[..., columns] = other[..., columns]
         return new, *args[1:]
 
     handle = projection.register_forward_pre_hook(put)
