@@ -10,7 +10,7 @@ Limits: one tensor, [row, position, d] or [row, d]; heads are laid side by side.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.errors import ModelError, SiteError
+from interp.hooks.passes import Count
 from interp.hooks.run.keeper import Wish
 from interp.hooks.run.session import Session
 from interp.hooks.sites import HEAD, KV, LAYER, Site
@@ -94,9 +95,13 @@ class _Stand:
         self.thread = threading.get_ident()
         self.session: Session | None = None
         self.handles: list[Any] = []
+        self.uncount: Callable[[], None] = lambda: None
 
     def __enter__(self) -> _Stand:
-        root = self.answer.module
+        root, site = self.answer.module, self.answer.site
+        layer = None if site is None or site.layer is None else self.anatomy.layer(site)
+        if layer is not None and layer.nth is not None:  # counted from before the pass begins, when the look is put on
+            self.uncount = Count.watch(root, layer.nth, self._mine)[1]
         if self.answer.name is not None:
             self.handles.append(root.register_forward_pre_hook(self._begins, with_kwargs=True))
             self.handles.append(root.register_forward_hook(self._ends))
@@ -104,6 +109,7 @@ class _Stand:
 
     def __exit__(self, *_: object) -> None:
         self._off()
+        self.uncount()
         for handle in self.handles:
             handle.remove()
 

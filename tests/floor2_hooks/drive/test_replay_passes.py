@@ -14,6 +14,7 @@ from torch import Tensor
 import interp
 from interp.hooks.drive.recording import CannotDrive
 from interp.hooks.drive.sweep import Sweep
+from interp.metrics import At
 from interp.patching import direct_effect, knockout, path_patch
 
 pytestmark = pytest.mark.families
@@ -206,3 +207,23 @@ def test_post_norm_loops_have_no_edges_and_say_so() -> None:
     x, y = pair(m)
     with pytest.raises(CannotDrive, match="added between layers 0 and 1@0"):
         path_patch(m, base=x, source=y, metric=metric, senders="L0.H0.result", receivers="logits")
+
+
+def test_a_metric_may_read_a_pass() -> None:
+    """What the metric reads is there in one pass: cells behind it do nothing, those before it what a loop gives."""
+    m = held(DRIVEN["universal"])
+    x, y = pair(m)
+    reads = At("L0@1.resid_post", lambda values, inputs: values[:, -1].sum(-1))
+    with pytest.warns(UserWarning, match="before the end"):
+        effects = interp.patch(m, base=x, source=y, metric=reads, sites="L*.H1.z")
+    block, out = blocks(m.module)[0], outs(m.module)[0]
+    with AtCall(out) as other:
+        said(m, y)
+    with AtCall(block, side="out") as plain:
+        said(m, x)
+    with AtCall(out, put_heads(other.seen[0], [1]), calls=[0]), AtCall(block, side="out") as moved:
+        said(m, x)
+    wanted = (moved.seen[1] - plain.seen[1])[:, -1].sum(-1)
+    assert torch.allclose(effects.values[0], wanted.double(), atol=1e-4)
+    assert bool(effects.values[0].any())
+    assert not bool(effects.values[effects.sites.index("L0@2.H1.z")].any())
