@@ -46,8 +46,8 @@ _HOME = {
     "report": "interp.reporting",
 }
 _ROOMS = (
-    "attribution", "circuits", "directions", "edits", "explorer", "families", "formats", "heads", "long", "metrics",
-    "patching", "reporting", "sink", "tasks", "vision",
+    "attribution", "circuits", "diffusion", "directions", "edits", "explorer", "families", "formats", "heads", "long",
+    "metrics", "patching", "reporting", "sink", "tasks", "vision",
 )  # fmt: skip
 _MOVED = {
     **dict.fromkeys(("Average", "Noise", "align", "direct_effect", "knockout", "Effects"), "patching"),

@@ -20,6 +20,7 @@ from interp.hooks.edits.edits import (
     Zero,
 )
 from interp.hooks.edits.functions import Apply, Program
+from interp.hooks.edits.perturb import SoftIdentity
 from interp.hooks.edits.route import RouteHeads
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RouteHeads",
     "Scale",
     "Set",
+    "SoftIdentity",
     "Streaming",
     "Temperature",
     "UniformAttention",

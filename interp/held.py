@@ -228,6 +228,11 @@ class Held:
     ) -> Inputs:
         """Text, chat messages, ids, sound or a processor's output as frozen `Inputs`; see
         `interp/preparing/prepare.py`."""
+        if denoises(self.module):
+            raise InputsError(
+                "a denoiser is called by its pipeline, step by step: with m.watch(record=...) as tape: pipe(prompt)."
+                " One call of it is m.run({'hidden_states': ..., 'timestep': ..., ...})."
+            )
         return prepare(
             self.module,
             self.processor,

@@ -168,6 +168,7 @@ def attach(
     interface, `example` gives keyword arguments for one forward pass where none can be made up from the config.
     """
     unwrapped = unwrap(module)
+    processor = unwrapped.processor if processor is None else processor
     with _LOCK:
         known = _KNOWN.get(id(unwrapped.module))
         if (

@@ -31,6 +31,8 @@ SAVED = {
     "roles.json": "interp.results.roles:HeadRoles.load",
     "atlas.json": "interp.heads.patterns.result:Atlas.load",
     "circuits.json": "interp.results.weights:HeadCircuits.load",
+    "maps.json": "interp.diffusion.maps:Maps.load",
+    "hunt.json": "interp.diffusion.hunt:Hunt.load",
     "lens.safetensors": "interp.patching.lens:Lens.load",
     "run.json": "interp.results.effects:Effects.load",
 }

@@ -162,11 +162,15 @@ _KNOWN = (
     Paper("2506.09944", "zhang2025query",
           "Zhang, Wuwei and Yin, Fangcong and Yen, Howard and Chen, Danqi and Ye, Xi",
           "Query-Focused Retrieval Heads Improve Long-Context Reasoning and Re-ranking", 2025),
+    Paper("2506.10978", "ahn2025headhunter", "Ahn, Donghoon and others",
+          "Where and How to Perturb: On the Design of Perturbation Guidance in Diffusion and Flow Models", 2025),
     Paper("2508.21258", "jafari2025relp",
           "Rezaei Jafari, Farnoush and Eberle, Oliver and Khakzar, Ashkan and Nanda, Neel",
           "RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching", 2025),
     Paper("2509.18010", "papi2025half",
           "Papi, Sara and Fucci, Dennis and Gaido, Marco and Negri, Matteo and Bentivogli, Luisa",
           "Cross-Attention is Half Explanation in Speech-to-Text Models", 2025),
+    Paper("2509.22650", "kukleva2025refam", "Kukleva, Anna and others",
+          "RefAM: Attention Magnets for Zero-Shot Referral Segmentation", 2025),
 )  # fmt: skip
 PAPERS = {paper.number: paper for paper in _KNOWN}

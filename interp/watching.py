@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.held import Held
-from interp.hooks.edits.edits import Edit, in_steps
+from interp.hooks.edits.edits import Edit, in_steps, last_of
 from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.run.keeper import Wish, joined
 from interp.hooks.run.session import Session
@@ -37,6 +37,8 @@ class Watched:
     """How often the model was called."""
     kept: dict[int, Any] = field(default_factory=dict)
     """By step: values by site, or what `reduce` made of them."""
+    branches: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """By step, which branch of a denoiser's guidance each row is: `cond`, `uncond`, `perturbed`."""
     one: Callable[[str | Site], Site] = field(default=lambda spelled: Site(None, None, str(spelled)), repr=False)
 
     @property
@@ -97,6 +99,8 @@ def watch(
         yield tape
     if not tape.calls:
         raise NotFired("the model was never called inside watch(...): is it this model that the loop calls?")
+    if steps is not None and (last := last_of(steps)) >= tape.calls:
+        raise NotFired(f"steps={steps!r} asks for call {last} of the model, and there were {tape.calls}, from 0 on.")
     session.check_fired()
 
 
@@ -105,6 +109,8 @@ def _keep(tape: Watched, session: Session, reduce: Reduce | None) -> None:
     step, tape.calls = tape.calls, tape.calls + 1
     if not session.keeper.wanted:
         return
+    if session.moment.guidance is not None:
+        tape.branches[step] = session.moment.branches
     values = {site: _whole(site, session.pieces.pop(site)) for site in tape.sites if site in session.pieces}
     if missing := [str(site) for site in tape.sites if site not in values]:
         raise NotFired(f"asked to record {missing[0]}, but it did not run in step {step}.")

@@ -30,6 +30,8 @@ AREAS: dict[str, str] = {
     "floor3_interp/heads/": "heads",
     "floor3_interp/pruning/": "heads",
     "floor3_interp/sink/": "heads",
+    "floor3_interp/diffusion/": "diffusion",
+    "floor2_hooks/survey/test_denoisers": "diffusion",
     "floor3_interp/long/": "heads",
     "floor3_interp/vision/": "vision",
     "floor3_interp/operators/": "operators",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 HEADS = 2
 FOUR: Mapping[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": 8}
@@ -86,4 +86,85 @@ def denoiser(name: str, *, seed: int = 0, **changes: Any) -> nn.Module:
     made: nn.Module = getattr(diffusers, name)(**{**TINY[name], **changes}).eval()
     for parameter in made.parameters():  # gates and last layers start at zero
         torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+WITHOUT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "vae")
+ROWS, COLUMNS, WORDS = 4, 6, 7
+SCHEDULER = {"DiTPipeline": "DDIMScheduler", "PixArtSigmaPipeline": "DDIMScheduler",
+             "PixArtSigmaPAGPipeline": "DDIMScheduler", "StableDiffusionXLPipeline": "DDIMScheduler"}  # fmt: skip
+
+
+def pipeline(kind: str, transformer: nn.Module, **parts: Any) -> Any:
+    """A pipeline of diffusers around a denoiser; words come as vectors, pictures leave as latents."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (the extra diffusion)")
+    made = getattr(diffusers, kind)
+    scheduler = getattr(diffusers, SCHEDULER.get(kind, "FlowMatchEulerDiscreteScheduler"))()
+    takes = made.__init__.__annotations__ if hasattr(made.__init__, "__annotations__") else {}
+    own = "unet" if "unet" in takes else "transformer"
+    missing = {name: None for name in WITHOUT if name in takes}
+    pipe = made(**{**missing, own: transformer, "scheduler": scheduler, **parts})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sd3(pipe: Any, *, steps: int = 4, guidance: float = 3.0, batch: int = 2, **more: Any) -> Tensor:
+    """Latents of a run of Stable Diffusion 3."""
+    made: Tensor = pipe(
+        prompt_embeds=noise(batch, WORDS, 12), negative_prompt_embeds=noise(batch, WORDS, 12, seed=1),
+        pooled_prompt_embeds=noise(batch, 10), negative_pooled_prompt_embeds=noise(batch, 10, seed=1),
+        height=64, width=96, num_inference_steps=steps, output_type="latent", generator=seeded(),
+        guidance_scale=guidance, **more,
+    ).images  # fmt: skip
+    return made
+
+
+def flux(pipe: Any, *, steps: int = 3, true: float = 1.0, batch: int = 2) -> Tensor:
+    """Latents of a run of Flux, under guidance in calls of their own where `true` is above 1."""
+    negative = {"negative_prompt_embeds": noise(batch, WORDS, 12, seed=1),
+                "negative_pooled_prompt_embeds": noise(batch, 10, seed=1)}  # fmt: skip
+    made: Tensor = pipe(
+        prompt_embeds=noise(batch, WORDS, 12), pooled_prompt_embeds=noise(batch, 10), height=64, width=96,
+        num_inference_steps=steps, output_type="latent", generator=seeded(), true_cfg_scale=true,
+        **(negative if true > 1 else {}),
+    ).images  # fmt: skip
+    return made
+
+
+def pixart(pipe: Any, *, steps: int = 3, guidance: float = 3.0, batch: int = 2, **more: Any) -> Tensor:
+    """Latents of a run of PixArt."""
+    masks = torch.ones(batch, WORDS, dtype=torch.long)
+    made: Tensor = pipe(
+        negative_prompt=None, prompt_embeds=noise(batch, WORDS, 12),
+        negative_prompt_embeds=noise(batch, WORDS, 12, seed=1), prompt_attention_mask=masks,
+        negative_prompt_attention_mask=masks, height=64, width=96, num_inference_steps=steps, output_type="latent",
+        generator=seeded(), guidance_scale=guidance, use_resolution_binning=False, **more,
+    ).images  # fmt: skip
+    return made
+
+
+def sdxl(pipe: Any, *, steps: int = 3, guidance: float = 3.0) -> Tensor:
+    """Latents of a run of a U-Net."""
+    made: Tensor = pipe(
+        prompt_embeds=noise(2, WORDS, 12), negative_prompt_embeds=noise(2, WORDS, 12, seed=1),
+        pooled_prompt_embeds=noise(2, 10), negative_pooled_prompt_embeds=noise(2, 10, seed=1), height=64, width=96,
+        num_inference_steps=steps, output_type="latent", generator=seeded(), guidance_scale=guidance,
+    ).images  # fmt: skip
+    return made
+
+
+def wan(pipe: Any, *, steps: int = 2, guidance: float = 3.0) -> Tensor:
+    """Latents of a run of Wan, guided in calls of their own."""
+    made: Tensor = pipe(
+        prompt_embeds=noise(1, WORDS, 12), negative_prompt_embeds=noise(1, WORDS, 12, seed=1), height=64, width=96,
+        num_frames=9, num_inference_steps=steps, output_type="latent", generator=seeded(), guidance_scale=guidance,
+    ).frames  # fmt: skip
     return made

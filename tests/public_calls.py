@@ -189,6 +189,7 @@ EDITS: dict[str, Any] = {
     "UniformAttention": [interp.edits.UniformAttention("L1.H1")],
     "Calibrate": [interp.edits.Calibrate("L1.H*", threshold=0.1)],
     "Streaming": [interp.edits.Streaming("L1.H1", first=1, recent=2)],
+    "SoftIdentity": [interp.edits.SoftIdentity("L1.H1", 0.5, keep=[0])],
     "RouteHeads": [interp.edits.RouteHeads("L1.H*.z", keep=2)],
     "Program": [interp.edits.Program("L1.H1", Squared()), interp.edits.Program("L1.H2", Squared(), positions="last")],
 }
@@ -273,6 +274,9 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(("open", "reporting.difference", *(f"formats.{name}" for name in FILES)), "reads files"),
     "reporting.experiment": "loads models and calls report",
     **dict.fromkeys(("Circuit", "circuits.Edges", "circuits.Faithfulness", "directions.Exchange"), MADE),
+    **dict.fromkeys(("diffusion.Maps", "diffusion.Hunt"), MADE),
+    **dict.fromkeys(("diffusion.columns", "diffusion.pointing"), "reads text, or numbers that are there"),
+    "diffusion.encoders": "holds models; denoisers are tried in test_denoisers.py",
     **dict.fromkeys(("explorer.Explorer", "heads.Importance", "patching.Effects"), MADE),
     **dict.fromkeys(("families.Family", "families.Projection", "families.Recipe", "families.register"), VALUE),
     **dict.fromkeys((f"tasks.{name}" for name in UNKNOWN), "its words are in no model that ships; Task is tried"),

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from interp.hooks.anatomy.family import TRANSFORMER_BRIDGE, Family
+from interp.hooks.denoisers.pipelines import denoiser_of
 from interp.hooks.errors import ModelError
 
 
@@ -33,6 +34,9 @@ def unwrap(held: Any) -> Unwrapped:
         return Unwrapped(inside, " (in a TransformerBridge)", getattr(held, "tokenizer", None), TRANSFORMER_BRIDGE)
     if home == "nnsight":
         return Unwrapped(_module(held, held._module), " (in an nnsight model)", getattr(held, "tokenizer", None))
+    if home == "diffusers" and not isinstance(held, nn.Module):
+        name, inside = denoiser_of(held)
+        return Unwrapped(inside, f" (the {name} of a {type(held).__name__})", held)
     if hasattr(held, "_orig_mod"):
         return Unwrapped(held._orig_mod, " (compiled; run eagerly while something is on it)")
     if isinstance(held, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
@@ -43,7 +47,8 @@ def unwrap(held: Any) -> Unwrapped:
 def _module(held: Any, found: Any) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise ModelError(
-            f"expected a torch module, or a TransformerLens or nnsight model, got {type(held).__name__}: {held!r:.80}."
+            "expected a torch module, a diffusers pipeline, or a TransformerLens or nnsight model, got"
+            f" {type(held).__name__}: {held!r:.80}."
         )
     return found
 

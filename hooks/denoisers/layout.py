@@ -50,15 +50,22 @@ class Layout:
         return sum(count for _, count in self.runs)
 
 
-def layout(module: nn.Module, call: Mapping[str, Any]) -> Layout:
-    """The tokens of a call; refused where the class is in no table."""
-    kind, config = type(module).__name__, cast("Mapping[str, Any]", module.config)
+def joint(module: nn.Module) -> bool:
+    """Whether words are in the sequence that cells attend in; refused where the class is in no table."""
+    kind = type(module).__name__
     if not kind.startswith((*WORDS_FIRST, *CELLS_FIRST, *APART)):
         known = ", ".join((*WORDS_FIRST, *CELLS_FIRST, *APART))
         raise UnknownPositions(
             f"the order of {kind}'s tokens is not known (known: {known}); q, k, v, z and patterns are recorded and"
             " edited without it, positions and roles are not."
         )
+    return kind.startswith((*WORDS_FIRST, *CELLS_FIRST))
+
+
+def layout(module: nn.Module, call: Mapping[str, Any]) -> Layout:
+    """The tokens of a call; refused where the class is in no table."""
+    kind, config = type(module).__name__, cast("Mapping[str, Any]", module.config)
+    joint(module)
     latents = call.get("hidden_states", call.get("sample"))
     if not torch.is_tensor(latents):
         raise InputsError(

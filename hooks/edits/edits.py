@@ -54,6 +54,8 @@ class Edit(ByContent):
     """Only this decoding step, counted from 0 for the first generated token after the prompt."""
     steps: int | str | None = field(default=None, kw_only=True)
     """Only these calls of the whole model since the run or the context began, counted from 0: 3, or "0-4,10"."""
+    branch: Literal["cond", "uncond", "perturbed"] | None = field(default=None, kw_only=True)
+    """Only rows of this branch of a denoiser's guidance (`hooks/denoisers/guidance.py`)."""
     expand: bool = field(default=False, kw_only=True)
     """For `L5.H3.k` and `.v`: change what this query head alone reads, not the kv head it shares."""
 
@@ -88,6 +90,11 @@ def in_steps(steps: int | str | None, call: int) -> bool:
         raise EditError(f"steps are calls of the model counted from 0, as 3 or '0-4,10', got {steps!r}.")
     ends = (part.partition("-") for part in steps.split(","))
     return any(int(first) <= call <= int(last or first) for first, _, last in ends)
+
+
+def last_of(steps: int | str) -> int:
+    """The last call that is spelled."""
+    return steps if isinstance(steps, int) else max(map(int, re.findall(r"\d+", steps)))
 
 
 SPELLED = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")

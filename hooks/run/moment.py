@@ -26,8 +26,13 @@ class Moment(threading.local):
     `cross` says of a site that its layer is a cross-attention, whose keys are another tower's.
     """
 
-    def __init__(self, inputs: Inputs | None, describe: Callable[[Mapping[str, Any]], Inputs] | None) -> None:
-        self.inputs = inputs
+    def __init__(
+        self,
+        inputs: Inputs | None,
+        describe: Callable[[Mapping[str, Any]], Inputs] | None,
+        guidance: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None,
+    ) -> None:
+        self.inputs, self.guidance = inputs, guidance
         self.given = inputs is not None
         self.describe = describe
         self.offset = 0
@@ -35,6 +40,7 @@ class Moment(threading.local):
         self.calls = -1
         """The call of the model that runs, counted from 0."""
         self._call: Mapping[str, Any] = {}
+        self._branches: tuple[str, ...] | None = None
 
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass of the whole model starts."""
@@ -43,9 +49,19 @@ class Moment(threading.local):
         self.calls += 1
         self.offset = int(cached()) if cached is not None else 0
         self.step = self.step + 1 if self.offset else -1
-        self._call = {"input_ids": args[0], **kwargs} if args else kwargs
+        first = "input_ids" if self.guidance is None else "hidden_states"
+        self._call, self._branches = ({first: args[0], **kwargs} if args else kwargs), None
         if not self.given and self.offset == 0:
             self.inputs = None
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branch of guidance of each row of this call of a denoiser."""
+        if self.guidance is None:
+            raise EditError("branches are those of a denoiser's guidance, and this model is none.")
+        if self._branches is None:
+            self._branches = self.guidance(self._call)
+        return self._branches
 
     def rows(self) -> int | None:
         """Rows in this forward pass."""
@@ -73,6 +89,8 @@ class Moment(threading.local):
         """Whether this phase and step is one of the edit's."""
         decoding = self.offset > 0
         if not in_steps(edit.steps, self.calls):
+            return False
+        if edit.branch is not None and edit.branch not in self.branches:
             return False
         if edit.step is not None:
             return decoding and edit.step == self.step
@@ -154,7 +172,7 @@ class Moment(threading.local):
         self, edit: Edit, site: Site, rows: int, length: int, device: torch.device, *, keys: bool, cross: bool
     ) -> Tensor | None:
         """[row, position] of what an edit touches now (`keys`: as keys); None for everything."""
-        if edit.positions is None and edit.rows is None:
+        if edit.positions is None and edit.rows is None and edit.branch is None:
             return None
         found = torch.ones(rows, length, dtype=torch.bool)
         if edit.positions is not None:
@@ -176,7 +194,18 @@ class Moment(threading.local):
             chosen = torch.zeros(rows, dtype=torch.bool)
             chosen[list(edit.rows)] = True
             found = found & chosen[:, None]
+        if edit.branch is not None:
+            found = found & self._of_branch(edit, rows)[:, None]
         return found.to(device)
+
+    def _of_branch(self, edit: Edit, rows: int) -> Tensor:
+        """Bool [row]: those of the edit's branch."""
+        if len(self.branches) != rows:
+            raise EditError(
+                f"{edit!r}: the denoiser was called with {len(self.branches)} rows and attends with {rows} here, so"
+                " which of them are of a branch is not known."
+            )
+        return torch.tensor([branch == edit.branch for branch in self.branches])
 
 
 def _columns(mask: Tensor, start: int, length: int, *, beyond: bool = False) -> Tensor:

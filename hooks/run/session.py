@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port
 from interp.hooks.anatomy.unwrap import forced_eager
+from interp.hooks.denoisers.calls import denoises
+from interp.hooks.denoisers.guidance import branches, listen
 from interp.hooks.edits.edits import Edit, several
 from interp.hooks.edits.placing import Placed, places
 from interp.hooks.errors import EditError, SiteError
@@ -59,7 +61,7 @@ class Session:
         describe: Callable[[Mapping[str, Any]], Inputs] | None = None,
     ) -> None:
         self.root, self.anatomy, self.family = root, anatomy, family
-        self.moment = Moment(inputs, describe)
+        self.moment = Moment(inputs, describe, partial(branches, root) if denoises(root) else None)
         self.edits = [Placed(edit, site) for edit in several(edits) for site in places(anatomy, edit)]
         self.editor = Editor(anatomy, self.edits, self.moment)
         self.wish = wish or Wish()
@@ -102,6 +104,8 @@ class Session:
 
     def _stand(self) -> None:
         self._undo.enter_context(forced_eager())
+        if denoises(self.root):
+            self._undo.callback(listen(self.root))
         if self._thread is None:
             _FOR_ALL.setdefault(self.root, []).append(self)
             self._undo.callback(_FOR_ALL[self.root].remove, self)

@@ -35,6 +35,7 @@ OVER, UNDER = 1.1, 1 / 5
 NO_METHODS = {
     "attach": "a model", "load": "a model", "open": "what was saved", "difference": "two reports that are there",
     "experiment": "reports, one a cell", "align": "which tokens belong together", "register": "a family of models",
+    "columns": "which tokens hold a word", "encoders": "models", "pointing": "which points lie in boxes",
     "mean_difference": "a vector for edits", "random_like": "vectors for edits", "Zero": "an edit",
 }  # fmt: skip
 """Public calls that measure nothing themselves, and what they give."""

@@ -42,9 +42,13 @@ def over_image(effects: OverPositions, inputs: Inputs, *, row: int = 0, image: i
 
 def plot_over_image(effects: OverPositions, inputs: Inputs, picture: Any = None, *, site: int = 0, **which: int) -> Any:
     """A heat map of one site's effects by patch (plotly), over the picture (PIL or [row, column, 3]) if it is given."""
+    return heat_over(over_image(effects, inputs, **which)[site], picture, title="effect")
+
+
+def heat_over(grid: Tensor, picture: Any = None, *, title: str) -> Any:
+    """Numbers of cells [row, column] as a heat map (plotly), over the picture if it is given."""
     import plotly.graph_objects as go
 
-    grid = over_image(effects, inputs, **which)[site]
     bound = float(grid.nan_to_num().abs().max()) or 1.0
     figure = go.Figure()
     if picture is not None:
@@ -53,6 +57,6 @@ def plot_over_image(effects: OverPositions, inputs: Inputs, picture: Any = None,
         pixels = numpy.asarray(picture)
         dy, dx = (patches / long for patches, long in zip(grid.shape, pixels.shape[:2], strict=True))
         figure.add_trace(go.Image(z=pixels, dx=dx, dy=dy, x0=(dx - 1) / 2, y0=(dy - 1) / 2))
-    figure.add_trace(go.Heatmap(z=grid.numpy(), zmin=-bound, zmax=bound, colorscale="RdBu", colorbar_title="effect",
+    figure.add_trace(go.Heatmap(z=grid.numpy(), zmin=-bound, zmax=bound, colorscale="RdBu", colorbar_title=title,
                                 opacity=1.0 if picture is None else 0.6))  # fmt: skip
     return figure.update_layout(yaxis_autorange="reversed", yaxis_scaleanchor="x")

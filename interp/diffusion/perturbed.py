@@ -1,0 +1,184 @@
+"""What the picture becomes when it is led away from what chosen heads make of looking at themselves alone?
+
+Perturbed attention guidance, per head and by degrees (SoftPAG, arXiv 2506.10978): beside every sample that is guided by
+the prompt runs one whose chosen heads attend by (1 - amount) A + amount I (`interp.edits.SoftIdentity`), in the same
+call of the denoiser, and with e what it gives
+
+    e <- e + weight (e_cond - e_perturbed)    for every branch of the sample,
+
+which is e_u + g (e_c - e_u) + weight (e_c - e_p) once the pipeline has applied its own guidance g, as diffusers' PAG
+pipelines have it. The rows are taken off again before the pipeline sees them. Cost: a row more for each sample in every
+call of `steps`, half the work again under guidance in one batch, twice without. Limits: self-attention; pipelines that
+perturb by themselves, or call the denoiser without the prompt first, are refused; the paper's values of amount and
+weight are not known, ours are 1 and 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.denoisers.calls import denoises
+from interp.hooks.denoisers.guidance import branches, said
+from interp.hooks.denoisers.layout import joint
+from interp.hooks.edits.edits import in_steps
+from interp.hooks.edits.perturb import SoftIdentity
+from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.sites import Site
+from interp.hooks.stand.output import logits_key, with_logits
+from interp.records import KINDS, Kind, Method, register
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+WITHOUT_ROWS = ("img_ids", "txt_ids")
+"""Arguments of the sequence, not of the batch."""
+
+
+@contextmanager
+def perturbed(
+    model: Model,
+    heads: str | Iterable[str],
+    *,
+    amount: float = 1.0,
+    weight: float = 3.0,
+    steps: int | str | None = None,
+) -> Iterator[Perturbing]:
+    """While inside, calls of the denoiser are guided away from `heads` ("L3.H1", "L2-5.H*", or several) looking at
+    themselves."""
+    refuse_other(model)
+    patterns = [heads] if isinstance(heads, str) else list(heads)
+    if not patterns:
+        raise InputsError("name at least one head to perturb, such as 'L3.H1'.")
+    anatomy = model.ready()
+    sites = list(dict.fromkeys(site for one in patterns for site in anatomy.sites(_attention(one))))
+    crossed = [str(site) for site in sites if anatomy.layer(site).kind == "cross"]
+    if crossed:
+        raise InputsError(f"{crossed[0]} attends to words from cells: only self-attention has itself to look at.")
+    in_steps(steps, 0)
+    edits = [
+        SoftIdentity(_attending(site), amount, "text" if joint(model.module) else None, branch="perturbed")
+        for site in sites
+    ]
+    doing = Perturbing(model, weight, steps)
+    with ExitStack() as undo:
+        undo.enter_context(model.edited(edits))
+        doing.on(undo)
+        yield doing
+
+
+def refuse_other(model: Model) -> None:
+    """Raise for what is no denoiser."""
+    if not denoises(model.module):
+        raise ModelError(
+            f"{type(model.module).__name__} is no denoiser of diffusers: it has no steps of sampling and no guidance."
+            " Attach a pipeline, or its transformer or unet."
+        )
+
+
+def _attention(pattern: str) -> str:
+    return pattern.removesuffix(".attention") if pattern.endswith(".z") else f"{pattern.removesuffix('.attention')}.z"
+
+
+def _attending(site: Site) -> str:
+    """The heads of a site as an edit of attention names them."""
+    return str(replace(site, component="attention"))
+
+
+@dataclass(eq=False)
+class Perturbing:
+    """What stands on a denoiser while it is guided so."""
+
+    model: Model
+    weight: float
+    steps: int | str | None
+    calls: int = 0
+    """Calls that rows were added to."""
+    _seen: int = 0
+    _rows: tuple[str, ...] = ()
+    _added: int = 0
+    _kept: Tensor | None = None
+    _said: ExitStack = field(default_factory=ExitStack)
+
+    def on(self, undo: ExitStack) -> None:
+        """Add rows before everybody else looks, take them off after."""
+        module = self.model.module
+        undo.callback(self._said.close)
+        undo.callback(module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True).remove)
+        undo.callback(module.register_forward_hook(self._after).remove)
+
+    def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = {"hidden_states": args[0], **kwargs} if args else kwargs
+        rows, step = branches(module, call), self._seen
+        self._seen, self._rows, self._added = step + 1, rows, 0
+        if "perturbed" in rows:
+            raise ModelError("the pipeline perturbs attention itself: use its plain pipeline here.")
+        if not in_steps(self.steps, step):
+            return None
+        if "cond" not in rows:
+            if self._kept is None:
+                raise ModelError(
+                    "the pipeline calls the denoiser without the prompt before it calls it with it, so there is nothing"
+                    " yet to lead away from: such guidance is not done here."
+                )
+            return None
+        taken = [n for n, branch in enumerate(rows) if branch == "cond"]
+        self._added = len(taken)
+        self.calls += 1
+        self._said.enter_context(said((*rows, *["perturbed"] * len(taken))))
+        count = len(rows)
+        new = tuple(_more(value, taken, count) for value in args)
+        named = {n: value if n in WITHOUT_ROWS else _more(value, taken, count) for n, value in kwargs.items()}
+        return new, named
+
+    def _after(self, module: Any, args: Any, output: Any) -> Any:
+        key = logits_key(output)
+        e: Tensor = output if key is None else output[key] if isinstance(key, int) else getattr(output, key)
+        if self._added:
+            self._said.close()
+            e, lost = e[: -self._added], e[-self._added :]
+            cond = e[[n for n, branch in enumerate(self._rows) if branch == "cond"]]
+            self._kept = self.weight * (cond - lost)
+        elif self._kept is None:
+            return None
+        delta = self._kept
+        assert delta is not None
+        if "uncond" in self._rows and "cond" not in self._rows:
+            self._kept = None
+        return with_logits(output, key, e + delta.repeat(len(e) // len(delta), *[1] * (e.ndim - 1)))
+
+
+def _more(value: Any, taken: list[int], count: int) -> Any:
+    """What an argument says of a batch, with some of its rows once more."""
+    if torch.is_tensor(value):
+        return torch.cat([value, value[taken]]) if value.ndim and len(value) == count else value
+    if isinstance(value, Mapping):
+        return {name: _more(one, taken, count) for name, one in value.items()}
+    if isinstance(value, list) and len(value) == count:
+        return [*value, *(value[n] for n in taken)]
+    return value
+
+
+def _example(t: Any, **how: Any) -> Any:
+    with perturbed(t.model, t.heads, **how):
+        return t.model.run(t.base)
+
+
+NOT_HERE: dict[Kind, str] = dict.fromkeys(KINDS, "it is no denoiser, which has steps of sampling")
+"""Why methods of this room refuse every other kind of model."""
+register(
+    Method(
+        name="interp.diffusion.perturbed",
+        number="none: a context in which a pipeline samples under guidance",
+        example=_example,
+        passes=lambda t: 0,
+        shown="none",
+        values=None,
+        unfit=NOT_HERE,
+    )
+)

@@ -1,0 +1,21 @@
+"""The page of the docs on diffusion runs as it stands; it needs diffusers, so it is not among those that always do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from house import ROOT
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def test_its_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed (the extra diffusion)")
+    (code,) = re.findall(
+        r"^```python setup\n(.*?)^```", (ROOT / "docs" / "diffusion.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    exec(compile(code, "diffusion.md", "exec"), {"__name__": "example"})  # noqa: S102
+    said = capsys.readouterr().out
+    assert "Watched(2 of 4 calls" in said
+    assert "Hunt: 2 of 6 heads" in said
