@@ -148,6 +148,7 @@ _KNOWN = (
           "Fu, Yu and Cai, Zefan and Asi, Abedelkadir and Xiong, Wayne and Dong, Yue and Xiao, Wen",
           "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval and Reasoning",
           2024),
+    Paper("2502.09992", "nie2025llada", "Nie, Shen and others", "Large Language Diffusion Models", 2025),
     Paper("2502.12962", "ye2025infinite", "Ye, Xiaoju and Wang, Zhichun and Wang, Jingyuan",
           "Infinite Retrieval: Attention Enhanced LLMs in Long-Context Processing", 2025),
     Paper("2504.13151", "mueller2025mib",

@@ -127,6 +127,60 @@ def test_a_head_of_flux_at_zero_is_its_columns_at_zero(layer: int, projections: 
     assert not torch.equal(edited, run(module, given))
 
 
+@pytest.mark.filterwarnings("ignore:.*patched in full forward passes:UserWarning")
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "PixArtTransformer2DModel"])
+def test_a_sweep_is_a_loop_over_hooks_by_hand(name: str) -> None:
+    module = denoiser(name)
+    m, base, source = interp.attach(module), call(module, batch=2), call(module, batch=2, seed=1)
+    sites = "L*.H*.z" if len(m.towers) == 1 else "denoiser.L*.H*.z"
+    found = interp.patch(m, base=base, source=source, metric=_mean, sites=sites)
+    tape, plain = m.run(source, record=sites), _mean(run(module, base), None)
+    for site, effect in zip(found.sites, found.values, strict=True):
+        one = m.anatomy.one(site)
+        layer, (head,) = m.anatomy.layer(one), one.heads
+        z = tape[str(one.whole)][:, :, head]
+        readers = {reader.module: reader.end for reader in layer.readers} or {layer.out: "all"}
+        handles = [
+            module.get_submodule(path).register_forward_pre_hook(_put(z, head, end)) for path, end in readers.items()
+        ]
+        torch.testing.assert_close(effect.float(), _mean(run(module, base), None) - plain, atol=1e-5, rtol=0)
+        for handle in handles:
+            handle.remove()
+    assert float(found.values.abs().max()) > 1e-3
+
+
+def _put(z: Tensor, head: int, end: str) -> Any:
+    """A hook that puts a head's part of z into what a projection reads."""
+
+    def hook(_: nn.Module, args: Any) -> tuple[Tensor]:
+        x = args[0].clone()
+        part = z[:, : x.shape[1]] if end == "first" else z[:, z.shape[1] - x.shape[1] :]
+        x[..., head * 8 : (head + 1) * 8] = part
+        return (x,)
+
+    return hook
+
+
+def _mean(sample: Tensor, inputs: Any) -> Tensor:
+    return sample.flatten(1).mean(1)
+
+
+def test_statistics_are_those_of_the_pattern() -> None:
+    module = denoiser("FluxTransformer2DModel")
+    m, given = interp.attach(module), call(module, batch=2)
+    stats = m.attention(given, stats=["mass:text", "entropy", "distance"])
+    tape = m.run(given, record="L1.pattern")
+    weights = tape["L1.pattern"].double()
+    roles = tape.inputs.roles
+    torch.testing.assert_close(stats.at("L1", "mass:text").double(), weights[..., :WORDS].sum(-1), atol=1e-6, rtol=0)
+    entropy = -(weights * weights.log()).sum(-1)
+    torch.testing.assert_close(stats.at("L1", "entropy").double(), entropy, atol=1e-5, rtol=0)
+    at = torch.stack([roles.row[0, WORDS:], roles.col[0, WORDS:]], -1).double()
+    cells = weights[:, :, WORDS:, WORDS:]
+    far = (cells * torch.cdist(at, at)).sum(-1) / cells.sum(-1)
+    torch.testing.assert_close(stats.at("L1", "distance")[..., WORDS:].double(), far, atol=1e-4, rtol=0)
+
+
 def test_patterns_of_sd3_are_those_of_its_weights() -> None:
     """Cells first, then words, in one softmax; written from the definition in float64."""
     module = denoiser("SD3Transformer2DModel").double()

@@ -1,0 +1,162 @@
+"""Which words does a model that fills masks put down first, and what do its heads do at each step of that?
+
+A masked language model, or a language model that denoises (LLaDA, arXiv 2502.09992), answers in steps: all positions of
+the answer are masked; a step is one call of the model on everything, after which the positions it is surest of are
+filled with its best words and the rest stay masked,
+
+    n_t = ceil(masked / (steps - t)) positions of the largest max_w p(w | position),
+
+until none is left. When each position was filled is known (`when`), and is a set of positions for edits and readings of
+another run. `each(step)` gives edits for one call once it is known what is masked there, as SparseD's patterns need
+(arXiv 2509.24014), found at one step and kept from then on. Cost: `steps` forward passes. Limits: no sampling and no
+words taken back; models that are called on the whole text, in both directions, with one row of logits a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.edits.edits import Edit
+from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.sites import Site
+from interp.hooks.stand.output import logits_of
+from interp.records import Method, register
+from interp.watching import Watched
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Filling:
+    """What is known before a step."""
+
+    step: int
+    ids: Tensor
+    """[row, position], with the mask's id where nothing stands yet."""
+    masked: Tensor
+    """Bool [row, position]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unmasked:
+    """An answer, when each of its words was put down, and what was recorded on the way."""
+
+    ids: Tensor
+    when: Tensor
+    """[row, position]: the step that filled it; -1 where it was given."""
+    sure: Tensor
+    """[row, position]: the probability of the word when it was put down; 1 where it was given."""
+    tape: Watched
+
+    def filled(self, step: int) -> Tensor:
+        """Bool [row, position]: what a step filled, as positions of edits and recordings."""
+        return self.when == step
+
+    def open(self, step: int) -> Tensor:
+        """Bool [row, position]: what was still masked when a step began."""
+        return self.when >= step
+
+    def __repr__(self) -> str:
+        answered = int((self.when >= 0).sum())
+        return f"Unmasked: {answered} positions in {int(self.when.max()) + 1} steps, {self.tape!r}"
+
+
+def unmask(
+    model: Model,
+    inputs: Any,
+    *,
+    mask: int | None = None,
+    steps: int = 4,
+    record: Iterable[str | Site] | str | Site = (),
+    edits: Edit | Iterable[Edit] = (),
+    each: Callable[[Filling], Iterable[Edit]] | None = None,
+    **watch: Any,
+) -> Unmasked:
+    """Fill every position that holds the id `mask` (the tokenizer's, unless given); `watch` goes to `m.watch`."""
+    token = _mask_id(model, mask)
+    x = model.inputs(inputs)
+    ids = x.ids
+    if ids is None or steps < 1:
+        raise InputsError(f"unmask fills ids in at least one step; got steps={steps} and inputs {x!r}.")
+    _refuse_one_way(model)
+    ids, open_ = ids.clone().to(model.device), (ids == token).to(model.device)
+    if not bool(open_.any(1).all()):
+        raise InputsError(f"no position of row {int((~open_.any(1)).nonzero()[0])} holds the mask's id {token}.")
+    when, sure = torch.full_like(ids, -1), torch.ones(ids.shape, device=ids.device)
+    with model.watch(record=record, edits=edits, **watch) as tape:
+        for step in range(steps):
+            given = {**model.called_with(x.kwargs), "input_ids": ids.clone()}
+            with ExitStack() as undo:
+                own = () if each is None else list(each(Filling(step, ids.clone(), open_.clone())))
+                if own:
+                    undo.enter_context(model.edited(own))
+                logits = _logits(model, given, ids)
+            _fill(logits, token, ids, open_, (when, sure), step, steps)
+    return Unmasked(ids, when, sure, tape)
+
+
+def _mask_id(model: Model, mask: int | None) -> int:
+    found = getattr(model.tokenizer, "mask_token_id", None) if mask is None else mask
+    if found is None:
+        raise InputsError("which id stands for a masked position is not known: pass mask=, or a tokenizer that says.")
+    return int(found)
+
+
+def _refuse_one_way(model: Model) -> None:
+    anatomy = model.ready()
+    if anatomy.main is None or not anatomy.tower(None, text="unmask").bidirectional:
+        raise ModelError(
+            f"{type(model.module).__name__} reads from left to right or has several towers: filling masks in any order"
+            " needs a model of text that sees both sides, as BERT does."
+        )
+
+
+def _logits(model: Model, given: dict[str, Any], ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = logits_of(model.module(**given))
+    if logits is None or logits.ndim != 3 or logits.shape[:2] != ids.shape:
+        came = "none" if logits is None else str(list(logits.shape))
+        raise ModelError(f"expected logits [row, position, word] for ids {list(ids.shape)}, got {came}.")
+    return logits
+
+
+def _fill(
+    logits: Tensor, token: int, ids: Tensor, open_: Tensor, kept: tuple[Tensor, Tensor], step: int, steps: int
+) -> None:
+    """Put down the surest words of every row, in place."""
+    when, sure = kept
+    chances = logits.float().index_fill(-1, torch.tensor([token], device=logits.device), -torch.inf).softmax(-1)
+    best, word = chances.max(-1)
+    for row in range(len(ids)):
+        left = int(open_[row].sum())
+        count = -(-left // (steps - step))
+        at = best[row].masked_fill(~open_[row], -1.0).topk(count).indices
+        ids[row, at], when[row, at], sure[row, at] = word[row, at], step, best[row, at]
+        open_[row, at] = False
+
+
+def _example(t: Any, **how: Any) -> Unmasked:
+    ids = t.base.ids
+    return unmask(t.model, t.base, mask=0 if ids is None else int(ids[0, -1]), **how)
+
+
+ONE_WAY = "it reads from left to right, or is no model of text alone"
+register(
+    Method(
+        name="interp.diffusion.unmask",
+        number="none: an answer, and the step at which each of its words was put down",
+        example=_example,
+        passes=lambda t: 4,
+        shown="none",
+        values=None,
+        papers=("2502.09992",),
+        unfit={"decoder": ONE_WAY, "vit": ONE_WAY, "lvlm": ONE_WAY, "encoder-decoder": ONE_WAY},
+    )
+)
