@@ -116,6 +116,9 @@ _KNOWN = (
           "Makelov, Aleksandar and Lange, Georg and Geiger, Atticus and Nanda, Neel",
           "Is This the Subspace You Are Looking for? An Interpretability Illusion for Subspace Activation Patching",
           2023),
+    Paper("2402.04347", "zhang2024hedgehog",
+          "Zhang, Michael and Bhatia, Kush and Kumbong, Hermann and Ré, Christopher",
+          "The Hedgehog & the Porcupine: Expressive Linear Attentions with Softmax Mimicry", 2024),
     Paper("2402.05602", "achtibat2024attnlrp",
           "Achtibat, Reduan and Hatefi, Sayed Mohammad Vakilzadeh and Dreyer, Maximilian and Jain, Aakriti and Wiegand,"
           " Thomas and Lapuschkin, Sebastian and Samek, Wojciech",
@@ -149,6 +152,12 @@ _KNOWN = (
           "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval and Reasoning",
           2024),
     Paper("2502.09992", "nie2025llada", "Nie, Shen and others", "Large Language Diffusion Models", 2025),
+    Paper("2411.07635", "fan2024rala", "Fan, Qihang and Huang, Huaibo and He, Ran",
+          "Breaking the Low-Rank Dilemma of Linear Attention", 2024),
+    Paper("2412.06590", "han2024inline",
+          "Han, Dongchen and Pu, Yifan and Xia, Zhuofan and Han, Yizeng and Pan, Xuran and Li, Xiu and Lu, Jiwen and"
+          " Song, Shiji and Huang, Gao",
+          "Bridging the Divide: Reconsidering Softmax and Linear Attention", 2024),
     Paper("2502.12962", "ye2025infinite", "Ye, Xiaoju and Wang, Zhichun and Wang, Jingyuan",
           "Infinite Retrieval: Attention Enhanced LLMs in Long-Context Processing", 2025),
     Paper("2504.13151", "mueller2025mib",

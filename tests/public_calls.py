@@ -17,6 +17,7 @@ from torch import Tensor
 
 import interp
 from interp import metrics
+from interp.kernels.masks import symbols as masks
 from interp.planted.probes import probe_task
 from interp.tasks.task import Task
 
@@ -195,6 +196,39 @@ EDITS: dict[str, Any] = {
 }
 
 
+def operators() -> dict[str, Any]:
+    """One of each kind of operator, at heads of the tiny Llama."""
+    from interp import operators as o
+
+    table, memory = torch.linspace(-1, 1, 40).view(1, 5, 8), torch.linspace(-1, 1, 16).view(1, 2, 8)
+    at = "L1.H1-2"
+    return {
+        "Linear": [
+            *(o.Linear(at, name) for name in ("elu", "exp", "taylor", "random")),
+            o.Linear(at, "silu", rate=o.slopes(2), normalize=False),
+            o.Linear(at, "hedgehog", maps=torch.linspace(-1, 1, 64).view(2, 1, 4, 8)),
+        ],
+        "InLine": [o.InLine(at)], "RankAugmented": [o.RankAugmented(at)], "LocalLinear": [o.LocalLinear(at)],
+        "PrefixScan": [o.PrefixScan(at), o.PrefixScan(at, table[:, 0])],
+        "Masked": [o.Masked(at, masks.Window(2)), o.Masked(at, masks.After(1, masks.Windows((0,), 2)))],
+        "Clusters": [o.Clusters(at, 2)], "TwoLevel": [o.TwoLevel(at, size=2, keep=1)],
+        "Chunks": [o.Chunks(at, budget=2), o.Chunks(at, budget=2, starts=(2,))],
+        "DynamicMask": [o.DynamicMask(at, keep=2)], "LowRank": [o.LowRank(at, 2, pool=2)],
+        "Estimated": [o.Estimated(at, 3, 1)], "Landmarks": [o.Landmarks(at, 2, keep=1)],
+        "Reversed": [o.Reversed(at)], "StaticQK": [o.StaticQK(at), o.StaticQK(at, "random", "random")],
+        "RelativeScores": [o.RelativeScores(at, table)], "MemoryTokens": [o.MemoryTokens(at, memory, memory)],
+    }  # fmt: skip
+
+
+def pictured_operators(p: Place) -> Any:
+    """Those of towers where every row sees all."""
+    from interp import operators as o
+
+    m, base = p.model("vit"), p.pair("vit")["base"]
+    edits = [o.Agent("L1.H1", 2), o.Channels("L1.H1"), o.Reversed("L1.H1", "senders")]
+    return [m.run(base, edits=[edit])["logits"] for edit in edits]
+
+
 def under(edits: list[Any], p: Place) -> Any:
     """A run under each edit by itself: the logits, and a residual behind it."""
     m, base = p.model("llama"), p.pair("llama")["base"]
@@ -255,6 +289,12 @@ CALLS: dict[str, Call] = {
     "Model.roles": lambda p: p.model(LVLM).roles(picture(p).clean),
     **{f"tasks.{name}": partial(asked, name) for name in KNOWS},
     **{f"edits.{name}": partial(under, edits) for name, edits in EDITS.items()},
+    **{f"operators.{name}": partial(under, edits) for name, edits in operators().items()},
+    "operators.Agent": pictured_operators,
+    "operators.Channels": pictured_operators,
+    "operators.find_blocks": lambda p: under(
+        interp.operators.find_blocks(p.model("llama"), p.pair("llama")["base"], size=3), p
+    ),
     **{f"metrics.{name}": partial(judged, name) for name in METRICS},
     **{f"metrics.{name}": partial(placed_metric, name) for name in PLACES},
 }
@@ -278,6 +318,8 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(("diffusion.columns", "diffusion.pointing"), "reads text, or numbers that are there"),
     "diffusion.encoders": "holds models; denoisers are tried in test_denoisers.py",
     **dict.fromkeys(("explorer.Explorer", "heads.Importance", "patching.Effects"), MADE),
+    **dict.fromkeys(("operators.Compared", "operators.Mimicry", "operators.Replaceable"), MADE),
+    **dict.fromkeys(("operators.Operator", "operators.slopes"), VALUE),
     **dict.fromkeys(("families.Family", "families.Projection", "families.Recipe", "families.register"), VALUE),
     **dict.fromkeys((f"tasks.{name}" for name in UNKNOWN), "its words are in no model that ships; Task is tried"),
     **dict.fromkeys((f"Model.{name}" for name in HELD), "says what is held, or is what every call begins with"),

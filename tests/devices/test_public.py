@@ -19,7 +19,16 @@ import interp
 from interp.kernels.stats import KINDS
 from interp.records import every
 
-RUNNING = ("Model.run", "Model.stream", "Model.edited", "Model.prepare", "Model.roles", "edits.", "metrics.")
+RUNNING = (
+    "Model.run",
+    "Model.stream",
+    "Model.edited",
+    "Model.prepare",
+    "Model.roles",
+    "edits.",
+    "operators.",
+    "metrics.",
+)
 """What a run goes on with, and its logits, stay on the device; all else is kept, and kept on the CPU."""
 
 

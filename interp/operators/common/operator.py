@@ -78,6 +78,15 @@ class Operator(AttentionEdit):
                 " would be lost: use an operator of scores (StaticQK, Masked), or another layer."
             )
 
+    def products(self, part: Part) -> float:
+        """Multiplications that this operator's attention takes in such a call, a head and example; those of softmax
+        attention over all the keys that rows see, unless an operator counts for itself."""
+        return softmax_products(part)
+
+    def saving(self, part: Part) -> float:
+        """The multiplications of softmax attention over those of this operator."""
+        return softmax_products(part) / self.products(part)
+
     def same_keys(self, part: Part) -> Tensor:
         """Bool [1 or example, 1 or head, key] that every row sees, rows of padding apart; refused where they differ."""
         known = alive(part)
@@ -89,6 +98,17 @@ class Operator(AttentionEdit):
                     " windows, and it reads the same for all of them: use it where every row sees all."
                 )
         return known
+
+
+def softmax_products(part: Part) -> float:
+    """Multiplications of softmax attention, a head and example: scores and means over the keys that rows see."""
+    return float(pairs(part)) * (part.q.shape[-1] + part.v.shape[-1])
+
+
+def pairs(part: Part) -> float:
+    """How many keys all rows see together, the mean over heads and examples."""
+    shown = torch.stack([visible(part, rows).float().sum((2, 3)).mean() for rows in blocks(part)])
+    return float(shown.sum())
 
 
 def wide(x: Tensor) -> Tensor:

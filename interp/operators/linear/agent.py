@@ -47,6 +47,11 @@ class Agent(Operator):
         agents, known = self._agents(part)
         return self._of_agents(part, agents, rows_asked(part)) @ self._keys(part, agents, known)
 
+    def products(self, part: Part) -> float:
+        """Agents against all keys and rows against all agents."""
+        count = self.count if self.grid is None else self.count**2
+        return float(part.q.shape[2] + part.k.shape[2]) * count * (part.q.shape[-1] + part.v.shape[-1])
+
     def _agents(self, part: Part) -> tuple[Tensor, Tensor]:
         """[example, head, agent, d], and the keys that agents see, Bool [example or 1, head or 1, key]."""
         self.refuse_additions(part)

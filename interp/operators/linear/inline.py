@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.stand.part import Part
-from interp.operators.common.operator import Operator, ratio, visible, wide
+from interp.operators.common.operator import Operator, alive, ratio, visible, wide
 from interp.operators.linear.streams import summed
 
 
@@ -36,6 +36,14 @@ class InLine(Operator):
         every = summed(part, lambda q: torch.ones_like(q[..., :1]), lambda k: torch.ones_like(k[..., :1]), counted)
         n = every[..., -1:]
         return ratio(along[..., :-1] + every[..., :-1] * (1 - ratio(along[..., -1:], n)), n)
+
+    def state(self, part: Part) -> Tensor:
+        """sum_j k_j v_j^T [example, head, d, dv]"""
+        return (wide(part.keys) * alive(part)[..., None]).transpose(-1, -2) @ wide(part.values)
+
+    def products(self, part: Part) -> float:
+        """Each key into the sum and each query against it."""
+        return float(part.q.shape[2] + part.k.shape[2]) * part.q.shape[-1] * (part.v.shape[-1] + 1)
 
     def weights(self, part: Part, rows: Tensor) -> Tensor:
         self.refuse_additions(part)

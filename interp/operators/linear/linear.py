@@ -14,14 +14,14 @@ generate: each step sums over the cached keys, which costs what attending to the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
-from interp.operators.common.operator import Operator, per_head, places, ratio, rows_asked, shares, visible, wide
+from interp.operators.common.operator import Operator, alive, per_head, places, ratio, rows_asked, shares, visible, wide
 from interp.operators.linear.features import FEATURES, SIGNED, Map, MapAsked, features
 from interp.operators.linear.streams import summed
 
@@ -80,6 +80,18 @@ class Linear(Operator):
             a = a * torch.exp(-rates[:, None, None] * apart)
         seen = visible(part, rows)
         return shares(a, seen) if self.normalize else a.masked_fill(~seen, 0.0)
+
+    def state(self, part: Part) -> Tensor:
+        """What all rows read where they see all keys, sum_j g(k_j) v_j^T [example, head, feature, dv]."""
+        k, v = self._maps(part)[1](wide(part.k)), wide(part.values)
+        k = k.repeat_interleave(v.shape[1] // k.shape[1], 1) * alive(part)[..., None]
+        return k.transpose(-1, -2) @ v
+
+    def products(self, part: Part) -> float:
+        """Each key into the sum and each query against it."""
+        few = replace(part, k=part.k[:, :, :1], v=part.v[:, :, :1])
+        count = self._maps(few)[1](wide(few.k)).shape[-1]
+        return float(part.q.shape[2] + part.k.shape[2]) * count * (part.v.shape[-1] + self.normalize)
 
     def _maps(self, part: Part) -> tuple[Map, Map]:
         return features(part, MapAsked(self.feature, self.count, self.seed, self.maps, stable=self.normalize))

@@ -57,6 +57,14 @@ class RankAugmented(Operator):
         a = elu(wide(part.q[:, :, rows])) @ elu(wide(part.keys)).transpose(-1, -2)
         return shares(a * self.key_weights(part)[:, :, None], visible(part, rows))
 
+    def state(self, part: Part) -> Tensor:
+        """sum_j alpha_j phi(k_j) v_j^T [example, head, d, dv]"""
+        return (elu(wide(part.keys)) * self.key_weights(part)[..., None]).transpose(-1, -2) @ wide(part.values)
+
+    def products(self, part: Part) -> float:
+        """Each key into the sum and each query against it."""
+        return float(part.q.shape[2] + part.k.shape[2]) * part.q.shape[-1] * (part.v.shape[-1] + 1)
+
     def key_weights(self, part: Part) -> Tensor:
         """alpha [example, head, key], up to a factor of a head."""
         fq, fk = elu(wide(part.q)), elu(wide(part.keys))

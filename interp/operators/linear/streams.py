@@ -49,11 +49,11 @@ class _Stream:
         self.mask, self.offset = as_mask(part.mask), keys - queries
         self.low, self.high = (x.tolist() for x in bounds(keys, BLOCK, 0))
         self.row_low, self.row_high = (x.tolist() for x in bounds(queries, BLOCK, self.offset))
-        if any(True for _ in tensors(self.mask)):
-            self.dead: Tensor | None = ~alive(part)
+        self.dead = ~alive(part) if any(True for _ in tensors(self.mask)) else None
+        if self.dead is not None:
             self.full, self.empty = _classes(part, self.dead)
         else:
-            self.dead, found = None, self.mask.classes(queries, keys, rows=BLOCK, columns=BLOCK)
+            found = self.mask.classes(queries, keys, rows=BLOCK, columns=BLOCK)
             self.full, self.empty = ((found == kind).flatten(0, 1).all(0) for kind in (FULL, EMPTY))
 
     @property

@@ -21,7 +21,7 @@ from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Mask, as_mask
-from interp.operators.common.operator import Operator
+from interp.operators.common.operator import Operator, softmax_products
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +46,10 @@ class Masked(Operator):
 
     def weights(self, part: Part, rows: Tensor) -> Tensor:
         return part.softmax(self._hidden(part).scores(rows))
+
+    def products(self, part: Part) -> float:
+        """Softmax attention over the keys that are left."""
+        return softmax_products(self._hidden(part))
 
     def _hidden(self, part: Part) -> Part:
         assert self.mask is not None
