@@ -89,15 +89,20 @@ class Operator(AttentionEdit):
 
     def same_keys(self, part: Part) -> Tensor:
         """Bool [1 or example, 1 or head, key] that every row sees, rows of padding apart; refused where they differ."""
-        known = alive(part)
-        for rows in blocks(part):
+        known, runs = alive(part), runs_of(part)
+        for rows in blocks(part) if runs is None else ():
             seen = visible(part, rows)
             if not bool((seen == known[:, :, None]).logical_or(~seen.any(-1, keepdim=True)).all()):
-                raise EditError(
-                    f"{self!r}: rows of heads {list(part.heads)} see different keys, as in a causal tower or in"
-                    " windows, and it reads the same for all of them: use it where every row sees all."
-                )
+                self._refuse_uneven(part)
+        if runs is not None and not all(bool((one == one[:, :1]).all()) for one in runs):
+            self._refuse_uneven(part)
         return known
+
+    def _refuse_uneven(self, part: Part) -> None:
+        raise EditError(
+            f"{self!r}: rows of heads {list(part.heads)} see different keys, as in a causal tower or in windows, and it"
+            " reads the same for all of them: use it where every row sees all."
+        )
 
 
 def softmax_products(part: Part) -> float:
@@ -142,13 +147,33 @@ def visible(part: Part, rows: Tensor) -> Tensor:
 
 def alive(part: Part) -> Tensor:
     """Bool [1 or example, 1 or head, key]: keys that some query sees; padding is seen by none."""
-    return torch.stack([visible(part, rows).any(2) for rows in blocks(part)]).any(0)
+    runs = runs_of(part)
+    if runs is None:
+        return torch.stack([visible(part, rows).any(2) for rows in blocks(part)]).any(0)
+    low, high = runs
+    keys = part.k.shape[2]
+    ends = torch.zeros(low.shape[0], keys + 1, dtype=torch.long, device=low.device)
+    some = (high > low).long()
+    ends = ends.scatter_add(1, low.expand_as(some), some).scatter_add(1, high.expand_as(some), -some)
+    return (ends.cumsum(1)[:, :keys] > 0)[:, None]
 
 
 def looks_ahead(part: Part) -> bool:
     """Whether some query sees a later key than its own."""
-    keys, at = torch.arange(part.k.shape[2], device=part.q.device), places(part)
+    keys, at, runs = torch.arange(part.k.shape[2], device=part.q.device), places(part), runs_of(part)
+    if runs is not None:
+        return bool(((runs[1] > at + 1) & (runs[1] > runs[0])).any())
     return any(bool((visible(part, rows) & (keys > at[rows][:, None])).any()) for rows in blocks(part))
+
+
+def runs_of(part: Part) -> tuple[Tensor, Tensor] | None:
+    """The keys [low, high) of each query [1 or example, query], where they are one run and a mask says so in symbols;
+    in time linear in length."""
+    found = as_mask(part.mask).interval(places(part), part.k.shape[2])
+    if found is None:
+        return None
+    low, high = torch.broadcast_tensors(*found)
+    return low, torch.maximum(low, high)
 
 
 def real_queries(part: Part) -> Tensor:

@@ -30,6 +30,7 @@ from interp.operators.common.operator import (
     per_head,
     ratio,
     real_queries,
+    runs_of,
     softmax,
     visible,
     wide,
@@ -74,19 +75,27 @@ class PrefixScan(Operator):
 
     def _ends(self, part: Part) -> Tensor:
         """[example or 1, head or 1, query]: the key after the last one that a row sees."""
-        known = alive(part)
-        keys = torch.arange(part.k.shape[2], device=part.q.device)
-        found = []
-        for rows in blocks(part):
-            seen = visible(part, rows)
-            end = ((keys + 1) * seen).amax(-1)
-            if not bool((seen == (known[:, :, None] & (keys < end[..., None]))).all()):
-                raise EditError(
-                    f"{self!r}: a row of heads {list(part.heads)} leaves out keys before its last one (windows, images"
-                    " apart), and a scan reads all of them: use StaticQK there."
-                )
-            found.append(end)
-        return torch.cat(found, -1)
+        runs = runs_of(part)
+        if runs is not None:
+            low, high = runs
+            before = torch.nn.functional.pad(alive(part)[:, 0].long().cumsum(-1), (1, 0))
+            if bool((before.expand(low.shape[0], -1).gather(1, low)[high > low] > 0).any()):
+                self._refuse_gaps(part)
+            return torch.where(high > low, high, 0)[:, None]
+        return torch.cat([self._ends_of(part, rows) for rows in blocks(part)], -1)
+
+    def _ends_of(self, part: Part, rows: Tensor) -> Tensor:
+        seen, keys = visible(part, rows), torch.arange(part.k.shape[2], device=part.q.device)
+        end = ((keys + 1) * seen).amax(-1)
+        if not bool((seen == (alive(part)[:, :, None] & (keys < end[..., None]))).all()):
+            self._refuse_gaps(part)
+        return end
+
+    def _refuse_gaps(self, part: Part) -> None:
+        raise EditError(
+            f"{self!r}: a row of heads {list(part.heads)} leaves out keys before its last one (windows, images apart),"
+            " and a scan reads all of them: use StaticQK there."
+        )
 
 
 def scanned(s: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
