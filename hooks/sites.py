@@ -1,7 +1,7 @@
 """The grammar of places in a model, and its one parser.
 
     site      = [tower "."] ["L" numbers ["@" numbers] "."] [("H" | "K") numbers "."] component
-    numbers   = number | "3-7" | "1,4" | "*"
+    numbers   = number | "3-7" | "1,4" | "*" | "-1", which is the last
 
 `L5.H3.z`, `vision.L*.H0-3.pattern`, `L2.K1.k`, `connector.out`, `logits`. A site without a component means the heads'
 attention (`L9.H*`). `L5H3`, `5.3`, `a5.h3` and TransformerLens' `blocks.5.attn.hook_z` are read as well; the first
@@ -61,7 +61,7 @@ def cached(name: str, layer: int) -> str:
 
 _NUMBERS = r"(?:\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
 _SITE = re.compile(
-    rf"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:L(?P<layers>{_NUMBERS})(?:@(?P<passes>{_NUMBERS}))?\.?)?"
+    rf"^(?:(?P<tower>[a-z][a-z_0-9]*)\.)?(?:L(?P<layers>{_NUMBERS}|-\d+)(?:@(?P<passes>{_NUMBERS}|-\d+))?\.?)?"
     rf"(?:(?P<kind>[HK])(?P<heads>{_NUMBERS})\.?)?(?P<component>[a-z][a-z_0-9]*)?$"
 )
 _SHORT = re.compile(
@@ -246,9 +246,13 @@ def _from_transformer_lens(text: str) -> str:
 
 
 def numbers(spelled: str, known: Sequence[int], *, what: str, text: str, owner: str = "this tower") -> tuple[int, ...]:
-    """The numbers that `3-7`, `1,4` or `*` mean among the known ones."""
+    """The numbers that `3-7`, `1,4`, `*` or `-1`, which is the last, mean among the known ones."""
     if spelled == "*":
         return tuple(known)
+    if spelled.startswith("-"):
+        if not -len(known) <= int(spelled) < 0:
+            raise SiteError(f"no {what} {spelled} for {text!r}: {owner} has {_many(what)} {_spell(known)}.")
+        return (known[int(spelled)],)
     wanted: list[int] = []
     for part in spelled.split(","):
         first, _, last = part.partition("-")

@@ -103,7 +103,7 @@ class HeadResult(Saved):
 
 
 NAMING = ("site", "sender", "receiver", "method", "estimate", "low", "high")
-"""Columns that a table of the largest rows keeps in any case, as far as they hold anything."""
+"""Columns that a table of the largest rows keeps in any case; the interval, as far as there is one."""
 POSITIONS = "there is a position axis; a row is a head: patch with positions='joint'."
 
 
@@ -148,7 +148,7 @@ def largest(frame: Any, n: int, *, column: str = "estimate", by: By = "abs") -> 
         raise InterpError(f"by is one of {', '.join(map(repr, orders))}, got {by!r}.")
     order = orders[by]
     rows = frame.loc[order.sort_values(ascending=False, kind="stable").index].head(n)
-    empty = [name for name in frame if not frame[name].notna().any()]
+    empty = [name for name in frame if name not in (column, *NAMING[:-2]) and not frame[name].notna().any()]
     same = [name for name in frame if name not in (column, *NAMING, *empty) and _same(frame[name])]
     rows = rows.drop(columns=[*empty, *same])
     rows.attrs["same"] = {name: frame[name].iloc[0] for name in same}

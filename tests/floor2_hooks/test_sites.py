@@ -104,7 +104,8 @@ def test_ranges_lists_and_stars_name_layers(llama: interp.Model) -> None:
     [
         ("", "cannot read"),
         ("L1..z", "cannot read"),
-        ("L-1.z", "cannot read"),
+        ("L-9.z", "no layer -9"),
+        ("L--1.z", "cannot read"),
         ("L1.H.z", "no component|cannot read"),
         ("l1.z", "names no layer"),
         ("vison.L0.z", "no tower 'vison' .* this model has text"),

@@ -194,7 +194,7 @@ class Importance(HeadResult):
         return (
             f"Importance of {len(self.sites)} heads by {', '.join(self.methods)} on {len(self.groups)} examples; first"
             f" by {best['method']}: {best['site']} {best['estimate']:+.4g}"
-            f"{bootstrap.spanned(best['low'], best['high'], '.4g')}"
+            f"{bootstrap.spanned(best.get('low', torch.nan), best.get('high', torch.nan), '.4g')}"
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -76,3 +76,14 @@ def test_keys_of_transformer_lens_name_sites(m: Any) -> None:
     assert torch.equal(tape["post", 1], tape["L1.neurons"])
     with pytest.raises(SiteError, match=r"no key .'zz', layer"):
         _ = tape["zz", 1]
+
+
+def test_the_last_layer_is_minus_one(m: Any) -> None:
+    last = len(m.anatomy.towers[next(iter(m.towers))].layers) - 1
+    assert m.sites("L-1.H0.z") == [f"L{last}.H0.z"]
+    assert torch.equal(m.run(TEXT, record="L-1.z")["L-1.z"], m.run(TEXT, record=f"L{last}.z")[f"L{last}.z"])
+    with pytest.raises(SiteError, match="no layer -9"):
+        m.sites("L-9.z")
+    for odd in ("L-0.z", "L-1-2.z", "L-.z", "L1,-1.z"):
+        with pytest.raises(SiteError):
+            m.sites(odd)
