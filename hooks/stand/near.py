@@ -74,7 +74,7 @@ def attended(part: Part, near: Near, edits: Sequence[kernel.Edit]) -> Tensor:
     for start in range(0, queries, size):
         at = torch.arange(start, min(start + size, queries), device=part.q.device)
         keys = _keys(near, at + length - queries, length)
-        own = {**part.arguments, "mask": _block(part.mask, at + length - queries, keys)}
+        own = {**part.arguments, "mask": mask_between(part.mask, at + length - queries, keys)}
         if part.bias is not None:
             own["bias"] = part.bias.expand(-1, -1, queries, length)[:, :, at][..., keys]
         inner = [_cut(edit, at, keys) for edit in edits]
@@ -94,8 +94,8 @@ def _keys(near: Near, i: Tensor, keys: int) -> Tensor:
     return torch.cat([every[~inside], every[inside]])
 
 
-def _block(mask: Mask | None, i: Tensor, keys: Tensor) -> Dense:
-    """A mask's part for these rows and keys."""
+def mask_between(mask: Mask | None, i: Tensor, keys: Tensor) -> Dense:
+    """A mask's part for rows at positions i and some keys."""
     whole = as_mask(mask)
     seen, added = whole.visible(i, keys), whole.additive(i, keys)
     if added is None:

@@ -22,7 +22,7 @@ from interp.operators.routed.estimated import Estimated
 from interp.operators.routed.landmarks import Landmarks
 from interp.operators.routed.low_rank import LowRank
 from interp.operators.routed.two_level import TwoLevel
-from interp.operators.windows.masked import Masked
+from interp.operators.windows.masked import Masked, _kept
 
 RANDOM = torch.Generator().manual_seed(4)
 CENTERS = torch.randn(4, 3, 4, generator=RANDOM, dtype=torch.float64)
@@ -234,6 +234,25 @@ def test_who_keeps_everything_is_dense(name: str, call: str) -> None:
     want = each(p, softmax_of)
     torch.testing.assert_close(DENSE[name].pattern(p), want, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(DENSE[name].z(p), want @ p.values, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("call", ["causal", "cached", "left", "right"])
+def test_gathered_keys_give_what_all_keys_give(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bias, a soft cap and sinks as well, and rows whose blocks are all empty."""
+    monkeypatch.setattr("interp.operators.windows.masked.ROWS", 2)
+    monkeypatch.setattr("interp.operators.windows.masked.KEYS", 3)
+    monkeypatch.setattr("interp.operators.windows.masked.SPARSE", 1.0)
+    g = torch.Generator().manual_seed(1)
+    p = part(call)
+    queries = p.q.shape[2]
+    more = replace(p, softcap=2.0, sinks=torch.randn(4, generator=g), bias=torch.randn(1, 4, queries, 11, generator=g))
+    for one in (p, more):
+        for mask in (M.Prefix(1) | M.Window(2), M.PowerBlocks(1, 1), M.Blocks(torch.eye(4, dtype=torch.bool), 3)):
+            operator = Masked("L0", mask)
+            assert _kept(operator._hidden(one)) is not None
+            want = one.read(operator.pattern(one))
+            torch.testing.assert_close(operator.z(one), want, atol=1e-6, rtol=1e-6)
+    differentiable(Masked("L0", M.Prefix(1) | M.Window(2)), part(call, size=0.5))
 
 
 def test_a_stride_as_wide_as_the_window_is_block_diagonal() -> None:
