@@ -165,7 +165,10 @@ class Held:
 
     def _describe(self, kwargs: Mapping[str, Any]) -> Inputs:
         if denoises(self.module):
-            return denoised(self.module, kwargs)
+            try:
+                return denoised(self.module, kwargs)
+            except UnknownPositions as why:
+                return self._watched(None, kwargs, why)
         config = self.config if self.config is not None else patches_of(self.module)
         extractor = extractor_of(self.processor)
         try:
@@ -176,7 +179,7 @@ class Held:
 
     def _completed(self, made: Inputs, kwargs: Mapping[str, Any]) -> Inputs:
         """The inputs with the towers that they do not know, once the model has been traced."""
-        if self._anatomy is None:
+        if self._anatomy is None or made.main == "denoiser":
             return made
         if len(towers := list(self._anatomy.towers)) == 1 and towers[0] in made.towers and made.main == "decoder":
             made = replace(made, unnamed=towers[0])

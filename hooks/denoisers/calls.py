@@ -137,6 +137,17 @@ MAKERS: Mapping[str, Callable[[Wanted], Any]] = {
 """By the name of an argument."""
 
 
+def _framed(make: Callable[[Wanted], Any]) -> Callable[[Wanted], Any]:
+    """What Wan wants where a first frame is given: 512 words, as many as it takes off the end of words and frame."""
+    return lambda w: make(w) if w.config.get("image_dim") else MAKERS["encoder_hidden_states"](w)
+
+
+def _frame(w: Wanted) -> Tensor | None:
+    """The tokens of a first frame, where there is one."""
+    width = w.config.get("image_dim")
+    return None if width is None else w.noise(w.batch, 5, int(width))
+
+
 def _size(*numbers: float) -> Callable[[Wanted], Tensor]:
     return lambda w: torch.tensor([numbers] * w.batch)
 
@@ -144,6 +155,10 @@ def _size(*numbers: float) -> Callable[[Wanted], Tensor]:
 OWN: Mapping[str, Mapping[str, Callable[[Wanted], Any]]] = {
     "CogVideoXTransformer3DModel": {
         "hidden_states": lambda w: w.noise(w.batch, FRAMES, w.number("in_channels"), ROWS * w.patch, COLUMNS * w.patch)
+    },
+    "WanTransformer3DModel": {
+        "encoder_hidden_states": _framed(lambda w: w.noise(w.batch, 512, w.text)),
+        "encoder_hidden_states_image": _frame,
     },
     "CogView4Transformer2DModel": dict.fromkeys(("original_size", "target_size"), _size(64.0, 96.0))
     | {"crop_coords": _size(0.0, 0.0)},

@@ -3,7 +3,7 @@
 Joint attention reads both in one sequence, words first or cells first by class (`WORDS_FIRST`, `CELLS_FIRST`);
 elsewhere cells attend to each other and, in a second attention, to the words (`APART`). Cells are patches of the latent
 picture in row-major order, frame by frame; sizes come from the call and the config, never from a square root. Learned
-tokens that a class puts before everything are `register`. Limits: reference pictures of Flux count as further frames; a
+tokens that a class puts before everything are `register`. Limits: reference pictures count as further frames; a
 U-Net's cells are its latents, most of its layers attend over smaller pictures; classes of no table here have no
 positions, and say so.
 """
@@ -103,16 +103,27 @@ def _cells(
         where = (ids[0] if ids.ndim == 3 else ids)[:, :3].long().cpu()
         found = where.amax(0) + 1
         return where, (int(found[0]), int(found[1]), int(found[2]))
-    shape = _shape(kind, config, call, latents)
-    axes = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
-    return torch.stack(axes, -1).reshape(-1, 3), shape
+    shapes = _pictures(call) or [_shape(kind, config, call, latents)]
+    parts, frames = [], 0
+    for shape in shapes:
+        axes = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+        parts.append(torch.stack(axes, -1).reshape(-1, 3) + torch.tensor([frames, 0, 0]))
+        frames += shape[0]
+    rows, columns = (max(shape[axis] for shape in shapes) for axis in (1, 2))
+    return torch.cat(parts), (frames, rows, columns)
+
+
+def _pictures(call: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Frames, rows and columns of the picture that is made and of those it is made from, where the call says so."""
+    said = call.get("img_shapes")
+    if not said:
+        return []
+    first = said[0]
+    every = [first] if isinstance(first[0], int) else first
+    return [(int(frames), int(rows), int(columns)) for frames, rows, columns in every]
 
 
 def _shape(kind: str, config: Mapping[str, Any], call: Mapping[str, Any], latents: Tensor) -> tuple[int, int, int]:
-    if "img_shapes" in call:
-        pictures = call["img_shapes"][0]
-        first = pictures[0] if isinstance(pictures, list) else pictures
-        return int(first[0]), int(first[1]), int(first[2])
     if latents.ndim == 3:
         frames, rows, columns = (call.get(name) for name in ("num_frames", "height", "width"))
         if frames is None or rows is None or columns is None:

@@ -92,7 +92,7 @@ def checked(kwargs: Mapping[str, Any], config: Any = None) -> dict[str, Any]:
 
 
 def _tensor(name: str, value: Any) -> Any:
-    if isinstance(value, (Tensor, *SCALARS)):
+    if isinstance(value, (Tensor, Mapping, *SCALARS)):
         return value
     try:
         return torch.as_tensor(value)
@@ -137,3 +137,24 @@ def check_mask(name: str, mask: Any, ids: Tensor) -> None:
     empty = (~mask.bool().any(1)).nonzero().flatten().tolist() if not mask.is_meta else []
     if empty:
         raise InputsError(f"row {empty[0]} of {name} is all padding: leave such rows out of the batch")
+
+
+def flat(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with those inside a dict beside the others, under both names: "added_cond_kwargs/time_ids"."""
+    found: dict[str, Any] = {}
+    for name, value in call.items():
+        inner = flat(value) if isinstance(value, Mapping) else None
+        found |= {name: value} if inner is None else {f"{name}/{own}": one for own, one in inner.items()}
+    return found
+
+
+def nested(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `flat` was given."""
+    made: dict[str, Any] = {}
+    for name, value in found.items():
+        *above, own = name.split("/")
+        place = made
+        for one in above:
+            place = place.setdefault(one, {})
+        place[own] = value
+    return made

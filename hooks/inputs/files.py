@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
+from interp.hooks.inputs.arguments import flat, nested
 from interp.hooks.inputs.labels import FIELDS, Roles
 from interp.hooks.pictures.grids import Fit, View
 from interp.hooks.sealed import digest, inside, loaded, sealed, understood, unsealed
@@ -27,7 +28,7 @@ def save(inputs: Any, folder: Path, shared: bool = False) -> None:
     labels = inputs.roles
     tensors = {f"roles.{name}": getattr(labels, name) for name in FIELDS} | {"valid": inputs.valid}
     tensors |= {f"tags.{name}": mask for name, mask in labels.tags.items()}
-    arguments = {} if shared else {k: v for k, v in inputs.kwargs.items() if isinstance(v, Tensor)}
+    arguments = {} if shared else {k: v for k, v in flat(inputs.kwargs).items() if isinstance(v, Tensor)}
     tensors |= {f"kwargs.{name}": value for name, value in arguments.items()}
     save_file(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
@@ -47,7 +48,7 @@ def _about(inputs: Any) -> dict[str, Any]:
         "format": FORMAT, "main": inputs.main, "tokens": inputs.tokens, "texts": inputs.texts,
         "offsets": inputs.offsets, "continuation": inputs.continuation, "grids": labels.grids, "views": views,
         "sizes": labels.sizes, "fit": labels.fit and asdict(labels.fit), "seconds": labels.seconds,
-        "scalars": {name: value for name, value in inputs.kwargs.items() if not isinstance(value, Tensor)},
+        "scalars": {name: value for name, value in flat(inputs.kwargs).items() if not isinstance(value, Tensor)},
         "towers": {name: tower if isinstance(tower, str) else None for name, tower in inputs.towers.items()},
     }  # fmt: skip
 
@@ -60,7 +61,7 @@ def load(make: Callable[..., Made], folder: Path, kwargs: dict[str, Any] | None 
     about, digests = unsealed(path, FORMAT)
     tensors = loaded(folder / "inputs.safetensors", digests)
     with understood(path):
-        call = kwargs if kwargs is not None else {**about["scalars"], **_under(tensors, "kwargs.")}
+        call = kwargs if kwargs is not None else nested({**about["scalars"], **_under(tensors, "kwargs.")})
         towers = {n: why or load(make, inside(folder, n), call) for n, why in about["towers"].items()}
         told = {name: _frozen(about[name]) for name in ("tokens", "texts", "offsets", "continuation", "main")}
         return make(call, tensors["valid"], _roles(about, tensors), **told, towers=towers)

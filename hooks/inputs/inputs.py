@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.inputs import files, table
-from interp.hooks.inputs.arguments import checked, main_ids, main_tower, other_towers, unknown_call
+from interp.hooks.inputs.arguments import checked, flat, main_ids, main_tower, nested, other_towers, unknown_call
 from interp.hooks.inputs.positions import Span, named, resolve
 from interp.hooks.inputs.roles import Roles, plain, roles
 from interp.hooks.inputs.token_text import Decoder, Offsets, covering, locate, not_found, read, shown
@@ -184,7 +184,7 @@ class Inputs:
     def digest(self) -> str:
         """A sha256 of the data, the same on every machine."""
         total = hashlib.sha256()
-        for name, value in sorted({**self.kwargs, "valid": self.valid}.items()):
+        for name, value in sorted({**flat(self.kwargs), "valid": self.valid}.items()):
             if not isinstance(value, Tensor):
                 total.update(f"{name} {value!r}\n".encode())
                 continue
@@ -195,7 +195,10 @@ class Inputs:
 
     def to(self, device: torch.device | str) -> Inputs:
         """The same inputs on another device."""
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.kwargs.items()}
+        kwargs = flat(self.kwargs)
+        moved = nested(
+            {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+        )
         towers = {name: tower.to(device) if isinstance(tower, Inputs) else tower for name, tower in self.towers.items()}
         rest = (self.tokens, self.texts, self.offsets, self.continuation, self.main)
         return Inputs(moved, self.valid.to(device), self.roles.to(device), *rest, towers)

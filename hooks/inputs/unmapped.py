@@ -90,7 +90,7 @@ def _stem(name: str) -> str:
 def _alone(kwargs: Mapping[str, Any], name: str, size: tuple[int, int]) -> Inputs:
     stem = _stem(name)
     sound = any(kwargs.get(one) is not None for one in SOUND) and stem in ("encoder", "audio")
-    kind = "audio" if sound else "image" if stem == "vision" else "text"
+    kind = "audio" if sound else {"vision": "image", "denoiser": "special"}.get(stem, "text")
     device = next((x.device for x in kwargs.values() if isinstance(x, Tensor)), None)
     valid = torch.ones(*size, dtype=torch.bool, device=device)
     return Inputs(checked(kwargs), valid, plain(valid, kind), main=stem if stem in ALIASES else "text")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port, Tower
+from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port, Reader, Tower
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sealed import damaged, digest, inside, loaded, sealed, understood, unsealed
 from interp.hooks.sites import LayerPass, Site
@@ -127,7 +127,9 @@ def _port(fields: Mapping[str, Any] | None) -> Port | None:
 
 def _layer(fields: Mapping[str, Any]) -> Layer:
     ports = {name: _port(port) for name, port in fields["ports"].items()}
-    return Layer(**{**fields, "ports": ports, "index": _index(fields["index"]), "nth": _nth(fields)})
+    readers = tuple(Reader(**one) for one in fields.get("readers", ()))
+    index = _index(fields["index"])
+    return Layer(**{**fields, "ports": ports, "index": index, "nth": _nth(fields), "readers": readers})
 
 
 def _tower(fields: Mapping[str, Any]) -> Tower:

@@ -256,8 +256,8 @@ def _assemble(
 def _joined(towers: dict[str, Tower], root: nn.Module) -> Anatomy:
     """The towers of one model; where two have a block in common the residual is the first one's, never `cross`'s."""
     owned: dict[str, Tower] = {}
-    for name in sorted(towers, key=lambda name: name == "cross"):
-        if name == "cross" or name.startswith("denoiser"):
+    for name in sorted(towers, key=lambda name: name.startswith("cross")):
+        if name.startswith(("cross", "denoiser")):
             towers[name] = _beside(towers[name], owned)
         owned[name] = towers[name]
     return Anatomy(towers, _main(towers), _connector(root))

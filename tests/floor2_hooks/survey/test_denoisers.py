@@ -13,6 +13,7 @@ import interp
 from interp.hooks.denoisers.calls import call_of
 from interp.hooks.errors import ModelError, UnknownPositions
 from interp.hooks.inputs.denoised import denoised
+from interp.kernels.errors import InterpError
 
 pytestmark = [
     pytest.mark.families,
@@ -99,6 +100,37 @@ def test_a_second_attention_over_cells_alone_is_a_tower_of_its_own() -> None:
     ]
     z = m.run(call(m.module), record=["denoiser.L0.z", "denoiser2.L0.z"])
     assert (z["denoiser.L0.z"].shape[1], z["denoiser2.L0.z"].shape[1]) == (CELLS + WORDS, CELLS)
+
+
+def test_blocks_that_look_at_words_twice_are_two_towers() -> None:
+    m = interp.attach(denoiser("UNet2DConditionModel", only_cross_attention=True))
+    m.check().raise_failed()
+    assert [len(m.towers[name].layers) for name in ("cross", "cross2", "denoiser")] == [8, 6, 2]
+
+
+def test_calls_for_words_and_for_a_first_frame_are_passes() -> None:
+    """Wan with a picture attends to words and to the picture in one module, and adds both up."""
+    module = denoiser("WanTransformer3DModel", image_dim=8, added_kv_proj_dim=16)
+    m = interp.attach(module)
+    m.check().raise_failed()
+    assert m.towers["cross"].passes == {0: 2, 1: 2}
+    given, read = call(module), _Read(module.blocks[1].attn2.to_out[0])
+    tape = m.run(given, record=["cross.L1@0.z", "cross.L1@1.z", "cross.L1@0.pattern", "cross.L1@1.pattern"])
+    assert [tape[f"cross.L1@{n}.pattern"].shape[-1] for n in (0, 1)] == [5, 512]
+    both = tape["cross.L1@0.z"] + tape["cross.L1@1.z"]
+    torch.testing.assert_close(both.flatten(2), read.x)
+
+
+@pytest.mark.parametrize("name", ["UNet2DConditionModel", "QwenImageTransformer2DModel", "FluxTransformer2DModel"])
+def test_tapes_are_saved_with_their_calls(name: str, tmp_path: Any) -> None:
+    module = denoiser(name)
+    m = interp.attach(module)
+    tape = m.run(call(module), record="denoiser.L1.z" if len(m.towers) > 1 else "L1.z")
+    tape.save(tmp_path)
+    again = interp.open(tmp_path)
+    for site in tape.sites:
+        assert torch.equal(again[site], tape[site])
+    assert torch.equal(m.run(again.inputs)["logits"], tape["logits"])
 
 
 def test_z_of_flux_is_what_its_projections_read() -> None:
@@ -245,6 +277,17 @@ def test_roles_are_where_the_tokens_are(name: str) -> None:
     assert bool(changed.any()) if refined else changed.nonzero().item() == text.nonzero()[2].item()
 
 
+def test_pictures_it_is_made_from_are_further_frames() -> None:
+    module = denoiser("QwenImageTransformer2DModel")
+    m, given = interp.attach(module), call(module)
+    given["img_shapes"] = [[(1, 4, 6), (1, 2, 3)]]
+    given["hidden_states"] = torch.randn(1, 30, 4)
+    inputs = denoised(module, given)
+    assert inputs.length == WORDS + 30
+    assert (inputs.roles.frame[0] == 1).nonzero().flatten().tolist() == list(range(WORDS + 24, WORDS + 30))
+    assert m.run(given, record="L0.z")["L0.z"].shape[1] == inputs.length
+
+
 def test_words_of_mochi_stand_after_its_cells() -> None:
     module = denoiser("MochiTransformer3DModel")
     m, given, seen = interp.attach(module), call(module), []
@@ -347,4 +390,7 @@ def test_a_class_of_no_table_has_no_positions_and_says_so() -> None:
     module.__class__ = unknown
     with pytest.raises(UnknownPositions, match="OwnTransformer2DModel"):
         denoised(module, call(module))
-    assert "denoiser" in interp.attach(module).towers
+    m = interp.attach(module)
+    assert m.run(call(module), record="L1.z")["L1.z"].shape == (1, CELLS + WORDS, HEADS, 8)
+    with pytest.raises(InterpError, match="'text' select nothing"):
+        m.run(call(module), edits=[interp.MaskKeys("L1", keys="text")])
