@@ -10,7 +10,7 @@ two models, or one model for two branches, is one sequence of calls here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,9 @@ class Watched:
     branches: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """By step, which branch of a denoiser's guidance each row is: `cond`, `uncond`, `perturbed`."""
     one: Callable[[str | Site], Site] = field(default=lambda spelled: Site(None, None, str(spelled)), repr=False)
+
+    aside: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False)
+    """`with tape.aside(): ...`: calls of the model inside are no steps, and are not recorded or edited."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -87,7 +90,7 @@ def watch(
     sites = list(dict.fromkeys(site for one in spelled for site in anatomy.sites(one)))
     wish = Wish(sites, cpu=store == "cpu", budget=free_memory() // 2 if budget is None else budget, steps=steps)
     session = Session(model.module, anatomy, edits=edits, wish=wish, family=model.family, describe=model.inputs)
-    tape = Watched(tuple(sites), one=anatomy.one)
+    tape = Watched(tuple(sites), one=anatomy.one, aside=session.aside)
 
     def ended(*_: Any) -> None:
         if session.live():

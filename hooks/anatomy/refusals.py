@@ -5,18 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from interp.hooks.anatomy.attributes import refuse_attributes
-from interp.hooks.denoisers.backends import in_parallel
+from interp.hooks.denoisers.refused import why_not
 from interp.hooks.errors import ModelError
 
 
 def refuse(module: nn.Module) -> None:
     """Raise for train mode, for weights that are not there, and for what a config says that would be misread."""
     refuse_attributes(module)
-    if (spread := in_parallel(module)) is not None:
-        raise ModelError(
-            f"{spread} attends in context parallel, where each device sees a part of the sequence only: load the"
-            " denoiser anew, on one device."
-        )
+    if (why := why_not(module)) is not None:
+        raise ModelError(f"{why}.")
     training = [
         name or type(module).__name__ for name, child in module.named_modules() if child.training and _random(child)
     ]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 HOME = "diffusers.models.attention_dispatch"
 NATIVE = ("native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math")
@@ -79,11 +79,3 @@ def mask_of(given: Any, query: Tensor, key: Tensor) -> Tensor | None:
     if given.ndim == 2 and given.shape[0] in (1, rows) and given.shape[0] != query.shape[1]:
         return given[:, None, None]
     return given[(None,) * (4 - given.ndim)]
-
-
-def in_parallel(module: nn.Module) -> str | None:
-    """A module whose attention is spread over devices by sequence (context parallel), where there is one."""
-    for name, child in module.named_modules():
-        if getattr(getattr(child, "processor", None), "_parallel_config", None) is not None:
-            return name
-    return None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -93,6 +93,15 @@ class Session:
     def live(self) -> bool:
         """Whether the session is on, for the current thread."""
         return self._on_model and self._thread in (None, threading.get_ident())
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While inside, the model runs as if the session were off."""
+        was, self._on_model = self._on_model, False
+        try:
+            yield
+        finally:
+            self._on_model = was
 
     @property
     def pieces(self) -> MutableMapping[Site, list[Tensor]]:

@@ -94,7 +94,8 @@ def unmask(
         for step in range(steps):
             given = {**model.called_with(x.kwargs), "input_ids": ids.clone()}
             with ExitStack() as undo:
-                own = () if each is None else list(each(Filling(step, ids.clone(), open_.clone())))
+                with tape.aside():
+                    own = () if each is None else list(each(Filling(step, ids.clone(), open_.clone())))
                 if own:
                     undo.enter_context(model.edited(own))
                 logits = _logits(model, given, ids)

@@ -182,3 +182,19 @@ def test_words_of_a_pipeline_are_those_of_its_run() -> None:
     with m.watch(record="L0.pattern", edits=[interp.MaskKeys("L*", keys="text")]) as tape:
         run()
     assert not tape["L0.pattern"][..., denoisers.ROWS * denoisers.COLUMNS :].any()
+
+
+def test_weights_in_another_dtype_are_refused_and_offloaded_ones_are_not() -> None:
+    cast, away, plain = (denoiser("FluxTransformer2DModel") for _ in range(3))
+    cast.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    with pytest.raises(ModelError, match="layerwise casting"):
+        _ = interp.attach(cast).anatomy
+    cpu = torch.device("cpu")
+    away.enable_group_offload(cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1)
+    tapes = []
+    for module in (away, plain):
+        m = interp.attach(module)
+        with m.watch(record="L1.z", edits=[interp.Scale("L0.H0.z", 0.0)]) as tape:
+            tapes.append((tape, flux(pipeline("FluxPipeline", module))))
+    assert torch.equal(tapes[0][0]["L1.z"], tapes[1][0]["L1.z"])
+    assert torch.equal(tapes[0][1], tapes[1][1])

@@ -86,6 +86,26 @@ def test_edits_by_step_and_by_what_is_masked(bert: interp.Model) -> None:
     assert torch.equal(plain.when == 0, found.when == 0)  # nothing was edited before
 
 
+def test_blocks_found_at_one_step_are_all_that_is_read_later(bert: interp.Model) -> None:
+    """SparseD: full attention first, then each head's heaviest blocks of that moment."""
+    found: list[Any] = []
+
+    def each(now: Filling) -> list[Any]:
+        if now.step == 1:
+            found.extend(interp.operators.find_blocks(bert, now.ids, size=3, keep=0.3))
+        return found
+
+    made = interp.diffusion.unmask(bert, prompts(), mask=MASK, steps=4, record="L0.pattern", each=each)
+    site = bert.anatomy.one("L0.pattern")
+    kept = [int((made.tape.at(step)[site] > 0).sum(-1).max()) for step in range(4)]
+    assert kept == [9, 3, 3, 3]  # one of three blocks of three keys: floor(3 x 0.3) + 1
+    own = torch.where(made.when < 1, made.ids, MASK)
+    weights = bert.run(own, record="L0.pattern")["L0.pattern"].mean(0)
+    blocks = weights.unflatten(-1, (3, 3)).sum(-1).unflatten(1, (3, 3)).mean(2)
+    read = (made.tape.at(3)[site] > 0)[0].unflatten(-1, (3, 3)).any(-1).unflatten(1, (3, 3)).any(2)
+    assert torch.equal(read.int().argmax(-1), blocks.argmax(-1))
+
+
 def test_what_cannot_be_filled_is_refused(bert: interp.Model) -> None:
     with pytest.raises(InputsError, match="holds the mask's id 4"):
         interp.diffusion.unmask(bert, torch.randint(10, 30, (2, 5)), mask=MASK)

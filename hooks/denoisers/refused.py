@@ -1,0 +1,22 @@
+"""Denoisers that are run in a way that cannot be looked into, with the reason."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Why a model of diffusers cannot be held as it is; None where nothing speaks against it, and for all others."""
+    for name, child in module.named_modules():
+        if getattr(getattr(child, "processor", None), "_parallel_config", None) is not None:
+            return (
+                f"{name} attends in context parallel, where each device sees a part of the sequence only: load the"
+                " denoiser anew, on one device"
+            )
+        hooks = getattr(child, "_diffusers_hook", None)
+        if hooks is not None and hooks.get_hook("layerwise_casting") is not None:
+            return (
+                f"{name} keeps its weights in another dtype than it computes in (layerwise casting), so what a head"
+                " writes cannot be held against them: load the denoiser in the dtype that it computes in"
+            )
+    return None
