@@ -320,6 +320,7 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(("explorer.Explorer", "heads.Importance", "patching.Effects"), MADE),
     **dict.fromkeys(("operators.Compared", "operators.Mimicry", "operators.Replaceable"), MADE),
     **dict.fromkeys(("operators.Operator", "operators.slopes"), VALUE),
+    "operators.dependency_tree": "takes a pattern, and gives a list",
     **dict.fromkeys(("families.Family", "families.Projection", "families.Recipe", "families.register"), VALUE),
     **dict.fromkeys((f"tasks.{name}" for name in UNKNOWN), "its words are in no model that ships; Task is tried"),
     **dict.fromkeys((f"Model.{name}" for name in HELD), "says what is held, or is what every call begins with"),

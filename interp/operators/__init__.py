@@ -4,7 +4,8 @@
 
 Linear in length (`linear/`), softmax over fewer keys by position (`windows/`) or by content (`routed/`), and others
 (`other/`), one operator a file. `compare` reads operators beside the heads' own softmax, `mimic` fits one to heads,
-`find_blocks` finds the blocks that heads read, `replaceable` says where the model goes on without its softmax.
+`find_blocks` finds the blocks that heads read, `replaceable` says where the model goes on without its softmax,
+`dependency_tree` is the tree that a pattern draws.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from interp.operators.routed.estimated import Estimated
 from interp.operators.routed.landmarks import Landmarks
 from interp.operators.routed.low_rank import LowRank
 from interp.operators.routed.two_level import TwoLevel
+from interp.operators.tree import dependency_tree
 from interp.operators.windows.masked import Masked
 
 __all__ = [
     "Agent", "Channels", "Chunks", "Clusters", "Compared", "DynamicMask", "Estimated", "InLine", "Landmarks", "Linear",
     "LocalLinear", "LowRank", "Masked", "MemoryTokens", "Mimicry", "Operator", "PrefixScan", "RankAugmented",
-    "RelativeScores", "Replaceable", "Reversed", "StaticQK", "TwoLevel", "compare", "find_blocks", "mimic",
-    "replaceable", "slopes",
+    "RelativeScores", "Replaceable", "Reversed", "StaticQK", "TwoLevel", "compare", "dependency_tree",
+    "find_blocks", "mimic", "replaceable", "slopes",
 ]  # fmt: skip

@@ -37,7 +37,7 @@ NO_METHODS = {
     "experiment": "reports, one a cell", "align": "which tokens belong together", "register": "a family of models",
     "columns": "which tokens hold a word", "encoders": "models", "pointing": "which points lie in boxes",
     "mean_difference": "a vector for edits", "random_like": "vectors for edits", "Zero": "an edit",
-    "find_blocks": "operators for edits", "slopes": "rates for an operator",
+    "find_blocks": "operators for edits", "dependency_tree": "a tree of a pattern", "slopes": "rates for an operator",
 }  # fmt: skip
 """Public calls that measure nothing themselves, and what they give."""
 NOT_ROOMS = ("tasks", "metrics", "formats", "edits")

@@ -30,7 +30,7 @@ class DynamicMask(Choosing):
     """Rows keep the keys whose values pass a gate best."""
 
     keep: int = 64
-    amount: float = 1.0
+    amount: float = 0.1
     gate: Tensor | None = None
     """[head, dv]; None for the length of a value."""
 
