@@ -42,14 +42,14 @@ def dependency_tree(pattern: Float[Tensor, "row key"], *, root: int | None = Non
 def _arborescence(scores: list[list[float]], root: int) -> list[int]:
     """The parents of the tree of the largest total score; `scores[v][u]` of v hanging on u."""
     n = len(scores)
-    parent = [root if v == root else max(range(n), key=lambda u, v=v: scores[v][u]) for v in range(n)]
+    parent = [root if v == root else max(range(n), key=scores[v].__getitem__) for v in range(n)]
     circle = _circle(parent, root)
     if circle is None:
         return parent
     outside = [v for v in range(n) if v not in circle]
-    leaves = [max(circle, key=lambda u, v=v: scores[v][u]) for v in outside]
+    leaves = [max(circle, key=scores[v].__getitem__) for v in outside]
     gain = {u: {v: scores[v][u] - scores[v][parent[v]] for v in circle} for u in outside}
-    enters = [max(circle, key=lambda v, u=u: gain[u][v]) for u in outside]
+    enters = [max(circle, key=gain[u].__getitem__) for u in outside]
     small = [[scores[v][u] for u in outside] + [scores[v][leaf]] for v, leaf in zip(outside, leaves, strict=True)]
     small.append([gain[u][v] for u, v in zip(outside, enters, strict=True)] + [-math.inf])
     inner = _arborescence(small, outside.index(root))
