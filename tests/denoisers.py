@@ -91,15 +91,16 @@ def denoiser(name: str, *, seed: int = 0, **changes: Any) -> nn.Module:
 
 WITHOUT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "vae")
 ROWS, COLUMNS, WORDS = 4, 6, 7
-SCHEDULER = {"DiTPipeline": "DDIMScheduler", "PixArtSigmaPipeline": "DDIMScheduler",
-             "PixArtSigmaPAGPipeline": "DDIMScheduler", "StableDiffusionXLPipeline": "DDIMScheduler"}  # fmt: skip
+DDIM = ("DiTPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline", "StableDiffusionXLPipeline",
+        "StableDiffusionXLPAGPipeline", "CogVideoXPipeline")  # fmt: skip
+"""Pipelines that predict noise; the others follow flows."""
 
 
 def pipeline(kind: str, transformer: nn.Module, **parts: Any) -> Any:
     """A pipeline of diffusers around a denoiser; words come as vectors, pictures leave as latents."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (the extra diffusion)")
     made = getattr(diffusers, kind)
-    scheduler = getattr(diffusers, SCHEDULER.get(kind, "FlowMatchEulerDiscreteScheduler"))()
+    scheduler = getattr(diffusers, "DDIMScheduler" if kind in DDIM else "FlowMatchEulerDiscreteScheduler")()
     takes = made.__init__.__annotations__ if hasattr(made.__init__, "__annotations__") else {}
     own = "unet" if "unet" in takes else "transformer"
     missing = {name: None for name in WITHOUT if name in takes}
@@ -151,12 +152,12 @@ def pixart(pipe: Any, *, steps: int = 3, guidance: float = 3.0, batch: int = 2, 
     return made
 
 
-def sdxl(pipe: Any, *, steps: int = 3, guidance: float = 3.0) -> Tensor:
+def sdxl(pipe: Any, *, steps: int = 3, guidance: float = 3.0, **more: Any) -> Tensor:
     """Latents of a run of a U-Net."""
     made: Tensor = pipe(
         prompt_embeds=noise(2, WORDS, 12), negative_prompt_embeds=noise(2, WORDS, 12, seed=1),
         pooled_prompt_embeds=noise(2, 10), negative_pooled_prompt_embeds=noise(2, 10, seed=1), height=64, width=96,
-        num_inference_steps=steps, output_type="latent", generator=seeded(), guidance_scale=guidance,
+        num_inference_steps=steps, output_type="latent", generator=seeded(), guidance_scale=guidance, **more,
     ).images  # fmt: skip
     return made
 
@@ -166,5 +167,35 @@ def wan(pipe: Any, *, steps: int = 2, guidance: float = 3.0) -> Tensor:
     made: Tensor = pipe(
         prompt_embeds=noise(1, WORDS, 12), negative_prompt_embeds=noise(1, WORDS, 12, seed=1), height=64, width=96,
         num_frames=9, num_inference_steps=steps, output_type="latent", generator=seeded(), guidance_scale=guidance,
+    ).frames  # fmt: skip
+    return made
+
+
+def _masked(batch: int) -> dict[str, Tensor]:
+    """Words with and without the prompt, all of them real."""
+    real = torch.ones(batch, WORDS, dtype=torch.long)
+    return {"prompt_embeds": noise(batch, WORDS, 12), "negative_prompt_embeds": noise(batch, WORDS, 12, seed=1),
+            "prompt_attention_mask": real, "negative_prompt_attention_mask": real}  # fmt: skip
+
+
+def aura(pipe: Any) -> Tensor:
+    """Latents of a run of AuraFlow."""
+    how = {"height": 64, "width": 96, "num_inference_steps": 3, "output_type": "latent", "generator": seeded()}
+    made: Tensor = pipe(**_masked(2), **how, guidance_scale=3.0).images
+    return made
+
+
+def ltx(pipe: Any) -> Tensor:
+    """Latents of a run of LTX, three frames."""
+    how = {"height": 128, "width": 192, "num_inference_steps": 2, "output_type": "latent", "generator": seeded()}
+    made: Tensor = pipe(**_masked(1), **how, num_frames=17, guidance_scale=3.0).frames
+    return made
+
+
+def cog(pipe: Any) -> Tensor:
+    """Latents of a run of CogVideoX, two frames."""
+    made: Tensor = pipe(
+        prompt_embeds=noise(1, WORDS, 12), negative_prompt_embeds=noise(1, WORDS, 12, seed=1), height=64, width=64,
+        num_frames=5, num_inference_steps=2, output_type="latent", generator=seeded(), guidance_scale=3.0,
     ).frames  # fmt: skip
     return made

@@ -6,7 +6,8 @@ identity is what diffusers' perturbed attention means by it: a cell of the pictu
     z_i <- (1 - u) z_i + u sum_{j in {i} and words} softmax_j(s_ij) v_j        for cells i,
 
 and words attend as ever. Where there are no words among the keys the sum is v_i. Nothing of size N x N is made: the
-second softmax is over the words and the own key. The paper's u is not known; here it is given.
+second softmax is over the words and the own key. The paper's u is not known; here it is given. Learned
+registers (AuraFlow's) count as cells.
 """
 
 from __future__ import annotations

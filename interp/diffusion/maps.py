@@ -103,10 +103,8 @@ class Maps(Saved):
 
     def __repr__(self) -> str:
         frames, rows, columns = self.values.shape[3:]
-        size = f"{rows} x {columns}" + (f" x {frames} frames" if frames > 1 else "")
-        return (
-            f"Maps of {', '.join(self.words)}: {len(self.places)} groups, {self.values.shape[1]} examples, {size} cells"
-        )
+        size = f"{rows} x {columns} cells" + (f" in {frames} frames" if frames > 1 else "")
+        return f"Maps of {', '.join(self.words)}: {len(self.places)} groups, {self.values.shape[1]} examples, {size}"
 
 
 def maps(

@@ -69,6 +69,15 @@ def test_a_whole_layer_of_pixart_is_diffusers_own(guidance: float) -> None:
     assert float((ours - pixart(pipe, guidance=guidance)).abs().max()) > 1e-2
 
 
+def test_the_middle_of_a_unet_is_diffusers_own() -> None:
+    m, run = made("sdxl")
+    own = pipeline("StableDiffusionXLPAGPipeline", m.module, pag_applied_layers=["mid"])
+    with interp.diffusion.perturbed(m, ["denoiser.L2", "denoiser.L3"], weight=2.0):
+        ours = run()
+    torch.testing.assert_close(ours, sdxl(own, pag_scale=2.0), atol=5e-5, rtol=0)
+    assert float((ours - run()).abs().max()) > 1e-2
+
+
 def test_one_head_by_half_is_the_definition() -> None:
     """SD3: cells look at themselves and at the words; words as ever; other heads as ever."""
     module = denoiser("SD3Transformer2DModel").double()

@@ -8,7 +8,7 @@ from typing import Any
 import denoisers
 import pytest
 import torch
-from denoisers import denoiser, flux, pipeline, pixart, sd3, sdxl, wan
+from denoisers import aura, cog, denoiser, flux, ltx, pipeline, pixart, sd3, sdxl, wan
 from torch import Tensor
 
 import interp
@@ -22,6 +22,9 @@ CASES: dict[str, tuple[str, str, Callable[[Any], Tensor], list[tuple[str, ...]]]
     "flux in turns": ("FluxPipeline", "FluxTransformer2DModel", lambda p: flux(p, true=2.0), [(C, C), (U, U)] * 3),
     "pixart": ("PixArtSigmaPipeline", "PixArtTransformer2DModel", pixart, [(U, U, C, C)] * 3),
     "sdxl": ("StableDiffusionXLPipeline", "UNet2DConditionModel", sdxl, [(U, U, C, C)] * 3),
+    "aura": ("AuraFlowPipeline", "AuraFlowTransformer2DModel", aura, [(U, U, C, C)] * 3),
+    "ltx": ("LTXPipeline", "LTXVideoTransformer3DModel", ltx, [(U, C)] * 2),
+    "cog": ("CogVideoXPipeline", "CogVideoXTransformer3DModel", cog, [(U, C)] * 2),
     "wan": ("WanPipeline", "WanTransformer3DModel", wan, [(C,), (U,)] * 2),
 }
 
