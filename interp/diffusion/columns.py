@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 BY_PIPELINE: dict[str, tuple[tuple[str, int], ...]] = {
     "Flux": (("tokenizer_2", 0),),
     "StableDiffusion3": (("tokenizer", 0), ("tokenizer_3", 77)),
-    "QwenImage": (),
     "HunyuanVideo": (),
 }
-"""By the start of the pipeline's name: its tokenizers, and where their tokens start; `tokenizer` at 0 elsewhere. Those
-without any put the prompt into a template and cut that off again."""
+"""By the start of the pipeline's name: its tokenizers, and where their tokens start; `tokenizer` at 0 elsewhere.
+HunyuanVideo puts the prompt into a template that is an argument of its call."""
 
 
 def columns(model: Model, prompt: str, word: str, *, occurrence: int = 1) -> list[int]:
@@ -33,17 +32,20 @@ def columns(model: Model, prompt: str, word: str, *, occurrence: int = 1) -> lis
             f"which tokens of {kind} hold a word is not known here: attach the pipeline, with its tokenizers, or say"
             " the columns yourself."
         )
+    template = getattr(pipeline, "prompt_template_encode", "{}")  # Qwen-Image cuts its start off again
+    cut = int(getattr(pipeline, "prompt_template_encode_start_idx", 0))
     columns: list[int] = []
     for tokenizer, start in found:
-        columns += [start + n for n in _within(tokenizer, prompt, word, occurrence)]
+        columns += [start + n - cut for n in _within(tokenizer, prompt, word, occurrence, template)]
     return columns
 
 
-def _within(tokenizer: Any, prompt: str, word: str, occurrence: int) -> list[int]:
-    """The positions of a word's tokens as this tokenizer cuts the prompt."""
-    ids = list(tokenizer(prompt)["input_ids"])
+def _within(tokenizer: Any, prompt: str, word: str, occurrence: int, template: str) -> list[int]:
+    """The positions of a word's tokens as this tokenizer cuts the prompt in its template."""
+    before = template.partition("{}")[0]
+    ids = list(tokenizer(template.format(prompt))["input_ids"])
     text, offsets = read(Decoder(tokenizer), ids, [True] * len(ids))
-    place = locate(text, word, occurrence)
+    place = locate(text, word, occurrence if occurrence < 0 else occurrence + before.count(word))
     span = covering(offsets, *place) if place else None
     if span is None:
         raise not_found(0, text, word, occurrence)

@@ -190,6 +190,9 @@ def test_the_columns_of_a_word_by_the_pipelines_tokenizers() -> None:
     assert interp.diffusion.columns(m, prompt, "red ball") == [1, 2, 78, 79]
     with pytest.raises(InputsError, match="green"):
         interp.diffusion.columns(m, prompt, "green")
+    qwen = pipeline("QwenImagePipeline", denoiser("QwenImageTransformer2DModel"), tokenizer=tokenizer())
+    qwen.prompt_template_encode, qwen.prompt_template_encode_start_idx = "a blue ball : {} and", 4
+    assert interp.diffusion.columns(interp.attach(qwen), prompt, "ball") == [2]
     bare = interp.attach(denoiser("SD3Transformer2DModel"))
     with pytest.raises(InputsError, match="say the columns yourself"):
         interp.diffusion.columns(bare, prompt, "ball")
