@@ -21,6 +21,7 @@ from interp.hooks.edits.edits import (
 )
 from interp.hooks.edits.functions import Apply, Program
 from interp.hooks.edits.perturb import SoftIdentity
+from interp.hooks.edits.refocus import Refocus
 from interp.hooks.edits.route import RouteHeads
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Program",
     "Project",
     "Redistribute",
+    "Refocus",
     "RouteHeads",
     "Scale",
     "Set",

@@ -70,7 +70,7 @@ def generate(
             output_logits=True,
             **({"do_sample": False} | how),
         )
-    _fired(session, max_new_tokens)
+    fired(session, max_new_tokens)
     return _read(model, out, how)
 
 
@@ -87,7 +87,8 @@ def _refuse(how: Mapping[str, Any]) -> None:
             raise InputsError(f"generate computes one token a step, and the prompt in one: leave out {name}=.")
 
 
-def _fired(session: Session, max_new_tokens: int) -> None:
+def fired(session: Session, max_new_tokens: int) -> None:
+    """Raise for edits that never acted, and say why where no step so late was reached."""
     late = [p.edit for p in session.edits if p.edit.step is not None and p.edit.step >= max_new_tokens - 1]
     if late:
         raise EditError(
@@ -102,15 +103,19 @@ def _read(model: Held, out: Any, how: Mapping[str, Any]) -> Generated:
     logits = torch.stack(out.logits, dim=1).float()
     ids = out.sequences[:, -logits.shape[1] :]
     logprobs = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
-    ends = torch.isin(ids, _ends(model, how).to(ids.device)).long()
-    logprobs = logprobs.masked_fill(ends.cumsum(-1) - ends > 0, 0.0)
+    ends = torch.isin(ids, ends_of(model, how).to(ids.device)).long()
+    return read_texts(model, ids, logprobs.masked_fill(ends.cumsum(-1) - ends > 0, 0.0))
+
+
+def read_texts(model: Held, ids: Tensor, logprobs: Tensor) -> Generated:
+    """Ids with their log-probabilities, and their texts where there is a tokenizer."""
     decode = getattr(model.tokenizer, "batch_decode", None)
     return Generated(
         ids.cpu(), logprobs.cpu(), None if decode is None else tuple(decode(ids, skip_special_tokens=True))
     )
 
 
-def _ends(model: Held, how: Mapping[str, Any]) -> Tensor:
+def ends_of(model: Held, how: Mapping[str, Any]) -> Tensor:
     """The ids that end a text."""
     found = how.get("eos_token_id", getattr(getattr(model.module, "generation_config", None), "eos_token_id", None))
     return torch.tensor([] if found is None else found, dtype=torch.long).flatten()

@@ -186,6 +186,10 @@ EDITS: dict[str, Any] = {
     "BiasKeys": [interp.edits.BiasKeys("L1.H1", keys=[1], amount=1.0)],
     "Emphasize": [interp.edits.Emphasize("L1.H1", keys=[1], amount=0.5)],
     "Redistribute": [interp.edits.Redistribute("L1.H1", target=[1], fraction=0.5)],
+    "Refocus": [
+        interp.edits.Refocus("L1.H*", image=[1, 2, 3], fraction_moved=0.5, least=0.0, rho=0.0),
+        interp.Scale("L1.z", 0.5, positions="last", onward=True),
+    ],
     "Blend": [interp.Blend("L1.H1", amount=0.5), interp.Blend("L0.H0", to="uniform", amount=0.5)],
     "UniformAttention": [interp.edits.UniformAttention("L1.H1")],
     "Calibrate": [interp.edits.Calibrate("L1.H*", threshold=0.1)],

@@ -56,6 +56,8 @@ class Edit(ByContent):
     """Only these calls of the whole model since the run or the context began, counted from 0: 3, or "0-4,10"."""
     branch: Literal["cond", "uncond", "perturbed"] | None = field(default=None, kw_only=True)
     """Only rows of this branch of a denoiser's guidance (`hooks/denoisers/guidance.py`)."""
+    onward: bool = field(default=False, kw_only=True)
+    """Beside `positions`, which are tokens of the prompt, also at every token that is generated after it."""
     expand: bool = field(default=False, kw_only=True)
     """For `L5.H3.k` and `.v`: change what this query head alone reads, not the kv head it shares."""
 

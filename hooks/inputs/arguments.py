@@ -19,7 +19,8 @@ MAINS = (
     ("vision", "pixel_values"), ("vision", "pixel_values_videos"), ("encoder", "input_features"),
     ("audio", "input_values"),
 )  # fmt: skip
-DROPPED = ("past_key_values",)
+DROPPED = ("past_key_values", "mm_encoder_outputs")
+"""What transformers keeps between calls, which says nothing of positions."""
 SCALARS = (bool, int, float, str)
 
 

@@ -50,7 +50,8 @@ def resolve(spec: Any, valid: Mask, roles: Roles, continuation: Sequence[int] | 
     else:
         found = _columns(spec.tolist() if isinstance(spec, Tensor) else spec, valid)
     if not found.any():
-        raise InputsError(f"positions {spec!r} select nothing; these inputs have {_present(roles)}")
+        said = f"mask {list(spec.shape)}" if isinstance(spec, Tensor) and spec.ndim > 1 else repr(spec)
+        raise InputsError(f"positions {said} select nothing; these inputs have {_present(roles)}")
     return found
 
 

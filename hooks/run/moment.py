@@ -123,14 +123,15 @@ class Moment(threading.local):
             )
         return 0
 
-    def mask(self, spec: Positions, site: Site, length: int) -> Tensor:
-        """The positions of a specification among the `length` columns that are being computed."""
+    def mask(self, spec: Positions, site: Site, length: int, *, onward: bool = False) -> Tensor:
+        """The positions of a specification among the `length` columns that are being computed; `onward` are those
+        after the prompt too."""
         whole = tower_inputs(self.known(), site).mask(spec)
         start = self._start(site, length)
         self._fits(site, whole, start + length, exact=not self.offset)
-        return _columns(whole, start, length)
+        return _columns(whole, start, length, beyond=onward and self._grows(site))
 
-    def keys(self, spec: Positions, site: Site, length: int, *, cross: bool) -> Tensor:
+    def keys(self, spec: Positions, site: Site, length: int, *, cross: bool, onward: bool = False) -> Tensor:
         """The positions of a specification among all `length` keys, cached ones included."""
         cross = cross or site.tower == "cross"
         if isinstance(spec, str) and spec == "all":
@@ -138,7 +139,7 @@ class Moment(threading.local):
         whole = tower_inputs(self.known(), replace(site, component="k"), cross=cross).mask(spec)
         start = self._key_start(site, length, cross=cross)
         self._fits(site, whole, start + length, exact=cross or not self._grows(site))
-        return _columns(whole, start, length)
+        return _columns(whole, start, length, beyond=onward and self._grows(site) and not cross)
 
     def first_key(self, site: Site, length: int, *, cross: bool) -> Tensor:
         """[example], which of `length` keys is the first real token; negative where a cache has dropped it."""
@@ -177,9 +178,9 @@ class Moment(threading.local):
         found = torch.ones(rows, length, dtype=torch.bool)
         if edit.positions is not None:
             spec = (
-                self.keys(edit.positions, site, length, cross=cross)
+                self.keys(edit.positions, site, length, cross=cross, onward=edit.onward)
                 if keys
-                else self.mask(edit.positions, site, length)
+                else self.mask(edit.positions, site, length, onward=edit.onward)
             )
             if spec.shape != found.shape:
                 raise EditError(
