@@ -36,6 +36,10 @@ SAVED = {
     "circuits.json": "interp.results.weights:HeadCircuits.load",
     "maps.json": "interp.diffusion.maps:Maps.load",
     "hunt.json": "interp.diffusion.hunt:Hunt.load",
+    "visual_sinks.json": "interp.vision.sinks:VisualSinks.load",
+    "hidden_sinks.json": "interp.vision.hide_sinks:HiddenSinks.load",
+    "divergence.json": "interp.vision.divergence:Divergence.load",
+    "reinforced.json": "interp.vision.reinforce:Reinforced.load",
     "lens.safetensors": "interp.patching.lens:Lens.load",
     "run.json": "interp.results.effects:Effects.load",
 }

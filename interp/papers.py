@@ -112,6 +112,10 @@ _KNOWN = (
           " Datasets", 2023),
     Paper("2310.10348", "syed2023attribution", "Syed, Aaquib and Rager, Can and Conmy, Arthur",
           "Attribution Patching Outperforms Automated Circuit Discovery", 2023),
+    Paper("2311.16922", "leng2023vcd",
+          "Leng, Sicong and Zhang, Hang and Chen, Guanzheng and Li, Xin and Lu, Shijian and Miao, Chunyan"
+          " and Bing, Lidong",
+          "Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive Decoding", 2023),
     Paper("2311.17030", "makelov2023illusion",
           "Makelov, Aleksandar and Lange, Georg and Geiger, Atticus and Nanda, Neel",
           "Is This the Subspace You Are Looking for? An Interpretability Illusion for Subspace Activation Patching",
@@ -144,6 +148,10 @@ _KNOWN = (
           "Yu, Zhongzhi and Wang, Zheng and Fu, Yonggan and Shi, Huihong and Shaikh, Khalid and Lin, Yingyan Celine",
           "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through"
           " Attention Calibration", 2024),
+    Paper("2407.21771", "liu2024paying", "Liu, Shi and Zheng, Kecheng and Chen, Wei",
+          "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs", 2024),
+    Paper("2410.04514", "gong2024damro", "Gong, Xuan and Ming, Tianshi and Wang, Xinpeng and Wei, Zhihua",
+          "DAMRO: Dive into the Attention Mechanism of LVLM to Reduce Object Hallucination", 2024),
     Paper("2410.10781", "gu2024sinks",
           "Gu, Xiangming and Pang, Tianyu and Du, Chao and Liu, Qian and Zhang, Fengzhuo and Du, Cunxiao and Wang, Ye"
           " and Lin, Min", "When Attention Sink Emerges in Language Models: An Empirical View", 2024),
@@ -158,8 +166,18 @@ _KNOWN = (
           "Han, Dongchen and Pu, Yifan and Xia, Zhuofan and Han, Yizeng and Pan, Xuran and Li, Xiu and Lu, Jiwen and"
           " Song, Shiji and Huang, Gao",
           "Bridging the Divide: Reconsidering Softmax and Linear Attention", 2024),
+    Paper("2412.13949", "he2024cracking",
+          "He, Jinghan and Zhu, Kuan and Guo, Haiyun and Fang, Junfeng and Hua, Zhenglin and Jia, Yuheng and Tang, Ming"
+          " and Chua, Tat-Seng and Wang, Jinqiao",
+          "Cracking the Code of Hallucination in LVLMs with Vision-aware Head Divergence", 2024),
+    Paper("2501.12206", "arif2025paint",
+          "Arif, Kazi Hasan Ibn and Dip, Sajib Acharjee and Hussain, Khizar and Zhang, Lang and Thomas, Chris",
+          "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large Vision-Language Model", 2025),
     Paper("2502.12962", "ye2025infinite", "Ye, Xiaoju and Wang, Zhichun and Wang, Jingyuan",
           "Infinite Retrieval: Attention Enhanced LLMs in Long-Context Processing", 2025),
+    Paper("2503.03321", "kang2025sink",
+          "Kang, Seil and Kim, Jinyeong and Kim, Junhyeok and Hwang, Seong Jae",
+          "See What You Are Told: Visual Attention Sink in Large Multimodal Models", 2025),
     Paper("2504.13151", "mueller2025mib",
           "Mueller, Aaron and Geiger, Atticus and Wiegreffe, Sarah and others",
           "MIB: A Mechanistic Interpretability Benchmark", 2025),

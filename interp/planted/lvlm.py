@@ -4,6 +4,8 @@ The CLIP tower writes each square's colour and place and leaves them alone (its 
 both over unchanged (they are not negative, so its relu lets them pass). The prompt ends with the name of a place, "b3":
 there text.L1.H1 scores 16 on the image token of that place and 8 on `<bos>`, so its weight on the asked square is
 1 / (1 + e^-8 + ...) = 0.9997, and it copies the colour to the logits, 12 for the right colour, at most 4 for another.
+Its values are four times the colours and its output matrix a quarter, so that what it writes before the projection is
+more than what null heads write there, which comes to nothing behind theirs.
 At every other token it rests on `<bos>`, whose value is zero. Llama turns q and k by rotary angles; with theta = 1e30
 all but the first eight frequencies turn by less than 3e-6 over 100 positions, and the head uses only those.
 On paper, with another place asked (question) or another picture (picture): text.L1.H1 is worth everything, at the last
@@ -39,6 +41,7 @@ TOKENS, IMAGE = 4 + len(WORDS), 2
 PLACE_IDS = list(range(6, 6 + len(PLACES)))
 COLOR_IDS = list(range(TOKENS - 1 - len(COLORS), TOKENS - 1))
 STILL = range(8, 32)
+LOUD = 4.0
 EYES = Layout(SEEN, rgb=3, const=1, place=len(PLACES))
 LAYOUT = Layout(WIDTH, token=TOKENS, always=1, rgb=3, const=1, place=len(PLACES), out=TOKENS)
 at = LAYOUT.at
@@ -170,8 +173,8 @@ def _reader(attention: nn.Module) -> None:
     match, rest = STILL[: len(PLACES)], [STILL[len(PLACES)]]
     q = wires(WIDTH, D_HEAD, (at("token", PLACE_IDS), match, 16.0), (at("always"), rest, 8.0))
     k = wires(WIDTH, D_HEAD, (at("place"), match, 1.0), (at("token", 1), rest, 1.0))
-    v = wires(WIDTH, D_HEAD, (at("rgb") + at("const"), range(4), 1.0))
-    o = wires(D_HEAD, WIDTH, (range(4), at("out", COLOR_IDS), color_readout(4.0)))
+    v = wires(WIDTH, D_HEAD, (at("rgb") + at("const"), range(4), LOUD))
+    o = wires(D_HEAD, WIDTH, (range(4), at("out", COLOR_IDS), color_readout(4.0 / LOUD)))
     linear_head(attention, 1, q=q, k=k, v=v, o=o)
 
 

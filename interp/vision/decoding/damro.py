@@ -1,0 +1,135 @@
+"""DAMRO: what is said with the picture, against what is said with nothing of it but the vision tower's outlier tokens.
+
+Gong et al., EMNLP 2024 (arXiv 2410.04514). In the layer of the vision tower that feeds the projector, with the class
+token's query q and the keys K of all positions, the `k` patches with the largest softmax(q K^T / sqrt(d)) are the
+outliers. The branch held against sees only these: its prompt holds k image tokens a picture, with their features, and
+its words follow at once. Then scores are (1 + amount) log p - amount log p' where log p >= log cutoff + max log p.
+Defaults are the authors' for LLaVA-1.5: k 10, amount 2 (0.5 for captions), cutoff 0.1; for InstructBLIP they have k 4
+and amount 0.5. Their code for LLaVA does not split q and K into heads (d is the full width), as here unless
+`split_heads`; for InstructBLIP it splits and averages. The paper's text says the last layer, their code the one that
+feeds the projector: `layer=` names another.
+A Q-Former reads the outliers alone by its cross-attention, where a key that is hidden and one that is not there are the
+same: that branch is an edit.
+Cost: two forward passes to find the outliers and their features, then two a token, one of each branch.
+Limits: vision towers with a class token, whose patches become image tokens one by one or are read by a Q-Former;
+models that decode within a module of theirs (BLIP-2) give scores of the next token, and no text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interp.hooks.edits.edits import MaskKeys
+from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.inputs.labels import CODE, FIELDS, Roles
+from interp.records import Method, register
+from interp.vision.decoding.contrast import Contrast, contrast
+from interp.vision.decoding.patches import class_looks, layer_of, seeing_tower, tokens_of
+from interp.vision.decoding.without import cut, image_tokens, looking_tower, moved
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+
+def damro(
+    model: Model,
+    inputs: Any,
+    *,
+    k: int = 10,
+    amount: float = 2.0,
+    cutoff: float = 0.1,
+    layer: int | None = None,
+    split_heads: bool = False,
+) -> Contrast:
+    """Both branches, ready to run: `.generate()`, `.scores()`; `.against` holds the outliers alone."""
+    x, image = image_tokens(model, inputs, what="DAMRO")
+    looking_tower(model, what="DAMRO")
+    found = outliers(model, x, k=k, layer=layer, split_heads=split_heads)
+    if "qformer" in model.anatomy.towers:
+        hidden = MaskKeys("cross.L*.H*", keys=~found)
+        return contrast(model, x, against=x, against_edits=[hidden], amount=amount, cutoff=cutoff)
+    return contrast(model, x, against=only(model, x, image, found), amount=amount, cutoff=cutoff)
+
+
+def outliers(model: Model, x: Inputs, *, k: int, layer: int | None, split_heads: bool) -> Bool[Tensor, "tile position"]:
+    """The k patches of each picture that the class token looks at most, among the vision tower's positions."""
+    tower, own = seeing_tower(model, x, what="DAMRO")
+    patches = int(own.roles.patch.sum(1).min())
+    if not 1 <= k <= patches:
+        raise InputsError(f"k= is how many patches of each picture are kept, 1 to {patches}; got {k}.")
+    looks = class_looks(model, x, layer_of(tower, _feeding(model) if layer is None else layer), split=split_heads,
+                        what="DAMRO").mean(1).cpu()  # fmt: skip
+    most = looks.masked_fill(~own.roles.patch.cpu(), -torch.inf).topk(k, dim=-1).indices
+    return torch.zeros_like(own.valid.cpu()).scatter(1, most, True)
+
+
+def _feeding(model: Model) -> int:
+    """The layer whose output goes on to the text, counted from the end."""
+    said = getattr(model.config, "vision_feature_layer", None)
+    if said is None:
+        return -2  # of InstructBLIP, as in the authors' code
+    if not isinstance(said, int):
+        raise InputsError(f"DAMRO: features come from several layers {said}: name one with layer=.")
+    return said if said < 0 else said - 1
+
+
+def only(model: Model, x: Inputs, image: Tensor, found: Bool[Tensor, "tile position"]) -> Inputs:
+    """The question with these patches' image tokens alone, embedded."""
+    if model.ready().connector is None:
+        raise ModelError("DAMRO: where this model's pictures are handed to its text was not found.")
+    at = tokens_of(x, x.tower("vision"), what="DAMRO")
+    kept = torch.zeros(x.batch * x.length, dtype=torch.bool)
+    kept[at[found & (at >= 0)]] = True
+    keep = x.valid.cpu() & (~image.cpu() | kept.view(x.batch, -1))
+    call = cut(x, keep)
+    vectors = moved(_embedded(model, x, at), keep)
+    call = {"inputs_embeds": vectors, **{name: value for name, value in call.items() if name == "attention_mask"}}
+    return replace(model.inputs(call), roles=_kept(x.roles, keep))
+
+
+def _embedded(model: Model, x: Inputs, at: Tensor) -> Tensor:
+    """[row, position, d]: what the text tower is given, words from its table and patches from the connector."""
+    features = model.run(x, record="connector.out")["connector.out"]
+    module: Any = model.module
+    table = module.get_input_embeddings()
+    assert x.ids is not None
+    vectors = table(x.ids.to(model.device)).detach().flatten(0, 1).clone()
+    for tile, places in enumerate(at):
+        there = places[places >= 0].to(vectors.device)
+        vectors[there] = features[tile].to(vectors)
+    return vectors.view(x.batch, x.length, -1)
+
+
+def _kept(roles: Roles, keep: Tensor) -> Roles:
+    """The labels of the columns that stay."""
+    tensors = {name: moved(getattr(roles, name).cpu() + 1, keep) - 1 for name in FIELDS}
+    here = moved(torch.ones_like(keep), keep)
+    kind = torch.where(here, tensors["kind"], CODE["pad"])
+    tags = {tag: moved(mask.cpu(), keep) for tag, mask in roles.tags.items()}
+    labels: dict[str, Any] = {**tensors, "kind": kind}
+    return replace(roles, tags=tags, **labels)
+
+
+register(
+    Method(
+        "interp.vision.damro",
+        number="scores of tokens with the picture, held against those with its outlier tokens alone",
+        shown="none",
+        papers=("2410.04514",),
+        unfit={
+            "decoder": "no text of it holds an image",
+            "vit": "no text stands beside its picture",
+            "encoder-decoder": "no text of it holds an image",
+        },
+        passes=lambda t: 4,
+        values=None,
+        made_of=("interp.vision.contrast",),
+        example=lambda t: damro(t.model, t.base, k=3).scores(),
+    )
+)
