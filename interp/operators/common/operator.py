@@ -78,6 +78,15 @@ class Operator(AttentionEdit):
                 " would be lost: use an operator of scores (StaticQK, Masked), or another layer."
             )
 
+    def places(self, part: Part) -> Tensor:
+        """[query], the positions of the queries among the keys; refused where there are more queries than keys."""
+        if part.q.shape[2] > part.k.shape[2]:
+            raise EditError(
+                f"{self!r} counts positions, and {part.q.shape[2]} queries are not the last of {part.k.shape[2]} keys:"
+                " use it at self-attention."
+            )
+        return places(part)
+
     def products(self, part: Part) -> float:
         """Multiplications that this operator's attention takes in such a call, a head and example; those of softmax
         attention over all the keys that rows see, unless an operator counts for itself."""

@@ -30,9 +30,9 @@ class InLine(Operator):
 
     def z(self, part: Part) -> Tensor:
         self.refuse_additions(part)
-        v = wide(part.v)
+        v, center = wide(part.v), _center(part)
         counted = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-        along = summed(part, lambda q: q * part.scale, lambda k: k, counted)
+        along = summed(part, lambda q: q * part.scale, lambda k: k - center, counted)
         every = summed(part, lambda q: torch.ones_like(q[..., :1]), lambda k: torch.ones_like(k[..., :1]), counted)
         n = every[..., -1:]
         return ratio(along[..., :-1] + every[..., :-1] * (1 - ratio(along[..., -1:], n)), n)
@@ -47,8 +47,13 @@ class InLine(Operator):
 
     def weights(self, part: Part, rows: Tensor) -> Tensor:
         self.refuse_additions(part)
-        keys = wide(part.keys)
+        keys = wide(part.keys) - _center(part).repeat_interleave(part.group, 1)
         along = (wide(part.q[:, :, rows]) * part.scale @ keys.transpose(-1, -2)).masked_fill(~visible(part, rows), 0.0)
         n = visible(part, rows).sum(-1, keepdim=True).to(along)
         a = ratio(along + 1 - ratio(along.sum(-1, keepdim=True), n), n.expand_as(along))
         return a.masked_fill(~visible(part, rows), 0.0)
+
+
+def _center(part: Part) -> Tensor:
+    """The mean of a head's keys, which may be taken off them all without a change of A: less is lost in rounding."""
+    return wide(part.k).detach().mean(2, keepdim=True)

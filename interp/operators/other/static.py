@@ -24,7 +24,7 @@ from torch import Tensor
 from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
 from interp.kernels.attention import attend
-from interp.operators.common.operator import Operator, per_head, places, ratio, real_queries, wide
+from interp.operators.common.operator import Operator, per_head, ratio, real_queries, wide
 
 POSITIONS = 256
 """Random vectors are drawn for so many positions at a time, so that a longer text begins with the same ones."""
@@ -84,7 +84,12 @@ class StaticQK(Operator):
             real = real_queries(part)[..., None].to(wide(part.q))
             mean = ratio((wide(part.q) * real).sum(2, keepdim=True), real.sum(2, keepdim=True))
             return replace(part, q=mean.expand(part.q.shape).to(part.q.dtype).contiguous())
-        return replace(part, q=self._vectors(self.q, part, places(part), 0).to(part.q.dtype))
+        return replace(part, q=self._vectors(self.q, part, self._at(part), 0).to(part.q.dtype))
+
+    def _at(self, part: Part) -> Tensor:
+        """[query], which vector each has."""
+        one = isinstance(self.q, Tensor) and self.q.ndim == 2
+        return torch.zeros(part.q.shape[2], dtype=torch.long, device=part.q.device) if one else self.places(part)
 
     def _vectors(self, given: str | Tensor, part: Part, at: Tensor, which: int) -> Tensor:
         """[example, head, position, d]"""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
-from interp.operators.common.operator import alive, places, real_queries, wide
+from interp.operators.common.operator import alive, real_queries, wide
 from interp.operators.routed.chosen import Choosing, best, own_key
 
 
@@ -56,7 +56,7 @@ class Chunks(Choosing):
 
     def chosen(self, part: Part, rows: Tensor, seen: Tensor) -> Tensor:
         of_keys = self.chunks(part)
-        of_rows = of_keys[:, :, places(part)]
+        of_rows = of_keys[:, :, self.places(part)]
         count = int(of_keys.max()) + 1
         q = _standing(wide(part.q), of_rows, count, real_queries(part))
         k = _standing(wide(part.keys), of_keys, count, alive(part))

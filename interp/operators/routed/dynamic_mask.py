@@ -45,7 +45,13 @@ class DynamicMask(Choosing):
             along = v.norm(dim=-1)
         else:
             along = (v * per_head(self.gate, part, "gate=").to(v)[:, None]).sum(-1)
-        return torch.exp(self.amount * torch.nn.functional.softplus(along))
+        found = torch.exp(self.amount * torch.nn.functional.softplus(along))
+        if not bool(torch.isfinite(found).all()):
+            raise EditError(
+                f"{self!r}: exp of what the gate gives overflows (up to {float(along.max()):.3g} before it): use a"
+                " smaller amount."
+            )
+        return found
 
     def weights(self, part: Part, rows: Tensor) -> Tensor:
         worth = self.worth(part)[:, :, None]

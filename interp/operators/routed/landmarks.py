@@ -25,7 +25,7 @@ from torch import Tensor
 
 from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
-from interp.operators.common.operator import Operator, places, softmax, visible, wide
+from interp.operators.common.operator import Operator, softmax, visible, wide
 from interp.operators.routed.chosen import best
 
 
@@ -50,10 +50,10 @@ class Landmarks(Operator):
         seen = visible(part, rows).expand(*part.q.shape[:2], -1, -1)
         keys = part.k.shape[2]
         block = torch.arange(keys, device=seen.device) // self.block
-        own = (places(part)[rows] // self.block)[:, None] == block
+        own = (self.places(part)[rows] // self.block)[:, None] == block
         s = part.scores(rows).masked_fill(~seen, -torch.inf)
         marks = self._marks(part, rows, s, seen)
-        others = torch.nn.functional.one_hot(places(part)[rows] // self.block, marks.shape[-1]) == 0
+        others = torch.nn.functional.one_hot(self.places(part)[rows] // self.block, marks.shape[-1]) == 0
         marks = marks.masked_fill(~others, -torch.inf)
         if self.keep is not None:
             marks = marks.masked_fill(~best(marks.detach(), self.keep, ~marks.isneginf()), -torch.inf)

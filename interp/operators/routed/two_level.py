@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
-from interp.operators.common.operator import alive, blocks, places, real_queries, visible, wide
+from interp.operators.common.operator import alive, blocks, real_queries, visible, wide
 from interp.operators.routed.chosen import Choosing, best, group_means, own_key
 
 
@@ -57,7 +57,7 @@ class TwoLevel(Choosing):
 
     def chosen(self, part: Part, rows: Tensor, seen: Tensor) -> Tensor:
         of_keys = self.windows(part.k.shape[2], part.q.device)
-        of_rows = of_keys[places(part)]
+        of_rows = of_keys[self.places(part)]
         count = int(of_keys.max()) + 1
         q = group_means(wide(part.q), of_rows, count, real_queries(part))
         k = group_means(wide(part.keys), of_keys, count, alive(part))

@@ -12,7 +12,7 @@ from operator_parts import CALLS, One, check, differentiable, each, normal, part
 from torch import Tensor
 
 from interp.hooks.errors import EditError
-from interp.kernels.masks.symbols import Causal, Documents
+from interp.kernels.masks.symbols import Causal, Dense, Documents, Window
 from interp.operators.linear import streams
 from interp.operators.linear.agent import Agent
 from interp.operators.linear.features import orthogonal
@@ -209,6 +209,18 @@ def test_inline_rows_sum_to_one_with_negative_weights() -> None:
     assert bool((found < 0).any())
 
 
+def test_inline_loses_little_where_queries_and_keys_are_long() -> None:
+    """Its weights are differences of products that may be a million times as large."""
+    p = part("causal", dtype=torch.float32, size=300.0)
+    want = each(p, inline) @ p.values.double()
+    gap = (InLine("L0").z(p) - want).abs().amax() / want.abs().amax()
+    assert float(gap) < 1e-5
+    shifted = replace(p, k=p.k + 1e4)
+    want = each(shifted, inline) @ p.values.double()
+    gap = (InLine("L0").z(shifted) - want).abs().amax() / want.abs().amax()
+    assert float(gap) < 1e-4
+
+
 def test_local_linear_attention_is_softmax_where_the_ridge_is_large() -> None:
     p = part("causal")
     torch.testing.assert_close(LocalLinear("L0", ridge=1e9).pattern(p), each(p, softmax_of), atol=1e-6, rtol=1e-6)
@@ -271,6 +283,16 @@ def test_agents_on_a_grid_are_means_of_cells() -> None:
 def test_documents_do_not_read_each_other() -> None:
     ids = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
     check(*swapped(linear("elu"), replace(part("full"), mask=Causal() & Documents(ids))))
+
+
+@pytest.mark.parametrize("rate", [None, 0.2])
+@pytest.mark.parametrize("mask", [
+    Causal() & Window(5), Window(4), Documents(torch.tensor([0] * 5 + [1] * 6)),
+    Causal() & Documents(torch.tensor([0] * 4 + [1] * 7)), Dense(torch.ones(11, 11).tril(-3).bool()),
+], ids=["window", "both sides", "documents", "causal documents", "gone by"])  # fmt: skip
+def test_what_rows_no_longer_see_leaves_the_sum(mask: Any, rate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "BLOCK", 2)
+    check(*swapped(linear("elu", rate), replace(part("full"), mask=mask)))
 
 
 def test_what_a_model_adds_to_scores_is_not_dropped() -> None:

@@ -172,6 +172,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "sinks": (lambda: Reversed("L0").z(replace(part("causal"), sinks=torch.ones(4))), "learned sink"),
     "q": (lambda: StaticQK("L0", "none"), "q is 'own'"),
     "k": (lambda: StaticQK("L0", "own", "mean"), "UniformAttention"),
+    "more queries": (lambda: StaticQK("L0", "random").z(part("short cross")), "11 queries are not the last"),
     "one k": (lambda: StaticQK("L0", "own", QUERY), "UniformAttention"),
     "short": (lambda: StaticQK("L0", PLACED[:, :3]).z(part("full")), "11 positions"),
     "no table": (lambda: RelativeScores("L0"), "table is"),
