@@ -1,0 +1,40 @@
+"""The studies and the benchmark of operators run, and what they print last is JSON that says what it should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import ROOT
+
+RUNS: dict[str, list[str]] = {
+    "bench/operators.py": ["--lengths", "300", "--repeats", "1"],
+    "operators/deconstruct.py": ["--models", "zoo:shapes-vit", "--n", "4", "--out", "OUT"],
+    "operators/robust.py": ["--n", "2", "--steps", "1"],
+    "operators/pictures.py": ["--out", "OUT"],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_study_of_operators_runs(name: str, tmp_path: Path) -> None:
+    given = [str(tmp_path) if word == "OUT" else word for word in RUNS[name]]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / name), *given], cwd=tmp_path, capture_output=True, text=True,
+        timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if name == "bench/operators.py":
+        assert all(value > 0 for value in said["speedup"].values())
+    elif name == "operators/deconstruct.py":
+        assert abs(said["all_heads"]["zoo:shapes-vit softmax"]) < 1e-3
+        assert said["all_heads"]["zoo:shapes-vit uniform"] > 0.1
+    elif name == "operators/robust.py":
+        assert said["metric"]["as it is"]["clean"] > said["metric"]["as it is"]["own"]
+    else:
+        assert said["operators"] == [26, 26]
+        assert (tmp_path / "operators-sentence.png").stat().st_size > 5000
