@@ -73,6 +73,8 @@ _KNOWN = (
           "Transformer Interpretability Beyond Attention Visualization", 2020),
     Paper("2103.15679", "chefer2021generic", "Chefer, Hila and Gur, Shir and Wolf, Lior",
           "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers", 2021),
+    Paper("2111.10659", "gu2021patch", "Gu, Jindong and Tresp, Volker and Qin, Yao",
+          "Are Vision Transformers Robust to Patch Perturbations?", 2021),
     Paper("2202.07304", "ali2022conservative",
           "Ali, Ameen and Schnake, Thomas and Eberle, Oliver and Montavon, Grégoire and Müller, Klaus-Robert and Wolf,"
           " Lior", "XAI for Transformers: Better Explanations through Conservative Propagation", 2022),
@@ -98,6 +100,9 @@ _KNOWN = (
     Paper("2304.14997", "conmy2023acdc",
           "Conmy, Arthur and Mavor-Parker, Augustine N. and Lynch, Aengus and Heimersheim, Stefan and"
           " Garriga-Alonso, Adrià", "Towards Automated Circuit Discovery for Mechanistic Interpretability", 2023),
+    Paper("2306.17848", "lee2023mixing",
+          "Lee, Ariel N. and Bargal, Sarah Adel and Kasera, Janavi and Sclaroff, Stan and Saenko, Kate and others",
+          "Hardwiring ViT Patch Selectivity into CNNs using Patch Mixing", 2023),
     Paper("2307.09458", "lieberum2023chinchilla",
           "Lieberum, Tom and Rahtz, Matthew and Kramár, János and Nanda, Neel and Irving, Geoffrey and Shah, Rohin"
           " and Mikulik, Vladimir",
@@ -144,6 +149,9 @@ _KNOWN = (
           "Retrieval Head Mechanistically Explains Long-Context Factuality", 2024),
     Paper("2406.05276", "dutta2024vtrans", "Dutta, Oshin and Gupta, Ritvik and Agarwal, Sumeet",
           "VTrans: Accelerating Transformer Compression with Variational Information Bottleneck based Pruning", 2024),
+    Paper("2406.12649", "wang2024pace", "Wang, Hengyi and Tan, Shiwei and Wang, Hao",
+          "Probabilistic Conceptual Explainers: Trustworthy Conceptual Explanations for Vision Foundation Models",
+          2024),
     Paper("2406.15765", "yu2024act",
           "Yu, Zhongzhi and Wang, Zheng and Fu, Yonggan and Shi, Huihong and Shaikh, Khalid and Lin, Yingyan Celine",
           "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through"
@@ -183,6 +191,8 @@ _KNOWN = (
           "MIB: A Mechanistic Interpretability Benchmark", 2025),
     Paper("2505.07293", "hua2025influence", "Hua, Kai and Wu, Steven and Zhang, Ge and Shen, Ke",
           "AttentionInfluence: Adopting Attention Head Influence for Weak-to-Strong Pretraining Data Selection", 2025),
+    Paper("2505.17329", "adeli2025brain", "Adeli, Hossein and Sun, Minni and Kriegeskorte, Nikolaus",
+          "Transformer brain encoders explain human high-level visual responses", 2025),
     Paper("2505.17630", "edin2025gim",
           "Edin, Joakim and Csordás, Róbert and Ruotsalo, Tuukka and Wu, Zhengxuan and Maistro, Maria and Huang, Jing"
           " and Maaløe, Lars",
@@ -192,13 +202,20 @@ _KNOWN = (
           "Query-Focused Retrieval Heads Improve Long-Context Reasoning and Re-ranking", 2025),
     Paper("2506.10978", "ahn2025headhunter", "Ahn, Donghoon and others",
           "Where and How to Perturb: On the Design of Perturbation Guidance in Diffusion and Flow Models", 2025),
+    Paper("2506.10178", "psomas2025probing", "Psomas, Bill and Christopoulos, Dionysis and Baltzi, Eirini and others",
+          "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency", 2025),
+    Paper("2508.05211", "yang2025vflowopt", "Yang, Sihan and others",
+          "VFlowOpt: A Token Pruning Framework for LMMs with Visual Information Flow-Guided Optimization", 2025),
     Paper("2508.21258", "jafari2025relp",
           "Rezaei Jafari, Farnoush and Eberle, Oliver and Khakzar, Ashkan and Nanda, Neel",
           "RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching", 2025),
+    Paper("2509.06461", "ge2025carve", "Ge, Yuyao and Liu, Shenghua and Wang, Yiwei and Mei, Lingrui and others",
+          "Focusing by Contrastive Attention: Enhancing VLMs' Visual Reasoning", 2025),
     Paper("2509.18010", "papi2025half",
           "Papi, Sara and Fucci, Dennis and Gaido, Marco and Negri, Matteo and Bentivogli, Luisa",
           "Cross-Attention is Half Explanation in Speech-to-Text Models", 2025),
-    Paper("2509.22650", "kukleva2025refam", "Kukleva, Anna and others",
+    Paper("2509.22650", "kukleva2025refam",
+          "Kukleva, Anna and Simsar, Enis and Tonioni, Alessio and Naeem, Muhammad Ferjad and others",
           "RefAM: Attention Magnets for Zero-Shot Referral Segmentation", 2025),
 )  # fmt: skip
 PAPERS = {paper.number: paper for paper in _KNOWN}

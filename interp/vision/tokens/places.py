@@ -1,0 +1,86 @@
+"""Numbers of a vision tower's patches as numbers of the text's image tokens, by where both lie in the picture.
+
+A token's number is the mean over the patches whose middle lies in its cell, of the tower's view that shows the same
+part of the picture (a tile, the whole), or, where tiles were stitched together (LLaVA-NeXT), of the tiles inside the
+token's view. So merged patches (Qwen-VL, pixel shuffle, pooling) and tiles need no grid of a known size.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.hooks.errors import InputsError
+from interp.hooks.inputs.inputs import Inputs
+from interp.hooks.pictures.grids import Area
+from interp.vision.maps.cells import NO_CELLS
+
+NEAR = 1e-4
+
+
+def token_numbers(
+    x: Inputs, own: Inputs, numbers: Float[Tensor, "tile patch"], *, what: str
+) -> Float[Tensor, "example token"]:
+    """NaN for tokens that are no cell."""
+    if x.roles.sizes is None:
+        raise InputsError(f"{what}: the pictures' sizes are not known: prepare the inputs with m.prepare(images=...).")
+    if not bool((x.roles.patch & x.roles.where("image")).any()):
+        raise InputsError(f"{what}: {NO_CELLS}.")
+    out = torch.full(x.valid.shape, float("nan"), dtype=torch.float64)
+    for row, views in enumerate(x.roles.views):
+        for tile in range(len(views)):
+            here = ((x.roles.tile[row] == tile) & x.roles.patch[row]).cpu().nonzero().flatten()
+            places, values = _patches(x, own, numbers, (row, tile))
+            if len(here):
+                out[row, here] = _means(_cells(x, row, tile, here), places, values, what)
+    return out
+
+
+def _area(inputs: Inputs, row: int, tile: int) -> Area:
+    view, sizes = inputs.roles.views[row][tile], inputs.roles.sizes
+    assert sizes is not None
+    return view.fractions(sizes[view.picture], inputs.roles.fit)
+
+
+def _cells(inputs: Inputs, row: int, tile: int, here: Tensor) -> Float[Tensor, "token 4"]:
+    """Boxes in fractions of the picture, not clipped to it."""
+    left, top, right, bottom = _area(inputs, row, tile)
+    _, rows, columns = inputs.roles.grids[row][tile]
+    y, x = (getattr(inputs.roles, name)[row].cpu()[here].double() for name in ("row", "col"))
+    wide, high = (right - left) / columns, (bottom - top) / rows
+    return torch.stack([left + x * wide, top + y * high, left + (x + 1) * wide, top + (y + 1) * high], -1)
+
+
+def _patches(x: Inputs, own: Inputs, numbers: Tensor, at: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Middles (x, y, frame apart) and numbers of the patches that a token grid was made of."""
+    picture, area = x.roles.views[at[0]][at[1]].picture, _area(x, *at)
+    found = []
+    for row, views in enumerate(own.roles.views):
+        for tile, view in enumerate(views):
+            if view.picture == picture:
+                found.append((row, tile, _area(own, row, tile)))
+    same = [one for one in found if all(abs(a - b) < NEAR for a, b in zip(one[2], area, strict=True))]
+    inside = [one for one in found if _size(one[2]) < _size(area) * (1 - NEAR)]
+    places, values = [torch.empty(0, 2)], [torch.empty(0)]
+    for row, tile, _ in same or inside or found:
+        here = ((own.roles.tile[row] == tile) & own.roles.patch[row]).cpu().nonzero().flatten()
+        boxes = _cells(own, row, tile, here)
+        places.append((boxes[:, :2] + boxes[:, 2:]) / 2)
+        values.append(numbers[row, here])
+    return torch.cat([one.double() for one in places]), torch.cat([one.double() for one in values])
+
+
+def _size(area: Area) -> float:
+    return (area[2] - area[0]) * (area[3] - area[1])
+
+
+def _means(cells: Tensor, places: Tensor, values: Tensor, what: str) -> Float[Tensor, " token"]:
+    inside = (places[None] >= cells[:, None, :2]).all(-1) & (places[None] < cells[:, None, 2:]).all(-1)
+    count = inside.sum(1)
+    if not bool(count.all()):
+        raise InputsError(
+            f"{what}: {int((count == 0).sum())} image tokens have no patch of the vision tower in their cell, so how"
+            " patches became tokens is not known in this family."
+        )
+    return torch.where(inside, values[None], 0.0).sum(1) / count
