@@ -1,0 +1,131 @@
+"""How many image tokens an answer needs: accuracy and time against tokens kept, by importance, attention and chance.
+
+    python experiments/vision/tokens.py [--model zoo:shapes-lvlm] [--n 200] [--draws 5] [--out runs/tokens]
+
+Questions about shapes that are there or not. Image tokens are pruned before the first layer of the text, the most
+important ones kept: by the vision tower's patches that are looked at most (VFlowOpt), by the last row's attention in a
+layer of the text (which has read the question), or at random; the first also with recycling on cells of 2 x 2 tokens,
+and in three stages of the same mean retention. Time is that of forward passes without the pruned tokens, interleaved
+with whole ones, the median of ratios. Intervals are bootstraps over questions.
+
+Measured on zoo:shapes-lvlm, 200 questions, all tokens 0.96: with a quarter of 36 image tokens importance gives 0.85,
+attention in the text 0.86 and 0.87, random tokens 0.88 [0.85, 0.91]; with a tenth 0.74, 0.76 and 0.79, 0.82. Recycled,
+importance gives 0.95 and 0.88 and random tokens 0.95 and 0.86: what helps is merging, not which tokens are kept.
+Forward passes take 0.58 of the time with half of the image tokens, 0.40 with a quarter, 0.32 with a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import interp
+from interp.results.intervals import mean_interval
+
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
+BATCH = 50
+
+
+def main() -> None:
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given.add_argument("--model", default="zoo:shapes-lvlm")
+    given.add_argument("--n", type=int, default=200)
+    given.add_argument("--draws", type=int, default=5, help="of random tokens")
+    given.add_argument("--out", type=Path, default=Path("runs/tokens"))
+    args = given.parse_args()
+    torch.set_num_threads(1)
+    m = interp.load(args.model)
+    task = interp.tasks.shapes(m, n=args.n, style="yes_no", split="heldout")
+    parts = [task.take(list(range(start, min(start + BATCH, args.n)))) for start in range(0, args.n, BATCH)]
+    ways: dict[str, list[dict[str, Any]]] = {
+        "vision": [{"by": "vision"}],
+        "vision, recycled": [{"by": "vision", "cell": 2.0}],
+        "text, first layer": [{"by": "text", "layer": 0}],
+        "text, second layer": [{"by": "text", "layer": 1}],
+        "random, recycled": [{"by": "random", "seed": seed, "cell": 2.0} for seed in range(args.draws)],
+        "random": [{"by": "random", "seed": seed} for seed in range(args.draws)],
+    }
+    curves = {name: {str(share): judged(m, parts, draws, share) for share in SHARES} for name, draws in ways.items()}
+    found = {
+        "experiment": "tokens",
+        "model": args.model,
+        "questions": args.n,
+        "tokens": parts[0].clean.length,
+        "image_tokens": int(parts[0].clean.mask("image")[0].sum()),
+        "accuracy": curves,
+        "stages": staged(m, parts),
+        "time": timed(m, parts[0]),
+        "out": str(args.out),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "tokens.json").write_text(json.dumps(found))
+    print(json.dumps(found))
+
+
+def importance(m: interp.Model, part: Any, way: dict[str, Any]) -> Any:
+    return interp.vision.token_importance(m, part.clean, **{k: v for k, v in way.items() if k != "cell"})
+
+
+def judged(m: interp.Model, parts: list[Any], draws: list[dict[str, Any]], share: float) -> list[float]:
+    """Accuracy with an interval; of random tokens the mean over draws."""
+    right = []
+    for way in draws:
+        each = []
+        for part in parts:
+            edits = importance(m, part, way).pruned([share], cell=way.get("cell"))
+            each.append(right_answers(m, part, edits))
+        right.append(torch.cat(each))
+    return spread(torch.stack(right).mean(0))
+
+
+def right_answers(m: interp.Model, part: Any, edits: Any) -> Tensor:
+    return (part.metric(m.run(part.clean, edits=edits)["logits"], part.clean) > 0).double()
+
+
+def staged(m: interp.Model, parts: list[Any]) -> dict[str, Any]:
+    """Half and a quarter of the tokens on average, pruned at layers 0, 1 and 2."""
+    found = {}
+    for name, retention in (("0.5", (0.75, 0.667, 0.667)), ("0.25", (0.5, 0.4, 0.4))):
+        right, mean = [], 0.0
+        for part in parts:
+            got = importance(m, part, {"by": "vision"})
+            mean = got.mean_retention(retention, (0, 1, 2))
+            right.append(right_answers(m, part, got.pruned(retention, layers=(0, 1, 2))))
+        found[name] = {"mean_retention": round(mean, 3), "accuracy": spread(torch.cat(right))}
+    return found
+
+
+def timed(m: interp.Model, part: Any, rounds: int = 15) -> dict[str, float]:
+    """Time of the text without pruned tokens over that of all, median of interleaved pairs."""
+    got = importance(m, part, {"by": "vision"})
+    calls = {share: got.shorter(m, part.clean, share) for share in SHARES}
+    ratios: dict[float, list[float]] = {share: [] for share in SHARES}
+    with torch.no_grad():
+        for _ in range(rounds):
+            whole = clocked(m, calls[1.0])
+            for share in SHARES:
+                ratios[share].append(clocked(m, calls[share]) / whole)
+    return {str(share): round(statistics.median(some), 3) for share, some in ratios.items()}
+
+
+def clocked(m: interp.Model, call: dict[str, Any]) -> float:
+    start = time.perf_counter()
+    m.module(**call)
+    return time.perf_counter() - start
+
+
+def spread(values: Tensor) -> list[float]:
+    """Mean, low, high."""
+    low, high = mean_interval(values[None])
+    return [round(float(one), 3) for one in (values.mean(), low, high)]
+
+
+if __name__ == "__main__":
+    main()
