@@ -1,83 +1,173 @@
 # %% [markdown]
-# # A vision-language model
+# # Why does it say that there is a circle?
 #
-# How a picture reaches the answer of a model that sees and talks: which image tokens, which heads, in which layer.
+# A vision-language model is shown a picture without a circle and says that there is one. Which heads look at the
+# picture when it is right, where do they look when it is wrong, and what has to be hidden from them so that it says no?
 
 # %%
-import warnings
-
+import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 
 import interp
+from interp.prompts.scenes import ask, place
 
 torch.set_num_threads(1)
-warnings.filterwarnings("ignore", message=".*patched in full forward passes")
 m = interp.load("zoo:shapes-lvlm")
 print(m.check())
 
 # %% [markdown]
-# ## Prompts are tokens with roles
+# ## It says so, and not everywhere
 #
-# Same question, two pictures: one with the shape and one without it.
+# The same question about pictures of one thing that is no circle, and about pictures of a circle. In the scenes that
+# the model was trained on, a circle often came with a cross.
 
 # %%
-asked = interp.tasks.shapes(m, n=24, style="yes_no")
-task = asked.take([n for n, row in enumerate(asked.rows) if row.meta["answer"] == "yes"])
-print(task.rows[0].clean)
-task.rows[0].image
+QUESTION = "<image> " + ask("circle")
+yes, no = (m.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" yes", " no"))
 
-# %%
-roles = m.roles(task.clean)
-roles
+
+def scenes(*shapes, n=24, seed=0):
+    """Pictures, and the box of the first shape in each."""
+    random = np.random.default_rng(seed)
+    found = [place(shapes, random) for _ in range(n)]
+    return [Image.fromarray(one.image) for one in found], [one.things[0].box for one in found]
+
+
+def asked(pictures):
+    """The question about each picture."""
+    return m.prepare([QUESTION] * len(pictures), images=[[one] for one in pictures])
+
+
+def says_yes(logits, _=None):
+    """How much more the last token says yes than no."""
+    return logits[:, -1, yes] - logits[:, -1, no]
+
+
+rates = {}
+for shape in ("circle", "cross", "square", "ring"):
+    x = asked(scenes(shape)[0])
+    rates[shape] = float((says_yes(m.run(x)["logits"]) > 0).double().mean())
+pd.Series(rates, name="says that there is a circle").round(2)
 
 # %% [markdown]
-# ## Where in the picture
-#
-# Every image token's residual of the picture with the shape, put into the run of the picture without it.
+# So it is not the question alone, and not any shape: it is the cross. Keep the pictures of a cross in which it says
+# yes.
 
 # %%
-each = interp.patch(
-    m, base=task.corrupt, source=task.clean, metric=task.metric, sites="text.L0.resid_pre", positions="each"
-)
-each.over_image(task.clean, task.rows[0].image, row=0)
+pictures, boxes = scenes("cross", n=120, seed=1)
+wrong = (says_yes(m.run(asked(pictures))["logits"]) > 0).nonzero().flatten().tolist()
+pictures, boxes = ([some[n] for n in wrong] for some in (pictures, boxes))
+fooled = asked(pictures)
+print(len(wrong), "pictures with a cross in which it sees a circle")
+pictures[0]
 
 # %% [markdown]
-# ## Which way it goes
+# ## Which heads would have to look
 #
-# Block attention from the image to the last token, and from the image to the word that is asked for, layer by layer.
+# On pictures that do have a circle: each head's weight on the image, what hiding the image from that head does to the
+# answer (`knock-out`), and how far its output turns on the picture (`vhd`). They need not agree, so they stand side by
+# side.
 
 # %%
-blocked = {
-    "image to last": [("image", "last")],
-    "image to the word": [("image", task.positions["shape"])],
-    "the word to last": [(task.positions["shape"], "last")],
+true, circles = scenes("circle", seed=2)
+looking = interp.vision.heads(m, asked(true), metric=says_yes)
+table = looking.table()
+table.sort_values("knock-out").head(6).round(3)
+
+# %%
+looking.agreement().round(2)
+
+# %% [markdown]
+# The three agree little. A head that looks much may do nothing for this answer, and a head whose loss others make up
+# for has no effect by itself. Take four heads by each, and let the false circle decide between them.
+
+# %%
+heads = {
+    "attention mass": list(table["attention mass"].nlargest(4).index),
+    "knock-out": list(table["knock-out"].nsmallest(4).index),
+    "vhd": list(table["vhd"].nlargest(4).index),
 }
-{
-    name: [round(float(v), 2) for v in interp.patching.knockout(m, task.clean, metric=task.metric, edges=edge).mean]
-    for name, edge in blocked.items()
-}
+heads
 
 # %% [markdown]
-# ## Which heads
+# ## Where they look when it is wrong
 #
-# Of both towers, in one call.
+# `ground` takes the looks of the word "circle" and puts them onto the picture. Do the heads point at the circle, where
+# there is one, and at the cross, where there is none? `chance` is a point anywhere.
 
 # %%
-heads = interp.patch(
-    m, base=task.corrupt, source=task.clean, metric=task.metric, sites=["text.L*.H*.z", "vision.L*.H*.z"]
-)
-heads.top(6)
+right, misled = (interp.vision.ground(m, given, about="circle") for given in (asked(true), fooled))
+points = {
+    name: {
+        "at the circle": float(right.pointing(circles, some).mean()),
+        "at the cross": float(misled.pointing(boxes, some).mean()),
+    }
+    for name, some in heads.items()
+}
+points["chance"] = {
+    "at the circle": float(right.chance(circles).mean()),
+    "at the cross": float(misled.chance(boxes).mean()),
+}
+pd.DataFrame(points).T.round(2)
+
+# %%
+seen = misled.map(heads["vhd"])
+Image.fromarray((seen / seen.max() * 255).to(torch.uint8).numpy()).resize((192, 192))
 
 # %% [markdown]
-# Attention to the image is not the effect of the image. Put the two side by side:
+# ## Hide the cross from them
+#
+# A map is no cause. Hide the image tokens that touch the cross from four heads alone, in the rows of the question, and
+# from four drawn at random, ten times. Heads that read the circle off the cross must then say no.
 
 # %%
-stats = m.attention(task.clean, stats=["mass:image"], heads="text.L*")
-stats["mass:image"].isel(position=-1).mean("example").round(2).to_pandas()
+cells = fooled.roles.boxes()
+corners = torch.tensor(boxes)[:, None].float()
+touches = ((cells[..., 2:] > corners[..., :2]) & (cells[..., :2] < corners[..., 2:])).all(-1)
+after = fooled.valid & ~fooled.mask("image")
+
+
+def hidden(some):
+    """The answer with the cross hidden from some heads."""
+    return says_yes(
+        m.run(fooled, edits=[interp.MaskKeys(one, keys=touches, positions=after) for one in some])["logits"]
+    )
+
+
+random = torch.Generator().manual_seed(0)
+draws = [[looking.sites[n] for n in torch.randperm(len(looking.sites), generator=random)[:4]] for _ in range(10)]
+answers = {
+    "nobody": hidden([]),
+    **{f"four by {name}": hidden(some) for name, some in heads.items()},
+    "four at random": torch.stack([hidden(one) for one in draws]).mean(0),
+    "all": hidden(looking.sites),
+}
+pd.DataFrame(
+    {name: {"yes minus no": float(v.mean()), "says yes": float((v > 0).double().mean())} for name, v in answers.items()}
+).T.round(2)
+
+# %% [markdown]
+# One of the three finds the heads: with the cross hidden from these four, the model says no about as surely as with the
+# cross hidden from all. Cutting one head at a time could not find them, because the others still see the cross.
+
+# %% [markdown]
+# ## And in the picture itself
+#
+# Spoil each part of a picture by itself: the parts that matter for the false yes are those of the cross.
+
+# %%
+spoilt = interp.vision.perturb(m, pictures[:6], [QUESTION] * 6, metric=says_yes, how="grey")
+effects = spoilt.map("grey", 0)
+inside = touches[0][fooled.mask("image")[0]].reshape(effects.shape)
+print(spoilt)
+pd.Series({"cells of the cross": float(effects[inside].mean()), "others": float(effects[~inside].mean())}).round(2)
 
 # %% [markdown]
 # ## Now you
 #
-# - `kind="adversarial"` asks for things that usually come with what is shown. How often does the model say yes, and
-#   which heads make it?
-# - One picture and two questions: write two prompts with the same picture and patch between them.
+# - Ask for a cross in pictures of a circle. Are the heads that would have to look the same ones?
+# - `interp.vision.redistribute` and `interp.vision.reinforce` make heads look more. Does the false circle go away, and
+#   what happens to the true ones?
+# - `interp.explore(m, asked(true), results=[looking], pictures=true)` shows every head's map on the picture.
