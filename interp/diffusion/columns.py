@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from interp.diffusion.perturbed import refuse_other
+from interp.diffusion.denoiser import refuse_other
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.token_text import Decoder, covering, locate, not_found, read
 

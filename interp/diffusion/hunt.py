@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.diffusion.perturbed import NOT_HERE, perturbed, refuse_other
+from interp.diffusion.denoiser import NOT_HERE, refuse_other
+from interp.diffusion.perturbed import perturbed
 from interp.hooks.errors import InputsError
 from interp.hooks.head_names import head_name
 from interp.provenance import about
@@ -146,6 +147,7 @@ register(
         passes=lambda t: 2 + 3 * t.count,
         shown="map",
         values=None,
+        made_of=("interp.diffusion.perturbed",),
         unfit=NOT_HERE,
     )
 )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.diffusion.perturbed import NOT_HERE, refuse_other
+from interp.diffusion.denoiser import NOT_HERE, refuse_other
 from interp.hooks.anatomy.towers import Layer
 from interp.hooks.denoisers.guidance import branches
 from interp.hooks.denoisers.layout import Layout, layout

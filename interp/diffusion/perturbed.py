@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.hooks.denoisers.calls import denoises
+from interp.diffusion.denoiser import NOT_HERE, refuse_other
 from interp.hooks.denoisers.guidance import branches, said
 from interp.hooks.denoisers.layout import joint
 from interp.hooks.edits.edits import in_steps
@@ -31,7 +31,7 @@ from interp.hooks.edits.perturb import SoftIdentity
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_key, with_logits
-from interp.records import KINDS, Kind, Method, register
+from interp.records import Method, register
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -70,15 +70,6 @@ def perturbed(
         undo.enter_context(model.edited(edits))
         doing.on(undo)
         yield doing
-
-
-def refuse_other(model: Model) -> None:
-    """Raise for what is no denoiser."""
-    if not denoises(model.module):
-        raise ModelError(
-            f"{type(model.module).__name__} is no denoiser of diffusers: it has no steps of sampling and no guidance."
-            " Attach a pipeline, or its transformer or unet."
-        )
 
 
 def _attention(pattern: str) -> str:
@@ -169,8 +160,6 @@ def _example(t: Any, **how: Any) -> Any:
         return t.model.run(t.base)
 
 
-NOT_HERE: dict[Kind, str] = dict.fromkeys(KINDS, "it is no denoiser, which has steps of sampling")
-"""Why methods of this room refuse every other kind of model."""
 register(
     Method(
         name="interp.diffusion.perturbed",

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.diffusion.denoiser import NOT_HERE
 from interp.diffusion.maps import Maps, maps
-from interp.diffusion.perturbed import NOT_HERE
 from interp.hooks.errors import InputsError
 from interp.records import Method, register
 

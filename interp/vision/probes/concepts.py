@@ -32,8 +32,7 @@ from interp.records import Method, register
 from interp.results.saved import Saved
 from interp.vision.maps.cells import pixel_map
 from interp.vision.maps.trial import many
-from interp.vision.probes.probe import boxes_of_tokens
-from interp.vision.probes.tokens import halves, picture_tokens
+from interp.vision.probes.tokens import boxes_of_tokens, halves, picture_tokens
 
 if TYPE_CHECKING:
     from interp.model import Model

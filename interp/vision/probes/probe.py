@@ -34,7 +34,7 @@ from interp.records import Method, register
 from interp.results.saved import Saved
 from interp.vision.maps.cells import pixel_map
 from interp.vision.maps.trial import many
-from interp.vision.probes.tokens import halves, picture_tokens
+from interp.vision.probes.tokens import boxes_of_tokens, halves, picture_tokens
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -243,19 +243,6 @@ def _score(reader: Reader, tokens: Tensor, keys: Tensor, targets: Tensor, judged
     if not bool((spread > 0).all()):
         raise InputsError("a target is the same in all examples left out, so it has no R^2: give more examples.")
     return float((1 - (found - true).square().sum(0) / spread).mean())
-
-
-def boxes_of_tokens(read: Any, tokens: int, with_class: bool) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """Where tokens lie in one picture a row, and its size; NaN and none where that is not known."""
-    labels = read.roles
-    none = torch.full((read.batch, tokens, 4), float("nan"))
-    pictures = [{view.picture for view in row} for row in labels.views]
-    if labels.sizes is None or any(len(mine) != 1 for mine in pictures):
-        return none, ()
-    kept = (labels.where("image") & read.valid & labels.patch).cpu()
-    kept = kept | (labels.where("cls") & read.valid).cpu() if with_class else kept
-    sizes = [labels.sizes[mine.pop()] for mine in pictures]
-    return labels.boxes()[kept].reshape(none.shape), tuple((int(h), int(w)) for h, w in sizes)
 
 
 def _example(t: Any) -> AttentiveProbe:

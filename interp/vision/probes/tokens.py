@@ -56,3 +56,16 @@ def halves(examples: int, held_out: float, seed: int) -> tuple[Bool[Tensor, " ex
     judged = torch.zeros(examples, dtype=torch.bool)
     judged[order[:count]] = True
     return ~judged, judged
+
+
+def boxes_of_tokens(read: Any, tokens: int, with_class: bool) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """Where tokens lie in one picture a row, and its size; NaN and none where that is not known."""
+    labels = read.roles
+    none = torch.full((read.batch, tokens, 4), float("nan"))
+    pictures = [{view.picture for view in row} for row in labels.views]
+    if labels.sizes is None or any(len(mine) != 1 for mine in pictures):
+        return none, ()
+    kept = (labels.where("image") & read.valid & labels.patch).cpu()
+    kept = kept | (labels.where("cls") & read.valid).cpu() if with_class else kept
+    sizes = [labels.sizes[mine.pop()] for mine in pictures]
+    return labels.boxes()[kept].reshape(none.shape), tuple((int(h), int(w)) for h, w in sizes)
