@@ -79,11 +79,16 @@ TINY: Mapping[str, Mapping[str, Any]] = {
 """By class: what its config says other than by default."""
 
 
+def library() -> Any:
+    """diffusers; whoever asks is skipped where it is not installed."""
+    return pytest.importorskip("diffusers", reason="diffusers is not installed (the extra diffusion)")
+
+
 def denoiser(name: str, *, seed: int = 0, **changes: Any) -> nn.Module:
-    """A random one of this class; whoever asks is skipped where diffusers is not installed."""
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (the extra diffusion)")
+    """A random one of this class."""
+    home = library()
     torch.manual_seed(seed)
-    made: nn.Module = getattr(diffusers, name)(**{**TINY[name], **changes}).eval()
+    made: nn.Module = getattr(home, name)(**{**TINY[name], **changes}).eval()
     for parameter in made.parameters():  # gates and last layers start at zero
         torch.nn.init.normal_(parameter, std=0.2)
     return made
@@ -98,9 +103,9 @@ DDIM = ("DiTPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline", "StableD
 
 def pipeline(kind: str, transformer: nn.Module, **parts: Any) -> Any:
     """A pipeline of diffusers around a denoiser; words come as vectors, pictures leave as latents."""
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (the extra diffusion)")
-    made = getattr(diffusers, kind)
-    scheduler = getattr(diffusers, "DDIMScheduler" if kind in DDIM else "FlowMatchEulerDiscreteScheduler")()
+    home = library()
+    made = getattr(home, kind)
+    scheduler = getattr(home, "DDIMScheduler" if kind in DDIM else "FlowMatchEulerDiscreteScheduler")()
     takes = made.__init__.__annotations__ if hasattr(made.__init__, "__annotations__") else {}
     own = "unet" if "unet" in takes else "transformer"
     missing = {name: None for name in WITHOUT if name in takes}

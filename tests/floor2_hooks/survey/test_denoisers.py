@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import HEADS, TINY, denoiser
+from denoisers import HEADS, TINY, denoiser, library
 from torch import Tensor, nn
 
 import interp
@@ -342,8 +342,7 @@ def test_a_loop_whose_third_step_is_edited_is_one_with_a_hook_there() -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
 @pytest.mark.parametrize("name", ["FluxTransformer2DModel", "QwenImageTransformer2DModel"])
 def test_a_backend_of_the_registry_is_seen_and_put_back(name: str) -> None:
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
-
+    registry = library().models.attention_dispatch._AttentionBackendRegistry
     own = dict(registry._backends)
     fused, flex = denoiser(name), denoiser(name)
     active = registry._active_backend
@@ -362,10 +361,8 @@ def test_a_backend_of_the_registry_is_seen_and_put_back(name: str) -> None:
 
 def test_eager_attention_is_held_at_its_borders() -> None:
     """`AttnProcessor` computes its softmax itself: z is seen, the pattern is not."""
-    from diffusers.models.attention_processor import AttnProcessor
-
     module = denoiser("UNet2DConditionModel")
-    module.set_attn_processor(AttnProcessor())
+    module.set_attn_processor(library().models.attention_processor.AttnProcessor())
     m = interp.attach(module)
     m.check().raise_failed()
     assert {layer.standpoint for tower in m.towers.values() for layer in tower.layers} == {"border"}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+from denoisers import library
 from house import ROOT
 
 pytestmark = pytest.mark.filterwarnings("default")
 
 
 def test_its_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("diffusers", reason="diffusers is not installed (the extra diffusion)")
+    library()
     (code,) = re.findall(
         r"^```python setup\n(.*?)^```", (ROOT / "docs" / "diffusion.md").read_text(), re.MULTILINE | re.DOTALL
     )

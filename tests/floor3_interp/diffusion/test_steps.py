@@ -48,11 +48,10 @@ def test_calls_are_steps_and_rows_are_branches(case: str) -> None:
 
 def test_rows_of_no_class_are_the_branch_without() -> None:
     """DiT's pipeline has them last, and decodes whatever happens."""
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
-
-    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval()
+    home = denoisers.library()
+    vae = home.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval()
     transformer = denoiser("DiTTransformer2DModel", num_embeds_ada_norm=1000, out_channels=8)
-    pipe = DiTPipeline(transformer, vae, DDIMScheduler())
+    pipe = home.DiTPipeline(transformer, vae, home.DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     with interp.attach(pipe).watch(record="L0.z") as tape:
         pipe([3, 5], guidance_scale=2.0, num_inference_steps=2, output_type="np")
@@ -138,8 +137,7 @@ def test_a_pipeline_is_held_by_its_denoiser() -> None:
 
 
 def test_pipelines_that_cannot_be_held_say_why() -> None:
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
+    home = denoisers.library()
     two = pipeline("WanPipeline", denoiser("WanTransformer3DModel"), transformer_2=denoiser("WanTransformer3DModel"))
     with pytest.raises(ModelError, match="transformer, transformer_2"):
         interp.attach(two)
@@ -149,10 +147,10 @@ def test_pipelines_that_cannot_be_held_say_why() -> None:
         "norm_num_groups": 4,
         "layers_per_block": 1,
     }
-    none = UNet2DModel(**small, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    none = home.UNet2DModel(**small, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
                        mid_block_type=None).eval()  # fmt: skip
     with pytest.raises(ModelError, match="no attention heads"):
-        _ = interp.attach(DDPMPipeline(none, DDPMScheduler())).anatomy
+        _ = interp.attach(home.DDPMPipeline(none, home.DDPMScheduler())).anatomy
     empty = pipeline("FluxPipeline", None)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="no denoiser"):
         interp.attach(empty)
