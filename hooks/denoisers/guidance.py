@@ -11,8 +11,10 @@ guidance is `cond` throughout. Limits: two prompts that start from the same late
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,10 +34,15 @@ class _Now(threading.local):
 _NOW = _Now()
 
 
+_LOCK = threading.Lock()
+_LISTENERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
 def listen(module: nn.Module) -> Callable[[], None]:
-    """Hear what the pipeline calls each call, until what this returns is called."""
+    """Hear what the pipeline calls each call, until what this returns is called; counted, since sessions of several
+    threads end in any order."""
     own = getattr(module, "cache_context", None)
-    if own is None or "cache_context" in vars(module):
+    if own is None:
         return lambda: None
 
     @contextmanager
@@ -47,8 +54,18 @@ def listen(module: nn.Module) -> Callable[[], None]:
         finally:
             _NOW.named.pop()
 
-    vars(module)["cache_context"] = heard
-    return lambda: vars(module).pop("cache_context", None) and None
+    with _LOCK:
+        if not _LISTENERS.get(module):
+            vars(module)["cache_context"] = heard
+        _LISTENERS[module] = _LISTENERS.get(module, 0) + 1
+    return partial(_deaf, module)
+
+
+def _deaf(module: nn.Module) -> None:
+    with _LOCK:
+        _LISTENERS[module] -= 1
+        if not _LISTENERS[module]:
+            vars(module).pop("cache_context", None)
 
 
 @contextmanager

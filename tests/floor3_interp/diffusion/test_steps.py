@@ -46,6 +46,19 @@ def test_calls_are_steps_and_rows_are_branches(case: str) -> None:
     assert tape.calls == len(tape.steps) == len(CASES[case][3])
 
 
+def test_contexts_that_end_in_any_order_hear_the_branches() -> None:
+    m, run = made("wan")
+    first, second = m.watch(record="denoiser.L0.z"), m.watch(record="denoiser.L0.z")
+    one = first.__enter__()
+    run()
+    other = second.__enter__()
+    first.__exit__(None, None, None)
+    run()
+    second.__exit__(None, None, None)
+    assert list(one.branches.values()) == list(other.branches.values()) == [(C,), (U,)] * 2
+    assert "cache_context" not in vars(m.module)
+
+
 def test_rows_of_no_class_are_the_branch_without() -> None:
     """DiT's pipeline has them last, and decodes whatever happens."""
     home = denoisers.library()
