@@ -10,8 +10,8 @@ are tried the same way, and the map of CARVE on a few scenes. Intervals are boot
 
 Measured on zoo:shapes-lvlm, 128 scenes each: the head that points best where it is chosen (0.35) points at the thing in
 0.21 [0.14, 0.28] of other scenes, below the mean map of all heads (0.44 [0.35, 0.52]); the four heads by VHD 0.47
-[0.38, 0.56]; a random head 0.25, a random place 0.07. The last token points less, magnets change nothing, and
-CARVE points at it in 0.25 of 16 scenes.
+[0.38, 0.56]; a random head 0.25, a random place 0.07. The last token points less, magnets change nothing that shows,
+and CARVE points at it in 0.25 of 16 scenes.
 """
 
 from __future__ import annotations

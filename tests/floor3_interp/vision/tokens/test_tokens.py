@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from looking import picture
 from pictured import PROCESSOR, pictured
 from PIL import Image
 from tokens import PLACEHOLDERS
@@ -167,7 +168,7 @@ FAMILIES = ["llava", "llava_next", "qwen2_vl", "qwen3_vl", "internvl", "paligemm
 def test_every_family_keeps_the_tokens_whose_patches_matter(name: str) -> None:
     held = interp.attach(*pictured(name))
     place = PLACEHOLDERS[PROCESSOR.get(name, name)]
-    pictures = [Image.new("RGB", (90, 60), (9, 200, 9))]
+    pictures = [picture(90, 60)]  # noise, so that no two tiles are alike
     got = interp.vision.token_importance(held, pictures, [f"{place}What is it?"], chat=False)
     x = held.prepare([f"{place}What is it?"], images=[pictures], chat=False)
     assert bool((got.values[got.image] > 0).all())
