@@ -93,14 +93,14 @@ def _of_patches(model: Model, x: Inputs, own: Inputs, layer: int, t: float | Non
     """mean over k in K of A_k,i."""
     number = _numbered([one.index for one in model.ready().tower("vision", text=WHAT).layers], layer)
     patch = own.roles.patch.cpu() & own.valid.cpu()
-    received = received_mean(model, x, f"vision.L{number}", patch).mean(0) * patch.sum(1, keepdim=True)
+    received = received_mean(model, x, f"vision.L{number}", patch, own=own).mean(0) * patch.sum(1, keepdim=True)
     tau = torch.tensor([_tau(row[here], t) for row, here in zip(received, patch, strict=True)])[:, None]
     much = patch & (received > tau if t is not None else received >= tau)
     empty = (~much.any(1)).nonzero().flatten().tolist()
     if empty:
         most = float(received[empty[0]].max())
         raise InputsError(f"no patch of picture {empty[0]} receives more than t={t}; the most is {most:.3g}. Lower t.")
-    return received_mean(model, x, f"vision.L{number}", much).mean(0)
+    return received_mean(model, x, f"vision.L{number}", much, own=own).mean(0)
 
 
 def _tau(received: Tensor, t: float | None) -> float:

@@ -77,6 +77,16 @@ def test_other_rows_are_their_mean() -> None:
     torch.testing.assert_close(got.looks[got.sites.index("text.L1.H2"), 0], weights, atol=1e-6, rtol=1e-4)
 
 
+def test_the_side_of_the_padding_does_not_matter() -> None:
+    model, task = shapes()
+    texts, pictures = [task.rows[0].clean, f"{task.rows[1].clean} ? ?"], [[row.image] for row in task.rows[:2]]
+    left, right = (
+        interp.vision.heads(model, model.prepare(texts, images=pictures, padding=side)) for side in ("left", "right")
+    )
+    for method in left.values:
+        torch.testing.assert_close(left.of(method), right.of(method), atol=1e-4, rtol=1e-3)
+
+
 def test_the_map_is_over_the_picture_that_was_given() -> None:
     got = found()
     n = int(got.of("attention mass")[:, 0].argmax())
