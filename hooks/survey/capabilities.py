@@ -4,7 +4,9 @@ Idea: a model is rarely plain. accelerate keeps its weights on another device or
 PEFT has put adapters beside them, torch.compile has wrapped it. Each row of the table is an attempt:
 record    z of every layer is seen, finite, just what the output projection reads, and the logits stay the same bits;
 edit      zeroing one head's z through the hook layer gives what zeroing it in the projection's own input gives;
-gradient  the gradient of a random reading of the logits at a middle z agrees with a central difference along it.
+gradient  the gradient of a random reading of the logits at a middle z agrees with a central difference along it; where
+          the logits have none there (a tower behind gates at zero, a part that runs without gradients), which torch's
+          own hooks have to find too, that of a later z, or of what the tower's last block gives.
 Nothing is moved, merged, dequantised or cast to find out, and what was loaded for a call goes back after it.
 Cost: seven forward passes and a backward one. Limits: said of the example's inputs, of one tower and one head; in half
 precision and behind projections that round what they read a difference cannot judge a gradient, so that row then only
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -192,18 +194,72 @@ class _Attempt:
             hook.remove()
 
     def gradient(self) -> str:
-        """Differentiate a random reading of the logits at z, and hold it against a difference."""
-        site = self._site(self.layer)
+        """Differentiate a random reading of the logits at z, and hold it against a difference. Where none of them is
+        reached, which differentiating at the projection by hand has to find too, the tower's last residual is read."""
+        site, why = self._site(self.layer), ""
+        z, slope, reading = self._slope(site, None)
+        read: Site | None = None
+        if slope is None or not bool(slope.any()):
+            self._as_by_hand(site, slope)
+            site, read, why = self._reached()
+            z, slope, reading = self._slope(site, read)
+        if slope is None or not bool(slope.any()) or not bool(torch.isfinite(slope).all()):
+            found = "zero" if slope is None or bool((slope == 0).all()) else "not finite"
+            raise ModelError(f"the gradient at {site} is {found}")
+        if (reason := self._not_smooth(reading.dtype)) is not None:
+            return f"finite and not zero; {reason}{why}"
+        return self._against_difference(site, z.detach(), slope, read) + why
+
+    def _slope(self, site: Site, read: Site | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """z at a site, the gradient of what is read there (the logits, else a site), and that."""
         with torch.enable_grad():
-            session, made = self._under(wish=Wish([site], grad=True))
-            z = session.recorded()[site]
-            reading = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made.device)
-            (slope,) = torch.autograd.grad((made.double() * reading).sum(), z)
-        if not bool(torch.isfinite(slope).all()) or not bool(slope.any()):
-            raise ModelError(f"the gradient at {site} is {'zero' if bool((slope == 0).all()) else 'not finite'}")
-        if (reason := self._not_smooth(made.dtype)) is not None:
-            return f"finite and not zero; {reason}"
-        return self._against_difference(site, z.detach(), slope, reading)
+            session, made = self._under(wish=Wish([site] if read is None else [site, read], grad=True))
+            seen = session.recorded()
+            made = made if read is None else seen[read]
+            if made.grad_fn is None:
+                return seen[site], None, made
+            weighed = (made.double() * _weights(made)).sum()
+            return seen[site], torch.autograd.grad(weighed, seen[site], allow_unused=True)[0], made
+
+    def _reached(self) -> tuple[Site, Site | None, str]:
+        """Where a gradient can be tried instead, what is read for it, and why: in a later layer the logits, else in the
+        same one the last residual."""
+        later = self.tower.layers[self.tower.layers.index(self.layer) + 1 :]
+        for site in map(self._site, later):
+            slope = self._slope(site, None)[1]
+            if slope is not None and bool(slope.any()):
+                return site, None, f"; none reaches {self._site(self.layer)} from the logits, by hand neither"
+        last = self.tower.layers[-1]
+        if "resid_post" not in last.ports:
+            raise ModelError(f"the logits have no gradient at {self._site(self.layer)}, and no residual is known after")
+        read = replace(self._site(last), component="resid_post")
+        return self._site(self.layer), read, f" of {read}; the logits have none there, by hand neither"
+
+    def _as_by_hand(self, site: Site, slope: Tensor | None) -> None:
+        """Whether torch finds no gradient at the projection's input either."""
+        found = f"the gradient at {site} is {'zero' if slope is not None else 'not there'}"
+        if self.layer.out is None:
+            raise ModelError(f"{found}, and no output projection is known to hold that against")
+        nth, leaves = pass_of(self.layer.index), list[Tensor]()
+
+        def cut(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            leaves.append(args[0].detach().requires_grad_())
+            return (leaves[-1] if nth is None or nth == len(leaves) - 1 else args[0]), *args[1:]
+
+        handle = self.root.get_submodule(self.layer.out).register_forward_pre_hook(cut)
+        try:
+            with torch.enable_grad():
+                made = self._forward()
+        finally:
+            handle.remove()
+        if not leaves:
+            raise ModelError(f"{found}, and {self.layer.out} does not run as a module to hold that against")
+        if made.grad_fn is None:
+            return
+        tried = leaves if nth is None else leaves[nth : nth + 1]
+        slopes = torch.autograd.grad((made.double() * _weights(made)).sum(), tried, allow_unused=True)
+        if any(one is not None and bool(one.any()) for one in slopes):
+            raise ModelError(f"{found}; by hand, at what {self.layer.out} reads, it is not")
 
     def _not_smooth(self, dtype: torch.dtype) -> str | None:
         if dtype not in (torch.float32, torch.float64):
@@ -211,11 +267,14 @@ class _Attempt:
         rounding = [name for name, child in self.root.named_modules() if rounds_its_input(child)]
         return f"straight through the rounding of {rounding[0]} and {len(rounding) - 1} more" if rounding else None
 
-    def _against_difference(self, site: Site, z: Tensor, slope: Tensor, reading: Tensor) -> str:
+    def _against_difference(self, site: Site, z: Tensor, slope: Tensor, read: Site | None) -> str:
         along = slope / slope.double().norm()
-        step = 0.01 * float(z.double().std())
+        step = 0.01 * (float(z.double().std()) or 1.0)
+        wish = None if read is None else Wish([read])
         with torch.no_grad():
-            ends = [self._under(edits=[Add(str(site), along * by)])[1].double() for by in (step, -step)]
+            runs = [self._under(edits=[Add(str(site), along * by)], wish=wish) for by in (step, -step)]
+            ends = [(made if read is None else session.recorded()[read]).double() for session, made in runs]
+        reading = _weights(ends[0])
         found = float(((ends[0] - ends[1]) * reading).sum()) / (2 * step)
         expected = float((slope.double() * along).sum())
         off = abs(found - expected) / max(abs(expected), torch.finfo(torch.float64).tiny)
@@ -228,6 +287,11 @@ class _Attempt:
         if off > 0.05:
             raise ModelError(f"the gradient at {site} differs from a central difference by {off:.0%}")
         return f"at {site}, within {off:.1g} of a central difference"
+
+
+def _weights(made: Tensor) -> Tensor:
+    """The same random numbers every time."""
+    return torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made.device)
 
 
 def _among(read: list[Tensor], z: Tensor, nth: int | None) -> bool:

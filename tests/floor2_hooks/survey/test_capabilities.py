@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import interp
-from interp.hooks.survey.capabilities import capabilities
+from interp.hooks.errors import ModelError
+from interp.hooks.examples.example import example
+from interp.hooks.sites import Site
+from interp.hooks.survey.capabilities import _Attempt, capabilities
 from interp.hooks.survey.checks import Report
+from interp.hooks.survey.trace import trace
+from interp.zoo.every import build
 from interp.zoo.families import tiny
 
 HERE = torch.device("cpu")
@@ -263,3 +268,31 @@ def test_asked_for_only_when_printed() -> None:
     assert not asked
     assert "gradient" in str(report) + str(report)
     assert asked == [1]
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "mllama", "blt"])
+def test_behind_a_gate_at_zero_the_towers_own_last_residual_is_differentiated(model_type: str) -> None:
+    row = capabilities(build(model_type))["gradient"]
+    assert row.answer == "yes"
+    assert "resid_post; the logits have none there, by hand neither" in row.note
+
+
+def test_a_pass_that_runs_without_gradients_is_named_and_a_later_one_is_differentiated() -> None:
+    row = capabilities(build("hrm_text"))["gradient"]
+    assert row.answer == "yes"
+    assert "; none reaches" in row.note
+
+
+class _Severed(_Attempt):
+    """A hook layer that loses the graph between z and the logits."""
+
+    def _slope(self, site: Site, read: Site | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        z, slope, made = super()._slope(site, read)
+        return z, None if read is None else slope, made
+
+
+def test_a_gradient_that_torch_finds_by_hand_may_not_be_missing() -> None:
+    module = tiny("llama")
+    kwargs = example(module)
+    with pytest.raises(ModelError, match=r"by hand, at what .*o_proj reads, it is not"):
+        _Severed(module, trace(module, kwargs), kwargs, None).gradient()
