@@ -109,7 +109,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for prefix, config in _configs(getattr(module, "config", None)):
         for attribute in ATTRIBUTES:
-            value = getattr(config, attribute.name, None)
+            value = _said(config, attribute.name)
             value = list(value) if isinstance(value, tuple) else value
             if isinstance(value, (bool, int, float, str, list)) and not any(
                 value is o or value == o for o in attribute.off
@@ -118,6 +118,11 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     if any("sinks" in dict(child.named_parameters(recurse=False)) for child in module.modules()):
         found["sinks"] = True
     return found
+
+
+def _said(config: Any, name: str) -> Any:
+    """What a config says, also where it says it of the layers that say nothing else (heterogeneous configs)."""
+    return vars(config)[name] if name in vars(config) else getattr(config, name, None)
 
 
 def refuse_attributes(module: nn.Module) -> None:

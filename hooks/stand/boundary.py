@@ -29,6 +29,11 @@ class _Now(threading.local):
     call: Call | None = None
 
 
+def has(module: nn.Module, name: str) -> bool:
+    """Whether a module has a part of this name: of one family, modules may project differently (Reformer)."""
+    return any(part == name for part, _ in module.named_modules())
+
+
 class Border:
     """Turns what passes the borders of one attention module into the calls that taps understand."""
 
@@ -74,7 +79,7 @@ class Border:
         """Hooks at the projections and at the output projection."""
         named: dict[str, list[str]] = {}
         for component in ("q", "k", "v"):
-            if (projection := self._projection(component)) is not None:
+            if (projection := self._projection(component)) is not None and has(module, projection.module):
                 named.setdefault(projection.module, []).append(component)
         handles = [module.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for name, components in named.items():

@@ -109,7 +109,9 @@ def exchanged(output: Any, key: int | str | None, made: Tensor) -> Any:
         return output
     changed = list(output)
     changed[int(key)] = made
-    return tuple(changed)
+    make = getattr(output, "_make", tuple)  # of tuples whose entries have names (Reformer)
+    new: Any = make(changed)
+    return new
 
 
 def note_length(module: nn.Module, inputs: Mapping[str, Any], output: Any) -> None:

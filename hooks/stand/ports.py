@@ -14,7 +14,7 @@ from interp.hooks.anatomy.towers import Port
 from interp.hooks.errors import ModelError
 from interp.hooks.passes import Count
 from interp.hooks.stand.call import Tap
-from interp.hooks.stand.output import outer_tensor
+from interp.hooks.stand.output import exchanged, outer_tensor
 from interp.hooks.stand.sdpa import Sdpa
 
 Change = Callable[[Tensor], Tensor]
@@ -125,12 +125,7 @@ def _at_output(
         new = _through(port, value, change, batch)
         if new is value:
             return None
-        if port.key is None:
-            return new
-        if isinstance(output, tuple):
-            return (*output[: int(port.key)], new, *output[int(port.key) + 1 :])
-        output[port.key] = new
-        return output
+        return exchanged(output, port.key, new)
 
     return hook
 

@@ -108,7 +108,7 @@ def _is_cross(call: Call, name: str) -> bool:
 
 def _named_cross(name: str, module: nn.Module) -> bool:
     called = f"{name} {type(module).__name__}"
-    return bool(re.search(r"cross|encoder_attn|EncDec|multihead_attn\b", called, re.IGNORECASE))
+    return bool(re.search(r"cross|encoder_attn|encoder_decoder|EncDec|multihead_attn\b", called, re.IGNORECASE))
 
 
 def _looks_ahead(call: Call) -> bool:
@@ -119,6 +119,22 @@ def _looks_ahead(call: Call) -> bool:
     )
     visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
     return bool((visible & upper).any())
+
+
+LEARNED = "it has no attention heads: its queries are a parameter, asked of each position by itself"
+"""A softmax over the states of earlier blocks (Inkling-2), in the shape of a call whose heads are positions."""
+
+
+def learned(root: nn.Module, seen: Mapping[str, Seen]) -> dict[str, str]:
+    """Modules whose queries are a parameter of their own and that have no projection, with the reason."""
+    found = {}
+    for name, one in seen.items():
+        place = root.get_submodule(name)
+        matrices = any(p.ndim >= 2 for child in place.children() for p in child.parameters())
+        own = [p.numel() for p in place.parameters(recurse=False)]
+        if one.standpoint == "sdpa" and not matrices and own == [(one.length or 0) * one.d_head]:
+            found[name] = LEARNED
+    return found
 
 
 def at_borders(root: nn.Module, family: Family) -> list[tuple[str, Seen]]:

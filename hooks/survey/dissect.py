@@ -21,6 +21,7 @@ from interp.hooks.stand.output import outer_tensor
 
 PARALLEL = "its attention and MLP read the same residual in parallel, so there is no residual between them"
 RESIDUAL = ("resid_pre", "resid_mid", "resid_mid2", "resid_post", "attn_write", "mlp_write")
+ZERO = "the residual is all zeros between its stages, so which tensor it is cannot be told"
 UNFOUND = "no tensor in the block equals the residual plus a module's output"
 EXPERTS = "its MLP is a mixture of experts"
 BARE = "no module around its attention runs as often as that does, so none has a border where it is"
@@ -153,12 +154,13 @@ def _unit_of(attention: str, leaves: list[Event]) -> str:
 def _projection(
     attention: str, z: Tensor | None, leaves: list[Event], events: list[Event], known: str | None
 ) -> Event | None:
-    """The first matrix whose input is z, bit for bit; else, behind a gate, the next one of that width."""
+    """The first matrix whose input is z, bit for bit, of those that run after the attention: numbers that are all zero
+    are alike before it too. Else, behind a gate, the next one of that width."""
     if z is None:
         return next((e for e in events if e.name == known), None)
     flat = z.reshape(-1)
     width = z.shape[-1] * z.shape[-2]
-    for event in leaves:
+    for event in sorted(leaves, key=lambda e: e.calls_before.get(attention, 0) == 0):
         read = first_tensor(event.inputs)
         if read is not None and read[1].numel() == flat.numel() and torch.equal(read[1].reshape(-1), flat):
             return event
@@ -320,6 +322,9 @@ def _residuals(
             _parallel_writes(stage, names)
         else:
             stage.missing |= {"attn_write": reason, "mlp_write": reason}
+        return
+    if any(not bool(step.residual.tensor.any()) for step in chain):
+        stage.missing |= dict.fromkeys(("resid_mid", "attn_write", "mlp_write"), ZERO)
         return
     mids = [step.residual.port for step in chain[: len(names)]]
     if not mlp:

@@ -23,8 +23,9 @@ from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
 from interp.hooks.denoisers.calls import denoises
 from interp.hooks.inputs.sound import SOUND
+from interp.hooks.stand.boundary import has
 from interp.hooks.stand.output import note_length, outer_tensor
-from interp.hooks.survey.attending import Seen, Watches, at_borders
+from interp.hooks.survey.attending import Seen, Watches, at_borders, learned
 from interp.hooks.survey.denoising import stacks_of
 from interp.hooks.survey.dissect import Event, answering, dissect, first_tensor
 from interp.hooks.survey.loops import Entries, Turns, numbered, passes_of, unit
@@ -54,6 +55,8 @@ def traced(
     seen = {name: one for name, one in borders.items() if name in softmaxes.ran}
     if watch.seen:  # of a denoiser's block one attention may be fused and the other linear
         seen = {**(borders if denoises(module) else {}), **watch.seen}
+    apart = learned(module, seen)
+    seen = {name: one for name, one in seen.items() if name not in apart}
     if not seen:
         raise nothing(module, softmaxes)
     refuse_slots(module, seen)
@@ -61,7 +64,7 @@ def traced(
     known = {s.name: f"{s.name}.{family.out}" for s in seen.values() if family and s.standpoint == "border"}
     events = _events(module, inputs, set(blocks.values()), watch, seen, known)
     made = _assemble(module, seen, blocks, events, family, inputs)
-    return replace(made, unheld=unheld(module, softmaxes, seen, set(blocks.values()))), family
+    return replace(made, unheld={**unheld(module, softmaxes, seen, set(blocks.values())), **apart}), family
 
 
 def _forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -276,7 +279,7 @@ def _tower(
     layers = []
     for s in members:
         turns, number = stages[blocks[s.name]], order[blocks[s.name]]
-        recipe_ports, missing = _heads_at_the_border(s, family)
+        recipe_ports, missing = _heads_at_the_border(root, s, family)
         for stage in turns.stages:
             ports = {**stage.ports_of(s.name), **recipe_ports}
             layers.append(
@@ -334,14 +337,14 @@ def _beside(cross: Tower, towers: Mapping[str, Tower]) -> Tower:
     return replace(cross, layers=tuple(map(lean, cross.layers)), final_norm=None)
 
 
-def _heads_at_the_border(s: Seen, family: Family | None) -> tuple[dict[str, Port], dict[str, str]]:
+def _heads_at_the_border(root: nn.Module, s: Seen, family: Family | None) -> tuple[dict[str, Port], dict[str, str]]:
     """Ports of q, k, v, z for attention outside the interface; what cannot be had there, and why."""
     if s.standpoint != "border" or family is None:
         return {}, {}
     ports = {"z": Port(f"{s.name}.{family.out}", "in", 0)}
     for component in ("q", "k", "v"):
         projection = getattr(family, component)
-        if projection is not None:
+        if projection is not None and has(root.get_submodule(s.name), projection.module):
             ports[component] = Port(f"{s.name}.{projection.module}", "out")
     missing = {}
     if family.recipe is None:

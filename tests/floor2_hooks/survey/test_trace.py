@@ -11,6 +11,7 @@ import interp
 from interp.hooks.errors import CheckFailed, InputsError, ModelError
 from interp.hooks.examples.example import example
 from interp.hooks.survey.trace import trace
+from interp.zoo.every import build
 from interp.zoo.families import tiny
 
 
@@ -214,3 +215,28 @@ def test_a_model_without_logits_is_read_and_says_so() -> None:
     assert list(tape) == ["L0.z", "final_norm"]
     with pytest.raises(interp.InterpError, match="no logits"):
         m.run(kwargs, record="logits")
+
+
+@pytest.mark.parametrize("model_type", ["detr", "conditional_detr"])
+def test_where_queries_begin_at_zero_the_output_projection_is_none_of_those_before_the_attention(
+    model_type: str,
+) -> None:
+    anatomy = trace(module := build(model_type), example(module))
+    outs = [layer.out for tower in anatomy.towers.values() for layer in tower.layers]
+    assert len(outs) == 6
+    assert all(out is not None and out.endswith("o_proj") for out in outs)
+    assert "all zeros" in anatomy.towers["vision2"].layers[0].missing["resid_mid"]
+
+
+def test_a_softmax_over_the_states_of_earlier_blocks_is_named_and_not_held() -> None:
+    anatomy = trace(module := build("inkling2_text"), example(module))
+    assert list(anatomy.towers) == ["text"]
+    assert [layer.attention for layer in anatomy.towers["text"].layers] == [
+        f"model.layers.{n}.self_attn" for n in range(2)
+    ]
+    assert sum("queries are a parameter" in said for said in anatomy.left_out()) > 0
+
+
+def test_attention_on_the_encoder_is_cross_attention_also_where_it_is_called_encoder_decoder_attention() -> None:
+    anatomy = trace(module := build("pix2struct"), example(module))
+    assert sorted(anatomy.towers) == ["cross", "decoder", "vision"]
