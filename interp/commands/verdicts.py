@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from interp.hooks.errors import ModelError
 from interp.hooks.examples.example import example
 from interp.hooks.stand.output import logits_of
+from interp.hooks.survey.answers import answer, same
 from interp.kernels.errors import InterpError
 from interp.metrics.places import At
 from interp.model import Model, attach
@@ -43,6 +44,10 @@ BREAKS = (
 """What other people's code raises on inputs it was not made for; where ours does, that is a crash."""
 JUDGED: tuple[Verdict, ...] = ("pass", "partly", "refused", "fails", "wrong", "crash")
 """The verdicts of types that have heads and could be built."""
+RANDOM = (
+    "two plain runs on the same inputs differ: its forward draws random numbers, so nothing can be held against it."
+    " Turn that off in its config, where it can be."
+)
 HEADS = 4
 """Heads of a type whose sweep is held against the loop."""
 
@@ -89,9 +94,12 @@ def _examined(module: nn.Module, row: TypeRow) -> None:
         return
     try:
         with torch.no_grad():
-            module(**kwargs)
+            once, again = answer(module(**kwargs)), answer(module(**kwargs))
     except BREAKS as why:
         row.verdict, row.why = "not built", f"its plain forward: {_line(why)}"
+        return
+    if not same(once, again):
+        row.verdict, row.why = "refused", RANDOM
         return
     model = attach(module, example=kwargs)
     for verdict, step in STEPS:

@@ -144,3 +144,13 @@ def test_the_command_prints_a_line_a_type_and_the_totals(capsys: pytest.CaptureF
 def test_inputs_of_no_record_are_tried_on_the_model(model_type: str) -> None:
     row = examine(model_type)
     assert row.verdict == "pass", row
+
+
+def test_the_loop_patches_the_pass_that_the_sweep_patches() -> None:
+    assert examine("albert").verdict == "pass"
+
+
+def test_a_model_that_draws_random_numbers_is_refused_with_the_reason() -> None:
+    row = examine("vilt")
+    assert row.verdict == "refused"
+    assert "draws random numbers" in row.why
