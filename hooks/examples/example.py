@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ def example(
         return moved(call_of(ask.module, batch=batch, random=ask.random), ask.device, ask.dtype)
     try:
         made = _recipe(ask)(ask)
+        if lacks := [name for name in required(ask.module) if name not in made]:
+            raise no_example(ask.module, f"its forward needs {', '.join(lacks)}")
     except ModelError:
         found = tried(ask, _decoder)
         if found is None:
@@ -59,6 +61,15 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) ->
     return {name: moved(one, device, dtype) for name, one in value.items()} if isinstance(value, Mapping) else value
 
 
+def required(module: nn.Module) -> list[str]:
+    """Arguments that a forward call cannot do without."""
+    plain = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    every = signature(module.forward).parameters.values()
+    return [one.name for one in every if one.default is Parameter.empty and one.kind in plain]
+
+
+CUT = frozenset({"spatial_shapes", "target_sizes"})
+"""Arguments of towers that take pictures cut into patches."""
 Recipe = Callable[[Ask], dict[str, Tensor]]
 
 
@@ -76,13 +87,18 @@ def _recipe(ask: Ask) -> Recipe:
         return _speech
     if main == "input_values" and getattr(ask.config, "conv_stride", None):
         return _waves
-    if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts and not hasattr(ask.config, "num_frames"):
+    if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts and not _moves(ask):
         return lambda ask: {"pixel_values": pictures(ask)}
     words = {"input_ids", "attention_mask", "position_ids", "kwargs"}
     reads = main == "input_ids" or ask.accepts <= words
     if reads and "input_ids" in ask.accepts and not beside_words(ask):
         return _language
     raise no_example(ask.module, f"its forward takes {', '.join(sorted(ask.accepts)) or 'nothing by name'}")
+
+
+def _moves(ask: Ask) -> bool:
+    """Whether what it sees is more than one whole picture an example."""
+    return hasattr(ask.config, "num_frames") or bool(CUT & ask.accepts)
 
 
 def _underlying(module: nn.Module) -> nn.Module:

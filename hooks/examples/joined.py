@@ -60,13 +60,13 @@ def joined(ask: Ask, decoder: Callable[[Ask], Call]) -> Call | None:
     looks = (getattr(part, "get_image_features", None) for part in ask.module.modules())
     look = next((one for one in looks if one is not None), None)
     if token is not None and look is not None:
-        for tensors in _pictures(ask, set(signature(look).parameters)):
+        for tensors in layouts(ask, set(signature(look).parameters)):
             features = goes(ask, look, tensors)
             count = 0 if features is None else _tokens_in(features)
             call = _row(ask, token, count, tensors) | beside
             if count and goes(ask, ask.module, call) is not None:
                 return call
-    for tensors in _pictures(ask, set(ask.accepts)):
+    for tensors in layouts(ask, set(ask.accepts)):
         for call in _unasked(ask, token, tensors, beside):
             if goes(ask, ask.module, call) is not None:
                 return call
@@ -117,7 +117,7 @@ def _row(ask: Ask, token: int, count: int, tensors: Call) -> Call:
     return {name: value for name, value in made.items() if name in ask.accepts}
 
 
-def _pictures(ask: Ask, named: set[str]) -> Iterator[Call]:
+def layouts(ask: Ask, named: set[str]) -> Iterator[Call]:
     """One picture an example in every layout that arguments of these names have elsewhere."""
     whole, cut = pictures(ask), cut_of(ask)
     height, width = whole.shape[2:]
@@ -133,8 +133,13 @@ def _pictures(ask: Ask, named: set[str]) -> Iterator[Call]:
         every = {"pixel_attention_mask": torch.ones(ask.batch, cut.cells, dtype=torch.long)}
         yield {"pixel_values": ask.noise(ask.batch, cut.cells, cut.values), **shapes, **every}
     if "target_sizes" in named:
-        strip = ask.noise(ask.batch, cut.channels, cut.side, cut.cells * cut.side)
-        yield {"pixel_values": strip, "target_sizes": cut.sizes(three=False)}
+        for rows, cells in dict.fromkeys(((ask.batch, cut.cells), (1, ask.batch * cut.cells))):
+            strip = ask.noise(rows, cut.channels, cut.side, cells * cut.side)
+            yield {"pixel_values": strip, "target_sizes": cut.sizes(three=False)}
+    if "pixel_position_ids" in named:
+        side = 2 * number(ask.config, "pooling_kernel_size", otherwise=1)
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1).expand(ask.batch, -1, -1)
+        yield {"pixel_values": ask.noise(ask.batch, side**2, cut.values), "pixel_position_ids": places}
     sizes = {"image_sizes": torch.tensor([[height, width]] * ask.batch)} if "image_sizes" in named else {}
     fine = _finer(ask) if "high_res_pixel_values" in named else {}
     for pixels in (whole, whole[:, None]):

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from interp.hooks.examples.heard import heard
-from interp.hooks.examples.joined import Call, goes
+from interp.hooks.examples.joined import Call, goes, layouts
+from interp.hooks.examples.parts import parts
 from interp.hooks.examples.sizes import cut_of, number, pictures
 from interp.hooks.pictures.asked import Ask
 
@@ -36,6 +37,7 @@ def tried(ask: Ask, decoder: Callable[[Ask], Call]) -> Call | None:
 
 def _candidates(ask: Ask) -> Iterator[Call]:
     yield from heard(ask)
+    yield from parts(ask)
     accepts, b = ask.accepts, ask.batch
     longest = 2 * number(ask.config, "max_source_positions", otherwise=FRAMES // 2)
     masks = sorted({"attention_mask", "input_features_mask", "audio_mel_mask"} & accepts)
@@ -70,6 +72,7 @@ def _seen(ask: Ask) -> Iterator[Call]:
     if "pixel_values" in ask.accepts and "input_ids" not in ask.accepts:
         yield {"pixel_values": whole}
         yield {"pixel_values": ask.noise(ask.batch, frames, channels, height, width)}
+        yield from layouts(ask, set(ask.accepts))
     if "grid_thw" in ask.accepts:
         cut = cut_of(ask)
         for name in sorted({"hidden_states", "pixel_values"} & ask.accepts):
@@ -82,4 +85,5 @@ def _bins(ask: Ask) -> list[int]:
     said = number(ask.config, *names, otherwise=80)
     linear = next((part.in_features for part in ask.module.modules() if isinstance(part, nn.Linear)), said)
     norm = next((part.normalized_shape[-1] for part in ask.module.modules() if isinstance(part, nn.LayerNorm)), said)
-    return list(dict.fromkeys((said, linear, norm, 128)))
+    stacked = said * number(ask.config, "num_stacked_frames", otherwise=1)
+    return list(dict.fromkeys((said, stacked, linear, norm, 128)))

@@ -16,6 +16,10 @@ MIMI: Said = {
 }  # fmt: skip
 SERIES: Said = {"prediction_length": 4, "context_length": 8}
 GIVEN_JOINT: Mapping[str, Said] = {
+    "blip-2": {"image_token_index": 90, "image_token_id": 90},
+    "instructblip": {"image_token_index": 90, "image_token_id": 90},
+    "instructblipvideo": {"video_token_index": 91},
+    "paddleocr_vl": inside("text_config", AXES),
     "dots3_note": {
         "text_config": DOTS3,
         "vision_config": {"adapter_out_dim": 32},
@@ -71,6 +75,7 @@ JOINT: Mapping[str, Said] = {
         "vision_config.intermediate_layers_indices": [0, 1],
         "vision_config.vision_output_dim": 96,
     },
+    "neomme": {"rope_parameters.full_attention.partial_rotary_factor": 0.5},
     "qwen2_5_omni_thinker": {**SEEN, **inside("text_config", AXES)},
     "qwen3_omni_moe_thinker": SEEN,
     "qwen4_exp": inside("text_config", INDEXED),
@@ -92,6 +97,17 @@ SOUND: Mapping[str, Said] = {
     "kyutai_speech_to_text": inside("codec_config", MIMI),
     "mimi": MIMI,
     "mimi_decoder": MIMI,
+    "nemotron3_5_transcribe_asr_audio": {"num_key_value_heads": 4},
+    "nemotron3_diarization_audio": {"num_key_value_heads": 4},
+    "nemotron3_5_transcribe_audio": {
+        "asr_config.num_key_value_heads": 4,
+        "diarization_config.audio_config.num_key_value_heads": 4,
+    },
+    "nemotron3_diarization": {"audio_config.num_key_value_heads": 4},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    "granite_speech5_encoder": {"num_key_value_heads": 4, "num_mel_bins": 32, "context_size": 16},
+    "granite_speech5_ctc": inside("encoder_config", {"num_key_value_heads": 4, "num_mel_bins": 32, "context_size": 16}),
+    "nemotron3_5_transcribe_word_timestamp": {"num_key_value_heads": 4},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 32},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 32},

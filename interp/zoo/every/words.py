@@ -70,6 +70,7 @@ WORDS: Mapping[str, Said] = {
         "attention_head_size": 8,
         "local_attn_chunk_length": 4,
         "lsh_attn_chunk_length": 4,
+        "hash_seed": 0,
     },
     "t5gemma2_encoder": {"text_config.dropout_rate": 0.0},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},

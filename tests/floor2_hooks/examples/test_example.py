@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.examples.example import example
 from interp.hooks.pictures.record import families
+from interp.zoo.every import build
 from interp.zoo.families import FAMILIES, tiny
 
 WITH_TEXT = [name for name, family in FAMILIES.items() if "padding" not in family.na]
@@ -262,3 +263,18 @@ def test_one_word_is_enough(name: str):
     for padding in (None, "left", "right"):
         with torch.no_grad():
             built(name)(**example(built(name), length=1, batch=3, padding=padding))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        *("decision_transformer", "pix2struct", "seggpt", "oneformer", "blip_2_qformer", "muse_glimmer_assistant"),
+        *("gemma4_vision", "siglip2", "glm_image_vision", "minicpm_ocr_vision", "moonshine", "granite_speech5_ctc"),
+        "nemotron3_5_transcribe_word_timestamp",
+    ],
+)
+def test_what_other_models_are_called_with_is_tried_on_the_model(model_type: str, batch: int) -> None:
+    module = build(model_type)
+    with torch.no_grad():
+        module(**example(module, batch=batch))
