@@ -80,7 +80,7 @@ def checked(kwargs: Mapping[str, Any], config: Any = None) -> dict[str, Any]:
     if not kwargs:
         raise InputsError("no arguments: expected what the model is called with, such as input_ids")
     call = {name: _tensor(name, value) for name, value in kwargs.items() if value is not None and name not in DROPPED}
-    reads = "pixel_values" not in call  # a detector's decoder reads no words
+    reads = not {"pixel_values", "past_values"} & call.keys()  # decoders of detectors and series read no words
     if getattr(config, "is_encoder_decoder", False) and reads and "decoder_input_ids" not in call:
         raise InputsError("an encoder-decoder also needs decoder_input_ids (prepare(...) adds the start token)")
     for tower in ("text", "decoder"):

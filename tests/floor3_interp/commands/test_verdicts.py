@@ -154,3 +154,7 @@ def test_a_model_that_draws_random_numbers_is_refused_with_the_reason() -> None:
     row = examine("vilt")
     assert row.verdict == "refused"
     assert "draws random numbers" in row.why
+
+
+def test_a_decoder_of_a_series_is_asked_for_no_words() -> None:
+    assert examine("time_series_transformer").verdict == "pass"
