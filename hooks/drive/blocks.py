@@ -177,8 +177,10 @@ def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) ->
     several = len(set(getattr(module, "hf_device_map", {}).values())) > 1
     asked = {} if kept is None else {"logits_to_keep": kept.tolist() if several else kept}
     caches = hasattr(getattr(module, "config", None), "use_cache")
-    streams = "use_streaming" in signature(module.forward).parameters  # it says by that word whether it caches (Mimi)
-    without = {"use_cache": False} if caches and not streams else {}
+    named = signature(module.forward).parameters
+    streams = "use_streaming" in named  # it says by that word whether it caches (Mimi)
+    sound = "input_values" in named and "use_cache" not in named  # it hands the word on beside its own (Pocket TTS)
+    without = {"use_cache": False} if caches and not streams and not sound else {}
     return {**kwargs, **without, **asked}
 
 

@@ -158,3 +158,7 @@ def test_a_model_that_draws_random_numbers_is_refused_with_the_reason() -> None:
 
 def test_a_decoder_of_a_series_is_asked_for_no_words() -> None:
     assert examine("time_series_transformer").verdict == "pass"
+
+
+def test_a_tokenizer_of_sound_is_not_told_twice_that_it_keeps_no_cache() -> None:
+    assert examine("pocket_tts_audio_tokenizer").verdict == "pass"
