@@ -22,6 +22,14 @@ from interp.papers import PAPERS, Paper
 
 Kind = Literal["decoder", "vit", "lvlm", "encoder-decoder"]
 KINDS: tuple[Kind, ...] = ("decoder", "vit", "lvlm", "encoder-decoder")
+NO_PICTURE: dict[Kind, str] = dict.fromkeys(("decoder", "encoder-decoder"), "it sees no picture")
+"""Why methods about pictures refuse the other kinds of models."""
+NO_IMAGE_IN_TEXT: dict[Kind, str] = {
+    "decoder": "no text of it holds an image",
+    "vit": "no text stands beside its picture",
+    "encoder-decoder": "no text of it holds an image",
+}
+"""The same of methods about an image within a text."""
 Shown = Literal["map", "bars", "curve", "edges", "tokens", "table", "page", "none"]
 Need = Literal["metric", "source", "task", "needles", "result"]
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")

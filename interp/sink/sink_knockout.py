@@ -28,16 +28,16 @@ from interp.metrics.edited import EditedScores
 from interp.metrics.judge import Metric
 from interp.provenance import about
 from interp.records import Method, register
-from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 from interp.results.sinks import EPSILON, Sinks
+from interp.sink.beside_random import BesideRandom
 
 if TYPE_CHECKING:
     from interp.model import Model
 
 
 @dataclass(frozen=True, eq=False)
-class SinkKnockout(Saved):
+class SinkKnockout(BesideRandom, Saved):
     """Effects of hiding sinks [example] and of hiding random tokens [draw, example]."""
 
     STEM = "sink_knockout"
@@ -53,29 +53,9 @@ class SinkKnockout(Saved):
     """How much of what a head gives is hidden, per hidden token (alpha_k): of sinks, of random tokens."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def share(self) -> float:
-        """The share of draws whose mean effect is at least as large in size as that of the sinks."""
-        return float((self.random.mean(1).abs() >= self.sinks.mean().abs()).double().mean())
-
     def to_frame(self) -> Any:
         """Three rows: sinks, random tokens, and the difference; estimate, low, high (over examples), n, weight."""
-        import pandas
-
-        values = torch.stack([self.sinks, self.random.mean(0), self.sinks - self.random.mean(0)])
-        low, high = mean_interval(values)
-        return pandas.DataFrame(
-            {"hidden": ["sinks", "random", "difference"], "estimate": values.mean(1), "low": low, "high": high,
-             "n": len(self.base), "weight": [*self.weight, self.weight[0] - self.weight[1]]}
-        )  # fmt: skip
-
-    def plot(self) -> Any:
-        """Mean effects: the draws as a histogram, the sinks as a line (plotly)."""
-        import plotly.graph_objects as go
-
-        figure = go.Figure(go.Histogram(x=self.random.mean(1).tolist(), name="random tokens"))
-        figure.add_vline(x=float(self.sinks.mean()), annotation_text="sinks")
-        return figure.update_layout(xaxis_title="effect", yaxis_title="draws")
+        return super().to_frame().assign(weight=[*self.weight, self.weight[0] - self.weight[1]])
 
     def __repr__(self) -> str:
         return (

@@ -25,7 +25,7 @@ from interp.finite import finite
 from interp.hooks.errors import InputsError
 from interp.hooks.head_names import layer_number
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.vision.decoding.apart import divergence_of, sites_of, unseen
 from interp.vision.decoding.without import image_tokens, looking_tower
@@ -91,11 +91,7 @@ register(
         label="vhd",
         signed=False,
         papers=("2412.13949",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 2,
         example=lambda t: divergence(t.model, t.base),
     )

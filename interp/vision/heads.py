@@ -31,7 +31,7 @@ from interp.metrics.judge import Metric
 from interp.metrics.shipped import LogProb
 from interp.patching.knockout import knockout
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.results.intervals import ranks
 from interp.vision.decoding.without import image_tokens, looking_tower
@@ -207,11 +207,7 @@ register(
         signed=False,
         made_of=("interp.patching.knockout", "interp.vision.divergence"),
         papers=("2412.13949",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 7 + t.count,
         values="looks",
         examples=1,

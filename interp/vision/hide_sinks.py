@@ -23,9 +23,9 @@ from interp.hooks.errors import InputsError
 from interp.metrics.edited import EditedScores
 from interp.metrics.judge import Metric
 from interp.provenance import about
-from interp.records import Method, register
-from interp.results.intervals import mean_interval
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.results.saved import Saved
+from interp.sink.beside_random import BesideRandom
 from interp.vision.decoding.without import image_tokens, looking_tower
 from interp.vision.redistribute import after_the_image
 from interp.vision.sinks import VisualSinks, fitting
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class HiddenSinks(Saved):
+class HiddenSinks(BesideRandom, Saved):
     """Effects of hiding visual sinks [example] and of hiding random image tokens [draw, example]."""
 
     STEM = "hidden_sinks"
@@ -48,30 +48,6 @@ class HiddenSinks(Saved):
     sinks: Tensor
     random: Tensor
     meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def share(self) -> float:
-        """The share of draws whose mean effect is at least as large in size as that of the sinks."""
-        return float((self.random.mean(1).abs() >= self.sinks.mean().abs()).double().mean())
-
-    def to_frame(self) -> Any:
-        """Three rows: sinks, random tokens, and the difference; estimate, low, high (over examples), n."""
-        import pandas
-
-        values = torch.stack([self.sinks, self.random.mean(0), self.sinks - self.random.mean(0)])
-        low, high = mean_interval(values)
-        return pandas.DataFrame(
-            {"hidden": ["sinks", "random", "difference"], "estimate": values.mean(1), "low": low, "high": high,
-             "n": len(self.base)}
-        )  # fmt: skip
-
-    def plot(self) -> Any:
-        """Mean effects: the draws as a histogram, the sinks as a line (plotly)."""
-        import plotly.graph_objects as go
-
-        figure = go.Figure(go.Histogram(x=self.random.mean(1).tolist(), name="random image tokens"))
-        figure.add_vline(x=float(self.sinks.mean()), annotation_text="visual sinks")
-        return figure.update_layout(xaxis_title="effect", yaxis_title="draws")
 
     def __repr__(self) -> str:
         return (
@@ -131,11 +107,7 @@ register(
         shown="bars",
         papers=("2503.03321",),
         needs=("metric", "result"),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 2 + 2,
         values="sinks",
         made_of=("interp.vision.redistribute", "interp.vision.sinks"),

@@ -22,7 +22,7 @@ from torch import Tensor
 from interp.hooks.edits.refocus import Refocus
 from interp.hooks.errors import InputsError
 from interp.hooks.head_names import by_layer, spelled_together
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.vision.decoding.without import image_tokens, looking_tower, placed_on_a_grid
 from interp.vision.sinks import LEAST, VisualSinks, fitting
 
@@ -79,11 +79,7 @@ register(
         number="edits that move weight from sinks to the image",
         shown="none",
         papers=("2503.03321",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 1.5,
         values=None,
         made_of=("interp.vision.sinks",),

@@ -28,7 +28,7 @@ from interp.hooks.edits.functions import Apply
 from interp.hooks.errors import InputsError
 from interp.hooks.head_names import by_layer, head_name
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.vision.decoding.apart import divergence_of, last_of, top_half, unseen
 from interp.vision.decoding.without import Looking, image_tokens, looking_tower
@@ -138,11 +138,7 @@ register(
         label="vhr",
         signed=False,
         papers=("2412.13949",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 2,
         example=lambda t: reinforce(t.model, t.base),
     )

@@ -32,7 +32,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.head_names import head_name, head_place
 from interp.hooks.stand.ports import stand_at
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.vision.decoding.without import image_tokens, looking_tower, placed_on_a_grid
 
@@ -206,11 +206,7 @@ register(
         label="visual sinks",
         signed=False,
         papers=("2503.03321",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 1.2,
         values="ratio",
         example=lambda t: sinks(t.model, t.base, tau=4.0, dims=(1, 32), first_layer=1),

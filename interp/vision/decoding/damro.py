@@ -28,7 +28,7 @@ from interp.hooks.edits.edits import MaskKeys
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.labels import CODE, FIELDS, Roles
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.vision.decoding.contrast import Contrast, contrast
 from interp.vision.decoding.patches import class_looks, layer_of, seeing_tower, tokens_of
 from interp.vision.decoding.without import cut, image_tokens, looking_tower, moved
@@ -122,11 +122,7 @@ register(
         number="scores of tokens with the picture, held against those with its outlier tokens alone",
         shown="none",
         papers=("2410.04514",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 4,
         values=None,
         made_of=("interp.vision.contrast",),

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.vision.decoding.contrast import Contrast
 from interp.vision.decoding.looks import held_against_text, raised
 from interp.vision.decoding.without import image_tokens, looking_tower
@@ -50,11 +50,7 @@ register(
         number="scores of tokens with the image emphasised, held against those without it",
         shown="none",
         papers=("2407.21771",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 2,
         values=None,
         made_of=("interp.vision.contrast",),

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.vision.decoding.contrast import Contrast
 from interp.vision.decoding.looks import held_against_text, raised
 from interp.vision.decoding.patches import class_looks, layer_of, seeing_tower, tokens_of
@@ -87,11 +87,7 @@ register(
         number="scores of tokens with local and summary image tokens emphasised, held against those without the image",
         shown="none",
         papers=("2501.12206",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 4,
         values=None,
         made_of=("interp.vision.contrast",),

@@ -35,7 +35,7 @@ from interp.finite import finite
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.results.saved import Saved
 from interp.vision.decoding.without import Looking, image_tokens, looking_tower
 from interp.vision.maps.cells import boxes_of, inputs_of, pixel_map, shown_in, size_of
@@ -256,11 +256,7 @@ register(
         number="of a picture, the regions that a question's attention is on more than a general one's",
         shown="none",
         papers=("2509.06461",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 7,
         values="entropy",
         example=_example,

@@ -30,7 +30,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import nearest
 from interp.provenance import about as provenance
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.vision.decoding.without import image_tokens, looking_tower
 from interp.vision.maps.cells import boxes_of, inputs_of, pixel_map, shown_in, size_of
@@ -215,11 +215,7 @@ register(
         label="grounding",
         signed=False,
         papers=("2509.22650",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 2.5,
         values="mass",
         example=lambda t: ground(t.model, t.base),

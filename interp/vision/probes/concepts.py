@@ -28,7 +28,7 @@ from torch import Tensor
 from interp.finite import finite
 from interp.hooks.errors import InputsError
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_PICTURE, Method, register
 from interp.results.saved import Saved
 from interp.vision.maps.cells import pixel_map
 from interp.vision.maps.trial import many
@@ -241,7 +241,7 @@ register(
         number="how much of each patch is of each concept",
         shown="none",
         papers=("2406.12649",),
-        unfit={"decoder": "it sees no picture", "encoder-decoder": "it sees no picture"},
+        unfit=NO_PICTURE,
         passes=lambda t: 18,
         values=None,
         example=_example,

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from interp.finite import finite
 from interp.hooks.errors import InputsError
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_PICTURE, Method, register
 from interp.results.saved import Saved
 from interp.vision.maps.cells import pixel_map
 from interp.vision.maps.trial import many
@@ -256,7 +256,7 @@ register(
         number="how well targets are read off a picture's tokens at one place, on examples left out",
         shown="none",
         papers=("2506.10178", "2505.17329"),
-        unfit={"decoder": "it sees no picture", "encoder-decoder": "it sees no picture"},
+        unfit=NO_PICTURE,
         passes=lambda t: 10,
         values=None,
         example=_example,

@@ -30,7 +30,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import Metric, judged
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_PICTURE, Method, register
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 from interp.vision.maps.trial import pictures_of
@@ -188,7 +188,7 @@ register(
         shown="curve",
         needs=("metric",),
         papers=("2111.10659",),
-        unfit={"decoder": "it sees no picture", "encoder-decoder": "it sees no picture"},
+        unfit=NO_PICTURE,
         passes=lambda t: 14,
         example=_example,
     )

@@ -23,7 +23,7 @@ from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric, judged
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_PICTURE, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.vision.maps.trial import pictures_of
 from interp.vision.robust.spoiling import Place, Questioned, Watching, cells_of, grid_of, looked_at, spoilt
@@ -169,7 +169,7 @@ register(
         label="foreign looks",
         needs=("metric",),
         papers=("2306.17848",),
-        unfit={"decoder": "it sees no picture", "encoder-decoder": "it sees no picture"},
+        unfit=NO_PICTURE,
         passes=lambda t: 4,
         example=_example,
     )

@@ -29,7 +29,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.metrics.judge import Metric, judged
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_PICTURE, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.vision.maps.trial import pictures_of
 from interp.vision.robust.spoiling import (
@@ -150,7 +150,7 @@ register(
         label="moved looks",
         needs=("metric",),
         papers=("2111.10659",),
-        unfit={"decoder": "it sees no picture", "encoder-decoder": "it sees no picture"},
+        unfit=NO_PICTURE,
         passes=lambda t: 6,
         example=_example,
     )

@@ -30,7 +30,7 @@ from interp.finite import finite
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.provenance import about
-from interp.records import Method, register
+from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.vision.decoding.without import image_tokens, looking_tower
 from interp.vision.maps.cells import boxes_of, inputs_of
 from interp.vision.maps.rows import received_mean
@@ -130,11 +130,7 @@ register(
         shown="none",
         signed=False,
         papers=("2508.05211",),
-        unfit={
-            "decoder": "no text of it holds an image",
-            "vit": "no text stands beside its picture",
-            "encoder-decoder": "no text of it holds an image",
-        },
+        unfit=NO_IMAGE_IN_TEXT,
         passes=lambda t: 5,
         examples=0,
         example=lambda t: token_importance(t.model, t.base),

@@ -23,7 +23,6 @@ HELD = {
     "aimv2_vision_model": "sdpa",
     "codegen": "border",
     "deberta-v2": "border",
-    "fsmt": "border",
     "mpnet": "border",
     "rembert": "border",
     "swinv2": "border",
