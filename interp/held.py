@@ -35,7 +35,7 @@ from interp.hooks.survey.checks import Report, check
 from interp.hooks.survey.lengths import Size, lengths
 from interp.hooks.survey.order import order
 from interp.hooks.survey.trace import traced
-from interp.preparing.prepare import prepare
+from interp.preparing.prepare import prepare, tokenizer_of
 
 BEFORE = "they are seen in a run that nothing is on: call m.inputs(...) with a call of these shapes before"
 """What to do where the positions of a tower are asked for the first time while the model runs."""
@@ -172,7 +172,7 @@ class Held:
         config = self.config if self.config is not None else patches_of(self.module)
         extractor = extractor_of(self.processor)
         try:
-            made = Inputs.of(kwargs, config=config, tokenizer=self.tokenizer, extractor=extractor)
+            made = Inputs.of(kwargs, config=config, tokenizer=tokenizer_of(self.processor), extractor=extractor)
         except UnknownPositions as why:
             return self._watched(None, kwargs, why)
         return self._completed(made, kwargs)

@@ -201,7 +201,7 @@ class Inputs:
         )
         towers = {name: tower.to(device) if isinstance(tower, Inputs) else tower for name, tower in self.towers.items()}
         rest = (self.tokens, self.texts, self.offsets, self.continuation, self.main)
-        return Inputs(moved, self.valid.to(device), self.roles.to(device), *rest, towers)
+        return Inputs(moved, self.valid.to(device), self.roles.to(device), *rest, towers, self.unnamed)
 
     def save(self, folder: str | Path) -> None:
         """Write everything but towers that are not known to a folder: `inputs.safetensors` and `inputs.json`."""

@@ -107,7 +107,7 @@ class Call:
         self.module, self.processor, self.language, self.task = module, processor, language, task
         self.config = getattr(module, "config", None)
         self.family = family_of(self.config) or PLAIN
-        self.tokenizer = getattr(processor, "tokenizer", processor if _tokenizes(processor) else None)
+        self.tokenizer = tokenizer_of(processor)
         self.looks = getattr(processor, "image_processor", None if _tokenizes(processor) else processor)
         self.two_stacks = bool(getattr(self.config, "is_encoder_decoder", False))
         self.side: Side = padding or ("left" if self._goes_left() else "right")
@@ -350,6 +350,11 @@ def _sized(inputs: Inputs, sizes: Sequence[tuple[int, int]], fit: Fit) -> Inputs
 
 def _text_config(config: Any, **which: bool) -> Any:
     return config.get_text_config(**which) if callable(getattr(config, "get_text_config", None)) else None
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer in or as a processor; None where it has none."""
+    return getattr(processor, "tokenizer", processor if _tokenizes(processor) else None)
 
 
 def _tokenizes(processor: Any) -> bool:
