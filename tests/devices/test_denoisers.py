@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import interp
-from interp.hooks.anatomy.example import moved
 from interp.hooks.denoisers.calls import call_of
+from interp.hooks.examples.example import moved
 from interp.zoo.families import tiny
 
 KINDS = ("FluxTransformer2DModel", "SD3Transformer2DModel", "PixArtTransformer2DModel", "WanTransformer3DModel")

@@ -14,8 +14,8 @@ from operator_parts import part
 from torch import Tensor
 
 import interp
-from interp.hooks.anatomy.example import example
 from interp.hooks.errors import EditError, InputsError, ModelError
+from interp.hooks.examples.example import example
 from interp.kernels.masks.symbols import Window
 from interp.operators import (
     Agent,
