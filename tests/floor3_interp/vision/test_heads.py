@@ -99,7 +99,7 @@ def test_the_map_is_over_the_picture_that_was_given() -> None:
     assert got.agreement().loc["vhd", "vhd"] == pytest.approx(1)
 
 
-def test_the_planted_head_looks_and_counts_and_the_three_disagree() -> None:
+def test_the_planted_head_is_first_by_all_three_and_heads_that_write_nothing_still_turn_on_the_picture() -> None:
     model = interp.load("zoo:planted-lvlm")
     task = probe_task("planted-lvlm", model=model)
     table = interp.vision.heads(model, task.clean, metric=task.metric).table()
@@ -108,8 +108,9 @@ def test_the_planted_head_looks_and_counts_and_the_three_disagree() -> None:
     assert table["attention mass"].max() > 0.99
     assert table["knock-out"].min() < -10
     assert (others["knock-out"].abs() < 1e-4).all()
+    assert table["vhd"].idxmax() == "text.L1.H1"
     # heads that write nothing also turn on the picture: VHD is taken before the output projection
-    assert (others["vhd"] > table["vhd"].loc["text.L1.H1"]).any()
+    assert others["vhd"].max() > 0.3 * table["vhd"].max()
 
 
 FAMILIES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl", "paligemma", "smolvlm", "gemma3"]
