@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.hooks.examples.sizes import number
 from interp.hooks.pictures.asked import Ask
 
 BESIDE = frozenset({"bbox", "input_features", "input_values"})
@@ -57,7 +58,7 @@ def _with_words(ask: Ask) -> Iterator[Call]:
 
 
 def _sounds(ask: Ask) -> Iterator[tuple[str, Tensor]]:
-    b, bins = ask.batch, _number(ask.config, ("num_mel_bins", "feature_size"), otherwise=80)
+    b, bins = ask.batch, number(ask.config, "num_mel_bins", "feature_size", otherwise=80)
     if "input_features" in ask.accepts:
         for shape in ((b, bins, FRAMES), (b, FRAMES, bins), (b, 1, FRAMES, bins)):
             yield "input_features", ask.noise(*shape)
@@ -84,13 +85,3 @@ def _streams(config: Any) -> int:
     """Streams of codes that are read at each position beside the words."""
     count = getattr(config, "num_codebooks", None)
     return count if isinstance(count, int) else 0
-
-
-def _number(config: Any, names: tuple[str, ...], *, otherwise: int) -> int:
-    """The first number under one of these names, in a config or in one inside it."""
-    inner = [value for value in vars(config).values() if hasattr(value, "model_type")]
-    for one in (config, *inner):
-        for name in names:
-            if isinstance(found := getattr(one, name, None), int):
-                return found
-    return otherwise

@@ -224,15 +224,18 @@ def sums(rows: Sequence[TypeRow]) -> dict[str, object]:
     """How many types have which verdict, the most frequent first, and how many have heads and could be built."""
     import transformers
 
-    counts = Counter(row.verdict for row in rows)
-    judged = sum(counts[one] for one in JUDGED)
+    counts, judged = _counted(rows)
     version = transformers.__version__
     return {"types": len(rows), "judged": judged, "totals": dict(counts.most_common()), "transformers": version}
 
 
 def totals(rows: Sequence[TypeRow]) -> str:
     """The same in words, with the share that passes."""
-    counts = Counter(row.verdict for row in rows)
-    judged = sum(counts[one] for one in JUDGED)
+    counts, judged = _counted(rows)
     share = f"; {counts['pass'] / judged:.1%} of {judged} that could be judged pass" if judged else ""
     return ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()) + share
+
+
+def _counted(rows: Sequence[TypeRow]) -> tuple[Counter[Verdict], int]:
+    counts = Counter(row.verdict for row in rows)
+    return counts, sum(counts[one] for one in JUDGED)
