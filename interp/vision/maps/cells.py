@@ -68,13 +68,6 @@ def _share(start: Tensor, end: Tensor, pixels: int) -> Float[Tensor, "token pixe
     return inside / (end - start)[:, None]
 
 
-def map_of(x: Inputs, weights: Float[Tensor, "*lead position"], row: int, *, picture: int = 0) -> Tensor:
-    """The map of weights [..., position] over one picture of a row."""
-    here = shown_in(x, row, picture)
-    boxes = boxes_of(x, what="a map over the picture")[row, here]
-    return pixel_map(weights[..., here], boxes, size_of(x, row, picture))
-
-
 def inputs_of(model: Any, images: Any, questions: Any, *, chat: Any = None) -> Inputs:
     """Inputs of one picture (or several) a question, or those that are prepared already."""
     if questions is None:

@@ -11,13 +11,20 @@ from tokens import PLACEHOLDERS
 import interp
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
-from interp.vision.maps.cells import inputs_of, map_of, pixel_map, size_of
+from interp.vision.maps.cells import boxes_of, inputs_of, pixel_map, shown_in, size_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:transformers.models.paligemma"),
     pytest.mark.filterwarnings("ignore:.*two BOS"),
 ]
 HIGH, WIDE = 61, 90
+
+
+def map_of(x: Inputs, weights: torch.Tensor, row: int, *, picture: int = 0) -> torch.Tensor:
+    """The map of weights [..., position] over one picture of a row, as the methods make theirs."""
+    here = shown_in(x, row, picture)
+    boxes = boxes_of(x, what="a map over the picture")[row, here]
+    return pixel_map(weights[..., here], boxes, size_of(x, row, picture))
 
 
 def read(name: str) -> Inputs:
