@@ -30,9 +30,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import numpy as np
-import pretend
 import pytest
 import torch
+import typed
 from areas import areas
 from torch.utils import _device
 
@@ -57,10 +57,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """PyTorch counts devices at a process's first gradient, so the pretend ones are there before the first test."""
     items = [item for item in session.items if item.get_closest_marker("device")]
-    if items and (why := pretend.missing()) is not None:
+    if not items:
+        return
+    import pretend  # imports the package
+
+    if (why := pretend.missing()) is not None:
         for item in items:
             item.add_marker(pytest.mark.skip(reason=why))
-    elif items:
+    else:
         pretend.start()
 
 
@@ -126,7 +130,14 @@ def refuse_network(event: str, args: tuple[Any, ...]) -> None:
         pytest.fail(f"{event} to {host!r}: tests run without a network")
 
 
+def asked_for_devices(config: pytest.Config) -> bool:
+    """Every call runs there too, and slowly; the tests of each room check its shapes and types."""
+    return "device" in re.findall(r"\w+", config.getoption("markexpr"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
     poison_python()
+    if not asked_for_devices(config):
+        typed.install()  # shapes and types are checked here and only here
     sys.addaudithook(refuse_network)

@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SOURCES = tuple(Path(__file__).with_name(n) for n in ("native.cpp", "native_backward.cpp"))
 HEADERS = tuple(Path(__file__).with_name(n) for n in ("native.h", "native_row.h"))
@@ -67,8 +69,8 @@ class BackStruct(Structure):
 class Library:
     """The two compiled functions, or the reason why there are none."""
 
-    attend: ctypes._NamedFuncPointer | None
-    gradient: ctypes._NamedFuncPointer | None = None
+    attend: Callable[..., Any] | None
+    gradient: Callable[..., Any] | None = None
     reason: str | None = None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from house import ROOT, files, python
+from typed import CheckedLoader
 
 HEAVY = ("torch", "transformers", "numpy", "pandas", "xarray", "jaxtyping")
 WHERE_IS_KERNELS = "import importlib.util as u; s = u.find_spec('kernels'); print(s and s.origin)"
@@ -97,4 +98,4 @@ def test_shapes_are_checked_behind_the_links() -> None:
     """The annotation checker goes by import name, which a file reached as `kernels.x` would escape."""
     spec = importlib.util.find_spec("interp.kernels.errors")
     assert spec is not None
-    assert type(spec.loader).__module__.startswith("jaxtyping")
+    assert isinstance(spec.loader, CheckedLoader)
