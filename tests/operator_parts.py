@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.hooks.stand.part import Part
 from interp.kernels.masks.symbols import Causal, Dense, Full, Mask, Window
@@ -114,3 +115,20 @@ def normal(a: Tensor, seen: Tensor) -> Tensor:
     """Rows divided by their sums over what they see."""
     a = a * seen
     return (a / a.sum(-1, keepdim=True)).nan_to_num(0.0)
+
+
+class Numbers(TorchDispatchMode):
+    """All numbers that operations give, views left out, and the most of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        taken = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in taken:
+                self.total += x.untyped_storage().nbytes() // x.element_size()
+                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
+        return out

@@ -107,7 +107,8 @@ class Program(Unwritten, AttentionEdit):
     query, key] or None where it has none; or a function of the part that gives z. `part` is what the call received for
     these heads (`interp.hooks.stand.part.Part`): q, k, v, mask, scale and so on, with the model's own mathematics at
     hand, so that `part.read(part.softmax(part.scores()))` changes nothing. A recorded pattern and statistics are those
-    of the program's pattern, and refused where it has none. Gradients flow through.
+    of the program's pattern, and refused where it has none. Gradients flow through. An object that also has `start`,
+    `grow` and `answer` goes on from a state of its own while the model generates (`interp.hooks.stand.program`).
     """
 
     program: Any = None
@@ -120,7 +121,8 @@ class Program(Unwritten, AttentionEdit):
             )
 
     def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
-        return [(place.heads, _Given(self.program))]
+        whole = all(callable(getattr(self.program, name, None)) for name in ("start", "grow", "answer"))
+        return [(place.heads, (_GivenState if whole else _Given)(self.program))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,3 +137,17 @@ class _Given:
     def pattern(self, part: Part) -> Any:
         own = getattr(self.given, "pattern", None)
         return None if own is None else own(part)
+
+
+@dataclass(frozen=True, eq=False)
+class _GivenState(_Given):
+    """One that has a state."""
+
+    def start(self, part: Part) -> Any:
+        return self.given.start(part)
+
+    def grow(self, state: Any, part: Part) -> Any:
+        return self.given.grow(state, part)
+
+    def answer(self, state: Any, part: Part) -> Any:
+        return self.given.answer(state, part)

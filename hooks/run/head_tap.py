@@ -18,8 +18,9 @@ from interp.hooks.run.tape import select
 from interp.hooks.sites import Site
 from interp.hooks.stand.attention import pattern_of
 from interp.hooks.stand.call import BorderTap, Call
-from interp.hooks.stand.program import Standing
+from interp.hooks.stand.program import HeadProgram, Recurrent, Standing
 from interp.hooks.stand.softmax import Changes, Numbers, OwnKV, program
+from interp.hooks.states import States
 
 
 class HeadTap(BorderTap):
@@ -33,9 +34,10 @@ class HeadTap(BorderTap):
         *,
         editor: Editor,
         keeper: Keeper,
+        states: States,
         live: Callable[[], bool],
     ) -> None:
-        self.layer, self.edits, self.sites = layer, edits, sites
+        self.layer, self.edits, self.sites, self.states = layer, edits, sites, states
         self.editor, self.keeper, self.moment, self._is_live = editor, keeper, editor.moment, live
 
     def live(self) -> bool:
@@ -100,7 +102,15 @@ class HeadTap(BorderTap):
         found = edit.programs(call, self._place(placed.site, call, rows))
         if not found:
             note()  # it looked at the call and found nothing to change
-        return [Standing(one, heads, repr(edit), rows, note) for heads, one in found]
+        return [Standing(self._carried(one, (id(placed), n), call), heads, repr(edit), rows, note)
+                for n, (heads, one) in enumerate(found)]  # fmt: skip
+
+    def _carried(self, program: HeadProgram, name: tuple[int, int], call: Call) -> HeadProgram:
+        """The program with the state that it keeps while the model generates, where it has one."""
+        if not (self.moment.offset and isinstance(program, Recurrent)):
+            return program
+        carried = self.states.carried(program, name, call, self.moment.cache, new=0 if self.cross else 1)
+        return program if carried is None else carried
 
     def _numbered(self, placed: Placed, call: Call) -> list[Standing]:
         """An edit of the numbers of a pattern, which notes itself when it changes them."""

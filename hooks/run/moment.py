@@ -36,6 +36,8 @@ class Moment(threading.local):
         self.given = inputs is not None
         self.describe = describe
         self.offset = 0
+        self.cache: Any = None
+        """What the call goes on from."""
         self.step = -1
         self.calls = -1
         """The call of the model that runs, counted from 0."""
@@ -44,8 +46,8 @@ class Moment(threading.local):
 
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass of the whole model starts."""
-        cache = kwargs.get("past_key_values")
-        cached = getattr(cache, "get_seq_length", None)
+        self.cache = kwargs.get("past_key_values")
+        cached = getattr(self.cache, "get_seq_length", None)
         self.calls += 1
         self.offset = int(cached()) if cached is not None else 0
         self.step = self.step + 1 if self.offset else -1

@@ -32,6 +32,7 @@ from interp.hooks.sites import CALL, Site
 from interp.hooks.stand.output import logits_key, with_logits
 from interp.hooks.stand.ports import head_results, stand_at
 from interp.hooks.stand.standpoints import watch_border
+from interp.hooks.states import States
 
 READS_RESIDUAL = {"q_in": "resid_pre", "k_in": "resid_pre", "v_in": "resid_pre"}
 
@@ -66,6 +67,7 @@ class Session:
         self.editor = Editor(anatomy, self.edits, self.moment)
         self.wish = wish or Wish()
         self.keeper = Keeper(anatomy, self.wish, self.moment)
+        self.states = States()
         self._thread = None if all_threads else threading.get_ident()
         self._undo = ExitStack()
         self._on_model = False
@@ -88,6 +90,7 @@ class Session:
     def close(self) -> None:
         """Take everything off; harmless a second time."""
         self._on_model = False
+        self.states.clear()
         self._undo.close()
 
     def live(self) -> bool:
@@ -133,6 +136,7 @@ class Session:
         if self.live():
             self.ran = True
             self.moment.begin(args, kwargs)
+            self.states.begin(self.moment.cache)
 
     def _by_attention(self) -> dict[tuple[str, Nth | None], tuple[Layer, list[Placed], list[Site]]]:
         found: dict[tuple[str, Nth | None], tuple[Layer, list[Placed], list[Site]]] = {}
@@ -152,7 +156,7 @@ class Session:
 
     def _stand_at_heads(self, members: tuple[Layer, list[Placed], list[Site]]) -> None:
         layer, edits, sites = members
-        tap = HeadTap(layer, edits, sites, editor=self.editor, keeper=self.keeper, live=self.live)
+        tap = HeadTap(layer, edits, sites, editor=self.editor, keeper=self.keeper, states=self.states, live=self.live)
         self._undo.callback(watch_border(self.root, layer, self.family, tap))
 
     def _stand_to_edit(self, placed: Placed) -> None:

@@ -1,14 +1,15 @@
 """Head programs: what attends in the place of a head's own softmax, and who put it there.
 
 A head has one program in a call. Changes of the model's own softmax (`hooks/stand/softmax.py`) act together as one;
-a second program beside another one, at the same head and rows, is an error that names both.
+a second program beside another one, at the same head and rows, is an error that names both. One that is `Recurrent`
+keeps a state while a model generates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,25 @@ class HeadProgram(Protocol):
     def pattern(self, part: Part) -> Tensor | None:
         """The weights [example, head, query, key] behind it, of every query or of `part.rows` alone; None where there
         are none."""
+        ...
+
+
+@runtime_checkable
+class Recurrent(HeadProgram, Protocol):
+    """A program that can go on from a state while a model generates (`hooks/states.py`): what its rows read of the
+    keys, in a size that does not grow with them. States are values: `grow` returns a new one."""
+
+    def start(self, part: Part) -> Any:
+        """The state of those keys of a part that its one query sees."""
+        ...
+
+    def grow(self, state: Any, part: Part) -> Any:
+        """The state with the one key of a part, which comes after all that are in it."""
+        ...
+
+    def answer(self, state: Any, part: Part) -> Tensor:
+        """z [example, head, 1, d] of a part's one query, which sees all that is in the state; of the keys the part has
+        the last one only."""
         ...
 
 

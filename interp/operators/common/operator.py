@@ -5,10 +5,11 @@ works wherever edits do: `m.run`, `m.edited`, `m.generate`, sweeps (by full pass
 output, `pattern(part)` the weights behind it where there is a matrix. One that has a matrix says how a row of it comes
 about (`weights`); its z is then computed for blocks of rows, so that memory is linear in length whatever the operator.
 
-While generating, an operator reads the keys and values of the cache and computes the new rows from all of them: none
-keeps a state of its own between calls. One that reads the queries of other rows (`whole`) has no such rows there and
-is refused by name, as is one that counts positions (`ordered`) in cross-attention, and one that puts its own products
-in the place of scores (`scoreless`) where the model adds a bias or a learned sink to them.
+While generating, an operator that is a recurrence (it has `start`, `grow` and `answer`: linear attention, InLine, the
+prefix scan) goes on from its state (`hooks/states.py`); every other one reads the keys and values of the cache and
+computes the new rows from all of them. One that reads the queries of other rows (`whole`) has no such rows there and is
+refused by name, as is one that counts positions (`ordered`) in cross-attention, and one that puts its own products in
+the place of scores (`scoreless`) where the model adds a bias or a learned sink to them.
 """
 
 from __future__ import annotations

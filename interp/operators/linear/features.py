@@ -51,17 +51,27 @@ def elu(x: Tensor) -> Tensor:
     return torch.nn.functional.elu(x) + 1
 
 
-def _twins(one: Map) -> Callable[[Part, MapAsked], tuple[Map, Map]]:
-    return lambda part, asked: (one, one)
+@dataclass(frozen=True)
+class MapPair:
+    """The maps of queries and of keys, [example, head, position, d] to [example, head, position, feature]."""
+
+    q: Map
+    k: Map
+    top: Tensor | None = None
+    """[example, kv head, 1, 1], the exponent that was taken off the features of all keys; None where none was."""
 
 
-def _exp(part: Part, asked: MapAsked) -> tuple[Map, Map]:
+def _twins(one: Map) -> Callable[[Part, MapAsked], MapPair]:
+    return lambda part, asked: MapPair(one, one)
+
+
+def _exp(part: Part, asked: MapAsked) -> MapPair:
     root = _root(part)
-    top = _top(wide(part.k) * root) if asked.stable else 0.0
-    return (lambda q: torch.exp(_lowered(q * root, asked)), lambda k: torch.exp(k * root - top))
+    top = _top(wide(part.k) * root) if asked.stable else None
+    return MapPair(lambda q: torch.exp(_lowered(q * root, asked)), lambda k: torch.exp(_less(k * root, top)), top)
 
 
-def _taylor(part: Part, asked: MapAsked) -> tuple[Map, Map]:
+def _taylor(part: Part, asked: MapAsked) -> MapPair:
     root = _root(part)
     first, second = torch.triu_indices(part.q.shape[-1], part.q.shape[-1], device=part.q.device)
     factor = torch.where(first == second, 0.5, 1.0).to(wide(part.q)).sqrt()
@@ -70,10 +80,10 @@ def _taylor(part: Part, asked: MapAsked) -> tuple[Map, Map]:
         x = x * root
         return torch.cat([torch.ones_like(x[..., :1]), x, x[..., first] * x[..., second] * factor], -1)
 
-    return products, products
+    return MapPair(products, products)
 
 
-def _random(part: Part, asked: MapAsked) -> tuple[Map, Map]:
+def _random(part: Part, asked: MapAsked) -> MapPair:
     root = _root(part)
     w = orthogonal(asked.count, part.q.shape[-1], asked.seed).to(wide(part.q))
 
@@ -81,15 +91,16 @@ def _random(part: Part, asked: MapAsked) -> tuple[Map, Map]:
         x = x * root
         return x @ w.T - x.square().sum(-1, keepdim=True) / 2
 
-    top = _top(exponent(wide(part.k))) if asked.stable else 0.0
+    top = _top(exponent(wide(part.k))) if asked.stable else None
     each = asked.count**-0.5
-    return (
+    return MapPair(
         lambda q: torch.exp(_lowered(exponent(q), asked)) * each,
-        lambda k: torch.exp(exponent(k) - top) * each,
+        lambda k: torch.exp(_less(exponent(k), top)) * each,
+        top,
     )
 
 
-def _hedgehog(part: Part, asked: MapAsked) -> tuple[Map, Map]:
+def _hedgehog(part: Part, asked: MapAsked) -> MapPair:
     maps = asked.maps
     if maps is None or maps.ndim != 4 or maps.shape[0] != 2 or maps.shape[-1] != part.q.shape[-1]:
         came = None if maps is None else list(maps.shape)
@@ -105,10 +116,10 @@ def _hedgehog(part: Part, asked: MapAsked) -> tuple[Map, Map]:
         y = x @ w.transpose(-1, -2)
         return torch.cat([torch.softmax(y, -1), torch.softmax(-y, -1)], -1)
 
-    return lambda q: both(q, wq), lambda k: both(k, wk)
+    return MapPair(lambda q: both(q, wq), lambda k: both(k, wk))
 
 
-FEATURES: dict[str, Callable[[Part, MapAsked], tuple[Map, Map]]] = {
+FEATURES: dict[str, Callable[[Part, MapAsked], MapPair]] = {
     "elu": _twins(elu),
     "relu": _twins(torch.relu),
     "silu": _twins(torch.nn.functional.silu),
@@ -121,8 +132,8 @@ FEATURES: dict[str, Callable[[Part, MapAsked], tuple[Map, Map]]] = {
 SIGNED = ("silu", "identity")
 
 
-def features(part: Part, asked: MapAsked) -> tuple[Map, Map]:
-    """The maps of queries and of keys, [example, head, position, d] to [example, head, position, feature]."""
+def features(part: Part, asked: MapAsked) -> MapPair:
+    """The maps of a call."""
     return FEATURES[asked.name](part, asked)
 
 
@@ -144,6 +155,10 @@ def _root(part: Part) -> float:
 
 def _lowered(x: Tensor, asked: MapAsked) -> Tensor:
     return x - x.detach().amax(-1, keepdim=True) if asked.stable else x
+
+
+def _less(x: Tensor, top: Tensor | None) -> Tensor:
+    return x if top is None else x - top
 
 
 def _top(x: Tensor) -> Tensor:

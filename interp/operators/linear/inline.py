@@ -7,7 +7,8 @@ Han et al. 2024 (arXiv 2412.06590), as the authors' code computes it, for every 
 so that two rows attend alike only where their queries agree on span(k - k'). That code sees all keys and has no mask;
 means over what a row sees, for causal towers, are ours. The paper's block adds a learned local residual to it, which
 is not part of a head and is not here.
-Cost: linear in length in time and memory.
+Cost: linear in length in time and memory. While generating it goes on from how many keys there are, the means of k and
+v, and sum_j (k_j - k')(v_j - v')^T, which grow key by key (Welford) and lose nothing in rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +20,20 @@ from torch import Tensor
 
 from interp.hooks.stand.part import Part
 from interp.operators.common.operator import Operator, alive, ratio, visible, wide
-from interp.operators.linear.streams import summed
+from interp.operators.linear.streams import shared, summed
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What rows read of the keys and values so far, [example, kv head or head, ...]."""
+
+    n: Tensor
+    """How many keys there are."""
+    k: Tensor
+    """Their mean."""
+    v: Tensor
+    kv: Tensor
+    """sum_j (k_j - mean)(v_j - mean)^T"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +50,29 @@ class InLine(Operator):
         every = summed(part, lambda q: torch.ones_like(q[..., :1]), lambda k: torch.ones_like(k[..., :1]), counted)
         n = every[..., -1:]
         return ratio(along[..., :-1] + every[..., :-1] * (1 - ratio(along[..., -1:], n)), n)
+
+    def start(self, part: Part) -> Moments:
+        """The state of the keys that a query sees."""
+        self.refuse_additions(part)
+        some = alive(part)[..., None].to(wide(part.k))
+        k, v = (x if some.shape[1] == 1 else x.repeat_interleave(part.group, 1) for x in map(wide, (part.k, part.v)))
+        n = some.sum(2, keepdim=True)
+        mean_k, mean_v = (ratio((x * some).sum(2, keepdim=True), n) for x in (k, v))
+        return Moments(n, mean_k, mean_v, ((k - mean_k) * some).transpose(-1, -2) @ (v - mean_v))
+
+    def grow(self, state: Moments, part: Part) -> Moments:
+        """The state with one more key."""
+        group = state.k.shape[1] // part.k.shape[1]
+        k, v = (wide(x).repeat_interleave(group, 1) for x in (part.k, part.v))
+        n, gap = state.n + 1, k - state.k
+        mean_v = state.v + (v - state.v) / n
+        return Moments(n, state.k + gap / n, mean_v, state.kv + gap.transpose(-1, -2) @ (v - mean_v))
+
+    def answer(self, state: Moments, part: Part) -> Tensor:
+        """z of a query, from the state alone."""
+        self.refuse_additions(part)
+        along = shared(wide(part.q) * part.scale, ratio(state.kv, state.n))
+        return along + state.v.repeat_interleave(along.shape[1] // state.v.shape[1], 1)
 
     def state(self, part: Part) -> Tensor:
         """sum_j k_j v_j^T [example, head, d, dv]"""

@@ -7,8 +7,8 @@ and without the normaliser it is Lightning attention (Qin et al. 2024, arXiv 240
 that paper's norm and gate after the heads are part of its model and not of a head, and are not here. With two
 directions of decay, in a tower that looks ahead, it is ours.
 
-Cost: linear in length in time and memory, quadratic in the head's width for `taylor`. Keeps no state between calls of
-generate: each step sums over the cached keys, which costs what attending to them does.
+Cost: linear in length in time and memory, quadratic in the head's width for `taylor`. While generating, the sum over
+keys is a state (`carried`): a step adds one key to it and reads no others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
 from interp.operators.common.operator import Operator, alive, per_head, places, ratio, rows_asked, shares, visible, wide
-from interp.operators.linear.features import FEATURES, SIGNED, Map, MapAsked, features
+from interp.operators.linear.carried import Sums, gathered
+from interp.operators.linear.features import FEATURES, SIGNED, MapAsked, MapPair, features
 from interp.operators.linear.streams import summed
 
 
@@ -61,19 +62,28 @@ class Linear(Operator):
 
     def z(self, part: Part) -> Tensor:
         self.refuse_additions(part)
-        f, g = self._maps(part)
-        v = wide(part.v)
-        if not self.normalize:
-            return summed(part, f, g, v, rate=self._rates(part))
-        y = summed(part, f, g, torch.cat([v, torch.ones_like(v[..., :1])], -1), rate=self._rates(part))
-        return ratio(y[..., :-1], y[..., -1:])
+        maps = self._maps(part)
+        return self._read(summed(part, maps.q, maps.k, self._told(part), rate=self._rates(part)))
+
+    def start(self, part: Part) -> Sums:
+        """The state of the keys that a query sees."""
+        self.refuse_additions(part)
+        return gathered(part, self._maps(part), self._told(part), rate=self._rates(part))
+
+    def grow(self, state: Sums, part: Part) -> Sums:
+        """The state with one more key."""
+        return state.faded(self._rates(part)).plus(self.start(part))
+
+    def answer(self, state: Sums, part: Part) -> Tensor:
+        """z of a query, from the state alone."""
+        return self._read(state.read(self._maps(part).q(wide(part.q))))
 
     def pattern(self, part: Part) -> Tensor:
         """Weights; rows sum to 1 where they are normalised."""
         self.refuse_additions(part)
         rows = rows_asked(part)
-        f, g = self._maps(part)
-        a = _products(f(wide(part.q[:, :, rows])), g(wide(part.k)))
+        maps = self._maps(part)
+        a = _products(maps.q(wide(part.q[:, :, rows])), maps.k(wide(part.k)))
         rates = self._rates(part)
         if rates is not None:
             apart = (places(part)[rows][:, None] - torch.arange(part.k.shape[2], device=a.device)).abs()
@@ -83,18 +93,26 @@ class Linear(Operator):
 
     def state(self, part: Part) -> Tensor:
         """What all rows read where they see all keys, sum_j g(k_j) v_j^T [example, head, feature, dv]."""
-        k, v = self._maps(part)[1](wide(part.k)), wide(part.values)
+        k, v = self._maps(part).k(wide(part.k)), wide(part.values)
         k = k.repeat_interleave(v.shape[1] // k.shape[1], 1) * alive(part)[..., None]
         return k.transpose(-1, -2) @ v
 
     def products(self, part: Part) -> float:
         """Each key into the sum and each query against it."""
         few = replace(part, k=part.k[:, :, :1], v=part.v[:, :, :1])
-        count = self._maps(few)[1](wide(few.k)).shape[-1]
+        count = self._maps(few).k(wide(few.k)).shape[-1]
         return float(part.q.shape[2] + part.k.shape[2]) * count * (part.v.shape[-1] + self.normalize)
 
-    def _maps(self, part: Part) -> tuple[Map, Map]:
+    def _maps(self, part: Part) -> MapPair:
         return features(part, MapAsked(self.feature, self.count, self.seed, self.maps, stable=self.normalize))
+
+    def _told(self, part: Part) -> Tensor:
+        """What a key is summed with: its value, and 1 where rows are normalised."""
+        v = wide(part.v)
+        return torch.cat([v, torch.ones_like(v[..., :1])], -1) if self.normalize else v
+
+    def _read(self, y: Tensor) -> Tensor:
+        return ratio(y[..., :-1], y[..., -1:]) if self.normalize else y
 
     def _rates(self, part: Part) -> Tensor | None:
         if self.rate is None:

@@ -10,8 +10,8 @@ up to each row, in log2(keys) rounds. Their model (Aaren) learns one query for a
 takes the mean of the head's own queries over the rows that are no padding. It needs a head whose keys have no position
 in them (rotations) to mean the same thing everywhere; on others it is what it says, a query that stands still.
 Cost: linear in length in memory, length times log2 of it in time. Towers where each row sees the real keys up to
-some end, which causal and full ones are; windows are refused. Not while generating unless `query` is given: the mean
-would be over the current row alone.
+some end, which causal and full ones are; windows are refused. While generating, the triple of all keys so far is a
+state that each step joins one key to; not unless `query` is given: the mean would be over the current row alone.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from interp.operators.common.operator import (
     wide,
 )
 
+Triple = tuple[Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PrefixScan(Operator):
@@ -59,6 +61,24 @@ class PrefixScan(Operator):
         z = ratio(w, u[..., None])
         at = (ends - 1).clamp(min=0).expand(*part.q.shape[:3])[..., None].expand(-1, -1, -1, z.shape[-1])
         return z.gather(2, at) * (ends > 0)[..., None]
+
+    def start(self, part: Part) -> Triple:
+        """(m, u, w) of the keys that a query sees."""
+        self.refuse_additions(part)
+        s = self._scores(part).masked_fill(~alive(part), -torch.inf)
+        m = s.amax(-1, keepdim=True)
+        weights = torch.exp(s - m.masked_fill(m.isneginf(), 0.0))
+        return m, weights.sum(-1, keepdim=True), (weights[:, :, None] @ wide(part.values))[:, :, 0]
+
+    def grow(self, state: Triple, part: Part) -> Triple:
+        """The triple with one more key."""
+        s = self._scores(part)
+        return joined(state, (s, torch.ones_like(s), wide(part.values)[:, :, 0]))
+
+    def answer(self, state: Triple, part: Part) -> Tensor:
+        """z, from the triple alone."""
+        self.refuse_additions(part)
+        return ratio(state[2], state[1])[:, :, None]
 
     def weights(self, part: Part, rows: Tensor) -> Tensor:
         self.refuse_additions(part)
@@ -98,18 +118,24 @@ class PrefixScan(Operator):
         )
 
 
-def scanned(s: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def joined(one: Triple, other: Triple) -> Triple:
+    """(m, u, w) of two runs of keys together: m and u [..., 1], w [..., d]."""
+    top = torch.maximum(one[0], other[0])
+    base = top.masked_fill(top.isneginf(), 0.0)
+    first, second = (torch.exp(m - base) for m in (one[0], other[0]))
+    return top, one[1] * first + other[1] * second, one[2] * first + other[2] * second
+
+
+def scanned(s: Tensor, v: Tensor) -> Triple:
     """(m, u, w) of every prefix: scores [..., key] and values [..., key, d]; m = -inf and u = 0 before the first key
     that is no -inf."""
     m, u, w = s, torch.ones_like(s).masked_fill(s.isneginf(), 0.0), v.masked_fill(s.isneginf()[..., None], 0.0)
+    m, u = m[..., None], u[..., None]
     step = 1
     while step < s.shape[-1]:
-        m2, u2, w2 = m[..., :-step], u[..., :-step], w[..., :-step, :]
-        top = torch.maximum(m[..., step:], m2)
-        base = top.masked_fill(top.isneginf(), 0.0)
-        own, other = torch.exp(m[..., step:] - base), torch.exp(m2 - base)
-        u = torch.cat([u[..., :step], u[..., step:] * own + u2 * other], -1)
-        w = torch.cat([w[..., :step, :], w[..., step:, :] * own[..., None] + w2 * other[..., None]], -2)
-        m = torch.cat([m[..., :step], top], -1)
+        after, before = slice(step, None), slice(None, -step)
+        new = joined((m[..., after, :], u[..., after, :], w[..., after, :]),
+                     (m[..., before, :], u[..., before, :], w[..., before, :]))  # fmt: skip
+        m, u, w = (torch.cat([x[..., :step, :], y], -2) for x, y in zip((m, u, w), new, strict=True))
         step *= 2
-    return m, u, w
+    return m[..., 0], u[..., 0], w

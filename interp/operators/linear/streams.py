@@ -30,7 +30,7 @@ Features = Callable[[Tensor], Tensor]
 
 def summed(part: Part, f: Features, g: Features, u: Tensor, *, rate: Tensor | None = None) -> Tensor:
     """y [example, head, query, dv]; u is [example, kv head, key, dv], rate [head]."""
-    stream = _Stream(part, f, g, u, rate)
+    stream = Stream(part, f, g, u, rate)
     near = [stream.near(row) for row in range(stream.rows)]
     behind = stream.carried(range(stream.rows), stream.far if rate is None else stream.past, stream.row_low)
     found = [a if b is None else a + b for a, b in zip(near, behind, strict=True)]
@@ -40,7 +40,7 @@ def summed(part: Part, f: Features, g: Features, u: Tensor, *, rate: Tensor | No
     return torch.cat(found, 2)
 
 
-class _Stream:
+class Stream:
     """One call in blocks of rows and keys."""
 
     def __init__(self, part: Part, f: Features, g: Features, u: Tensor, rate: Tensor | None) -> None:
@@ -98,10 +98,10 @@ class _Stream:
         device = fq.device
         i = torch.arange(self.row_low[row], self.row_high[row] + 1, device=device)
         j = torch.arange(low, high, device=device)
-        a = _shared(fq, gk.transpose(-1, -2)).masked_fill(~self.mask.visible(i, j), 0.0)
+        a = shared(fq, gk.transpose(-1, -2)).masked_fill(~self.mask.visible(i, j), 0.0)
         if self.rate is not None:
             a = a * torch.exp(-self.rate[:, None, None] * (i[:, None] - j).abs())
-        return _shared(a, u)
+        return shared(a, u)
 
     def carried(
         self, order: Iterable[int], wanted: Callable[[int], list[int]], edges: list[int]
@@ -130,7 +130,7 @@ class _Stream:
             if self.rate is not None:
                 i = torch.arange(self.row_low[row], self.row_high[row] + 1, device=fq.device)
                 fq = fq * torch.exp(-self.rate[:, None, None] * (i - edge).abs()[:, None])
-            found.append(_shared(fq, state))
+            found.append(shared(fq, state))
         return found
 
     def sum_of(self, low: int, high: int, edge: int) -> Tensor:
@@ -171,7 +171,7 @@ def _of_blocks(holds: Tensor) -> Tensor:
     return whole.unflatten(0, (-1, BLOCK)).all(1)
 
 
-def _shared(x: Tensor, y: Tensor) -> Tensor:
+def shared(x: Tensor, y: Tensor) -> Tensor:
     """x [example, head, row, a] times y [example, kv head, a, b], which heads of a group share."""
     if x.shape[1] == y.shape[1]:
         return x @ y

@@ -38,8 +38,8 @@ class Estimated(Choosing):
             raise EditError(f"{self!r}: width, keep and count are at least 1.")
 
     def chosen(self, part: Part, rows: Tensor, seen: Tensor) -> Tensor:
-        f, g = features(part, MapAsked("random", self.count, self.seed))
-        a = f(wide(part.q[:, :, rows])) @ g(wide(part.k)).repeat_interleave(part.group, 1).transpose(-1, -2)
+        maps = features(part, MapAsked("random", self.count, self.seed))
+        a = maps.q(wide(part.q[:, :, rows])) @ maps.k(wide(part.k)).repeat_interleave(part.group, 1).transpose(-1, -2)
         order = seen.cumsum(-1) - 1
         total = seen.sum(-1, keepdim=True).clamp(min=1)
         column = (order.clamp(min=0) * self.width // total.clamp(min=self.width)).clamp(max=self.width - 1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from operator_parts import Numbers
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.hooks.stand.part import Part
 from interp.kernels.masks.symbols import Causal, Full, Mask, Window
@@ -30,23 +30,6 @@ from interp.operators import (
 )
 from interp.operators.common import operator as common
 from interp.operators.linear import streams
-
-
-class Numbers(TorchDispatchMode):
-    """All numbers that operations give, views left out, and the most of one tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        taken = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
-        for x in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in taken:
-                self.total += x.untyped_storage().nbytes() // x.element_size()
-                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
-        return out
 
 
 def counted(operator: Any, n: int, mask: Mask, width: int = 4) -> Numbers:
