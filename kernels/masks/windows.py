@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import AttentionError
-from interp.kernels.masks.base import Mask, four, positive
+from interp.kernels.masks.base import Mask, block_class, four, positive
 
 Each = int | tuple[int, ...]
 
@@ -89,6 +89,16 @@ class PowerBlocks(Mask):
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         apart = (i[:, None] // self.block - j[None, :] // self.block).abs()
         return four((apart < self.window) | ((apart & (apart - 1)) == 0) | (j[None, :] < self.block))
+
+    def blocks(self, q_low: Tensor, q_high: Tensor, k_low: Tensor, k_high: Tensor) -> Tensor:
+        """By counting what is seen of its own blocks, which are seen whole or not at all."""
+        ends = [x // self.block for x in (q_low, q_high + self.block, k_low, k_high + self.block)]
+        own = (torch.arange(int(x.max()), device=x.device) * self.block for x in ends[1::2])
+        seen = self.visible(*own)[0, 0].cumsum(0).cumsum(1)
+        before = torch.nn.functional.pad(seen, (1, 0, 1, 0))
+        a, b, c, d = ends[0][:, None], ends[1][:, None], ends[2], ends[3]
+        count = before[b, d] - before[a, d] - before[b, c] + before[a, c]
+        return four(block_class(count == (b - a) * (d - c), count == 0))
 
 
 @dataclass(frozen=True, eq=False)

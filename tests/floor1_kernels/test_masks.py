@@ -59,6 +59,7 @@ CASES = {
         lambda b, i, j: (i // 5 + 1) // 2 == (j // 5 + 1) // 2 and (i % 5 + 2) // 3 == (j % 5 + 2) // 3,
     ),
     "power blocks": (M.PowerBlocks(1, 2), lambda b, i, j: abs(i - j) in (0, 1, 2, 4, 8) or j == 0),
+    "power blocks of 3": (M.PowerBlocks(3, 1), lambda b, i, j: abs(i // 3 - j // 3) in (0, 1, 2, 4) or j < 3),
     "a class token": (M.After(1, M.Windows((9,), 3)), lambda b, i, j: i == 0 or j == 0 or (i - 1) // 3 == (j - 1) // 3),
     "either": (M.Window(2) | M.Strided(5), lambda b, i, j: abs(i - j) < 5 or abs(i - j) % 5 == 0),
 }

@@ -16,6 +16,7 @@ state that each step joins one key to; not unless `query` is given: the mean wou
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,11 @@ class PrefixScan(Operator):
         """z, from the triple alone."""
         self.refuse_additions(part)
         return ratio(state[2], state[1])[:, :, None]
+
+    def products(self, part: Part) -> float:
+        """Each key against the one query, and two triples joined at each key in every round."""
+        keys, dv = part.k.shape[2], part.v.shape[-1]
+        return float(keys) * (part.q.shape[-1] + 2 * (dv + 1) * math.ceil(math.log2(max(2, keys))))
 
     def weights(self, part: Part, rows: Tensor) -> Tensor:
         self.refuse_additions(part)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from interp.hooks.errors import EditError
 from interp.hooks.stand.near import mask_between
@@ -85,9 +86,20 @@ def _gathered(part: Part, row: int, some: Tensor) -> Tensor:
     if not bool(inside.any()):
         return part.v.new_zeros(*part.q.shape[:2], len(rows), part.v.shape[-1])
     keys = inside.nonzero().flatten()
-    own = {**part.arguments, "mask": mask_between(part.mask, places(part)[rows], keys)}
+    seen = mask_between(part.mask, places(part)[rows], keys)
+    if seen.tensor.dtype == torch.bool and part.bias is None and part.softcap is None and part.sinks is None:
+        return _by_torch(part, rows, keys, seen.tensor)
+    own = {**part.arguments, "mask": seen}
     if part.bias is not None:
         own["bias"] = part.bias.expand(-1, -1, queries, length)[:, :, rows][..., keys]
     z = attend(part.q[:, :, rows], part.k[:, :, keys], part.v[:, :, keys], **own).z
     assert z is not None
     return z
+
+
+def _by_torch(part: Part, rows: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
+    """The same by torch's attention, which is faster for a few hundred rows under a mask in numbers."""
+    k, v = (x[:, :, keys].repeat_interleave(part.group, 1) for x in (part.k, part.v))
+    blind = ~seen.any(-1, keepdim=True)
+    z = scaled_dot_product_attention(part.q[:, :, rows], k, v, attn_mask=seen | blind, scale=part.scale)
+    return z.masked_fill(blind, 0.0)

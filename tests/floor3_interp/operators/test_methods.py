@@ -24,6 +24,7 @@ from interp.operators import (
     Linear,
     LocalLinear,
     Masked,
+    PrefixScan,
     RankAugmented,
     StaticQK,
     compare,
@@ -225,6 +226,7 @@ def test_what_is_saved_is_what_is_multiplied() -> None:
     assert Linear("", "taylor").products(p) == (11 + 11) * (1 + 4 + 10) * 6
     assert Masked("", Window(1)).products(p) == 11 * 9
     assert Agent("", 2).products(p) == 22 * 2 * 9
+    assert PrefixScan("", torch.ones(1, 4)).products(p) == 11 * (4 + 4 * 2 * 6)
 
 
 def test_blocks_that_are_read_most_are_found() -> None:
