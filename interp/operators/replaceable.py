@@ -2,8 +2,10 @@
 
 For every head, the metric is taken with the operator at that head alone; then with it at all of them; and heads are
 replaced together, the one whose loss is smallest by itself first, as long as the mean metric stays within `tolerance`
-of what it was: a head that breaks that is left as it is and the next one tried. What an operator saves is its own
-count of multiplications against softmax attention's, at the length of the data (`Replaceable.saved`).
+of what it was: a head that breaks that is left as it is and the next one tried. What an operator would save is its own
+count against softmax attention's, at the length of the data: of multiplications (`saved`), and of the numbers that one
+more token reads while generating (`smaller`: a state, or the keys and values seen). With `timed=True` both attend to
+the first layer's call in turns, where the operator has a fast version; `faster` is attention's time over its time.
 Cost: a forward pass a head for its own loss, one for all, and one a head for the set. Limits: the set is greedy, in
 one order, and judged on the data that chose it unless `heldout` is given; heads are swapped in the whole text, so that
 operators which cannot go on from a cache are fine here.
@@ -11,7 +13,9 @@ operators which cannot go on from a cache are fine here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +24,11 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.head_names import heads_at
+from interp.hooks.stand.part import Part
+from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Window
 from interp.metrics.edited import EditedScores
-from interp.operators.common.operator import Operator
+from interp.operators.common.operator import Operator, softmax_numbers
 from interp.operators.readouts import label
 from interp.operators.visiting import one_call_each, places_of
 from interp.operators.windows.masked import Masked
@@ -55,7 +61,15 @@ class Replaceable(HeadResult):
     """[example]: the metric beside it, of the model as it is."""
     saved: float
     """Multiplications of attention over those of the operator, at the length of the data."""
+    smaller: float
+    """Numbers that attention reads for one more token while generating, over those that the operator does."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def faster(self) -> float | None:
+        """Seconds of attention over the operator's, where these were taken."""
+        taken = self.meta.get("seconds")
+        return None if taken is None else float(taken["attention"] / taken["operator"])
 
     @property
     def replaced(self) -> tuple[str, ...]:
@@ -83,6 +97,7 @@ def replaceable(
     sites: str = "L*.H*",
     tolerance: float = 0.1,
     heldout: Any = None,
+    timed: bool = False,
 ) -> Replaceable:
     """Put the operator at each head of `sites`, at all, and at as many together as `tolerance` allows: the part of the
     mean metric's size that may be lost. A task's `metric` reads its `clean` inputs; `heldout` are inputs, with
@@ -105,9 +120,33 @@ def replaceable(
     return Replaceable(
         names, values, scores.base, scores([replace(operator, site=name) for name in names]), torch.tensor(kept),
         others(together), others.base.clone(), operator.saving(part),
+        softmax_numbers(part) / operator.numbers(part),
         meta={**about(model.module, x), "method": "replaceable", "operator": label(operator), "tolerance": tolerance,
-              "metric": repr(metric)},
+              "metric": repr(metric), "seconds": _seconds(operator, part) if timed and operator.fast else None},
     )  # fmt: skip
+
+
+def _seconds(operator: Operator, part: Part, rounds: int = 3) -> dict[str, float]:
+    """The best times of attention as it is and of the operator, in turns."""
+    sides: dict[str, Callable[[], Tensor | None]] = {
+        "attention": lambda: attend(part.q, part.k, part.v, **part.arguments).z,
+        "operator": lambda: operator.z(part),
+    }
+    taken = dict.fromkeys(sides, math.inf)
+    with torch.no_grad():
+        for _ in range(rounds):
+            for name, side in sides.items():
+                start = time.perf_counter()
+                _done(side())
+                taken[name] = min(taken[name], time.perf_counter() - start)
+    return taken
+
+
+def _done(z: Tensor | None) -> None:
+    """Wait for a device that computes behind our back."""
+    assert z is not None
+    if z.device.type != "cpu":
+        z.flatten()[0].item()
 
 
 def _greedy(

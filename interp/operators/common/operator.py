@@ -15,6 +15,7 @@ the place of scores (`scoreless`) where the model adds a bias or a learned sink 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from interp.hooks.edits.edits import AtHeads, AttentionEdit, Place
 from interp.hooks.errors import EditError
 from interp.hooks.stand.call import Call
 from interp.hooks.stand.part import Part
+from interp.hooks.stand.program import Recurrent
 from interp.kernels.masks.symbols import Mask, as_mask
 
 NUMBERS = 2**22
@@ -39,6 +41,8 @@ class Operator(AttentionEdit):
     """Whether a row depends on the queries of other rows."""
     scoreless: ClassVar[bool] = False
     """Whether what the model adds to scores has no place in it."""
+    fast: ClassVar[bool] = False
+    """Whether its z leaves out what it does not need, and not only hides it."""
 
     def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
         if self.ordered and place.cross:
@@ -97,6 +101,16 @@ class Operator(AttentionEdit):
         """The multiplications of softmax attention over those of this operator."""
         return softmax_products(part) / self.products(part)
 
+    def numbers(self, part: Part) -> float:
+        """Numbers that the next token would read, a head and example: the state of one that has a state, else the keys
+        and values that the last row sees, unless an operator counts for itself."""
+        if not isinstance(self, Recurrent):
+            return softmax_numbers(part)
+        one = replace(part, q=part.q[:, :, :1], k=part.k[:, :, :1], v=part.v[:, :, :1], mask=None, bias=None, rows=None)
+        state = self.start(one)
+        kept = state if isinstance(state, tuple) else tuple(vars(state).values())
+        return float(sum(x[0, 0].numel() for x in kept if torch.is_tensor(x)))
+
     def same_keys(self, part: Part) -> Tensor:
         """Bool [1 or example, 1 or head, key] that every row sees, rows of padding apart; refused where they differ."""
         known, runs = alive(part), runs_of(part)
@@ -118,6 +132,12 @@ class Operator(AttentionEdit):
 def softmax_products(part: Part) -> float:
     """Multiplications of softmax attention, a head and example: scores and means over the keys that rows see."""
     return float(pairs(part)) * (part.q.shape[-1] + part.v.shape[-1])
+
+
+def softmax_numbers(part: Part) -> float:
+    """Numbers that softmax attention reads for one more token: the keys and values that the last row sees."""
+    last = torch.arange(part.q.shape[2], device=part.q.device)[-1:]
+    return float(visible(part, last).float().sum(-1).mean()) * (part.q.shape[-1] + part.v.shape[-1])
 
 
 def pairs(part: Part) -> float:

@@ -29,6 +29,7 @@ class Agent(Operator):
 
     whole = True
     scoreless = True
+    fast = True
 
     count: int = 16
     grid: tuple[int, int] | None = None

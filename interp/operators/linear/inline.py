@@ -41,6 +41,7 @@ class InLine(Operator):
     """Injective linear attention: rows sum to 1, weights may be negative."""
 
     scoreless = True
+    fast = True
 
     def z(self, part: Part) -> Tensor:
         self.refuse_additions(part)

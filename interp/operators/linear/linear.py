@@ -32,6 +32,7 @@ class Linear(Operator):
     """Linear attention by a feature map, with decay where `rate` says so: `Linear("L5.H*", "elu")`."""
 
     scoreless = True
+    fast = True
 
     feature: str = "elu"
     """elu, relu, silu, identity, exp, taylor, random or hedgehog."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from interp.hooks.errors import EditError
 from interp.hooks.stand.part import Part
-from interp.operators.common.operator import Operator, blocks, ratio, softmax, visible, wide
+from interp.operators.common.operator import Operator, blocks, pairs, ratio, softmax, softmax_products, visible, wide
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +39,11 @@ class LocalLinear(Operator):
     def z(self, part: Part) -> Tensor:
         width = part.k.shape[2] + part.q.shape[-1] ** 2
         return torch.cat([part.read(self.weights(part, rows)) for rows in blocks(part, width)], 2)
+
+    def products(self, part: Part) -> float:
+        """Softmax attention, the squares of keys for each row, and a system for each row."""
+        d = part.q.shape[-1]
+        return softmax_products(part) + pairs(part) * d**2 + part.q.shape[2] * d**3 / 3
 
     def weights(self, part: Part, rows: Tensor) -> Tensor:
         if part.sinks is not None:

@@ -41,6 +41,7 @@ class RankAugmented(Operator):
 
     whole = True
     scoreless = True
+    fast = True
 
     def z(self, part: Part) -> Tensor:
         self.refuse_additions(part)

@@ -45,6 +45,7 @@ class PrefixScan(Operator):
     """One query for all rows, each of which reads the keys that it sees, by a prefix scan."""
 
     scoreless = True
+    fast = True
 
     query: Tensor | None = None
     """[head, d]; None for the mean of the head's own queries."""

@@ -28,6 +28,7 @@ class Channels(Operator):
 
     whole = True
     scoreless = True
+    fast = True
 
     temperature: float | None = None
 
@@ -41,6 +42,10 @@ class Channels(Operator):
 
     def pattern(self, part: Part) -> None:
         """None: no token looks at another."""
+
+    def products(self, part: Part) -> float:
+        """Each token into the weights of channels, and these against each token."""
+        return float(part.q.shape[2]) * part.q.shape[-1] * (part.q.shape[-1] + part.v.shape[-1])
 
     def channels(self, part: Part) -> Tensor:
         """A [example, head, channel of z, channel of v]."""

@@ -24,7 +24,7 @@ from interp.hooks.stand.near import mask_between
 from interp.hooks.stand.part import Part
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import EMPTY, Mask, as_mask
-from interp.operators.common.operator import Operator, places, softmax_products
+from interp.operators.common.operator import Operator, places, softmax_numbers, softmax_products
 
 ROWS, KEYS = 256, 128
 """Rows that are computed together where keys are gathered, and keys that are gathered or left out together."""
@@ -37,6 +37,7 @@ class Masked(Operator):
     """Softmax attention over the keys that a mask shows."""
 
     ordered = True
+    fast = True
 
     mask: Mask | None = None
 
@@ -61,6 +62,10 @@ class Masked(Operator):
     def products(self, part: Part) -> float:
         """Softmax attention over the keys that are left."""
         return softmax_products(self._hidden(part))
+
+    def numbers(self, part: Part) -> float:
+        """The keys and values that the last row is shown."""
+        return softmax_numbers(self._hidden(part))
 
     def _hidden(self, part: Part) -> Part:
         assert self.mask is not None

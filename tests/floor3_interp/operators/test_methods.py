@@ -229,6 +229,26 @@ def test_what_is_saved_is_what_is_multiplied() -> None:
     assert PrefixScan("", torch.ones(1, 4)).products(p) == 11 * (4 + 4 * 2 * 6)
 
 
+def test_what_the_next_token_reads_is_what_is_kept() -> None:
+    p = part("full", d=4)
+    assert StaticQK("", q="own").numbers(p) == 11 * (4 + 5)
+    assert Linear("").numbers(p) == 4 * (5 + 1)
+    assert Linear("", "random", count=7).numbers(p) == 7 * (5 + 1) + 1
+    assert InLine("").numbers(p) == 1 + 4 + 5 + 4 * 5
+    assert PrefixScan("", torch.ones(1, 4)).numbers(p) == 1 + 1 + 5
+    assert Masked("", Window(3)).numbers(part("causal")) == 3 * 9
+
+
+def test_time_is_measured_where_an_operator_is_fast() -> None:
+    m, found = model(), {}
+    for operator in (Linear("L*"), LocalLinear("L*")):
+        found[label(operator)] = replaceable(m, inputs(m), operator, metric=last, sites="L1.H0", timed=True)
+    fast, slow = found.values()
+    assert fast.faster == fast.meta["seconds"]["attention"] / fast.meta["seconds"]["operator"] > 0
+    assert slow.faster is None
+    assert fast.smaller == 8 * 16 / (8 * 9)  # 9 keys and 7, of which the mean
+
+
 def test_blocks_that_are_read_most_are_found() -> None:
     m = model("bert")
     x = m.inputs(dict(example(m.module, batch=1, length=9, seed=1)))
