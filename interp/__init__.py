@@ -47,7 +47,7 @@ _HOME = {
 }
 _ROOMS = (
     "attribution", "circuits", "diffusion", "directions", "edits", "explorer", "families", "formats", "heads", "long",
-    "metrics", "operators", "patching", "reporting", "sink", "tasks", "vision",
+    "metrics", "operators", "patching", "reporting", "robustness", "sink", "tasks", "vision",
 )  # fmt: skip
 _MOVED = {
     **dict.fromkeys(("Average", "Noise", "align", "direct_effect", "knockout", "Effects"), "patching"),

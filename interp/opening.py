@@ -39,6 +39,7 @@ SAVED = {
     "perturbed.json": "interp.vision.robust.perturb:Perturbed.load",
     "mixed.json": "interp.vision.robust.mixing:Mixed.load",
     "adversarial.json": "interp.vision.robust.adversarial:Adversarial.load",
+    "attention_perturbation.json": "interp.robustness.result:AttentionPerturbation.load",
     "probe.json": "interp.vision.probes.probe:AttentiveProbe.load",
     "concepts.json": "interp.vision.probes.concepts:Concepts.load",
     "token_importance.json": "interp.vision.tokens.stages:TokenImportance.load",
