@@ -13,8 +13,9 @@ words) and F1 falls: report length and recall beside hallucination; alpha 0.9 co
 The released code also has a spatial stream by the summed rows of a softmax, which are 1 each, so that it picks
 arbitrary tokens: it is left out. The first abstract's modulation by head has no counterpart in the code, nor here.
 Cost: two forward passes to find the tokens, then two a token, one of each branch.
-Limits: vision towers with a class token whose patches become image tokens one by one (LLaVA); merged or stitched tokens
-(InternVL, LLaVA-NeXT) are refused.
+Of a picture in tiles every view in the text has its own quarter and its own outliers, a token merged of patches counts
+by their mean (LLaVA-NeXT, InternVL): ours, the paper has one view.
+Limits: vision towers with a class token whose tokens have a place in the picture.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.vision.decoding.contrast import Contrast
 from interp.vision.decoding.looks import held_against_text, raised
-from interp.vision.decoding.patches import class_looks, layer_of, seeing_tower, tokens_of
+from interp.vision.decoding.patches import class_looks, layer_of, seeing_tower, token_looks, views_of
 from interp.vision.decoding.without import image_tokens, looking_tower
 
 if TYPE_CHECKING:
@@ -67,18 +68,15 @@ def streams(
 ) -> tuple[Bool[Tensor, "example position"], Bool[Tensor, "example position"]]:
     """Local and summary tokens among the text's positions."""
     tower, own = seeing_tower(model, x, what="PAINT")
-    at = tokens_of(x, own, what="PAINT")
     first, late = tower.layers[0].index, layer_of(tower, summary_layer)
-    local, summary = (torch.zeros(x.batch * x.length, dtype=torch.bool) for _ in range(2))
-    s, u = (class_looks(model, x, n, split=True, what="PAINT").sum(1).cpu() for n in (first, late))
-    for tile, places in enumerate(at):
-        here = places >= 0
-        low, high = u[tile][here].quantile(0.25), u[tile][here].quantile(0.75)
-        apart = u[tile] > high + 1.5 * (high - low)
-        most = s[tile].masked_fill(~here, -torch.inf).topk(int(share * int(here.sum()))).indices
-        summary[places[apart & here]] = True
-        local[places[most]] = True
-    return (local & ~summary).view(x.batch, -1), summary.view(x.batch, -1)
+    local, summary = (torch.zeros_like(x.valid.cpu()) for _ in range(2))
+    looks = [class_looks(model, x, n, split=True, what="PAINT").sum(1).cpu() for n in (first, late)]
+    s, u = (token_looks(x, own, one, what="PAINT") for one in looks)
+    for row, _, cells in views_of(x):
+        low, high = u[row][cells].quantile(0.25), u[row][cells].quantile(0.75)
+        summary[row] |= cells & (u[row] > high + 1.5 * (high - low))
+        local[row, s[row].masked_fill(~cells, -torch.inf).topk(int(share * int(cells.sum()))).indices] = True
+    return local & ~summary, summary
 
 
 register(

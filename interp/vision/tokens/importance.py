@@ -31,10 +31,10 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.provenance import about
 from interp.records import NO_IMAGE_IN_TEXT, Method, register
+from interp.vision.decoding.places import token_numbers
 from interp.vision.decoding.without import image_tokens, looking_tower
 from interp.vision.maps.cells import boxes_of, inputs_of
 from interp.vision.maps.rows import received_mean
-from interp.vision.tokens.places import token_numbers
 from interp.vision.tokens.stages import TokenImportance
 
 if TYPE_CHECKING:

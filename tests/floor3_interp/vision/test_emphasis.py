@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from looking import asked, picture
+from looking import PLACES, asked, family, picture
 from models import planted
 from torch import Tensor
 
@@ -152,6 +152,70 @@ def test_damros_other_branch_holds_exactly_the_k_tokens_with_their_features() ->
         assert torch.equal(text.ids[:, step + 1], rule(p, q, 0.5, 0.3).argmax(-1))
 
 
+def tiled(name: str) -> tuple[interp.Model, Any, Any, Any]:
+    """A model that cuts pictures into tiles, two questions, its eager tower's account, and a feature a tile token."""
+    module = copy.deepcopy(family(name).module)
+    torch.manual_seed(6)
+    for key, weight in module.model.vision_tower.named_parameters():
+        if key.endswith(("q_proj.weight", "k_proj.weight", "cls_token")):
+            weight.data.normal_(0, 0.3)  # or the class token looks everywhere alike
+    m = interp.attach(module, family(name).processor)
+    pictures = [[picture(56, 28)], [picture(28, 56, 3)]]
+    x = m.prepare([f"{PLACES[name]}{text}" for text in ("What is in the image?", "describe")], images=pictures,
+                  chat=False, padding="left")  # fmt: skip
+    tower = copy.deepcopy(m.module.model.vision_tower)
+    tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        pixels = x.kwargs["pixel_values"]
+        out = tower(pixels.flatten(0, 1) if pixels.ndim == 5 else pixels, output_attentions=True)
+        features = m.run(x, record="connector.out")["connector.out"]
+    return m, x, out, features
+
+
+@pytest.mark.parametrize("name", ["llava_next", "internvl"])
+def test_damros_other_branch_of_tiles_holds_the_outliers_of_the_whole_view(name: str) -> None:
+    m, x, out, features = tiled(name)
+    c = damro(m, x, k=2, layer=-1, split_heads=True)
+    tiles = len(features) // 2
+    assert tiles == 3
+    table, image = m.module.get_input_embeddings(), m.config.image_token_id
+    for row in range(2):
+        whole = row * tiles + (0 if name == "llava_next" else tiles - 1)
+        looks = out.attentions[-1][whole, :, 0, 1:].mean(0)
+        if name == "internvl":
+            looks = looks.view(2, 2, 2, 2).mean((1, 3)).flatten()
+        kept = features[whole].flatten(0, -2)[torch.argsort(looks, descending=True)[:2].sort().values]
+        end = [m.module.model.image_newline.detach()[None]] if name == "llava_next" else []
+        words = x.ids[row, x.valid[row]]
+        first, count = words.tolist().index(image), int((words == image).sum())
+        want = torch.cat([table(words[:first]), kept, *end, table(words[first + count :])]).detach()
+        torch.testing.assert_close(c.against.kwargs["inputs_embeds"][row, c.against.valid[row]], want)
+    assert c.against.roles.where("image").sum(1).tolist() == [2 + (name == "llava_next")] * 2
+    assert c.generate(max_new_tokens=2).ids.shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "internvl"])
+def test_paints_streams_are_chosen_view_by_view(name: str) -> None:
+    m, x, out, features = tiled(name)
+    local, summary = streams(m, x, share=0.25, summary_layer=-1)
+    looks = out.attentions[0][:, :, 0, 1:].sum(1).view(2, len(features) // 2, 4, 4)
+    for row in range(2):
+        if name == "internvl":
+            views = list(looks[row].view(-1, 2, 2, 2, 2).mean((2, 4)).flatten(1))
+        else:  # the base view, then two tiles side by side or one over the other; none of them is padded here
+            wide = torch.cat(list(looks[row, 1:]), dim=1 - row)
+            views = [looks[row, 0].flatten(), torch.nn.functional.pad(wide, (0, 1), value=-1.0).flatten()]
+        at = x.roles.where("image")[row].nonzero().flatten()
+        assert len(at) == sum(map(len, views))
+        for here, values in zip(at.split(list(map(len, views))), views, strict=True):
+            cells = values >= 0
+            apart = torch.from_numpy(boxed(values[cells].numpy()))
+            assert torch.equal(summary[row, here[cells]], apart)
+            most = values[cells].topk(int(cells.sum()) // 4).indices
+            assert torch.equal(local[row, here[cells]], torch.isin(torch.arange(int(cells.sum())), most) & ~apart)
+            assert not (local | summary)[row, here[~cells]].any()
+
+
 def test_several_pictures_in_a_text_keep_their_own_outliers() -> None:
     m, _ = asked("llava")
     pictures = [[picture(seed=1), picture(seed=2)], [picture(seed=3)]]
@@ -194,8 +258,8 @@ def test_what_these_methods_cannot_do_is_refused_in_words() -> None:
         (lambda: pai(*asked("mllama"), first_layer=0), "by cross-attention"),
         (lambda: paint(m, x, share=0.0), "share= of the patches"),
         (lambda: paint(*asked("qwen2_5_vl")), "this tower has none"),
-        (lambda: paint(*asked("llava_next"), first_layer=0, summary_layer=-1), "merged or stitched"),
-        (lambda: damro(*asked("internvl"), k=2, layer=-1), "merged or stitched"),
+        (lambda: paint(*asked("blip-2"), first_layer=0, summary_layer=-1), "no map from tokens to patches"),
+        (lambda: damro(*asked("internvl"), k=9, layer=-1), "1 to 4; got 9"),
         (lambda: damro(*asked("smolvlm"), k=2), "this tower has none"),
         (lambda: damro(m, x, k=17), "1 to 16; got 17"),
         (lambda: damro(m, x, k=2, layer=9), "the vision tower has layers"),

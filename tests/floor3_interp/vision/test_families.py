@@ -31,17 +31,16 @@ METHODS: dict[str, Callable[[interp.Model, Any], Any]] = {
     "paint": lambda m, x: paint(m, x, first_layer=0, summary_layer=-1).generate(max_new_tokens=3).logprobs,
     "damro": lambda m, x: damro(m, x, k=3, layer=-1).generate(max_new_tokens=3).logprobs,
 }
-CLASSLESS, MERGED = "this tower has none", "merged or stitched"
+CLASSLESS = "this tower has none"
 CROSSED, QUERIES, PIXELS = "by cross-attention", "no map from tokens to patches", "cannot run without pixel_values"
 BLIP = {
     "sinks": QUERIES, "redistribute": QUERIES, "divergence": PIXELS, "reinforce": PIXELS, "pai": PIXELS,
-    "paint": MERGED, "damro": "generates by a module inside of it",
+    "paint": QUERIES, "damro": "generates by a module inside of it",
 }  # fmt: skip
 REFUSED: dict[str, dict[str, str]] = {
-    "llava": {}, "llava_next": dict.fromkeys(("paint", "damro"), MERGED),
+    "llava": {}, "llava_next": {}, "internvl": {},
     **{name: dict.fromkeys(("paint", "damro"), CLASSLESS)
        for name in ("qwen2_5_vl", "qwen3_vl", "paligemma", "smolvlm", "gemma3")},
-    "internvl": dict.fromkeys(("paint", "damro"), MERGED),
     "mllama": dict.fromkeys(("sinks", "redistribute", "pai", "paint", "damro"), CROSSED),
     "blip-2": BLIP, "instructblip": BLIP,
 }  # fmt: skip

@@ -190,6 +190,18 @@ def test_every_family_keeps_the_tokens_whose_patches_matter(name: str) -> None:
     assert not torch.equal(before[:, -1], after[:, -1])
 
 
+def test_tiles_that_fill_their_picture_are_not_taken_for_its_base_view() -> None:
+    held = interp.attach(*pictured("llava_next"))
+    got = interp.vision.token_importance(held, [picture(56, 28)], ["<image>What is it?"], chat=False)
+    x = held.prepare(["<image>What is it?"], images=[[picture(56, 28)]], chat=False)
+    pattern = held.run(x, record=["vision.L0.pattern"])["vision.L0.pattern"].double().mean(1)[:, 1:, 1:]
+    received = pattern.sum(1)
+    much = received >= torch.tensor([np.quantile(one.numpy(), 0.95) for one in received])[:, None]
+    base, left, right = (a[k].mean(0).view(4, 4) for a, k in zip(pattern, much, strict=True))
+    wide = torch.nn.functional.pad(torch.cat([left, right], 1), (0, 1), value=1.0)  # newlines count 1
+    torch.testing.assert_close(got.values[got.image], torch.cat([base.flatten(), wide.flatten()]), atol=1e-7, rtol=1e-4)
+
+
 def test_bad_input_is_refused() -> None:
     m, x, got = model(), task().clean, found()
     with pytest.raises(InputsError, match="receives more than t=99"):
