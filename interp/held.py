@@ -20,6 +20,8 @@ from interp.hooks.anatomy.refusals import refuse
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
 from interp.hooks.denoisers.calls import denoises
+from interp.hooks.drive.blocks import Blocks
+from interp.hooks.drive.recording import CannotDrive
 from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.examples.example import example, first_argument, moved
 from interp.hooks.examples.joined import STOPS
@@ -30,7 +32,7 @@ from interp.hooks.inputs.sound import extractor_of
 from interp.hooks.inputs.unmapped import completed, lacking, mapped, untold
 from interp.hooks.pictures.grids import Patches, patches_of
 from interp.hooks.run.session import Session
-from interp.hooks.survey.capabilities import Capabilities, capabilities
+from interp.hooks.survey.capabilities import Capabilities, Capability, capabilities
 from interp.hooks.survey.checks import Report, check
 from interp.hooks.survey.lengths import Size, lengths
 from interp.hooks.survey.order import order
@@ -138,10 +140,21 @@ class Held:
             return report
 
     def capabilities(self) -> Capabilities:
-        """Whether recording, edits and gradients work with the model as it is held, by trying; `m.check()` prints
-        it."""
+        """Whether recording, edits and gradients work with the model as it is held, by trying, and how it is swept;
+        `m.check()` prints it."""
         kwargs = self.called_with(self.example())
-        return capabilities(self.module, anatomy=self.anatomy, inputs=kwargs, family=self.family, how=self.how)
+        tried = capabilities(self.module, anatomy=self.anatomy, inputs=kwargs, family=self.family, how=self.how)
+        return replace(tried, rows=(*tried.rows, self._sweep()))
+
+    def _sweep(self) -> Capability:
+        """A sweep runs the blocks of the main tower by itself, and holds what they give against full passes."""
+        anatomy = self.anatomy
+        tower = anatomy.towers[anatomy.main or max(anatomy.towers, key=lambda name: len(anatomy.towers[name].layers))]
+        try:
+            Blocks(self.module, anatomy, tower, family=self.family)
+        except CannotDrive as reason:
+            return Capability("sweep", "yes", f"in full passes: {reason.reason}")
+        return Capability("sweep", "yes", "runs the blocks alone, and says so where they give other numbers")
 
     def ready(self) -> Anatomy:
         """The anatomy of a model that can be trusted: in eval mode, traced, and with its checks passed."""

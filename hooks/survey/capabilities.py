@@ -39,10 +39,9 @@ from interp.hooks.survey.cut import without
 from interp.hooks.survey.trace import trace
 from interp.kernels.errors import InterpError
 
-Answer = Literal["yes", "no", "later"]
+Answer = Literal["yes", "no"]
 FAILS = (InterpError, RuntimeError, NotImplementedError, TypeError)
 """What torch, a quantiser or an offloader raises where it cannot do something; anything else is a mistake of ours."""
-LATER = ("replay", "cut")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Capability:
     note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what:<10} {self.answer:<5} {self.note}".rstrip()
+        return f"{self.what:<10} {self.answer:<3} {self.note}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def capabilities(
     with forced_eager():
         attempt = _Attempt(root, anatomy or trace(root, kwargs, family=family), kwargs, family)
         rows = [_tried(name, getattr(attempt, name)) for name in ("record", "edit", "gradient")]
-    return Capabilities(held(root, how or unwrapped.how), (*rows, *(Capability(name, "later") for name in LATER)))
+    return Capabilities(held(root, how or unwrapped.how), tuple(rows))
 
 
 def _tried(name: str, attempt: Callable[[], str]) -> Capability:

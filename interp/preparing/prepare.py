@@ -19,6 +19,7 @@ Whisper and Wav2Vec2; a text or a clip is never cut.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -123,8 +124,6 @@ class Call:
         return by_mask or self._takes("position_ids")
 
     def _takes(self, name: str) -> bool:
-        import inspect
-
         return name in inspect.signature(self.module.forward).parameters
 
     def warn(self, kind: str, message: str) -> None:
@@ -246,12 +245,25 @@ class Call:
         if answers is not None:
             fills = self.family.fills
             rows, starts = rows.appended(answers, self._decoder(), fills), [len(ids) for ids in rows.ids]
-        call = rows.padded(self.side, self.pad_id)
+        call = self._unmasked(rows.padded(self.side, self.pad_id))
         if self._needs_positions(call):
             call["position_ids"] = self._numbers(call["attention_mask"])
         inputs = self._inputs(call)
         inputs = rows.described(inputs, self.side, starts)
         return self._with_pictures(paint(inputs, chats, self.warn), sizes)
+
+    def _unmasked(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The call without its mask, for a forward that takes none: its rows have to be of one length."""
+        takes = inspect.signature(self.module.forward).parameters
+        if "attention_mask" in takes or any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+            return call
+        lengths = call["attention_mask"].sum(-1).tolist()
+        if len(set(lengths)) > 1:
+            raise InputsError(
+                f"rows of {', '.join(map(str, sorted(set(lengths))))} tokens would need padding, and"
+                f" {type(self.module).__name__}.forward takes no attention_mask: give rows of one length."
+            )
+        return {name: value for name, value in call.items() if name != "attention_mask"}
 
     def _needs_positions(self, call: Mapping[str, Any]) -> bool:
         """Whether padding before a token would shift the positions the model makes up."""

@@ -71,8 +71,17 @@ class HeadRoles(HeadResult):
         return pandas.DataFrame({kind: self.of(kind).numpy() for kind in self.kinds}, index=list(self.sites))
 
     def top(self, n: int = 10, *, kind: str | None = None, method: str | None = None) -> Any:
-        """The n heads with most of one kind (which is its method); without one, the n largest values of all."""
-        return largest(self.to_frame(kind or method), n, by="high")
+        """The n heads with most of one kind (which is its method). Without one, each head's best kind: what it stands
+        out in. `above` is in standard deviations over the mean of all heads, since some kinds are common to all; values
+        below 0 count as none. Heads that stand out most come first."""
+        frame = self.to_frame(kind or method)
+        if kind or method:
+            return largest(frame, n, by="high")
+        values = frame.groupby("method")["estimate"]
+        frame["above"] = (frame["estimate"] - values.transform("mean")) / values.transform("std", ddof=0)
+        able = frame[(frame["estimate"] > 0) & frame["above"].notna()]
+        best = able.loc[able.groupby("site", sort=False)["above"].idxmax()]
+        return largest(best, n, column="above", by="high").drop(columns=["layer", "head"])
 
     def describe(self, site: str) -> dict[str, float]:
         """Everything that was measured of one head."""

@@ -81,7 +81,10 @@ def _size(model: Any) -> int:
     config = getattr(model.module, "config", None)
     size = getattr(config, "vocab_size", None) or getattr(config, "vocab", None)
     if not size:
-        raise TaskError(f"expected a model with a tokenizer or a vocabulary size, got {type(model.module).__name__}")
+        raise TaskError(
+            f"random words need a tokenizer or config.vocab_size, and {type(model.module).__name__} has neither: give"
+            " texts or ids of your own, as in interp.head_roles(m, m.prepare(ids))."
+        )
     return int(size)
 
 

@@ -189,6 +189,17 @@ def test_planted_heads_rank_first_in_their_kind() -> None:
     assert "induction @ repeated L1.H4" in repr(roles)
 
 
+def test_without_a_kind_the_top_is_what_each_head_stands_out_in() -> None:
+    roles = roles_of_planted()
+    best = roles.top(len(roles.sites)).set_index("site")
+    assert best.index.is_unique
+    assert best.loc["L0.H2", "method"].startswith("duplicate token")
+    table = roles.table().loc["L0.H2"]
+    spread = roles.table().std(ddof=0)
+    above = (table - roles.table().mean()) / spread
+    assert best.loc["L0.H2", "above"] == pytest.approx(above[table > 0].max())
+
+
 def test_the_induction_heads_of_a_trained_model_are_found_and_are_what_repetition_rests_on() -> None:
     m = interp.load("zoo:induction")
     roles = interp.head_roles(m, n=4)

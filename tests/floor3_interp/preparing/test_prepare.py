@@ -568,7 +568,7 @@ def test_a_model_that_is_nowhere_leaves_inputs_on_the_cpu() -> None:
 
 
 def test_plain_modules_are_padded_on_the_right() -> None:
-    x = prepare(nn.Embedding(10, 4), None, [[1, 2, 3], [4]])
+    x = prepare(Masked(), None, [[1, 2, 3], [4]])
     assert x.ids.tolist() == [[1, 2, 3], [4, 0, 0]]  # type: ignore[union-attr]
 
 
@@ -582,3 +582,29 @@ def test_a_picture_has_sizes_and_boxes_in_both_towers() -> None:
     assert boxes[-1, 2:].tolist() == [60, 40]
     vision = x.tower("vision").roles.boxes()[0]
     assert vision[:, 2].max() == 60
+
+
+class Bare(nn.Module):
+    """A model of somebody's own, whose forward takes ids and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.table(input_ids)
+
+
+class Masked(Bare):
+    """The same with a mask."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.table(input_ids)
+
+
+def test_a_forward_without_a_mask_gets_none_and_rows_of_one_length() -> None:
+    inputs = prepare(Bare(), None, [[1, 2, 3], [4, 5, 6]])
+    assert set(inputs.kwargs) == {"input_ids"}
+    assert inputs.valid.all()
+    with pytest.raises(InputsError, match=r"rows of 2, 3 tokens.*Bare.forward takes no attention_mask"):
+        prepare(Bare(), None, [[1, 2, 3], [4, 5]])
