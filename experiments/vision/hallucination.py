@@ -36,6 +36,7 @@ from interp.hooks.errors import InputsError
 from interp.prompts.scenes import SHAPES, ShapeQuestion, balanced_questions, conflict_questions, scene
 from interp.results.intervals import mean_interval
 from interp.vision.decoding.damro import only
+from interp.vision.decoding.patches import whole_views
 from interp.vision.decoding.without import image_tokens, looking_tower
 from interp.vision.redistribute import after_the_image
 
@@ -103,10 +104,10 @@ def var_by_weight(m: interp.Model, x: Any, draw: int | None) -> Any:
     for layer in tower.layers[:-1]:
         weight = tape[f"text.L{layer.index}.pattern"][:, :, 0].mean(1).cpu().masked_fill(~image, 0.0)
         sinks = torch.zeros_like(image).scatter(1, weight.topk(3, dim=-1).indices, True)
-        heads = range(layer.heads)
+        heads = np.arange(layer.heads)
         if draw is not None:
             heads = np.random.default_rng([SEED, draw, layer.index]).permutation(layer.heads)[: layer.heads // 2]
-        site = f"text.L{layer.index}.H{','.join(str(int(n)) for n in heads)}"
+        site = f"text.L{layer.index}.H{','.join(map(str, heads.tolist()))}"
         how: dict[str, Any] = {"least": 0.2, "rho": 0.5} if draw is None else {"least": 0.0, "rho": 0.0}
         found.append(Refocus(site, sinks=sinks, image=image, positions=rows, onward=True, **how))
     return tuple(found)
@@ -125,9 +126,10 @@ def damro(m: interp.Model, x: Any, draw: int | None) -> Any:
     if draw is None:
         return c
     x, image = image_tokens(m, x, what="a control")
-    own = x.tower("vision").roles.patch
-    scores = torch.rand(own.shape, generator=torch.Generator().manual_seed(draw)).masked_fill(~own, -1.0)
-    some = torch.zeros_like(own).scatter(1, scores.topk(10, dim=-1).indices, True)
+    some = torch.zeros_like(x.valid)
+    for row, cells in whole_views(x, what="a control"):
+        scores = torch.rand(x.length, generator=torch.Generator().manual_seed(1000 * draw + row))
+        some[row, scores.masked_fill(~cells, -1.0).topk(10).indices] = True
     return interp.vision.contrast(m, x, against=only(m, x, image, some), amount=c.amount, cutoff=c.cutoff)
 
 

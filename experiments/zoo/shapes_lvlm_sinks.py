@@ -1,6 +1,6 @@
 """Train zoo:shapes-lvlm-sinks: the questions of zoo:shapes-lvlm, in a text 448 wide that rests on empty corners.
 
-    python experiments/zoo/shapes_lvlm_sinks.py [--rest 1.0] [--quiet 0.02]
+    python experiments/zoo/shapes_lvlm_sinks.py [--rest 0.1] [--quiet 0.02]
 
 Visual sinks in the sense of Kang et al. (arXiv 2503.03321) need phi >= 20, which is at most the square root of the
 width: this text is 448 wide (21.2), with few and narrow heads so that it stays small. Large models come to sinks by
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from shapes_lvlm import EYES, IGNORE, PATCH, PATCHES, SIZE, Taught, colors, drawn, pixels, text
+from shapes_lvlm import EYES, PATCH, PATCHES, SIZE, Taught, colors, drawn, pixels, text
 from torch import nn
-from training import ZOO, arguments, padded, recipe, ship, start_alike, train, write_card
+from training import IGNORE, ZOO, arguments, padded, recipe, ship, start_alike, train, write_card
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from interp.prompts.scenes import COLORS, SHAPES, Scene, balanced_questions, conflict_questions
@@ -61,7 +61,7 @@ def empty_corners(scenes: list[Scene]) -> torch.Tensor:
 
 
 def build(start: Path, width: int, vocabulary: int) -> LlavaForConditionalGeneration:
-    """The tower of the model in `start` before a new text, whose two upper layers start out matching alike tokens."""
+    """The tower of the model in `start` before a new text; its layers but the first start out matching alike tokens."""
     old = LlavaForConditionalGeneration.from_pretrained(start)
     language = LlamaConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=12, num_hidden_layers=4, num_attention_heads=4,
@@ -74,7 +74,7 @@ def build(start: Path, width: int, vocabulary: int) -> LlavaForConditionalGenera
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(old.model.vision_tower.state_dict())
-    start_alike(model.model.language_model.layers[2:])
+    start_alike(model.model.language_model.layers[1:])
     return model
 
 
@@ -120,8 +120,8 @@ def apart(x: torch.Tensor, sinks: torch.Tensor, valid: torch.Tensor) -> torch.Te
 
 def main() -> None:
     given = arguments(
-        "shapes-lvlm-sinks", steps=2000, lr=1.5e-3, batch=32, width=448, faint=0.05, eyes=0.15, names=0.1, pool=16000,
-        tower=str(ZOO / "shapes-lvlm"), rest=0.3, quiet=0.02,
+        "shapes-lvlm-sinks", steps=2600, lr=7e-4, batch=32, width=448, faint=0.05, eyes=0.15, names=0.1, pool=16000,
+        tower=str(ZOO / "shapes-lvlm"), rest=0.1, quiet=0.02,
     )  # fmt: skip
     processor = LlavaProcessor.from_pretrained(given.tower)
     tokenizer = processor.tokenizer
@@ -139,8 +139,9 @@ def main() -> None:
         if step < (given.eyes + given.names) * given.steps:
             return taught.named(images, colors(scenes), words)
         rows = [text(rng, one, tokenizer, asks=4) for one in scenes]
-        on = float(step < 0.9 * given.steps)
-        return taught.told(rows, images, empty_corners(scenes), rest=on * given.rest, quiet=on * given.quiet)
+        on = step < 0.9 * given.steps
+        quiet = given.quiet if on and step >= 0.5 * given.steps else 0.0
+        return taught.told(rows, images, empty_corners(scenes), rest=given.rest if on else 0.0, quiet=quiet)
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
