@@ -42,6 +42,7 @@ SAVED = {
     "attention_perturbation.json": "interp.robustness.result:AttentionPerturbation.load",
     "probe.json": "interp.vision.probes.probe:AttentiveProbe.load",
     "concepts.json": "interp.vision.probes.concepts:Concepts.load",
+    "pruning_search.json": "interp.vision.tokens.search:PruningSearch.load",
     "token_importance.json": "interp.vision.tokens.stages:TokenImportance.load",
     "circuits.json": "interp.results.weights:HeadCircuits.load",
     "maps.json": "interp.diffusion.maps:Maps.load",

@@ -5,8 +5,8 @@
 `reinforce` makes those heads louder (VHR). `contrast` decodes two branches of one model held against each other; `pai`,
 `paint` and `damro` are its branches after three papers. `heads` says which heads look at the picture, where, and
 whether it counts; `ground` and `carve` look for what a question is about; `token_importance` goes on with the image
-tokens that matter; `perturb`, `mixing` and `adversarial` spoil the picture and see what moves; `probe` reads tokens
-with attention, `concepts` sorts patches.
+tokens that matter, and `search_pruning` looks for how many to keep where; `perturb`, `mixing` and `adversarial` spoil
+the picture and see what moves; `probe` reads tokens with attention, `concepts` sorts patches.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from interp.vision.robust.mixing import mixing
 from interp.vision.robust.perturb import perturb
 from interp.vision.sinks import sinks
 from interp.vision.tokens.importance import token_importance
+from interp.vision.tokens.search import search_pruning
 
 __all__ = [
     "adversarial", "carve", "concepts", "contrast", "damro", "divergence", "ground", "heads", "hide_sinks", "mixing",
-    "pai", "paint", "perturb", "probe", "redistribute", "reinforce", "sinks", "token_importance",
+    "pai", "paint", "perturb", "probe", "redistribute", "reinforce", "search_pruning", "sinks", "token_importance",
 ]  # fmt: skip

@@ -8,11 +8,13 @@ e_j; an example has a mixture of them drawn from Dirichlet(alpha), a patch one o
 
 w_j is the class token's weight on the patch in the last layer, mean over heads, brought to mean 1 (all 1 where there is
 no class token). M-steps are the weighted means and covariances. Embeddings are brought to `dim` numbers by their main
-components; the paper learns that and a term that keeps concepts the same under changed views, which are not here, so
-this is PACE's model without its training (ours: components, start by k-means++, steps, ridge of the covariances).
-`faithfulness` is the paper's question, asked on examples left out: a linear softmax from the mean phi of an example to
-the model's own answer, and how often its largest is the model's. Defaults of the paper: K 100, dim 25, alpha 2.
-Cost: one forward pass, then K dim^2 a patch and step. Limits: concepts have no names; another seed finds others.
+components: PACE's model without its training (ours: components, start by k-means++, steps, ridge of the covariances).
+`learn=` steps of training go on from there, with what the paper learns too: the map to `dim` numbers, weights that say
+the model's answer, and mixtures that stay the same under changed views (`learned.py`; how terms are weighed is ours).
+`faithfulness` is the paper's question, asked on examples left out: how often the answer that a linear softmax gives
+from the mean phi of an example is the model's own. `stability` is how often the mixture nearest to it, among those of
+changed views, is that of the same picture. Defaults of the paper: K 100, dim 25, alpha 2.
+Cost: two forward passes, then K dim^2 a patch and step. Limits: concepts have no names; another seed finds others.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from interp.records import NO_PICTURE, Method, register
 from interp.results.saved import Saved
 from interp.vision.maps.cells import pixel_map
 from interp.vision.maps.trial import many
+from interp.vision.probes.learned import Concept, learned, nearest
+from interp.vision.probes.mixture import Mixture
 from interp.vision.probes.tokens import boxes_of_tokens, halves, picture_tokens
 
 if TYPE_CHECKING:
@@ -55,6 +59,8 @@ class Concepts(Saved):
     """[seed]: mean log density of patches under the model, of each start; the best is kept."""
     faithfulness: Tensor
     """[seed]: how often the model's answer is that of its concepts, on examples left out."""
+    stability: Tensor
+    """[seed]: how often a mixture is nearest to that of its own picture, changed, on examples left out."""
     boxes: Tensor
     sizes: tuple[tuple[int, int], ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -94,7 +100,8 @@ class Concepts(Saved):
         used = int((self.phi.mean((0, 1)) > 0.5 / len(self.means)).sum())
         return (
             f"Concepts at {self.site}: {used} of {len(self.means)} in use on {len(self.phi)} pictures; the model's"
-            f" answer from concepts alone {float(self.faithfulness.mean()):.0%} of the time, held out"
+            f" answer from concepts alone {float(self.faithfulness.mean()):.0%} of the time, the same picture"
+            f" recognised {float(self.stability.mean()):.0%}, held out"
         )
 
 
@@ -107,33 +114,106 @@ def concepts(
     dim: int = 25,
     alpha: float = 2.0,
     steps: int = 20,
+    learn: int = 0,
+    rate: float = 0.01,
     held_out: float = 0.25,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> Concepts:
     """`site` is one place of the vision tower, such as "L10.resid_post"."""
     x, read, tokens, _ = picture_tokens(model, inputs, site)
     count = tokens.shape[0] * tokens.shape[1]
-    if not 1 <= k <= count or not alpha > 0 or steps < 1 or not seeds:
+    if not 1 <= k <= count or not alpha > 0 or steps < 1 or learn < 0 or not seeds:
         raise InputsError(
-            f"k= is 1 to {count} (patches), alpha= above 0, steps= and seeds= at least one; got k={k}, alpha={alpha}."
+            f"k= is 1 to {count} (patches), alpha= above 0, steps= and seeds= at least one, learn= at least 0; got"
+            f" k={k}, alpha={alpha}, learn={learn}."
         )
-    flat = tokens.reshape(count, -1).double()
-    flat = flat - flat.mean(0)
-    _, _, components = torch.linalg.svd(flat, full_matrices=False)
-    small = flat @ components[: min(dim, len(components))].T
-    small = (small / small.std().clamp(min=1e-12)).reshape(*tokens.shape[:2], -1)
-    weights, answers = _weights(model, x, read, tokens.shape[1])
-    found = [Mixture.fitted(small, weights, k, alpha, steps, seed) for seed in seeds]
-    scores = [_faithful(one.phi, answers, held_out, seed) for one, seed in zip(found, seeds, strict=True)]
-    bound = torch.tensor([one.bound for one in found]).double()
-    best = found[int(bound.argmax())]
+    weights, logits = _weights(model, x, read, tokens.shape[1])
+    seen = Seen.of(tokens, _changed(model, x, site), dim, weights, logits)
+    found = [_explained(seen, k, alpha, steps, learn, rate, held_out, seed) for seed in seeds]
+    best = max(found, key=lambda one: one.bound)
     boxes, sizes = boxes_of_tokens(read, tokens.shape[1], False)
     meta = {**about(model.module, x), "method": "concepts", "site": site, "alpha": alpha, "steps": steps,
-            "seeds": list(seeds), "dim": small.shape[-1]}  # fmt: skip
+            "learn": learn, "seeds": list(seeds), "dim": seen.small.shape[-1]}  # fmt: skip
     return Concepts(
-        site, finite(best.phi, "concepts of patches"), best.gamma, best.means, bound,
-        torch.tensor(scores).double(), boxes, sizes, meta,
+        site, finite(best.phi, "concepts of patches"), best.gamma, best.means,
+        *(torch.tensor([getattr(one, name) for one in found]).double() for name in ("bound", "faithful", "stable")),
+        boxes, sizes, meta,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Tokens of pictures and of their changed views, as they come and brought to few numbers."""
+
+    tokens: Tensor
+    changed: Tensor
+    map: Tensor
+    """[d, dim]: the main components, scaled."""
+    middle: Tensor
+    weights: Tensor
+    answers: Tensor
+    """[example, answer]: the model's probabilities of those answers that it gives to some example."""
+
+    @classmethod
+    def of(cls, tokens: Tensor, changed: Tensor, dim: int, weights: Tensor, logits: Tensor) -> Seen:
+        wide = tokens.double()
+        middle = wide.flatten(0, 1).mean(0)
+        _, _, components = torch.linalg.svd(wide.flatten(0, 1) - middle, full_matrices=False)
+        axes = components[: min(dim, len(components))].T
+        scale = ((wide - middle) @ axes).std().clamp(min=1e-12)
+        answers = logits.double()[:, logits.argmax(-1).unique()].softmax(-1)
+        return cls(wide - middle, changed.double() - middle, axes / scale, middle, weights, answers)
+
+    @property
+    def small(self) -> Float[Tensor, "example patch dim"]:
+        """The main components of the pictures."""
+        return self.tokens @ self.map
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Concepts from one start, and their held-out scores."""
+
+    phi: Tensor
+    gamma: Tensor
+    means: Tensor
+    bound: float
+    faithful: float
+    stable: float
+
+
+def _explained(
+    seen: Seen, k: int, alpha: float, steps: int, learn: int, rate: float, held_out: float, seed: int
+) -> Found:
+    fit, judged = halves(len(seen.tokens), held_out, seed)
+    if not learn:
+        one = Mixture.fitted(seen.small, seen.weights, k, alpha, steps, seed)
+        changed = one.of(seen.changed @ seen.map, seen.weights, alpha).mean(1)
+        said = _faithful(one.phi, seen.answers.argmax(-1), held_out, seed)
+        return Found(one.phi, one.gamma, one.means, one.bound, said, _stays(one.phi, changed, judged))
+    start = Concept(seen.map, *Mixture.empty(k, seen.map.shape[1]), 1).small(seen.tokens, seen.tokens[fit]).detach()
+    first = Mixture.fitted(start[fit], seen.weights[fit], k, alpha, steps, seed)
+    best = learned(
+        seen.tokens, seen.changed, seen.weights, seen.answers, fit, (seen.map, first.means, first.covariances),
+        alpha=alpha, steps=learn, rate=rate,
+    )  # fmt: skip
+    right = (best.said.argmax(-1) == seen.answers.argmax(-1))[judged].double().mean()
+    return Found(best.phi, best.gamma, best.means, best.bound, float(right), _stays(best.phi, best.changed, judged))
+
+
+def _stays(phi: Tensor, changed: Tensor, judged: Tensor) -> float:
+    return nearest(phi.mean(1)[judged], changed[judged])
+
+
+def _changed(model: Model, x: Any, site: str) -> Float[Tensor, "example token d"]:
+    """The same tokens with noise of a tenth of their spread on the pixels."""
+    random, call = torch.Generator().manual_seed(0), dict(x.kwargs)
+    for name, value in x.kwargs.items():
+        if torch.is_tensor(value) and value.is_floating_point() and "mask" not in name:
+            noise = torch.randn(value.shape, generator=random).to(value)
+            call[name] = value + 0.1 * value.std() * noise
+    _, _, tokens, _ = picture_tokens(model, model.inputs(call), site)
+    return tokens
 
 
 def _weights(model: Model, x: Any, read: Any, patches: int) -> tuple[Float[Tensor, "example patch"], Tensor]:
@@ -141,73 +221,17 @@ def _weights(model: Model, x: Any, read: Any, patches: int) -> tuple[Float[Tenso
     kept = (read.roles.where("image") & read.valid & read.roles.patch).cpu()
     tower = model.ready().tower("vision", text="concepts")
     if int(read.roles.where("cls").sum(1).min()) != 1 or read.batch != x.batch:
-        logits = model.run(x)["logits"]
-        return torch.ones(len(kept), patches).double(), _answers(logits)
+        return torch.ones(len(kept), patches).double(), _last(model.run(x)["logits"])
     name = "" if x.main == "vision" else "vision."
     place = f"{name}L{tower.layers[-1].index}.pattern"
     column = read.roles.where("cls").int().argmax(1)
     tape = model.run(x, record=[place], positions=[int(column[0])])
     rows = tape[place][:, :, 0].double().mean(1).cpu()[kept].reshape(len(kept), patches)
-    return rows / rows.mean(1, keepdim=True), _answers(tape["logits"])
+    return rows / rows.mean(1, keepdim=True), _last(tape["logits"])
 
 
-def _answers(logits: Tensor) -> Tensor:
-    return (logits if logits.ndim == 2 else logits[:, -1]).argmax(-1).cpu()
-
-
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """Concepts fitted from one start."""
-
-    phi: Tensor
-    gamma: Tensor
-    means: Tensor
-    bound: float
-
-    @classmethod
-    def fitted(
-        cls, e: Float[Tensor, "example patch d"], w: Tensor, k: int, alpha: float, steps: int, seed: int
-    ) -> Mixture:
-        """E- and M-steps in turn."""
-        flat, width = e.reshape(-1, e.shape[-1]), e.shape[-1]
-        means = _spread(flat, k, torch.Generator().manual_seed(seed))
-        whole = torch.cov(flat.T).reshape(width, width) + 1e-3 * torch.eye(width, dtype=e.dtype)
-        covariances = (whole / k ** (2 / width)).expand(k, -1, -1).clone()
-        gamma = torch.full((len(e), k), alpha + e.shape[1] / k, dtype=e.dtype)
-        for _ in range(steps):
-            logs = log_normal(e, means, covariances)
-            for _ in range(10):
-                phi = (torch.digamma(gamma)[:, None] + logs).softmax(-1)
-                gamma = alpha + (w[..., None] * phi).sum(1)
-            share = (w[..., None] * phi).reshape(-1, k)
-            mass = share.sum(0)
-            means = torch.where(mass[:, None] > 1e-6, share.T @ flat / mass.clamp(min=1e-6)[:, None], means)
-            apart = flat[:, None] - means
-            spread = torch.einsum("nk,nki,nkj->kij", share, apart, apart)
-            covariances = (spread + whole) / (mass + 1)[:, None, None] + 1e-3 * torch.eye(width, dtype=e.dtype)
-        theta = gamma / gamma.sum(-1, keepdim=True)
-        bound = float((theta.log()[:, None] + log_normal(e, means, covariances)).logsumexp(-1).mean())
-        return cls(phi, gamma, means, bound)
-
-
-def log_normal(e: Tensor, means: Tensor, covariances: Tensor) -> Float[Tensor, "example patch concept"]:
-    """Log density of each Gaussian."""
-    lower = torch.linalg.cholesky(covariances)
-    apart = e.reshape(-1, 1, e.shape[-1]) - means
-    solved = torch.linalg.solve_triangular(lower, apart.permute(1, 2, 0), upper=False)
-    logs = -0.5 * solved.square().sum(1) - lower.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True)
-    constant = 0.5 * e.shape[-1] * torch.log(torch.tensor(2 * torch.pi, dtype=e.dtype))
-    return (logs - constant).T.reshape(*e.shape[:2], -1)
-
-
-def _spread(flat: Tensor, k: int, random: torch.Generator) -> Tensor:
-    """k of the points, each drawn with the square of its distance to those before (k-means++)."""
-    found = [flat[int(torch.randint(len(flat), (1,), generator=random))]]
-    for _ in range(k - 1):
-        near = torch.stack([(flat - one).square().sum(-1) for one in found]).amin(0)
-        weights = near if float(near.sum()) > 0 else torch.ones_like(near)
-        found.append(flat[int(torch.multinomial(weights, 1, generator=random))])
-    return torch.stack(found)
+def _last(logits: Tensor) -> Float[Tensor, "example answer"]:
+    return (logits if logits.ndim == 2 else logits[:, -1]).cpu()
 
 
 def _faithful(phi: Tensor, answers: Tensor, held_out: float, seed: int) -> float:

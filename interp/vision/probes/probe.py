@@ -7,11 +7,14 @@ one projection W_V [D, D / d_out] without bias, whose columns are cut into Q gro
     z   = concat_m a_m^T (X W_V)_m     [D / d_out]
     out = W norm(z) + b                norm: batch normalisation without scale and shift
 
-Targets are classes (integers; cross-entropy, accuracy) or numbers (squared error, R^2, mean over targets). With
-`own=True` it is the readout of a transformer brain encoder (arXiv 2505.17329): every target has a query of its own that
-sees all of X W_V, and reads nothing else, and `places=True` adds sine encodings of row and column to what queries are
-matched with, as their decoder does. Theirs is one decoder layer of width 768 with 16 heads; this is the same readout
-with one head and no key projection, which is ours, as is training: AdamW on the whole batch in place of LARS.
+Targets are classes (integers; cross-entropy, accuracy) or numbers (squared error, R^2, mean over targets). `regions=`
+gives targets (voxels, say) of one region one query, which sees all of X W_V and is all that they read; `own=True` gives
+each target its own. With `decoder=True` it is the readout of a transformer brain encoder (arXiv 2505.17329): such
+queries in one layer of DETR's decoder (`readers.py`; theirs has width 768, 16 heads, 1024 inside, dropout 0.1, and 16
+queries), and each target a linear map of its region's query. `places=True` adds sine encodings of row and column to
+what queries are matched with, as theirs always has. Training is ours for both: AdamW on the whole batch, where
+efficient probing has LARS, and the encoder AdamW (5e-4, decay 1e-4) on batches of 16 for 20 epochs; gradients are
+clipped at 0.1 for the decoder as there.
 Scores are on examples left out, drawn anew by each seed, beside the same head on the mean token (`baseline`).
 `looks` are a_m over all patches of the first seed's probe: maps. Cost: one forward pass and the training of the probe.
 Limits: what can be read need not be used by the model; few examples overfit, so look at seeds.
@@ -34,10 +37,15 @@ from interp.records import NO_PICTURE, Method, register
 from interp.results.saved import Saved
 from interp.vision.maps.cells import pixel_map
 from interp.vision.maps.trial import many
+from interp.vision.probes.readers import Decoder, Reader
 from interp.vision.probes.tokens import boxes_of_tokens, halves, picture_tokens
 
 if TYPE_CHECKING:
     from interp.model import Model
+
+
+Kind = type[Reader] | type[Decoder]
+CLIP = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +59,9 @@ class AttentiveProbe(Saved):
     """[seed]: accuracy, or R^2, on the examples that were left out."""
     baseline: Tensor
     """[seed]: the same of a probe that reads the mean token."""
+    by_target: Tensor
+    """[seed, target]: R^2 of each target on examples left out; of classes, the accuracy on those of each class (0 where
+    none of them was left out)."""
     looks: Tensor
     """[example, query, token]."""
     judged: Tensor
@@ -94,34 +105,6 @@ class AttentiveProbe(Saved):
         )
 
 
-class Reader(nn.Module):
-    """The probe: `queries` of width D, one projection, a linear head."""
-
-    def __init__(self, width: int, outputs: int, *, queries: int, d_out: int, own: bool) -> None:
-        super().__init__()
-        self.own, self.width = own, width
-        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
-        self.values = nn.Linear(width, width // d_out, bias=False)
-        self.norm = nn.BatchNorm1d(queries * (width // d_out) if own else width // d_out, eps=1e-6, affine=False)
-        each = width // d_out
-        self.head = nn.Parameter(torch.zeros(outputs, each))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def looks(self, keys: Float[Tensor, "example token d"]) -> Float[Tensor, "example query token"]:
-        """Softmax over tokens."""
-        return (self.queries @ keys.transpose(1, 2) * self.width**-0.5).softmax(-1)
-
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Outputs of tokens x, which queries are matched with by `keys`."""
-        weights, values = self.looks(keys), self.values(x)
-        if self.own:
-            z = self.norm((weights @ values).flatten(1)).view(len(x), len(self.queries), -1)
-            return (z * self.head).sum(-1) + self.bias
-        groups = values.view(*values.shape[:2], len(self.queries), -1)
-        z = self.norm(torch.einsum("bqt,btqd->bqd", weights, groups).flatten(1))
-        return z @ self.head.T + self.bias
-
-
 def probe(
     model: Model,
     inputs: Any,
@@ -131,6 +114,9 @@ def probe(
     queries: int | None = None,
     d_out: int = 1,
     own: bool = False,
+    regions: Sequence[int] | None = None,
+    decoder: bool = False,
+    attention_heads: int = 4,
     places: bool = False,
     with_class: bool = False,
     held_out: float = 0.25,
@@ -141,41 +127,60 @@ def probe(
 ) -> AttentiveProbe:
     """`site` is one place, such as "vision.L2.resid_post" or a head's output "L1.H3.z"; `targets` are classes [example]
     or numbers [example] or [example, target]. `queries` must divide D / d_out (32 in the paper; at most 8 by default),
-    or, with `own=True`, are as many as targets."""
+    or, with `own=True`, are as many as targets; `regions` is the number of the query that each target reads."""
     x, read, tokens, where = picture_tokens(model, inputs, site, with_class=with_class)
     wanted, classes = _targets(targets, len(tokens))
     outputs = int(wanted.max()) + 1 if classes else wanted.shape[1]
-    if own and classes:
-        raise InputsError("own=True gives each target a query, so targets= are numbers [example, target], not classes.")
+    where_read = _regions(regions, own, decoder, classes, outputs)
     if not seeds or epochs < 1:
         raise InputsError("seeds= is at least one, and epochs= at least 1.")
-    count = _queries(queries, tokens.shape[2], d_out, outputs if own else None)
+    count = _queries(queries, tokens.shape[2], d_out, where_read)
     keys = tokens + _sines(where, tokens.shape[2]) if places else tokens
-    scores, plain, looks, first = [], [], None, None
+    kind: Kind = Decoder if decoder else Reader
+    how: dict[str, Any] = {"outputs": outputs, "queries": count, "regions": where_read}
+    how |= {"heads": attention_heads, "wide": 1024, "dropout": 0.1} if decoder else {"d_out": d_out}
+    alone = how if where_read is not None else {**how, "queries": 1}
+    mean, found = tokens.mean(1, keepdim=True), []
     for seed in seeds:
         fit, judged = halves(len(tokens), held_out, seed)
-        how = {"outputs": outputs, "queries": count, "d_out": d_out, "own": own}
         training: dict[str, Any] = {"epochs": epochs, "rate": rate, "decay": decay, "seed": seed}
-        reader = _trained(Reader, how, tokens, keys, wanted, fit, classes, **training)
-        scores.append(_score(reader, tokens, keys, wanted, judged, classes))
-        mean = tokens.mean(1, keepdim=True)
-        alone = {"outputs": outputs, "queries": outputs if own else 1, "d_out": d_out, "own": own}
-        other = _trained(Reader, alone, mean, mean, wanted, fit, classes, **training)
-        plain.append(_score(other, mean, mean, wanted, judged, classes))
-        if looks is None:
+        reader = _trained(kind, how, tokens, keys, wanted, fit, classes, **training)
+        other = _trained(kind, alone, mean, mean, wanted, fit, classes, **training)
+        found.append((_scores(reader, tokens, keys, wanted, judged, classes),
+                      _scores(other, mean, mean, wanted, judged, classes)))  # fmt: skip
+        if seed == seeds[0]:
             with torch.no_grad():
-                looks, first = reader.looks(keys), judged
-        parameters = sum(one.numel() for one in reader.parameters())
-    assert looks is not None
-    assert first is not None
+                looks, first = reader.looks(tokens, keys).detach(), judged
+            parameters = sum(one.numel() for one in reader.parameters())
     boxes, sizes = boxes_of_tokens(read, tokens.shape[1], with_class)
-    meta = {**about(model.module, x), "method": "own-query probe" if own else "efficient probing", "site": site,
+    meta = {**about(model.module, x), "method": _named(decoder, where_read),
+            "site": site, "regions": list(where_read or []),
             "queries": count, "d_out": d_out, "places": places, "held_out": held_out, "seeds": list(seeds),
             "epochs": epochs, "rate": rate}  # fmt: skip
-    scored = finite(torch.tensor(scores).double(), "scores of probes")
+    scored, plain = (torch.tensor([one[n][0] for one in found]).double() for n in (0, 1))
     return AttentiveProbe(
-        site, scored, torch.tensor(plain).double(), looks, first, boxes, sizes, classes, parameters, meta
-    )
+        site, finite(scored, "scores of probes"), plain, torch.stack([one[0][1] for one in found]), looks, first, boxes,
+        sizes, classes, parameters, meta,
+    )  # fmt: skip
+
+
+def _regions(
+    given: Sequence[int] | None, own: bool, decoder: bool, classes: bool, outputs: int
+) -> tuple[int, ...] | None:
+    """The query of each target; none where every target reads all."""
+    if not own and given is None:
+        if decoder:
+            raise InputsError("decoder=True reads each target off one query: give regions=, or own=True.")
+        return None
+    if classes:
+        raise InputsError("own=True and regions= give targets a query, so targets= are numbers, not classes.")
+    found = tuple(range(outputs)) if given is None else tuple(int(n) for n in given)
+    if (own and given is not None) or len(found) != outputs or set(found) != set(range(max(found) + 1)):
+        raise InputsError(
+            f"regions= is a number from 0 for each of {outputs} targets, none left out between (own=True is"
+            f" {list(range(min(outputs, 3)))} ...); got {given}."
+        )
+    return found
 
 
 def _targets(given: Any, examples: int) -> tuple[Tensor, bool]:
@@ -190,13 +195,17 @@ def _targets(given: Any, examples: int) -> tuple[Tensor, bool]:
     return (found[:, None] if found.ndim == 1 else found).float(), False
 
 
-def _queries(given: int | None, width: int, d_out: int, targets: int | None) -> int:
+def _named(decoder: bool, regions: Sequence[int] | None) -> str:
+    return "brain encoder" if decoder else "region probe" if regions is not None else "efficient probing"
+
+
+def _queries(given: int | None, width: int, d_out: int, regions: Sequence[int] | None) -> int:
     if d_out < 1 or width % d_out:
         raise InputsError(f"d_out= must divide the width {width}; got {d_out}.")
-    if targets is not None:
-        if given not in (None, targets):
-            raise InputsError(f"own=True has one query a target, {targets}; got queries={given}.")
-        return targets
+    if regions is not None:
+        if given not in (None, max(regions) + 1):
+            raise InputsError(f"there is one query a target or region, {max(regions) + 1}; got queries={given}.")
+        return max(regions) + 1
     count = given or next(n for n in range(min(8, width // d_out), 0, -1) if (width // d_out) % n == 0)
     if count < 1 or (width // d_out) % count:
         raise InputsError(f"queries= must divide D / d_out = {width // d_out}; got {count}.")
@@ -217,9 +226,9 @@ def _sines(where: Tensor, width: int) -> Tensor:
 
 
 def _trained(
-    kind: type[Reader], how: Mapping[str, Any], tokens: Tensor, keys: Tensor, targets: Tensor, fit: Tensor,
+    kind: Kind, how: Mapping[str, Any], tokens: Tensor, keys: Tensor, targets: Tensor, fit: Tensor,
     classes: bool, *, epochs: int, rate: float, decay: float, seed: int,
-) -> Reader:  # fmt: skip
+) -> Reader | Decoder:  # fmt: skip
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         reader = kind(tokens.shape[2], **how)
@@ -229,20 +238,29 @@ def _trained(
         for _ in range(epochs):
             optimiser.zero_grad()
             loss(reader(tokens[fit], keys[fit]), targets[fit]).backward()
+            if kind is Decoder:
+                nn.utils.clip_grad_norm_(reader.parameters(), CLIP)
             optimiser.step()
             plan.step()
     return reader.eval()
 
 
 @torch.no_grad()
-def _score(reader: Reader, tokens: Tensor, keys: Tensor, targets: Tensor, judged: Tensor, classes: bool) -> float:
+def _scores(
+    reader: Reader | Decoder, tokens: Tensor, keys: Tensor, targets: Tensor, judged: Tensor, classes: bool
+) -> tuple[float, Float[Tensor, " target"]]:
     found, true = reader(tokens[judged], keys[judged]), targets[judged]
     if classes:
-        return float((found.argmax(-1) == true).double().mean())
+        right = (found.argmax(-1) == true).double()
+        each = [
+            right[true == n].mean() if bool((true == n).any()) else right.new_zeros(()) for n in range(len(found[0]))
+        ]
+        return float(right.mean()), torch.stack(each)
     spread = (true - true.mean(0)).square().sum(0)
     if not bool((spread > 0).all()):
         raise InputsError("a target is the same in all examples left out, so it has no R^2: give more examples.")
-    return float((1 - (found - true).square().sum(0) / spread).mean())
+    r2 = (1 - (found - true).square().sum(0) / spread).double()
+    return float(r2.mean()), r2
 
 
 def _example(t: Any) -> AttentiveProbe:

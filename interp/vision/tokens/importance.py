@@ -12,8 +12,8 @@ control. The paper's t (28 to 39) and a are found by search for one model; witho
 at least as much as the 95th of 100, which is ours. A token merged of several patches has their mean; tokens that are no
 cell (newlines) have importance 1, as in the authors' code, and are never pruned.
 
-`TokenImportance.pruned` gives the edits (`interp/vision/tokens/stages.py`). The authors' search for t, a and R by how
-well the last state is kept is not here. Cost: two passes and two more attentions of the vision tower, or one pass.
+`TokenImportance.pruned` gives the edits (`interp/vision/tokens/stages.py`), and `search_pruning` is the search for t, a
+and R by how well the last state is kept. Cost: two passes and two more attentions of the vision tower, or one pass.
 Limits: one importance for all stages, as in the paper; a tower that attends in windows has no map of who looks at whom.
 """
 
@@ -91,9 +91,7 @@ def _numbered(known: list[int], layer: int) -> int:
 
 def _of_patches(model: Model, x: Inputs, own: Inputs, layer: int, t: float | None) -> Float[Tensor, "tile patch"]:
     """mean over k in K of A_k,i."""
-    number = _numbered([one.index for one in model.ready().tower("vision", text=WHAT).layers], layer)
-    patch = own.roles.patch.cpu() & own.valid.cpu()
-    received = received_mean(model, x, f"vision.L{number}", patch, own=own).mean(0) * patch.sum(1, keepdim=True)
+    number, patch, received = _received(model, x, own, layer)
     tau = torch.tensor([_tau(row[here], t) for row, here in zip(received, patch, strict=True)])[:, None]
     much = patch & (received > tau if t is not None else received >= tau)
     empty = (~much.any(1)).nonzero().flatten().tolist()
@@ -101,6 +99,20 @@ def _of_patches(model: Model, x: Inputs, own: Inputs, layer: int, t: float | Non
         most = float(received[empty[0]].max())
         raise InputsError(f"no patch of picture {empty[0]} receives more than t={t}; the most is {most:.3g}. Lower t.")
     return received_mean(model, x, f"vision.L{number}", much, own=own).mean(0)
+
+
+def _received(model: Model, x: Inputs, own: Inputs, layer: int) -> tuple[int, Tensor, Float[Tensor, "tile patch"]]:
+    """The layer's number, which positions are patches, and sum_i A_ij."""
+    number = _numbered([one.index for one in model.ready().tower("vision", text=WHAT).layers], layer)
+    patch = own.roles.patch.cpu() & own.valid.cpu()
+    received = received_mean(model, x, f"vision.L{number}", patch, own=own).mean(0) * patch.sum(1, keepdim=True)
+    return number, patch, received
+
+
+def most_received(model: Model, x: Inputs, *, layer: int = -1) -> float:
+    """The largest t that some patch of every picture is still above."""
+    _, patch, received = _received(model, x, x.tower("vision"), layer)
+    return float(received.masked_fill(~patch, -torch.inf).amax(1).min())
 
 
 def _tau(received: Tensor, t: float | None) -> float:

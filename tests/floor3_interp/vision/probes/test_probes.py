@@ -13,8 +13,9 @@ from pictured import PROCESSOR
 
 import interp
 from interp.hooks.errors import InputsError
-from interp.vision.probes.concepts import Mixture, log_normal
-from interp.vision.probes.probe import Reader
+from interp.vision.probes.learned import Concept, density, nearest, stable
+from interp.vision.probes.mixture import Mixture, log_normal
+from interp.vision.probes.readers import Decoder, Reader
 from interp.vision.probes.tokens import picture_tokens
 
 pytestmark = [
@@ -33,7 +34,7 @@ def seen() -> tuple[interp.Model, Any, torch.Tensor]:
 
 def test_the_reader_is_the_formula() -> None:
     torch.manual_seed(1)
-    reader = Reader(12, 3, queries=2, d_out=2, own=False).eval()
+    reader = Reader(12, 3, queries=2, d_out=2).eval()
     for parameter in reader.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(4, 5, 12)
@@ -66,11 +67,11 @@ def test_shapes_are_read_off_the_last_layer_and_not_off_shuffled_labels() -> Non
 
 def test_every_query_finds_the_patch_its_target_is_planted_in() -> None:
     model, planted = seen()[0], [7, 22]
-    x, site = interp.tasks.shapes(model, n=400).clean, "L0.H0.z"
+    x, site = interp.tasks.shapes(model, n=240).clean, "L0.H0.z"
     _, _, tokens, places = picture_tokens(model, x, site)
     _, _, axes = torch.linalg.svd(tokens.flatten(0, 1) - tokens.mean((0, 1)), full_matrices=False)
     targets = torch.stack([(tokens[:, p] - tokens[:, p].mean(0)) @ axes[0] for p in planted], 1)
-    how: dict[str, Any] = {"own": True, "places": True, "epochs": 900, "rate": 0.05, "seeds": [0]}
+    how: dict[str, Any] = {"own": True, "places": True, "epochs": 500, "rate": 0.08, "seeds": [0]}
     got = interp.vision.probe(model, x, site=site, targets=targets / targets.std(0), **how)
     assert not got.classes
     assert float(got.scores) > 0.85
@@ -79,6 +80,79 @@ def test_every_query_finds_the_patch_its_target_is_planted_in() -> None:
         assert int(got.looks.mean(0)[query].argmax()) == patch
         assert float(got.looks.mean(0)[query, patch]) > 0.4
     assert places[0, 7].tolist() == [1, 1]
+
+
+def test_targets_of_a_region_read_its_query_alone() -> None:
+    torch.manual_seed(2)
+    reader = Reader(12, 5, queries=2, d_out=1, regions=(0, 1, 1, 0, 1)).eval()
+    for parameter in reader.parameters():
+        torch.nn.init.normal_(parameter)
+    x, keys = torch.randn(3, 4, 12), torch.randn(3, 4, 12)
+    got = reader(x, keys)
+    for n in range(3):
+        for target, region in enumerate((0, 1, 1, 0, 1)):
+            a = (keys[n] @ reader.queries[region] * 12**-0.5).softmax(0)
+            z = a @ (x[n] @ reader.values.weight.T) / (1 + 1e-6) ** 0.5
+            torch.testing.assert_close(got[n, target], reader.head[target] @ z + reader.bias[target])
+
+
+def test_the_decoder_is_detrs_layer_written_out() -> None:
+    torch.manual_seed(3)
+    decoder = Decoder(8, 3, queries=2, regions=(0, 1, 1), heads=2, wide=16, dropout=0.1).double().eval()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, keys = torch.randn(2, 5, 8).double(), torch.randn(2, 5, 8).double()
+
+    def attention(a: Any, q: Any, k: Any, v: Any) -> Any:
+        wq, wk, wv = a.in_proj_weight.split(8)
+        bq, bk, bv = a.in_proj_bias.split(8)
+        q, k, v = q @ wq.T + bq, k @ wk.T + bk, v @ wv.T + bv
+        parts, maps = [], []
+        for h in (slice(0, 4), slice(4, 8)):
+            w = (q[:, h] @ k[:, h].T / 2).softmax(-1)
+            parts.append(w @ v[:, h])
+            maps.append(w)
+        return torch.cat(parts, 1) @ a.out_proj.weight.T + a.out_proj.bias, sum(maps) / 2
+
+    def norm(n: int, value: Any) -> Any:
+        flat = (value - value.mean(-1, keepdim=True)) / (value.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        return flat * decoder.norms[n].weight + decoder.norms[n].bias
+
+    u, got, looks = decoder.queries, decoder(x, keys), decoder.looks(x, keys)
+    for n in range(2):
+        h = norm(0, attention(decoder.own, u, u, torch.zeros_like(u))[0])
+        read, seen_at = attention(decoder.cross, h + u, keys[n], x[n])
+        h = norm(1, h + read)
+        inner = (h @ decoder.mlp[0].weight.T + decoder.mlp[0].bias).relu()
+        h = norm(3, norm(2, h + inner @ decoder.mlp[3].weight.T + decoder.mlp[3].bias))
+        expected = [decoder.head[t] @ h[r] + decoder.bias[t] for t, r in enumerate((0, 1, 1))]
+        torch.testing.assert_close(got[n], torch.stack(expected))
+        torch.testing.assert_close(looks[n], seen_at)
+
+
+def test_a_decoder_reads_voxels_of_two_regions_each_off_its_query() -> None:
+    model = seen()[0]
+    x, site = interp.tasks.shapes(model, n=240).clean, "L1.resid_post"
+    _, _, tokens, _ = picture_tokens(model, x, site)
+    random = torch.Generator().manual_seed(0)
+    centred = tokens - tokens.mean((0, 1))
+    _, _, axes = torch.linalg.svd(centred.flatten(0, 1)[::7], full_matrices=False)
+    targets = torch.cat([centred[:, p] @ axes[:2].T @ torch.randn(2, 2, generator=random) for p in (7, 22)], 1)
+    how: dict[str, Any] = {"regions": (0, 0, 1, 1), "places": True, "seeds": [0], "site": site}
+    got = interp.vision.probe(
+        model, x, targets=targets / targets.std(0), decoder=True, epochs=120, rate=2e-3, decay=1e-4, **how
+    )
+    assert got.looks.shape == (240, 2, 36)
+    assert got.by_target.shape == (1, 4)
+    assert float(got.by_target.mean()) == pytest.approx(float(got.scores))
+    assert float(got.scores) > float(got.baseline) + 0.15
+    assert got.meta["method"] == "brain encoder"
+    with pytest.raises(InputsError, match="give regions=, or own=True"):
+        interp.vision.probe(model, x, site=site, targets=targets, decoder=True)
+    with pytest.raises(InputsError, match="for each of 4 targets, none left out"):
+        interp.vision.probe(model, x, site=site, targets=targets, regions=(0, 2, 0, 2))
+    with pytest.raises(InputsError, match="must divide the width 64; got 7"):
+        interp.vision.probe(model, x, site=site, targets=targets, own=True, decoder=True, attention_heads=7)
 
 
 def test_a_head_and_a_class_token_can_be_read() -> None:
@@ -120,9 +194,49 @@ def test_known_clusters_are_the_concepts() -> None:
     torch.testing.assert_close(found.gamma, 2 + found.phi.sum(1), atol=1e-6, rtol=1e-6)
 
 
+def test_what_is_learned_beside_the_mixture_is_the_formula() -> None:
+    torch.manual_seed(5)
+    tokens, like = torch.randn(3, 4, 6).double(), torch.randn(5, 4, 6).double()
+    a = torch.randn(4, 2, 2).double()
+    model = Concept(torch.randn(6, 2).double(), torch.randn(4, 2).double(), torch.linalg.cholesky(a @ a.mT), 3)
+    torch.nn.init.normal_(model.eta)
+    white = model.small(like, like).flatten(0, 1)
+    torch.testing.assert_close(torch.cov(white.T), torch.eye(2).double(), atol=1e-3, rtol=0)
+    e, w = model.small(tokens, like), torch.rand(3, 4).double()
+    lower = model.lower.tril(-1) + torch.diag_embed(model.lower.diagonal(dim1=1, dim2=2) + 1e-2)
+    logs = log_normal(e, model.means, lower @ lower.mT)
+    phi, gamma, found = model.mixtures(e, w, 2.0)
+    torch.testing.assert_close(found, logs)
+    guess = torch.full((3, 4), 3.0).double()
+    for _ in range(5):
+        some = (torch.digamma(guess)[:, None] + logs).softmax(-1)
+        guess = 2 + (w[..., None] * some).sum(1)
+    torch.testing.assert_close((gamma, phi), (guess, (torch.digamma(guess)[:, None] + logs).softmax(-1)))
+    torch.testing.assert_close(model.said(phi).exp().sum(-1), torch.ones(3).double())
+    theta, dense = guess / guess.sum(1, keepdim=True), 0.0
+    for n in range(3):
+        for j in range(4):
+            dense += float((theta[n] * logs[n, j].exp()).sum().log()) / 12
+    assert float(density(gamma, found)) == pytest.approx(dense, abs=1e-9)
+    other = torch.rand(3, 4).double()
+    cosines = torch.nn.functional.cosine_similarity(guess[:, None], other[None], dim=-1)
+    assert float(stable(guess, other)) == pytest.approx(-float((cosines / 0.1).log_softmax(1).diagonal().mean()))
+    assert nearest(guess, other) == float((cosines.argmax(1) == torch.arange(3)).double().mean())
+
+
+def test_learning_makes_concepts_say_more_of_what_the_model_answers() -> None:
+    model, task, _ = seen()
+    how: dict[str, Any] = {"site": "L2.resid_pre", "k": 12, "dim": 6, "steps": 4, "seeds": (0,)}
+    before = interp.vision.concepts(model, task.clean, **how)
+    after = interp.vision.concepts(model, task.clean, learn=60, rate=0.03, **how)
+    assert float(after.faithfulness) > float(before.faithfulness) + 0.1
+    assert float(after.stability) > 0.5
+    torch.testing.assert_close(after.phi.sum(-1), torch.ones(160, 36).double())
+
+
 def test_concepts_of_a_trained_model_say_what_it_answers() -> None:
     model, task, _ = seen()
-    got = interp.vision.concepts(model, task.clean, site="L2.resid_pre", k=24, dim=12, seeds=(0, 1))
+    got = interp.vision.concepts(model, task.clean, site="L2.resid_pre", k=24, dim=12, steps=8, seeds=(0, 1))
     answers = model.run(task.clean)["logits"].argmax(-1)
     most = float(torch.bincount(answers).max()) / len(answers)
     assert float(got.faithfulness.mean()) > most + 0.1
@@ -157,12 +271,14 @@ def test_bad_input_is_refused() -> None:
         interp.vision.probe(model, x, targets=labels, d_out=7, **how)
     with pytest.raises(InputsError, match="targets= are numbers"):
         interp.vision.probe(model, x, targets=labels, own=True, **how)
-    with pytest.raises(InputsError, match="one query a target, 2"):
+    with pytest.raises(InputsError, match="one query a target or region, 2"):
         interp.vision.probe(model, x, targets=torch.rand(160, 2), own=True, queries=3, **how)
     with pytest.raises(InputsError, match="held_out= is a share"):
         interp.vision.probe(model, x, targets=labels, held_out=1.0, **how)
     with pytest.raises(InputsError, match="of at least two"):
         interp.vision.probe(model, x, targets=[0] * 160, **how)
+    with pytest.raises(InputsError, match="learn= at least 0"):
+        interp.vision.concepts(model, x, learn=-1, **how)
     with pytest.raises(InputsError, match="k= is 1 to"):
         interp.vision.concepts(model, x, k=0, **how)
     held = family("paligemma")
