@@ -134,11 +134,9 @@ def concepts(
     boxes, sizes = boxes_of_tokens(read, tokens.shape[1], False)
     meta = {**about(model.module, x), "method": "concepts", "site": site, "alpha": alpha, "steps": steps,
             "learn": learn, "seeds": list(seeds), "dim": seen.small.shape[-1]}  # fmt: skip
-    return Concepts(
-        site, finite(best.phi, "concepts of patches"), best.gamma, best.means,
-        *(torch.tensor([getattr(one, name) for one in found]).double() for name in ("bound", "faithful", "stable")),
-        boxes, sizes, meta,
-    )  # fmt: skip
+    scores = torch.tensor([(one.bound, one.faithful, one.stable) for one in found]).double().unbind(1)
+    phi = finite(best.phi, "concepts of patches")
+    return Concepts(site, phi, best.gamma, best.means, scores[0], scores[1], scores[2], boxes, sizes, meta)
 
 
 @dataclass(frozen=True, eq=False)

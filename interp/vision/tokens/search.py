@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Objective = Callable[["Model", Inputs, Any], Tensor]
 """From a model, inputs and edits to a number an example."""
 Range = tuple[float, float]
-WHAT, CANDIDATES = "a search for what to prune", 512
+WHAT, CANDIDATES, BELOW = "a search for what to prune", 512, 0.999
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,11 @@ class PruningSearch(Saved):
         return {**found, "alpha": found["alpha"] or 0.0, "retention": tuple(self.retention[at].tolist())}
 
     def pruned(self, model: Model, images: Any, questions: Any = None) -> Any:
-        """Edits of the best settings, for pictures and questions, or inputs."""
+        """Edits of the best settings, for pictures and questions, or inputs; t is lowered for a call in which some
+        picture has no patch that receives as much."""
         best = self.best
-        got = token_importance(model, images, questions, t=best["t"], alpha=best["alpha"], chat=None)
+        t = min(best["t"], BELOW * most_received(model, inputs_of(model, images, questions)))
+        got = token_importance(model, images, questions, t=t, alpha=best["alpha"])
         return got.pruned(best["retention"], layers=self.layers, cell=best["cell"])
 
     def to_frame(self) -> Any:
@@ -149,7 +151,8 @@ def search_pruning(
     def settings(point: Tensor | None) -> Any:
         return space.edits(model, inputs, point)
 
-    points, values = [], []
+    points: list[Tensor] = []
+    values: list[Tensor] = []
     random = torch.Generator().manual_seed(seed)
     for n in range(trials):
         point = space.drawn(1, random)[0] if n < start or search == "random" else space.next(points, values, random)
@@ -184,7 +187,7 @@ class Space:
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= depth:
             raise InputsError(f"layers= are where stages begin, rising, from 0 to {depth - 1}; got {list(layers)}.")
         side = int(max(x.roles.row[image].max(), x.roles.col[image].max())) + 1
-        received = 0.999 * most_received(model, x)
+        received = BELOW * most_received(model, x)
         known: dict[str, Range] = {"t": (0.0, received), "cell": (max(1.0, side / 9), max(1.0, side * 8 / 9))}
         known |= {"alpha": (-1.0, 1.0)} if pixels else {}
         known |= {f"retention_{n + 1}": (0.533, 1.0) for n in range(len(layers) - 1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def test_the_best_is_the_best_and_goes_on_to_other_inputs(tmp_path: Path) -> Non
     value = kept_state(m, x, got.pruned(m, x)).sort().values
     known = torch.cat([got.values[at], got.held_out]).sort().values
     torch.testing.assert_close(value, known, atol=1e-6, rtol=0)
+    high = replace(got, points=got.points.index_fill(1, torch.tensor([0]), 99.0))
+    assert high.pruned(m, x), "no picture has a patch that receives so much, and t is lowered"
     got.save(tmp_path)
     again = interp.open(tmp_path)
     assert repr(again) == repr(got)
