@@ -1,7 +1,7 @@
 """How many image tokens an answer needs: accuracy and time against tokens kept, by importance, attention and chance.
 
     python experiments/vision/tokens.py [--model zoo:shapes-lvlm] [--n 200] [--draws 5] [--trials 60]
-        [--out runs/tokens]
+        [--rounds 15] [--out runs/tokens]
 
 Questions about shapes that are there or not. Image tokens are pruned before the first layer of the text, the most
 important ones kept: by the vision tower's patches that are looked at most (VFlowOpt), by the last row's attention in a
@@ -41,6 +41,7 @@ def main() -> None:
     given.add_argument("--n", type=int, default=200)
     given.add_argument("--draws", type=int, default=5, help="of random tokens")
     given.add_argument("--trials", type=int, default=60, help="of the search for settings")
+    given.add_argument("--rounds", type=int, default=15, help="of clocked forward passes")
     given.add_argument("--out", type=Path, default=Path("runs/tokens"))
     args = given.parse_args()
     torch.set_num_threads(1)
@@ -65,7 +66,7 @@ def main() -> None:
         "accuracy": curves,
         "stages": staged(m, parts),
         "searched": {str(budget): searched(m, parts, budget, args.trials) for budget in (0.5, 0.25)},
-        "time": timed(m, parts[0]),
+        "time": timed(m, parts[0], args.rounds),
         "out": str(args.out),
     }
     args.out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def searched(m: interp.Model, parts: list[Any], budget: float, trials: int) -> d
     }  # fmt: skip
 
 
-def timed(m: interp.Model, part: Any, rounds: int = 15) -> dict[str, float]:
+def timed(m: interp.Model, part: Any, rounds: int) -> dict[str, float]:
     """Time of the text without pruned tokens over that of all, median of interleaved pairs."""
     got = importance(m, part, {"by": "vision"})
     calls = {share: got.shorter(m, part.clean, share) for share in SHARES}

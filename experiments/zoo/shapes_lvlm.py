@@ -53,7 +53,8 @@ A LLaVA (`LlavaForConditionalGeneration`: CLIP vision tower, two-layer projector
 
 Can: say whether a shape is there, its colour, and what is in the scene. It hallucinates: asked about the usual
 companion of a shape that is there, it often says yes although the companion is not; how often is on the card.
-Cannot: photographs, several images, positions, counting.
+Cannot: photographs, several images, positions, counting. It has no visual sinks in the sense of arXiv 2503.03321, and
+at a width of 96 cannot have (phi is at most 9.8, a sink needs 20): `zoo:shapes-lvlm-sinks` has.
 """
 
 

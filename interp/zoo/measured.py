@@ -209,6 +209,25 @@ def _lvlm(path: Path) -> dict[str, Figure]:
     }
 
 
+def _lvlm_sinks(path: Path) -> dict[str, Figure]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(path).eval()
+    processor = AutoProcessor.from_pretrained(path)
+    probes = conflict_questions(100, SEED)
+    inputs = processor(
+        text=[f"<image> {q.text}" for q in probes], images=[q.scene.image for q in probes], return_tensors="pt"
+    )
+    image = inputs["input_ids"] == model.config.image_token_id
+    states = model(**inputs, output_hidden_states=True).hidden_states[2]
+    sinks = image & (states.abs().amax(-1) / (states.square().mean(-1) + 1e-6).sqrt() >= 20)
+    return {
+        **_lvlm(path),
+        "visual_sinks_a_picture": figure(int(sinks.sum()) / len(probes), len(probes), least=1.0),
+        "share_with_a_sink": figure(float(sinks.any(1).float().mean()), len(probes), least=0.9),
+    }
+
+
 def answers(model: Any, processor: Any, questions: Sequence[ShapeQuestion], *, batch: int = 50) -> list[str]:
     """The likeliest next word after each question."""
     words = []
@@ -228,4 +247,5 @@ MEASURES: dict[str, Callable[[Path], dict[str, Figure]]] = {
     "shapes-vit": _vit,
     "shapes-vit-registers": _vit,
     "shapes-lvlm": _lvlm,
+    "shapes-lvlm-sinks": _lvlm_sinks,
 }

@@ -232,6 +232,7 @@ ZOO_FITS = {
     "shapes-vit": {"shapes"},
     "shapes-vit-registers": {"shapes"},
     "shapes-lvlm": {"shapes", "induction"},
+    "shapes-lvlm-sinks": {"shapes", "induction"},
     "planted-decoder": {"induction", "key_value"},
     "planted-lvlm": {"induction"},
 }
@@ -240,6 +241,7 @@ ZOO_DIGESTS: dict[str, str] = {  # pinned: rows, ids and answers of every task t
     "ioi": "9e94623e51f98dd8",
     "needle": "9ef78ed00560d999",
     "shapes-lvlm": "83b5d2d5fb0c97f8",
+    "shapes-lvlm-sinks": "83b5d2d5fb0c97f8",
     "shapes-vit": "5aff7c5ef2878cef",
     "shapes-vit-registers": "5aff7c5ef2878cef",
     "planted-decoder": "b1eef319f3c9a231",

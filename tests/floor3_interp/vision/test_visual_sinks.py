@@ -194,3 +194,29 @@ def test_what_has_no_image_among_its_words_is_refused() -> None:
     with pytest.raises(InputsError, match=r"give what interp\.vision\.sinks was given"):
         redistribute(m, other, found)
     assert family("llava").handles() == []
+
+
+def test_the_trained_bench_has_sinks_where_the_paper_says_and_redistribution_moves_their_weight() -> None:
+    """Everything at its default: one dimension, empty corners and <bos>, layers from the third on."""
+    m = interp.load("zoo:shapes-lvlm-sinks")
+    task = interp.tasks.shapes(m, n=6, style="yes_no")
+    x, found = task.clean, sinks(m, task.clean)
+    assert len(found.dims) == 1
+    assert not bool(found.sinks[:2].any())
+    assert bool(found.sinks[2:, :, 0].all()), "<bos> is one"
+    assert int(found.visual[2].any(1).sum()) >= 5
+    for row, layer in ((n, layer) for n in range(6) for layer in (2, 3)):
+        for j in found.visual[layer, row].nonzero().flatten().tolist():
+            y, z = int(x.roles.row[row, j]), int(x.roles.col[row, j])
+            assert {y, z} <= {0, 5}
+            for x0, y0, x1, y1 in task.rows[row].meta["boxes"]:
+                assert x1 <= 8 * z or x0 >= 8 * z + 8 or y1 <= 8 * y or y0 >= 8 * y + 8
+    (edit,) = redistribute(m, x, found, least=0.0, rho=0.0)
+    assert edit.site.startswith("text.L2.")
+    before, after = (m.run(x, record="text.L2.pattern", edits=e)["text.L2.pattern"][:, :, -1] for e in ((), [edit]))
+    at = found.sinks[2][:, None] & found.visual[2].any(1)[:, None, None]
+    kept = torch.where(at, 0.6 * before, before)
+    torch.testing.assert_close(after[at.expand_as(after)], kept[at.expand_as(kept)], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after.sum(-1), before.sum(-1))
+    hidden = hide_sinks(m, x, metric=task.metric, sinks=found, draws=3)
+    assert hidden.layers == (2, 3)
