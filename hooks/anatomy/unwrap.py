@@ -34,7 +34,7 @@ def unwrap(held: Any) -> Unwrapped:
         return Unwrapped(inside, " (in a TransformerBridge)", getattr(held, "tokenizer", None), TRANSFORMER_BRIDGE)
     if home == "nnsight":
         return Unwrapped(_module(held, held._module), " (in an nnsight model)", getattr(held, "tokenizer", None))
-    if home == "diffusers" and not isinstance(held, nn.Module):
+    if not isinstance(held, nn.Module) and "diffusers" in _homes(held):
         name, inside = denoiser_of(held)
         return Unwrapped(inside, f" (the {name} of a {type(held).__name__})", held)
     if hasattr(held, "_orig_mod"):
@@ -42,6 +42,11 @@ def unwrap(held: Any) -> Unwrapped:
     if isinstance(held, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
         return Unwrapped(held.module, f" (in {type(held).__name__})")
     return Unwrapped(_module(held, held))
+
+
+def _homes(held: Any) -> set[str]:
+    """The packages that its class comes from: a pipeline of one's own is one of diffusers' all the same."""
+    return {base.__module__.partition(".")[0] for base in type(held).__mro__}
 
 
 def _module(held: Any, found: Any) -> nn.Module:

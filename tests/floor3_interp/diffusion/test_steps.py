@@ -149,6 +149,17 @@ def test_a_pipeline_is_held_by_its_denoiser() -> None:
         m.prepare(["a cat"])
 
 
+def test_a_pipeline_of_ones_own_is_held_too() -> None:
+    class Mine(denoisers.library().FluxPipeline):
+        pass
+
+    pipe = pipeline("FluxPipeline", denoiser("FluxTransformer2DModel"))
+    own = Mine(**pipe.components)
+    m = interp.attach(own)
+    assert m.module is pipe.transformer
+    assert "the transformer of a Mine" in repr(m)
+
+
 def test_pipelines_that_cannot_be_held_say_why() -> None:
     home = denoisers.library()
     two = pipeline("WanPipeline", denoiser("WanTransformer3DModel"), transformer_2=denoiser("WanTransformer3DModel"))
