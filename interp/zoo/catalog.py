@@ -4,7 +4,8 @@ Trained models are folders under `interp/zoo/` in hub layout with half-precision
 `card.json` (numbers, re-measured by `pytest -m zoo`). Planted models have no weights on disk: they are code in
 `interp/planted/`, built anew each time, and their card is their docstring and answer key. `export` writes either as a
 directory that `from_pretrained` of plain transformers loads, in float32, with the same logits.
-Limits: `zoo:induction` is a plain module, which transformers has no class for; its export is for `interp.load`.
+Limits: `zoo:induction` is a plain module, which transformers has no class for; its export is for `interp.load`. A
+denoiser is loaded by diffusers, and its processor is the pipeline that calls it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 ROOT = Path(__file__).parent
+DENOISER = "PixArtTransformer2DModel"
 Size = tuple[int, int, int]
 """Width, layers and heads of one tower."""
 GATE = ("GPT2LMHeadModel", 9_988, ((32, 2, 4),))
@@ -164,11 +167,23 @@ def build(name: str) -> tuple[Any, Any]:
         from interp.zoo.plain import read
 
         return read(ROOT / one.name), processor_of(source, {"local_files_only": True})
+    if one.architecture == DENOISER:
+        pipe = _pipeline(ROOT / one.name)
+        return pipe.transformer, pipe
     import transformers
 
     with _without_a_bar():
         module = getattr(transformers, one.architecture).from_pretrained(source, local_files_only=True, dtype="float32")
     return module.eval(), processor_of(source, {"local_files_only": True})
+
+
+def _pipeline(folder: Path) -> Any:
+    """The pipeline of a denoiser, which diffusers has to be there for."""
+    if find_spec("diffusers") is None:
+        raise CatalogError(f"zoo:{folder.name} is a model of diffusers: pip install 'interp[diffusion]'.")
+    from interp.zoo.shapes_pipeline import read
+
+    return read(folder)
 
 
 @contextmanager
@@ -212,18 +227,21 @@ def _write(one: ZooEntry, folder: Path) -> None:
                 shutil.copy(file, folder / file.name)
         return
     module, processor = build(one.name)
+    parts = (processor.tokenizer, processor.scheduler) if one.architecture == DENOISER else (processor,)
     with _without_a_bar():
         module.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    for part in parts:
+        part.save_pretrained(folder)
 
 
 def _readme(one: ZooEntry) -> str:
-    how = (
-        "A plain module, which transformers has no class for; open it with `interp.load`."
-        if one.architecture == "AttentionOnly"
-        else f"Load it with `transformers.{one.architecture}.from_pretrained`."
-    )
-    head = "---\nlicense: apache-2.0\nlibrary_name: transformers\ntags: [interpretability, interp-zoo]\n---\n"
+    library = "diffusers" if one.architecture == DENOISER else "transformers"
+    how = f"Load it with `{library}.{one.architecture}.from_pretrained`."
+    if one.architecture == "AttentionOnly":
+        how = "A plain module, which transformers has no class for; open it with `interp.load`."
+    if one.architecture == DENOISER:
+        how += " The pipeline around it is `interp.zoo.shapes_pipeline.read(directory)`."
+    head = f"---\nlicense: apache-2.0\nlibrary_name: {library}\ntags: [interpretability, interp-zoo]\n---\n"
     return f"{head}\n{card(one.name)}\n\n{how}\n"
 
 

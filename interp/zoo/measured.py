@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, TypedDict
 
 import numpy as np
@@ -68,9 +69,17 @@ def measure(name: str, *, root: Path = ROOT) -> dict[str, Figure]:
 def folder(name: str, *, root: Path = ROOT) -> Path:
     """The folder of one model, which must hold its weights."""
     path = root / name.removeprefix("zoo:")
-    if not (path / "model.safetensors").exists():
-        raise ZooError(f"expected weights at {path / 'model.safetensors'}, found none; train them with experiments/zoo")
+    weights(path)
     return path
+
+
+def weights(path: Path) -> Path:
+    """The weights file of a model's folder, by transformers' name or by diffusers'."""
+    found = [path / name for name in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
+    there = next((file for file in found if file.exists()), None)
+    if there is None:
+        raise ZooError(f"expected weights at {found[0]}, found none; train them with experiments/zoo")
+    return there
 
 
 def shape(name: str, *, root: Path = ROOT) -> dict[str, Any]:
@@ -78,13 +87,13 @@ def shape(name: str, *, root: Path = ROOT) -> dict[str, Any]:
     from safetensors import safe_open
 
     path = folder(name, root=root)
-    with safe_open(path / "model.safetensors", framework="pt") as weights:
-        parameters = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
+    with safe_open(weights(path), framework="pt") as stored:
+        parameters = sum(stored.get_tensor(key).numel() for key in stored.keys())  # noqa: SIM118
     config = json.loads((path / "config.json").read_text())
     towers = {part: _tower(config[f"{part}_config"]) for part in ("text", "vision") if f"{part}_config" in config}
     size = sum(file.stat().st_size for file in path.iterdir() if not file.name.startswith("card"))
     return {
-        "class": config["architectures"][0],
+        "class": config["_class_name"] if "_class_name" in config else config["architectures"][0],
         **(towers or _tower(config)),
         "parameters": parameters,
         "megabytes": round(size / 1e6, 2),
@@ -93,8 +102,8 @@ def shape(name: str, *, root: Path = ROOT) -> dict[str, Any]:
 
 def _tower(config: dict[str, Any]) -> dict[str, int]:
     spellings = {
-        "width": ("hidden_size", "n_embd", "d_model"),
-        "layers": ("num_hidden_layers", "n_layer", "layers"),
+        "width": ("hidden_size", "n_embd", "d_model", "cross_attention_dim"),
+        "layers": ("num_hidden_layers", "n_layer", "layers", "num_layers"),
         "heads": ("num_attention_heads", "n_head", "heads"),
         "kv_heads": ("num_key_value_heads",),
     }
@@ -240,6 +249,61 @@ def answers(model: Any, processor: Any, questions: Sequence[ShapeQuestion], *, b
     return words
 
 
+DRAWN = 480
+"""Pictures that a denoiser is judged by, ten for each of its prompts."""
+
+
+def _dit(path: Path) -> dict[str, Figure]:
+    """Twenty steps under guidance of 3, from noise that no training saw."""
+    from transformers import AutoModelForImageClassification
+
+    from interp.zoo.shapes_pipeline import read
+    from interp.zoo.shown import PROMPTS, right
+
+    classifier = AutoModelForImageClassification.from_pretrained(ROOT / "shapes-vit").eval()
+    pipe, random_numbers = read(path), torch.Generator().manual_seed(SEED)
+    asked = [prompt for prompt in PROMPTS for _ in range(DRAWN // len(PROMPTS))]
+    made = torch.cat(
+        [pipe(asked[at : at + 96], generator=random_numbers, output_type="pt").images for at in range(0, DRAWN, 96)]
+    )
+    color, shape = right(made, asked, classifier).unbind(1)
+    return {
+        "color_right": figure(color.mean().item(), DRAWN, least=0.9),
+        "shape_right": figure(shape.mean().item(), DRAWN, least=0.9),
+        "both_right": figure((color * shape).mean().item(), DRAWN, least=0.9),
+    }
+
+
+def _mirror(path: Path) -> dict[str, Figure]:
+    """Filled by the surest first, as `interp.diffusion.unmask` does, which stands above this floor."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    letters = torch.tensor(tokenizer.convert_tokens_to_ids(list(ascii_lowercase)))
+    half = torch.randint(len(letters), (400, 6), generator=torch.Generator().manual_seed(SEED))
+    true, hidden = letters[torch.cat([half, (half.flip(1) + 1) % len(letters)], 1)], torch.arange(12) >= 6
+    answered = model(input_ids=true.masked_fill(hidden, tokenizer.mask_token_id)).logits.argmax(-1)
+    two = true.masked_fill(torch.arange(12) >= 2, tokenizer.mask_token_id)
+    found = {"half_given": figure((answered == true)[:, hidden].float().mean().item(), 400, least=0.99)}
+    after = dict(zip(letters.tolist(), letters.roll(-1).tolist(), strict=True))
+    for steps in (1, 2, 5, 10):
+        rows = _filled(model, two, tokenizer.mask_token_id, steps).tolist()
+        kept = [all(after.get(row[n]) == row[11 - n] for n in range(6)) for row in rows]
+        found[f"kept_in_{steps}"] = figure(sum(kept) / len(kept), 400, least=0.95 if steps == 10 else None)
+    return found
+
+
+def _filled(model: Any, ids: torch.Tensor, mask: int, steps: int) -> torch.Tensor:
+    ids = ids.clone()
+    for step in range(steps):
+        best, word = model(input_ids=ids).logits.index_fill(-1, torch.tensor([mask]), -torch.inf).softmax(-1).max(-1)
+        still = ids == mask
+        count = -(-int(still[0].sum()) // (steps - step))
+        at = best.masked_fill(~still, -1.0).topk(count, dim=1).indices
+        ids = ids.scatter(1, at, word.gather(1, at))
+    return ids
+
+
 MEASURES: dict[str, Callable[[Path], dict[str, Figure]]] = {
     "induction": _induction,
     "ioi": _ioi,
@@ -247,5 +311,5 @@ MEASURES: dict[str, Callable[[Path], dict[str, Figure]]] = {
     "shapes-vit": _vit,
     "shapes-vit-registers": _vit,
     "shapes-lvlm": _lvlm,
-    "shapes-lvlm-sinks": _lvlm_sinks,
-}
+    "shapes-dit": _dit,
+    "mirror": _mirror,

@@ -11,12 +11,15 @@ from house import ROOT
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def test_its_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     library()
-    (code,) = re.findall(
+    codes = re.findall(
         r"^```python setup\n(.*?)^```", (ROOT / "docs" / "diffusion.md").read_text(), re.MULTILINE | re.DOTALL
     )
-    exec(compile(code, "diffusion.md", "exec"), {"__name__": "example"})  # noqa: S102
+    assert len(codes) == 2
+    for code in codes:
+        exec(compile(code, "diffusion.md", "exec"), {"__name__": "example"})  # noqa: S102
     said = capsys.readouterr().out
     assert "Watched(2 of 4 calls" in said
     assert "Hunt: 2 of 6 heads" in said
+    assert said.count("mode=RGB size=24x24") == 2

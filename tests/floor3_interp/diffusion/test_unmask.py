@@ -57,6 +57,21 @@ def test_answers_are_those_of_the_loop_written_out(bert: interp.Model, steps: in
     assert int(found.filled(0).sum(1)[0]) == -(-6 // steps)
 
 
+def test_a_trained_model_keeps_its_rule_letter_by_letter_and_not_at_once() -> None:
+    """Each letter looks at its mirror, and what is filled in one call is guessed apart."""
+    m = interp.load("zoo:mirror")
+    asked = m.prepare([f"{one} {two}" + " <mask>" * 10 for one, two in ("ac", "zq", "mm")])
+    kept = {}
+    for steps in (1, 10):
+        found = interp.diffusion.unmask(m, asked, steps=steps, record="L*.pattern")
+        letters = [[ord(letter) for letter in m.tokenizer.decode(row).split()] for row in found.ids]
+        kept[steps] = sum((row[n] - 97 + 1) % 26 == row[11 - n] - 97 for row in letters for n in range(6))
+    assert kept[10] == 18
+    assert kept[1] < 18
+    mirrored = torch.stack([tape.diagonal(0, -2, -1) for tape in found.tape["L1.pattern"].flip(-1).flatten(0, 1)])
+    assert float(mirrored.mean((0, 2)).max()) > 0.5
+
+
 def test_what_heads_do_at_each_step(bert: interp.Model) -> None:
     found = interp.diffusion.unmask(bert, prompts(), mask=MASK, steps=3, record="L1.pattern")
     assert found.tape["L1.pattern"].shape[:2] == (3, 2)

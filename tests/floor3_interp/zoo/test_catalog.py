@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import transformers
+from denoisers import library
 
 from interp import planted
 from interp.planted.oracle import inputs
@@ -15,6 +16,7 @@ from interp.zoo import catalog
 from interp.zoo.catalog import CatalogError
 
 NAMES = [one.name for one in catalog.entries()]
+DENOISER = "shapes-dit"
 TRAINED = [one.name for one in catalog.entries() if one.kind == "trained"]
 
 
@@ -23,6 +25,9 @@ def example(name: str, module, processor) -> dict[str, torch.Tensor]:
     if name in planted.NAMES:
         clean, _ = inputs(processor, planted.key(name).probes[0])
         return clean
+    if name == DENOISER:
+        words = processor.words(["a red circle .", ""])
+        return {"hidden_states": processor.noise(2), "encoder_hidden_states": words, "timestep": torch.tensor([9, 999])}
     if hasattr(processor, "image_mean") and not hasattr(processor, "tokenizer"):
         side = module.config.image_size
         return {"pixel_values": torch.randn(2, 3, side, side)}
@@ -33,6 +38,10 @@ def example(name: str, module, processor) -> dict[str, torch.Tensor]:
     count = (vision.image_size // vision.patch_size) ** 2
     ids = torch.cat([torch.full((2, count), image), ids.where(ids != image, 4)], 1)
     return {"input_ids": ids, "pixel_values": torch.randn(2, 3, vision.image_size, vision.image_size)}
+
+
+def answer(output) -> torch.Tensor:
+    return output.sample if hasattr(output, "sample") else output.logits
 
 
 def test_every_planted_model_is_listed_and_counted():
@@ -91,6 +100,7 @@ def test_a_missed_figure_is_marked(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exports_load_in_plain_transformers_with_identical_logits(name, tmp_path):
+    home = library() if name == DENOISER else transformers
     module, processor = catalog.build(name)
     written = catalog.export(name, tmp_path / "out")
     assert not (tmp_path / "out.new").exists()
@@ -100,11 +110,17 @@ def test_exports_load_in_plain_transformers_with_identical_logits(name, tmp_path
     if catalog.entry(name).architecture == "AttentionOnly":
         assert (written / "model.safetensors").read_bytes() == (catalog.ROOT / name / "model.safetensors").read_bytes()
         return
-    again = getattr(transformers, catalog.entry(name).architecture).from_pretrained(written).eval()
+    again = getattr(home, catalog.entry(name).architecture).from_pretrained(written).eval()
     kwargs = example(name, module, processor)
     with torch.no_grad():
-        assert torch.equal(module(**kwargs).logits, again(**kwargs).logits)
+        one, other = (answer(model(**kwargs)) for model in (module, again))
+    assert torch.equal(one, other)
     assert again.dtype == torch.float32
+    if name == DENOISER:
+        from interp.zoo.shapes_pipeline import read
+
+        assert read(written).tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+        return
     reader = processor_of(str(written), {"local_files_only": True})
     assert type(reader) is type(processor)
     if name in planted.NAMES:

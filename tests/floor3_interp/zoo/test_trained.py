@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from denoisers import library
 from safetensors import safe_open
 
 from interp.prompts.names import NAMES, TEMPLATES, ioi_rows
@@ -31,6 +32,8 @@ def no_gradients():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_figures_are_those_of_the_card(name: str) -> None:
+    if name == "shapes-dit":
+        library()
     written, now = card(name)["figures"], zoo_eval.measure(name)
     assert now.keys() == written.keys()
     for key, one in now.items():
@@ -59,7 +62,7 @@ def test_card_describes_the_weights_on_disk(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_weights_are_half_precision_and_finite(name: str) -> None:
-    with safe_open(zoo_eval.folder(name) / "model.safetensors", framework="pt") as weights:
+    with safe_open(zoo_eval.weights(zoo_eval.folder(name)), framework="pt") as weights:
         for key in weights.keys():  # noqa: SIM118
             tensor = weights.get_tensor(key)
             assert tensor.dtype == torch.float16, key
@@ -72,10 +75,11 @@ def test_the_trained_zoo_is_under_twelve_megabytes() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if name != "induction"])
-def test_plain_transformers_upcasts_on_load(name: str) -> None:
+def test_plain_transformers_or_diffusers_upcasts_on_load(name: str) -> None:
     import transformers
 
-    loader = getattr(transformers, str(card(name)["class"]))
+    kind = str(card(name)["class"])
+    loader = getattr(transformers, kind, None) or getattr(library(), kind)
     assert loader.from_pretrained(zoo_eval.folder(name)).dtype == torch.float32
 
 
