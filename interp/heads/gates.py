@@ -46,7 +46,7 @@ RATES = {"hard-concrete": 0.1, "vib": 0.1, "binary": 0.05}
 
 
 @dataclass(frozen=True)
-class _Part:
+class GatedPart:
     """Rows that go through the model together, and their loss."""
 
     x: Inputs
@@ -78,7 +78,7 @@ def gates(
         raise InputsError(f"kind is {', '.join(map(repr, BANKS))}; got {kind!r}.")
     if steps < 1 or seeds < 1 or batch < 1:
         raise InputsError(f"steps, seeds and batch are at least 1; got {steps}, {seeds} and {batch}.")
-    layers, parts = _layers(model, heads), _parts(model, data, on(model, loss), batch)
+    layers, parts = layers_of(model, heads), parts_of(model, data, on(model, loss), batch)
     penalty, rate = PENALTIES[kind] if penalty is None else penalty, RATES[kind] if rate is None else rate
     plan = _Plan(model, layers, parts, kind, penalty, steps, rate)
     trained = [plan.trained(seed + n) for n in range(seeds)]
@@ -92,25 +92,27 @@ def gates(
     return Gates(tuple(sites), towers, value, openness, meta)
 
 
-def _layers(model: Model, heads: str) -> Layers:
+def layers_of(model: Model, heads: str) -> Layers:
+    """z of each layer that a pattern names, and which heads of it."""
     spelled = heads if heads.endswith(".z") else f"{heads}.z"
     anatomy = model.ready()
     return [(site.whole, anatomy.layer(site).heads_of(site)) for site in anatomy.sites(spelled)]
 
 
-def _parts(model: Model, data: Any, loss: Loss | None, batch: int) -> list[_Part]:
+def parts_of(model: Model, data: Any, loss: Loss | None, batch: int) -> list[GatedPart]:
+    """The data with their losses, as parts that are run together."""
     if isinstance(data, Task):
         task = data if data.model is model else data.on(model)
         rows = [task.take(range(n, min(n + batch, len(task)))) for n in range(0, len(task), batch)]
-        return [_Part(part.clean, _task_loss(part) if loss is None else _turned(_of_rows(loss, at, batch)))
+        return [GatedPart(part.clean, _task_loss(part) if loss is None else _turned(_of_rows(loss, at, batch)))
                 for at, part in enumerate(rows)]  # fmt: skip
     given = data if isinstance(data, list) and data and not isinstance(data[0], (str, int)) else [data]
     inputs = [model.inputs(one) for one in given]
     if loss is None:
-        return [_Part(x, _own(model, x)) for x in inputs]
+        return [GatedPart(x, _own(model, x)) for x in inputs]
     if isinstance(loss, Reading) and loss.ROWS and len(inputs) > 1:
         raise InputsError(f"{type(loss).__name__} knows its rows: give a task, or one batch of inputs.")
-    return [_Part(x, _turned(loss)) for x in inputs]
+    return [GatedPart(x, _turned(loss)) for x in inputs]
 
 
 def _of_rows(loss: Loss, at: int, batch: int) -> Loss:
@@ -165,7 +167,7 @@ class _Plan:
 
     model: Model
     layers: Layers
-    parts: Sequence[_Part]
+    parts: Sequence[GatedPart]
     kind: str
     penalty: float
     steps: int
@@ -177,7 +179,7 @@ class _Plan:
         bank = BANKS[self.kind](sum(len(heads) for _, heads in self.layers), random)
         adam = torch.optim.Adam(bank.parameters, lr=self.rate)
         curve = []
-        for step, part in enumerate(_taken(self.parts, self.steps, random)):
+        for step, part in enumerate(taken(self.parts, self.steps, random)):
             value = self._slopes(bank, part, random)
             adam.step()
             if step % max(1, self.steps // POINTS) == 0 or step == self.steps - 1:
@@ -185,18 +187,18 @@ class _Plan:
                 curve.append({"step": step, "loss": value, "cost": bank.cost().item(), "open": share})
         return bank, curve
 
-    def _slopes(self, bank: Bank, part: _Part, random: torch.Generator) -> float:
+    def _slopes(self, bank: Bank, part: GatedPart, random: torch.Generator) -> float:
         """The loss of one step, whose gradient the bank's parameters then have."""
         with reading(self.model, part.loss):
             tape = self.model.run(part.x, edits=gated(self.layers, bank.draw(random)), grad=True)
-        value = _checked(part.loss(tape["logits"], part.x))
+        value = checked(part.loss(tape["logits"], part.x))
         total = value + self.penalty * bank.cost().to(value.device)
         for parameter, slope in zip(bank.parameters, torch.autograd.grad(total, bank.parameters), strict=True):
             parameter.grad = slope
         return value.item()
 
 
-def _taken(parts: Sequence[_Part], steps: int, random: torch.Generator) -> Iterator[_Part]:
+def taken(parts: Sequence[GatedPart], steps: int, random: torch.Generator) -> Iterator[GatedPart]:
     """Every part once in a random order, and again, until there were enough."""
     left: list[int] = []
     for _ in range(steps):
@@ -214,7 +216,8 @@ def gated(layers: Layers, values: Tensor) -> list[Scale]:
     return edits
 
 
-def _checked(value: Tensor) -> Tensor:
+def checked(value: Tensor) -> Tensor:
+    """The mean loss, which has a gradient and is finite."""
     if not torch.is_tensor(value) or value.ndim > 1:
         shape = list(value.shape) if torch.is_tensor(value) else type(value).__name__
         raise InputsError(f"a loss gives one number, or one a row; got {shape}.")

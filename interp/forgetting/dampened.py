@@ -1,0 +1,124 @@
+"""What dampening found: by head how much more its weights matter to one data set than to another, and the change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooks.edits.edits import Edit, Scale
+from interp.hooks.errors import ModelError
+from interp.provenance import model_hash
+from interp.pruning.cut import copied
+from interp.results.heads_table import HeadResult, HeadTable
+from interp.results.intervals import apart, interval, weights
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+DRAWS = 1000
+MOST = 1e300
+"""Stands for an infinite ratio while quantiles are taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dampened(HeadResult):
+    """`forget` and `retain` [head, batch of rows]: squared gradients summed over a head's weights."""
+
+    STEM, TITLE = "dampened", "forget over other"
+
+    sites: tuple[str, ...]
+    towers: tuple[str, ...]
+    forget: Tensor
+    retain: Tensor
+    touched: Tensor
+    """[head]: the share of its weights that are made smaller."""
+    factor: Tensor
+    """[head]: what its weights are multiplied by, on average."""
+    index: Mapping[str, Tensor] = field(default_factory=dict)
+    """By parameter, which weights are changed (places in the flattened parameter)."""
+    by: Mapping[str, Tensor] = field(default_factory=dict)
+    """By parameter, what they are multiplied by."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> Tensor:
+        """[head]: forget over the other data; 0 where neither uses the head, infinite where only forget does."""
+        return _ratio(self.forget.mean(1), self._other(self.forget.mean(1), self.retain.mean(1)))
+
+    def _other(self, forget: Tensor, retain: Tensor) -> Tensor:
+        share = self.meta["share"] if self.meta["against"] == "full" else 0.0
+        return share * forget + (1 - share) * retain
+
+    def edits(self) -> tuple[Edit, ...]:
+        """Heads whose ratio is above alpha, their z made smaller as their weights would be."""
+        ratio, alpha, lam = self.ratio, self.meta["alpha"], self.meta["lam"]
+        chosen = [n for n in range(len(self.sites)) if float(ratio[n]) > alpha]
+        return tuple(Scale(f"{self.sites[n]}.z", min(lam / float(ratio[n]), 1.0)) for n in chosen)
+
+    def on(self, model: Model) -> Model:
+        """A copy of the model with its weights changed; the model has to be the one that was asked."""
+        found = model_hash(model.module)
+        if found != self.meta["model_hash"]:
+            raise ModelError(
+                f"this change was found on another model (hash {self.meta['model_hash']}, here {found}): run dampen on"
+                " this one."
+            )
+        own = copied(model)
+        with torch.no_grad():
+            for name, where in self.index.items():
+                parameter = own.module.get_parameter(name)
+                flat = parameter.detach().flatten()
+                at = where.to(flat.device)
+                flat[at] = (flat[at].double() * self.by[name].to(flat.device)).to(flat.dtype)
+                parameter.copy_(flat.view(parameter.shape))
+        return own
+
+    def tables(self) -> Sequence[HeadTable]:
+        """The ratio with its interval over both sets, the share of weights changed and their mean factor."""
+        drawn = [weights(apart(one.shape[1]), draws=DRAWS, seed=n) @ one.T
+                 for n, one in enumerate((self.forget, self.retain))]  # fmt: skip
+        each = _ratio(drawn[0], self._other(*drawn)).nan_to_num(posinf=MOST)
+        ends = interval(each, n=min(self.forget.shape[1], self.retain.shape[1]))
+        low, high = (torch.where(end > MOST / 2, torch.inf, end) for end in ends)
+        more = {"touched": self.touched, "factor": self.factor}
+        table = HeadTable(
+            self.sites, self.forget, "dampen", self.towers, estimate=self.ratio, ends=(low, high), more=more
+        )
+        return (table,)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """With the change by parameter."""
+        parts = {f"index/{name}": value for name, value in self.index.items()}
+        return super().tensors() | parts | {f"by/{name}": value for name, value in self.by.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """With the names of the parameters that change."""
+        return {**super().facts(), "parameters": list(self.index)}
+
+    @classmethod
+    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Dampened:
+        """The change by parameter again."""
+        names = facts["parameters"]
+        held = {room: {name: tensors[f"{room}/{name}"] for name in names} for room in ("index", "by")}
+        plain = {name: value for name, value in tensors.items() if "/" not in name}
+        return super().restored({**facts, **held}, plain)
+
+    def __repr__(self) -> str:
+        changed = sum(len(where) for where in self.index.values())
+        best = int(torch.nan_to_num(self.ratio, posinf=torch.finfo(torch.float64).max).argmax())
+        hint = ""
+        if not changed:
+            hint = f": no weight is above alpha = {self.meta['alpha']:g}"
+            hint += f" (a weight only forget uses has {1 / self.meta['share']:.3g})" * (self.meta["against"] == "full")
+        return (
+            f"Dampened: {changed:,} weights{hint}; first {self.sites[best]}, ratio {float(self.ratio[best]):.3g},"
+            f" {float(self.touched[best]):.0%} of its weights"
+        )
+
+
+def _ratio(forget: Tensor, other: Tensor) -> Tensor:
+    return torch.where(forget > 0, forget / other, 0.0)
