@@ -6,6 +6,7 @@ Every recipe starts from the shipped model and sees `--n` pictures of the class 
 
     ascent   gradient steps up the loss of the class and down that of the others
     relabel  the class's pictures with labels of other classes, and the others with theirs
+    readout  as ascent, of the classifier's weights alone: a control, since nothing before it changes
     dampen   selective synaptic dampening of all weights, without a gradient step
     heads    the same of heads' weights alone
 
@@ -23,6 +24,10 @@ Predicted before the first run:
    falls most at the last one, and a probe on the last layer reads the class at least 8 times in 10.
 3. After dampen it is there behind the last layer too (`left` at least 0.5): what is dampened most is the classifier's
    row. The single head that heals most gives back less than half in every recipe.
+Of which the first run (60 steps at most) bore out little; see the log. Predicted before the second, with `readout`, and
+300 steps at most:
+4. readout: the class is right in at most 5 in 100, the rest in at least 85; `left` is 1 behind every layer, no head
+   heals anything. relabel now gets there, with at least 90 of the rest; `left` behind its second layer is 0.2 to 0.6.
 """
 
 from __future__ import annotations
@@ -94,13 +99,14 @@ def _said(m: interp.Model, data: dict[str, Any]) -> dict[str, list[float]]:
 def stepped(m: interp.Model, seen: dict[str, Any], given: argparse.Namespace, kind: str) -> interp.Model:
     """A copy after gradient steps, until the class is gone from the pictures that were seen."""
     own, rng = copied(m), random.Random(given.seed)
-    adam = torch.optim.AdamW(own.module.parameters(), lr=given.lr)
+    trained: Any = own.module.classifier if kind == "readout" else own.module
+    adam = torch.optim.AdamW(trained.parameters(), lr=given.lr * (10 if kind == "readout" else 1))
     (forget, mine), (retain, theirs) = ((pixels(task), labels) for task, labels in seen.values())
     others = torch.tensor(sorted(set(theirs.tolist())))
     wrong = others[torch.tensor([rng.randrange(len(others)) for _ in mine])]
     for step in range(given.steps):
         a, b = (torch.tensor(rng.sample(range(given.n), BATCH)) for _ in range(2))
-        target, sign = (mine[a], -1.0) if kind == "ascent" else (wrong[a], 1.0)
+        target, sign = (wrong[a], 1.0) if kind == "relabel" else (mine[a], -1.0)
         loss = [torch.nn.functional.cross_entropy(own.module(pixel_values=x).logits, y)
                 for x, y in ((forget[a], target), (retain[b], theirs[b]))]  # fmt: skip
         total = sign * loss[0].clamp(max=given.most) + loss[1]
@@ -129,6 +135,7 @@ def dampened(m: interp.Model, seen: dict[str, Any], given: argparse.Namespace, s
 RECIPES = {
     "ascent": lambda m, seen, given: stepped(m, seen, given, "ascent"),
     "relabel": lambda m, seen, given: stepped(m, seen, given, "relabel"),
+    "readout": lambda m, seen, given: stepped(m, seen, given, "readout"),
     "dampen": lambda m, seen, given: dampened(m, seen, given, "all"),
     "heads": lambda m, seen, given: dampened(m, seen, given, "heads"),
 }
@@ -166,7 +173,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="zoo:shapes-vit")
     parser.add_argument("--forget", default="star", help="the class")
     parser.add_argument("--n", type=int, default=96, help="pictures of the class, and of the others")
-    parser.add_argument("--steps", type=int, default=60, help="gradient steps at most")
+    parser.add_argument("--steps", type=int, default=300, help="gradient steps at most")
     parser.add_argument("--least", type=int, default=20, help="gradient steps at least")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--most", type=float, default=4.0, help="the loss of the class is not driven beyond it")
