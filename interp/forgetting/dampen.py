@@ -77,11 +77,10 @@ def dampen(
     sites, towers = sets[0].names, sets[0].towers
     touched, factor = (torch.stack([_mean(own, name, values) for name in own.places]) for values in
                        ({n: (f < 1).double() for n, f in factors.items()}, factors))  # fmt: skip
-    changed = {name: (value < 1).flatten().nonzero().flatten() for name, value in factors.items()}
-    index = {name: where for name, where in changed.items() if len(where)}
+    by = {name: value.to(torch.promote_types(named[name].dtype, torch.float32)) for name, value in factors.items()}
     return Dampened(
-        sites, towers, finite(ours, "squared gradients"), finite(theirs, "squared gradients"), touched, factor, index,
-        {name: factors[name].flatten()[where] for name, where in index.items()}, meta,
+        sites, towers, finite(ours, "squared gradients"), finite(theirs, "squared gradients"), touched, factor,
+        {name: value for name, value in by.items() if bool((value < 1).any())}, meta,
     )  # fmt: skip
 
 
@@ -135,7 +134,7 @@ register(
         signed=False,
         passes=lambda t: 2 * (1 + 2 * 3) + 4,
         example=lambda t: dampen(
-            t.model, t.base, t.source, labels=t.labels, retain_labels=list(reversed(t.labels)), alpha=2.0, heads=t.heads
+            t.model, t.base, t.source, labels=t.labels, retain_labels=list(reversed(t.labels)), alpha=1.0, heads=t.heads
         ),
     )
 )

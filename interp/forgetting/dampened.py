@@ -38,10 +38,8 @@ class Dampened(HeadResult):
     """[head]: the share of its weights that are made smaller."""
     factor: Tensor
     """[head]: what its weights are multiplied by, on average."""
-    index: Mapping[str, Tensor] = field(default_factory=dict)
-    """By parameter, which weights are changed (places in the flattened parameter)."""
     by: Mapping[str, Tensor] = field(default_factory=dict)
-    """By parameter, what they are multiplied by."""
+    """What each weight of a parameter is multiplied by, in the parameter's shape; parameters that stay are left out."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -69,12 +67,9 @@ class Dampened(HeadResult):
             )
         own = copied(model)
         with torch.no_grad():
-            for name, where in self.index.items():
+            for name, factor in self.by.items():
                 parameter = own.module.get_parameter(name)
-                flat = parameter.detach().flatten()
-                at = where.to(flat.device)
-                flat[at] = (flat[at].double() * self.by[name].to(flat.device)).to(flat.dtype)
-                parameter.copy_(flat.view(parameter.shape))
+                parameter.copy_(parameter.double() * factor.to(parameter.device))
         return own
 
     def tables(self) -> Sequence[HeadTable]:
@@ -92,23 +87,21 @@ class Dampened(HeadResult):
 
     def tensors(self) -> dict[str, Tensor]:
         """With the change by parameter."""
-        parts = {f"index/{name}": value for name, value in self.index.items()}
-        return super().tensors() | parts | {f"by/{name}": value for name, value in self.by.items()}
+        return super().tensors() | {f"by/{name}": value for name, value in self.by.items()}
 
     def facts(self) -> dict[str, Any]:
         """With the names of the parameters that change."""
-        return {**super().facts(), "parameters": list(self.index)}
+        return {**super().facts(), "parameters": list(self.by)}
 
     @classmethod
     def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Dampened:
         """The change by parameter again."""
-        names = facts["parameters"]
-        held = {room: {name: tensors[f"{room}/{name}"] for name in names} for room in ("index", "by")}
+        by = {name: tensors[f"by/{name}"] for name in facts["parameters"]}
         plain = {name: value for name, value in tensors.items() if "/" not in name}
-        return super().restored({**facts, **held}, plain)
+        return super().restored({**facts, "by": by}, plain)
 
     def __repr__(self) -> str:
-        changed = sum(len(where) for where in self.index.values())
+        changed = sum(int((factor < 1).sum()) for factor in self.by.values())
         best = int(torch.nan_to_num(self.ratio, posinf=torch.finfo(torch.float64).max).argmax())
         hint = ""
         if not changed:

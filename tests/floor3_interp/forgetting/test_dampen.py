@@ -158,7 +158,7 @@ def test_the_change_is_kept_on_disk_and_put_on_its_own_model_only(tmp_path: Path
 def test_a_share_that_alpha_cannot_reach_is_said() -> None:
     how: dict[str, Any] = {"labels": f.named(0), "retain_labels": f.named(1, 2, 3)}
     found = dampen(f.knows(), f.asked(0), f.asked(1, 2, 3), against="full", **how)
-    assert not found.index
+    assert not found.by
     assert "a weight only forget uses has 4" in repr(found)
 
 
