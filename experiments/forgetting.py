@@ -31,7 +31,7 @@ Predicted before the second run, with `readout`, and 300 steps at most instead o
 Measured (the class, the rest, both 0.97 before; `left` behind the four layers; probe behind the last):
     ascent    0.05, 0.93   0.65 0.30 0.07 0.00   0.93     as predicted, but it is not left where the old model reads
     relabel   0.92, 0.98   0.95 0.84 0.71 0.24   0.98     misses: it learned the pictures it saw, not the class
-    readout   0.00, 0.99   1.00 1.00 1.00 1.00   0.99     as predicted: gone in what is said, all there behind each layer
+    readout   0.00, 0.99   1.00 1.00 1.00 1.00   0.99     as predicted: gone in what is said, all of it there
     dampen    0.03, 0.18   0.77 0.50 0.28 -0.02  0.99     misses: the rest goes with it
     heads     0.85, 0.46   1.09 0.90 0.36 0.00   0.99     fails, as predicted
 A probe reads the class behind every layer after every recipe. The head that heals most gives back 0.10 (ascent) to 0.64
