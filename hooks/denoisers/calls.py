@@ -15,49 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROWS, COLUMNS, FRAMES, WORDS = 4, 6, 3, 7
-Made = dict[str, Any]
-TEXT_WIDTH = ("joint_attention_dim", "text_embed_dim", "text_dim", "caption_channels", "cap_feat_dim",
-              "cross_attention_dim")  # fmt: skip
-"""What the width of a word is called, the first that a config has."""
-
+from interp.hooks.denoisers.own import OWN
+from interp.hooks.denoisers.wanted import COLUMNS, FRAMES, ROWS, WORDS, Made, Wanted, cells
 
 def denoises(module: nn.Module) -> bool:
     """Whether a module is a denoiser of diffusers: one of its models that is told a time."""
     homes = {base.__module__.partition(".")[0] for base in type(module).__mro__}
     return "diffusers" in homes and "timestep" in signature(module.forward).parameters
-
-
-class Wanted:
-    """What a call is made of."""
-
-    def __init__(self, module: nn.Module, batch: int, random: torch.Generator) -> None:
-        self.config: Any = module.config
-        self.batch, self.random = batch, random
-        self.named: Mapping[str, Parameter] = signature(module.forward).parameters
-        self.kind = type(module).__name__
-
-    def number(self, *names: str, otherwise: int = 1) -> int:
-        """The first of these that the config has as a number; of several numbers the first."""
-        for name in names:
-            found = self.config.get(name)
-            found = found[0] if isinstance(found, (list, tuple)) and found else found
-            if isinstance(found, int) and not isinstance(found, bool):
-                return found
-        return otherwise
-
-    def noise(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.random)
-
-    @property
-    def patch(self) -> int:
-        """The side of a patch."""
-        found = self.config.get("patch_size")
-        return int(found[-1]) if isinstance(found, (list, tuple)) else int(found or 1)
-
-    @property
-    def text(self) -> int:
-        return self.number(*TEXT_WIDTH)
 
 
 def call_of(module: nn.Module, *, batch: int, random: torch.Generator) -> Made:
@@ -96,14 +60,6 @@ def _labels(w: Wanted) -> Tensor | None:
     return None if classes is None else torch.arange(w.batch) % int(classes)
 
 
-def _cells() -> Tensor:
-    """Three numbers for a cell of the picture: nothing, its row, its column."""
-    where = torch.zeros(ROWS, COLUMNS, 3)
-    where[..., 1] += torch.arange(ROWS)[:, None]
-    where[..., 2] += torch.arange(COLUMNS)
-    return where.flatten(0, 1)
-
-
 def _added(w: Wanted) -> Made | None:
     """What SDXL and PixArt say of sizes and crops."""
     if w.config.get("addition_embed_type") == "text_time":
@@ -126,7 +82,7 @@ MAKERS: Mapping[str, Callable[[Wanted], Any]] = {
     "encoder_hidden_states_mask": lambda w: None,
     "guidance": _guidance,
     "class_labels": _labels,
-    "img_ids": lambda w: _cells(),
+    "img_ids": lambda w: cells(),
     "txt_ids": lambda w: torch.zeros(WORDS, 3),
     "img_shapes": lambda w: [[(1, ROWS, COLUMNS)]] * w.batch,
     "added_cond_kwargs": _added,
@@ -135,40 +91,3 @@ MAKERS: Mapping[str, Callable[[Wanted], Any]] = {
     "width": lambda w: COLUMNS,
 }
 """By the name of an argument."""
-
-
-def _framed(make: Callable[[Wanted], Any]) -> Callable[[Wanted], Any]:
-    """What Wan wants where a first frame is given: 512 words, as many as it takes off the end of words and frame."""
-    return lambda w: make(w) if w.config.get("image_dim") else MAKERS["encoder_hidden_states"](w)
-
-
-def _frame(w: Wanted) -> Tensor | None:
-    """The tokens of a first frame, where there is one."""
-    width = w.config.get("image_dim")
-    return None if width is None else w.noise(w.batch, 5, int(width))
-
-
-def _size(*numbers: float) -> Callable[[Wanted], Tensor]:
-    return lambda w: torch.tensor([numbers] * w.batch)
-
-
-OWN: Mapping[str, Mapping[str, Callable[[Wanted], Any]]] = {
-    "CogVideoXTransformer3DModel": {
-        "hidden_states": lambda w: w.noise(w.batch, FRAMES, w.number("in_channels"), ROWS * w.patch, COLUMNS * w.patch)
-    },
-    "WanTransformer3DModel": {
-        "encoder_hidden_states": _framed(lambda w: w.noise(w.batch, 512, w.text)),
-        "encoder_hidden_states_image": _frame,
-    },
-    "CogView4Transformer2DModel": dict.fromkeys(("original_size", "target_size"), _size(64.0, 96.0))
-    | {"crop_coords": _size(0.0, 0.0)},
-    "Flux2Transformer2DModel": {
-        "img_ids": lambda w: torch.cat([_cells(), torch.zeros(ROWS * COLUMNS, 1)], 1),
-        "txt_ids": lambda w: torch.zeros(WORDS, 4),
-    },
-    "DiTTransformer2DModel": {
-        "hidden_states": lambda w: w.noise(w.batch, w.number("in_channels"), ROWS * w.patch, ROWS * w.patch),
-        "timestep": lambda w: torch.full((w.batch,), 3),
-    },
-}
-"""By class, what it calls or shapes otherwise."""
