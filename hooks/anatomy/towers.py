@@ -94,6 +94,12 @@ class Layer:
     """Which of the passes of its block it is, where its index is a `LayerPass` with one."""
 
     @property
+    def projection(self) -> str | None:
+        """What makes `attn_out`: the output projection, or of several that of the stream whose residual it is."""
+        port = self.ports.get("attn_out") if self.out is None and self.readers else None
+        return self.out if port is None else port.module
+
+    @property
     def run(self) -> tuple[str, int]:
         """Its block, and which time that runs."""
         return self.block, 0 if self.nth is None else self.nth.number

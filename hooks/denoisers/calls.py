@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from interp.hooks.denoisers.own import OWN
 from interp.hooks.denoisers.wanted import COLUMNS, FRAMES, ROWS, WORDS, Made, Wanted, cells
 
+
 def denoises(module: nn.Module) -> bool:
     """Whether a module is a denoiser of diffusers: one of its models that is told a time."""
     homes = {base.__module__.partition(".")[0] for base in type(module).__mro__}

@@ -19,9 +19,14 @@ from torch import Tensor, nn
 
 from interp.hooks.errors import InputsError, UnknownPositions
 
-WORDS_FIRST = ("Flux", "QwenImage", "AuraFlow", "CogVideoX", "CogView4", "Lumina2")
-CELLS_FIRST = ("SD3", "HunyuanVideo", "Mochi")
-APART = ("PixArt", "DiT", "Sana", "UNet2DCondition", "Wan", "LTXVideo")
+WORDS_FIRST = ("AuraFlow", "BriaFiboTransformer", "BriaTransformer", "Chroma", "CogVideoX", "CogView3", "CogView4",
+               "ConsisID", "EasyAnimate", "Flux", "GlmImage", "Krea2", "LongCatImage", "Lumina2", "Ovis",
+               "QwenImage")  # fmt: skip
+CELLS_FIRST = ("HunyuanImage", "HunyuanVideoTransformer", "JoyImageEditTransformer", "Mochi", "Motif", "SD3")
+APART = ("Allegro", "AnyFlowTransformer", "AudioLDM2", "ChronoEdit", "Cosmos", "DiT", "I2VGenXL", "LTX2Video",
+         "LTXVideo", "Latte", "PixArt", "SanaTransformer", "SanaVideo", "SkyReels", "Transformer2D", "UNet2D", "UNet3D",
+         "UNetMotion", "UNetSpatioTemporal", "WanTransformer", "WanVACE")  # fmt: skip
+FRAMES_FIRST = ("AnyFlow", "CogVideoX", "ConsisID", "UNetSpatioTemporal")
 """By the start of the class' name."""
 
 
@@ -99,7 +104,7 @@ def _cells(
     kind: str, config: Mapping[str, Any], call: Mapping[str, Any], latents: Tensor
 ) -> tuple[Tensor, tuple[int, int, int]]:
     """Frame, row and column of each cell, and how many of each there are."""
-    if torch.is_tensor(ids := call.get("img_ids")):
+    if torch.is_tensor(ids := call.get("img_ids", _krea(kind, call, latents))):
         where = (ids[0] if ids.ndim == 3 else ids)[:, :3].long().cpu()
         found = where.amax(0) + 1
         return where, (int(found[0]), int(found[1]), int(found[2]))
@@ -111,6 +116,12 @@ def _cells(
         frames += shape[0]
     rows, columns = (max(shape[axis] for shape in shapes) for axis in (1, 2))
     return torch.cat(parts), (frames, rows, columns)
+
+
+def _krea(kind: str, call: Mapping[str, Any], latents: Tensor) -> Tensor | None:
+    """Krea's ids are of words and cells."""
+    ids = call.get("position_ids")
+    return ids[len(ids) - latents.shape[1] :] if kind.startswith("Krea2") and torch.is_tensor(ids) else None
 
 
 def _pictures(call: Mapping[str, Any]) -> list[tuple[int, int, int]]:
@@ -131,7 +142,7 @@ def _shape(kind: str, config: Mapping[str, Any], call: Mapping[str, Any], latent
         return int(frames), int(rows), int(columns)
     time, down, across = patch(kind, config)
     height, width = latents.shape[-2:]
-    frames = 1 if latents.ndim == 4 else latents.shape[1 if kind.startswith("CogVideoX") else 2]
+    frames = 1 if latents.ndim == 4 else latents.shape[1 if kind.startswith(FRAMES_FIRST) else 2]
     return frames // time, height // down, width // across
 
 
@@ -139,6 +150,7 @@ def patch(kind: str, config: Mapping[str, Any]) -> tuple[int, int, int]:
     """Frames, rows and columns of latents in one cell; a U-Net's cells are those of its attention at full size."""
     found = config.get("patch_size")
     if isinstance(found, (list, tuple)):
-        return int(found[0]), int(found[1]), int(found[2])
+        time, down, across = (1, *found)[-3:]
+        return int(time), int(down), int(across)
     side = 1 if found is None else int(found)
     return int(config.get("patch_size_t") or 1), side, side

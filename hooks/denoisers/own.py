@@ -65,6 +65,16 @@ def _text_layers(w: Wanted) -> list[Tensor]:
     return [w.noise(w.batch, WORDS, w.number("text_encoder_dim")) for _ in range(count)]
 
 
+def _codes(w: Wanted) -> Tensor:
+    """GLM-Image's codes, one a cell."""
+    return torch.arange(CELLS).repeat(w.batch, 1) % w.number("prior_vq_quantizer_codebook_size")
+
+
+def _second_words(w: Wanted) -> Tensor:
+    """The words of HunyuanDiT's second encoder."""
+    return w.noise(w.batch, w.number("text_len_t5"), w.number("cross_attention_dim_t5"))
+
+
 def _slots(w: Wanted) -> Tensor:
     """Where Qwen-Image 2.1 puts the picture, four cells a slot: after the words."""
     return torch.cat([torch.zeros(w.batch, WORDS), torch.ones(w.batch, CELLS // 4)], 1).bool()
@@ -98,13 +108,13 @@ PICTURES: Mapping[str, Mapping[str, Maker]] = {
     "Flux2Transformer2DModel": FOUR_AXES,
     "Flux3Transformer2DModel": FOUR_AXES,
     "GlmImageTransformer2DModel": {
-        "prior_token_id": lambda w: torch.arange(CELLS).repeat(w.batch, 1) % w.number("prior_vq_quantizer_codebook_size"),
+        "prior_token_id": _codes,
         "prior_token_drop": lambda w: torch.zeros(w.batch, CELLS, dtype=torch.bool),
         "target_size": SIZES["target_size"], "crop_coords": SIZES["crop_coords"],
     },
     "HunyuanDiT2DModel": {
         "encoder_hidden_states": lambda w: w.noise(w.batch, w.number("text_len"), w.text),
-        "encoder_hidden_states_t5": lambda w: w.noise(w.batch, w.number("text_len_t5"), w.number("cross_attention_dim_t5")),
+        "encoder_hidden_states_t5": _second_words,
         "text_embedding_mask": lambda w: w.whole(w.number("text_len")),
         "text_embedding_mask_t5": lambda w: w.whole(w.number("text_len_t5")),
         "image_meta_size": _size(64.0, 96.0, 64.0, 96.0, 0.0, 0.0),
@@ -125,7 +135,8 @@ PICTURES: Mapping[str, Mapping[str, Maker]] = {
         "encoder_hidden_states": lambda w: w.noise(w.batch, WORDS, w.number("num_text_layers"), w.text),
         "position_ids": lambda w: torch.cat([torch.zeros(WORDS, 3), cells(3)]),
     },
-    "LuminaNextDiT2DModel": {"encoder_mask": lambda w: w.whole(WORDS), "image_rotary_emb": _lumina},
+    "LuminaNextDiT2DModel": {"encoder_mask": lambda w: w.whole(WORDS), "image_rotary_emb": _lumina,
+                             "cross_attention_kwargs": lambda w: {}},
     "OmniGenTransformer2DModel": {
         "input_ids": lambda w: torch.arange(2, 2 + WORDS).repeat(w.batch, 1),
         "input_img_latents": lambda w: [], "input_image_sizes": lambda w: {},
@@ -145,18 +156,19 @@ FILMS: Mapping[str, Mapping[str, Maker]] = {
     **dict.fromkeys(("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"), FRAMES_FIRST),
     "CosmosTransformer3DModel": {"padding_mask": _padding},
     "HunyuanVideo15Transformer3DModel": {
-        "encoder_hidden_states_2": _width("text_embed_2_dim", axes=(5,)), "encoder_attention_mask_2": lambda w: w.whole(5),
+        "encoder_hidden_states_2": _width("text_embed_2_dim", axes=(5,)),
+        "encoder_attention_mask_2": lambda w: w.whole(5),
         "image_embeds": _width("image_embed_dim", axes=(3,)),
     },
     "HunyuanVideoFramepackTransformer3DModel": {
         "image_embeds": _width("image_proj_dim", axes=(5,)),
-        "indices_latents": lambda w: torch.arange(7, 7 + FRAMES).repeat(w.batch, 1),
+        "indices_latents": lambda w: torch.arange(7, 7 + FRAMES),
         "latents_clean": lambda w: w.film(w.number("in_channels"))[:, :, :1],
-        "indices_latents_clean": lambda w: torch.full((w.batch, 1), 6),
+        "indices_latents_clean": lambda w: torch.tensor([6]),
         "latents_history_2x": lambda w: w.film(w.number("in_channels"))[:, :, :2],
-        "indices_latents_history_2x": lambda w: torch.tensor([4, 5]).repeat(w.batch, 1),
+        "indices_latents_history_2x": lambda w: torch.tensor([4, 5]),
         "latents_history_4x": lambda w: w.film(w.number("in_channels"))[:, :, [0, 1, 2, 2]],
-        "indices_latents_history_4x": lambda w: torch.arange(4).repeat(w.batch, 1),
+        "indices_latents_history_4x": lambda w: torch.arange(4),
     },
     "I2VGenXLUNet": {
         **dict.fromkeys(("sample", "image_latents"), lambda w: w.film(w.number("in_channels"))),

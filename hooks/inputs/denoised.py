@@ -1,8 +1,9 @@
 """What a denoiser is called with, as `Inputs`: words and cells of the picture with their places, and which are padding.
 
-Positions are those of the sequence that attends: with joint attention words and cells, else cells alone, and the words
-are the tower `text`, which cross-attention reads. Cells have the role `image` (`video` where there are frames), words
-`text`. Limits: a U-Net attends at several sizes; its positions are not known.
+Positions are those of the sequence that attends: with joint attention words and cells, else cells alone. Words by
+themselves are the towers `text` and `words`, which cross-attention reads, which refine them or are their own residual;
+beside them joint attention has the tower `cells`, the positions of the picture's residual. Cells have the role `image`
+(`video` where there are frames), words `text`. Limits: a U-Net attends at several sizes; its positions are not known.
 """
 
 from __future__ import annotations
@@ -25,12 +26,39 @@ def denoised(module: nn.Module, call: Mapping[str, Any]) -> Inputs:
     """The arguments of one call of a denoiser, described."""
     found = layout(module, call)
     given = {name: value for name, value in call.items() if value is not None}
+    return replace(_inputs(found, given), towers=_towers(found, given))
+
+
+def counted(module: nn.Module, call: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> Inputs:
+    """The same of a class whose tokens are not known: how many positions each tower has, by [rows, positions] of its
+    attention; rows of frames or of cells are positions of their example."""
+    latents = call.get("hidden_states", call.get("sample"))
+    batch = len(latents) if torch.is_tensor(latents) else 1
+    given = {name: value for name, value in call.items() if value is not None}
+    made = {}
+    for name, (rows, length) in sizes.items():
+        whole = (batch, rows * length // batch) if rows * length % batch == 0 else (rows, length)
+        valid = torch.ones(*whole, dtype=torch.bool)
+        made[name] = Inputs(given, valid, plain(valid, "special"), main="denoiser")
+    main = made.pop("denoiser", None) or next(iter(made.values()))
+    return replace(main, towers=made)
+
+
+def _inputs(found: Layout, given: Mapping[str, Any], main: str = "denoiser") -> Inputs:
     valid = _valid(found)
-    inputs = Inputs(given, valid, _roles(found, valid), main="denoiser")
-    if not found.apart or found.words is None:
-        return inputs
-    words = found.words.cpu()
-    return replace(inputs, towers={"text": Inputs(given, words, plain(words), main="text")})
+    return Inputs(given, valid, _roles(found, valid), main=main)
+
+
+def _towers(found: Layout, given: Mapping[str, Any]) -> dict[str, Inputs]:
+    """Words and cells by themselves."""
+    if found.words is None:
+        return {}
+    valid = found.words.cpu()
+    words = Inputs(given, valid, plain(valid), main="text")
+    if found.apart:
+        return {"text": words}
+    alone = replace(found, runs=(("cells", len(found.cells)),))
+    return {"text": words, "words": words, "cells": _inputs(alone, given)}
 
 
 def _valid(found: Layout) -> Tensor:

@@ -117,6 +117,8 @@ class Inputs:
 
     def tower(self, name: str) -> Inputs:
         """The positions of another tower; the main tower's own names give this object."""
+        if self.main == "denoiser" and name not in self.towers:
+            name = name.rstrip("0123456789")  # stacks of one name attend over the same tokens
         found = self.towers.get(name, self if name in ALIASES[self.main] else None)
         if isinstance(found, Inputs):
             return found

@@ -14,7 +14,7 @@ from interp.hooks.edits.edits import Edit, in_steps
 from interp.hooks.errors import EditError, InputsError
 from interp.hooks.inputs.arguments import main_embeds, main_ids
 from interp.hooks.inputs.inputs import Inputs, Positions
-from interp.hooks.run.tape import tower_inputs
+from interp.hooks.run.tape import fitting, tower_inputs
 from interp.hooks.sites import KV, Site
 
 
@@ -128,7 +128,7 @@ class Moment(threading.local):
     def mask(self, spec: Positions, site: Site, length: int, *, onward: bool = False) -> Tensor:
         """The positions of a specification among the `length` columns that are being computed; `onward` are those
         after the prompt too."""
-        whole = tower_inputs(self.known(), site).mask(spec)
+        whole = fitting(tower_inputs(self.known(), site), length).mask(spec)
         start = self._start(site, length)
         self._fits(site, whole, start + length, exact=not self.offset)
         return _columns(whole, start, length, beyond=onward and self._grows(site))
@@ -158,7 +158,7 @@ class Moment(threading.local):
 
     def valid(self, site: Site, rows: int, length: int, *, cross: bool) -> Tensor | None:
         """Which of the computed positions are real; None where all are."""
-        whole = tower_inputs(self.known(), site, cross=cross).valid
+        whole = fitting(tower_inputs(self.known(), site, cross=cross), length).valid
         if bool(whole.all()):
             return None
         keys = site.component in KV

@@ -184,7 +184,7 @@ class Session:
             return
         if site.component == "result":
             layer = self.anatomy.layer(site)
-            out = layer.out
+            out = layer.projection
             if out is None:
                 raise SiteError(f"{site}: the output projection of this layer was not found.")
             self._at(Port(out, "in", 0, nth=layer.nth), partial(self._record_results, site, layer))
@@ -217,8 +217,8 @@ class Session:
     def _at(self, port: Port, change: Callable[..., Tensor], *, with_input: Layer | None = None) -> None:
         if with_input is not None:
             kept = _Kept()
-            assert with_input.out is not None
-            self._at(Port(with_input.out, "in", 0, nth=with_input.nth), partial(_keep, kept))
+            assert with_input.projection is not None
+            self._at(Port(with_input.projection, "in", 0, nth=with_input.nth), partial(_keep, kept))
             self._at(port, lambda x: change(x, self._by_head(kept.value, with_input), with_input))
             return
         if port.minus is not None:
@@ -246,9 +246,9 @@ class Session:
         return x if new is z and not self.wish.grad else new.flatten(-2)
 
     def _edit_results(self, placed: Placed, x: Tensor, z: Tensor, layer: Layer) -> Tensor:
-        assert layer.out is not None
+        assert layer.projection is not None
         heads = placed.site.heads or tuple(range(layer.heads))
-        old = head_results(self.root.get_submodule(layer.out), z, heads)
+        old = head_results(self.root.get_submodule(layer.projection), z, heads)
         new = self.editor.changed(Placed(placed.edit, placed.site.whole), old)
         return x + (new - old).sum(-2)
 
@@ -261,9 +261,10 @@ class Session:
         return self.keeper.keep(site, x, value)
 
     def _record_results(self, site: Site, layer: Layer, z: Tensor) -> Tensor:
-        assert layer.out is not None
+        assert layer.projection is not None
         heads = site.heads if site.heads is not None else tuple(range(layer.heads))
-        self.keeper.keep(site, z, head_results(self.root.get_submodule(layer.out), self._by_head(z, layer), heads))
+        projection = self.root.get_submodule(layer.projection)
+        self.keeper.keep(site, z, head_results(projection, self._by_head(z, layer), heads))
         return z
 
     def recorded(self) -> MutableMapping[Site, Tensor]:

@@ -231,6 +231,12 @@ def tower_inputs(inputs: Inputs, site: Site, *, cross: bool = False) -> Inputs:
     return inputs if name is None else inputs.tower(name)
 
 
+def fitting(inputs: Inputs, length: int) -> Inputs:
+    """The positions that a site has; of a denoiser with joint attention the residual has those of its cells alone."""
+    cells = inputs.towers.get("cells") if inputs.main == "denoiser" and inputs.length != length else None
+    return cells if isinstance(cells, Inputs) and cells.length == length else inputs
+
+
 def site_inputs(anatomy: Anatomy, inputs: Inputs, site: Site) -> Inputs:
     """The positions a site's position axis counts, in this model."""
     return tower_inputs(inputs, site, cross=crosses(anatomy, site))
@@ -242,7 +248,7 @@ def real_positions(anatomy: Anatomy, inputs: Inputs, site: Site, shape: Sequence
         return _queries(inputs, site, shape)
     if site.component in KV and "aspect_ratio_mask" in inputs.kwargs and anatomy.layer(site).kind == "cross":
         return _tiles(inputs, site, shape)
-    return real(site_inputs(anatomy, inputs, site).valid, shape, site)
+    return real(fitting(site_inputs(anatomy, inputs, site), shape[1]).valid, shape, site)
 
 
 def _queries(inputs: Inputs, site: Site, shape: Sequence[int]) -> Tensor:

@@ -52,6 +52,11 @@ class Writes:
         """What has to be recorded."""
         name, found = spelled(anatomy, tower), []
         for owner, layer in attentions(anatomy, tower):
+            if layer.readers:
+                raise ModelError(
+                    f"{owner.name} layer {layer.index}: its z has several readers, or one that reads other numbers too,"
+                    " so the writes of its heads are not those of all positions."
+                )
             for component in ("z", "attn_out", "attn_write", "mlp_write"):
                 if component == "mlp_write" and (owner is not tower or layer.missing.get(component) == "it has no MLP"):
                     continue

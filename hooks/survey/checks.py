@@ -177,7 +177,10 @@ class _Seen:
         self.calls, self.read = _Attended(), Read()
         every = [layer for tower in anatomy.towers.values() for layer in tower.layers]
         with self.session, self.read.on(module, every), ExitStack() as undo:
-            for layer in (layer for tower in anatomy.towers.values() for layer in tower.layers if layer.seen):
+            once = {
+                (layer.attention, layer.nth): layer for layer in every if layer.seen
+            }  # streams have theirs in common
+            for layer in once.values():
                 undo.callback(watch(module, layer, self.calls))
             self.recorded_logits = self._forward()
         self.missing = [str(s) for s in self.sites if s not in self.session.pieces]
@@ -268,7 +271,8 @@ class _Seen:
 
     def zeroed(self, tower: Tower) -> str | None:
         """(c)"""
-        layer = tower.layers[len(tower.layers) // 2]
+        layers = [layer for layer in tower.layers if layer.readers or layer.out] or tower.layers
+        layer = layers[len(layers) // 2]
         if layer.readers:
             self._zeroed_for_readers(tower, layer)
             return None

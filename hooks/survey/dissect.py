@@ -45,6 +45,8 @@ class Event:
     output: Any = None
     left: int = 0
     calls_before: dict[str, int] = field(default_factory=dict)
+    beside: dict[int | str, Tensor] = field(default_factory=dict)
+    """What came out, by its place, where that were several tensors [row, position, d]."""
 
 
 @dataclass
@@ -57,6 +59,8 @@ class Stage:
     width: int
     attention_ports: dict[str, dict[str, Port]]
     readers: dict[str, tuple[Reader, ...]] = field(default_factory=dict)
+    words: dict[str, Stage] = field(default_factory=dict)
+    """By attention, the stage of the words where they are a stream of their own (`hooks/survey/denoising.py`)."""
 
     def ports_of(self, attention: str) -> dict[str, Port]:
         """The ports of the layer that this attention makes: the block's, and its own."""

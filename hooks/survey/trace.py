@@ -26,8 +26,8 @@ from interp.hooks.inputs.sound import SOUND
 from interp.hooks.stand.boundary import has
 from interp.hooks.stand.output import note_length, outer_tensor
 from interp.hooks.survey.attending import Seen, Watches, at_borders, learned
-from interp.hooks.survey.denoising import stacks_of
-from interp.hooks.survey.dissect import Event, answering, dissect, first_tensor
+from interp.hooks.survey.denoising import parted, several, stacks_of, words_of
+from interp.hooks.survey.dissect import Event, answering, first_tensor
 from interp.hooks.survey.loops import Entries, Turns, numbered, passes_of, unit
 from interp.hooks.unseen.guess import called_attention, guessed
 from interp.hooks.unseen.named import nothing, refuse_slots, unheld
@@ -173,6 +173,7 @@ def _listen(
         key, made = answering(event.inputs, output)
         kept = made.to(recorder.home, copy=True)
         event.left, event.output = recorder.tick(), kept if key is None else {key: kept}
+        event.beside = {n: recorder.copy(x) for n, x in several(output)}
         if owner is None:
             recorder.norms.append(event)
             return
@@ -200,7 +201,7 @@ def _finish(
     several = {name: some for name, some in pieces.items() if numbered(some, events)}
     heads = {s.name: None if s.name not in pieces else _together(pieces[s.name], s.name in several) for s in mine}
     turns = found.setdefault(block, Turns())
-    turns.stages.append(dissect(block, event, events, heads, known))
+    turns.stages.append(parted(block, event, events, heads, known))
     turns.entered.append(event.entered)
     turns.calls.append({name: len(some) for name, some in several.items()})
     for s in mine:
@@ -239,7 +240,9 @@ def _assemble(
         ran = {block: n for n, block in enumerate(stages)}
         found = stacks_of(root, sorted(seen.values(), key=lambda s: ran[blocks[s.name]]), inputs)
         made = {name: _tower(root, name, name, some, blocks, stages, family) for name, some in found.items()}
-        return _joined(made, root)
+        anatomy = _joined(made, root)
+        words = words_of(anatomy, stages)
+        return anatomy if words is None else anatomy.renamed(words=words)
     pictured = _pictured(root, inputs)
     stacks: dict[str, list[Seen]] = defaultdict(list)
     for s in seen.values():

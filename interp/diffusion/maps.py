@@ -58,13 +58,14 @@ class Maps(Saved):
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, word: str, *, place: str | None = None, step: int | None = None) -> Tensor:
-        """The map of a word [example, frame, row, column], the mean over groups at a place and step, or over all."""
+        """The map of a word [example, frame, row, column], the mean over groups at a place ("L3.H1", with the tower's
+        name or without it) and step, or over all."""
         if word not in self.words:
             raise InputsError(f"no map of {word!r}; there are {', '.join(self.words)}.")
         chosen = [
             n
             for n, (own, at) in enumerate(zip(self.places, self.steps, strict=True))
-            if (place is None or own == place) and (step is None or at == step)
+            if (place is None or place in (own, _untowered(own))) and (step is None or at == step)
         ]
         if not chosen:
             raise InputsError(
@@ -213,6 +214,12 @@ class _Taking:
             torch.stack(values), tuple(self.words), tuple(step for step, _ in self.sums),
             tuple(place for _, place in self.sums), self.reads, {**meta, "method": "maps", "calls": self.calls},
         )  # fmt: skip
+
+
+def _untowered(place: str) -> str:
+    """A place without the name of its tower, where it has one."""
+    tower, _, rest = place.partition(".")
+    return rest if tower.isalnum() and tower[:1].islower() else place
 
 
 def _mean(parts: Sequence[tuple[Tensor, int]]) -> Tensor:

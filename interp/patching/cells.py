@@ -15,7 +15,7 @@ from interp.hooks.drive.sweep import Cell, differs
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.head_names import stretch
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.tape import real_positions, site_inputs
+from interp.hooks.run.tape import fitting, real_positions, site_inputs
 from interp.hooks.sites import Site, parse
 from interp.patching.sources import Given
 from interp.results.effects import AND
@@ -197,6 +197,6 @@ def _partner(old: Mapping[Site, Tensor], new: Given) -> Callable[[Site], Tensor]
 
 def _where(anatomy: Anatomy, site: Site, x: Inputs, positions: Any, n: int, shape: torch.Size) -> Tensor:
     if positions not in ("joint", "each") if isinstance(positions, str) else True:
-        return site_inputs(anatomy, x, site).mask(positions).cpu()
+        return fitting(site_inputs(anatomy, x, site), shape[1]).mask(positions).cpu()
     found = real_positions(anatomy, x, site, shape).cpu()
     return found if positions == "joint" else found & (torch.arange(shape[1]) == n)

@@ -120,7 +120,7 @@ def test_maps_are_saved_and_drawn(tmp_path: Any) -> None:
     one = found.of("red", place="L1")[1, 0]
     at = found.peak("red", place="L1")[1].tolist()
     assert one[at[1], at[2]] == one.max()
-    own = frame[(frame.place == "L1") & (frame.word == "red") & (frame.example == 1)].iloc[0]
+    own = frame[(frame.place == "denoiser.L1") & (frame.word == "red") & (frame.example == 1)].iloc[0]
     assert [own["row"], own["column"]] == at[1:]
     figure = found.plot("red", torch.zeros(32, 48, 3).byte().numpy(), example=1, place="L1")
     assert torch.equal(torch.tensor(figure.data[1].z), one)

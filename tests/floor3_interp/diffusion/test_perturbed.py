@@ -167,7 +167,7 @@ def test_a_hunt_finds_the_heads_that_made_the_sample() -> None:
     with interp.diffusion.perturbed(m, ["L0.H1", "L2.H0"], weight=2.0):
         target = run()
     found = interp.diffusion.hunt(m, run, lambda sample: far(sample, target), rounds=2, weight=2.0)
-    assert set(found.heads) == {"L0.H1", "L2.H0"}
+    assert set(found.heads) == {"denoiser.L0.H1", "denoiser.L2.H0"}
     assert found.values.shape == (2, 6, 2)
     torch.testing.assert_close(found.base, far(run(), target))
     first = found.sites.index(found.chosen[0][0])
