@@ -190,6 +190,7 @@ _KNOWN = (
           " Ravichander, Abhilasha",
           "RESTOR: Knowledge Recovery in Machine Unlearning", 2024),
     Paper("2502.09992", "nie2025llada", "Nie, Shen and others", "Large Language Diffusion Models", 2025),
+    Paper("2508.15487", "ye2025dream", "Ye, Jiacheng and others", "Dream 7B: Diffusion Large Language Models", 2025),
     Paper("2411.07635", "fan2024rala", "Fan, Qihang and Huang, Huaibo and He, Ran",
           "Breaking the Low-Rank Dilemma of Linear Attention", 2024),
     Paper("2412.06590", "han2024inline",

@@ -19,6 +19,7 @@ from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.denoisers.calls import denoises
+from interp.hooks.denoisers.direct import through_the_module
 from interp.hooks.denoisers.guidance import branches, listen
 from interp.hooks.edits.edits import Edit, several
 from interp.hooks.edits.placing import Placed, places
@@ -118,6 +119,7 @@ class Session:
         self._undo.enter_context(forced_eager())
         if denoises(self.root):
             self._undo.callback(listen(self.root))
+        self._undo.callback(through_the_module(self.root))
         if self._thread is None:
             _FOR_ALL.setdefault(self.root, []).append(self)
             self._undo.callback(_FOR_ALL[self.root].remove, self)

@@ -1,29 +1,34 @@
 """Which words does a model that fills masks put down first, and what do its heads do at each step of that?
 
-A masked language model, or a language model that denoises (LLaDA, arXiv 2502.09992), answers in steps: all positions of
-the answer are masked; a step is one call of the model on everything, after which the positions it is surest of are
-filled with its best words and the rest stay masked,
+A masked language model, or a language model that denoises (LLaDA, arXiv 2502.09992; Dream, arXiv 2508.15487), answers
+in steps: all positions of the answer are masked; a step is one call of the model on everything, after which the
+positions it is surest of are filled and the rest stay masked,
 
-    n_t = ceil(masked / (steps - t)) positions of the largest max_w p(w | position),
+    n_t = ceil(masked / (steps - t)) positions of a row's block,
 
-until none is left. When each position was filled is known (`when`), and is a set of positions for edits and readings of
-another run. `each(step)` gives edits for one call once it is known what is masked there, as SparseD's patterns need
-(arXiv 2509.24014), found at one step and kept from then on. Cost: `steps` forward passes. Limits: no sampling and no
-words taken back; models that are called on the whole text, in both directions, with one row of logits a position.
+until none is left; `interp/diffusion/fillings.py` says which positions and words (`by`, `temperature`, `top_p`), blocks
+one after the other with `block`, and `shift` where logits are those of the next position. When each position was filled
+is known (`when`), is a role of the answer (`answer.inputs`, positions="step0") and a set of positions (`filled`) for
+edits and readings of another run. `each(step)` gives edits for one call once it is known what is masked there, as
+SparseD's patterns need (arXiv 2509.24014), found at one step and kept from then on. Cost: `steps` forward passes.
+Limits: no words are taken back; models that are called on the whole text, in both directions, with one row of logits a
+position; equally many positions a step is LLaDA's schedule, Dream's rounds down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from interp.diffusion.fillings import By, Rule
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
 from interp.records import Method, register
@@ -54,6 +59,8 @@ class Unmasked:
     sure: Tensor
     """[row, position]: the probability of the word when it was put down; 1 where it was given."""
     tape: Watched
+    inputs: Inputs
+    """The answer as inputs of another run, whose roles say which step filled a position: `step0`, `step1`, ..."""
 
     def filled(self, step: int) -> Tensor:
         """Bool [row, position]: what a step filled, as positions of edits and recordings."""
@@ -74,13 +81,19 @@ def unmask(
     *,
     mask: int | None = None,
     steps: int = 4,
+    by: By = "confidence",
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    block: int | None = None,
+    shift: bool = False,
+    seed: int = 0,
     record: Iterable[str | Site] | str | Site = (),
     edits: Edit | Iterable[Edit] = (),
     each: Callable[[Filling], Iterable[Edit]] | None = None,
     **watch: Any,
 ) -> Unmasked:
     """Fill every position that holds the id `mask` (the tokenizer's, unless given); `watch` goes to `m.watch`."""
-    token = _mask_id(model, mask)
+    token, rule = _mask_id(model, mask), Rule(by, temperature, top_p, block, shift)
     x = model.inputs(inputs)
     ids = x.ids
     if ids is None or steps < 1:
@@ -89,6 +102,7 @@ def unmask(
     ids, open_ = ids.clone().to(model.device), (ids == token).to(model.device)
     if not bool(open_.any(1).all()):
         raise InputsError(f"no position of row {int((~open_.any(1)).nonzero()[0])} holds the mask's id {token}.")
+    filling = _Filler(rule, rule.blocks(open_, steps), steps, token, torch.Generator().manual_seed(seed))
     when, sure = torch.full_like(ids, -1), torch.ones(ids.shape, device=ids.device)
     with model.watch(record=record, edits=edits, **watch) as tape:
         for step in range(steps):
@@ -99,8 +113,16 @@ def unmask(
                 if own:
                     undo.enter_context(model.edited(own))
                 logits = _logits(model, given, ids)
-            _fill(logits, token, ids, open_, (when, sure), step, steps)
-    return Unmasked(ids, when, sure, tape)
+            filling.fill(logits, ids, open_, (when, sure), step)
+    return Unmasked(ids, when, sure, tape, _told(x, ids, when))
+
+
+def _told(x: Inputs, ids: Tensor, when: Tensor) -> Inputs:
+    """The finished text, with the steps as roles."""
+    own = ids.to(x.valid.device)
+    steps = {f"step{step}": (when == step).to(x.valid.device) for step in range(int(when.max()) + 1)}
+    roles = replace(x.roles, tags={**x.roles.tags, **steps})
+    return replace(x, kwargs={**x.kwargs, "input_ids": own}, roles=roles, tokens=None, texts=None, offsets=None)
 
 
 def _mask_id(model: Model, mask: int | None) -> int:
@@ -128,19 +150,27 @@ def _logits(model: Model, given: dict[str, Any], ids: Tensor) -> Tensor:
     return logits
 
 
-def _fill(
-    logits: Tensor, token: int, ids: Tensor, open_: Tensor, kept: tuple[Tensor, Tensor], step: int, steps: int
-) -> None:
-    """Put down the surest words of every row, in place."""
-    when, sure = kept
-    chances = logits.float().index_fill(-1, torch.tensor([token], device=logits.device), -torch.inf).softmax(-1)
-    best, word = chances.max(-1)
-    for row in range(len(ids)):
-        left = int(open_[row].sum())
-        count = -(-left // (steps - step))
-        at = best[row].masked_fill(~open_[row], -1.0).topk(count).indices
-        ids[row, at], when[row, at], sure[row, at] = word[row, at], step, best[row, at]
-        open_[row, at] = False
+@dataclass(frozen=True, eq=False)
+class _Filler:
+    """Puts down words, step by step."""
+
+    rule: Rule
+    blocks: Tensor
+    steps: int
+    token: int
+    random: torch.Generator
+
+    def fill(self, logits: Tensor, ids: Tensor, open_: Tensor, kept: tuple[Tensor, Tensor], step: int) -> None:
+        """The surest words of every row's block, in place."""
+        when, chance = kept
+        word, own, sure = self.rule.words(logits, self.token, self.random)
+        each = self.steps // (int(self.blocks.max()) + 1)  # steps of a block
+        here = open_ & (self.blocks == step // each)
+        for row in range(len(ids)):
+            count = -(-int(here[row].sum()) // (each - step % each))
+            at = sure[row].masked_fill(~here[row], -torch.inf).topk(count).indices
+            ids[row, at], when[row, at], chance[row, at] = word[row, at], step, own[row, at]
+            open_[row, at] = False
 
 
 def _example(t: Any, **how: Any) -> Unmasked:
@@ -157,7 +187,7 @@ register(
         passes=lambda t: 4,
         shown="none",
         values=None,
-        papers=("2502.09992",),
+        papers=("2502.09992", "2508.15487"),
         unfit={"decoder": ONE_WAY, "vit": ONE_WAY, "lvlm": ONE_WAY, "encoder-decoder": ONE_WAY},
     )
 )
