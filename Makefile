@@ -11,7 +11,7 @@ WORKERS ?= 2
 BENCHES := $(filter-out experiments/bench/_% experiments/bench/real.py,$(wildcard experiments/bench/*.py))
 STUDIES := $(filter-out experiments/real/_%,$(wildcard experiments/real/*.py)) experiments/bench/real.py
 
-.PHONY: demo test device check bench real clean
+.PHONY: demo test device check bench real release clean
 
 demo: $(VENV)/.base
 	$(BIN)/interp demo
@@ -38,8 +38,17 @@ real: $(VENV)/.real
 	$(BIN)/pytest -n 0 -m real $(ARGS)
 	@set -e; for study in $(STUDIES); do echo "== $$study"; $(BIN)/python $$study; done
 
+# Both archives built and checked, and the wheel at work in an environment that has nothing else.
+release: $(VENV)/.test
+	rm -rf build dist $(VENV)/fresh
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)/fresh
+	$(VENV)/fresh/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd $(VENV)/fresh && bin/interp demo
+
 clean:
-	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.real $(VENV)/.browser build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.real $(VENV)/.browser $(VENV)/fresh build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import shutil
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -99,3 +100,12 @@ def test_shapes_are_checked_behind_the_links() -> None:
     spec = importlib.util.find_spec("interp.kernels.errors")
     assert spec is not None
     assert isinstance(spec.loader, CheckedLoader)
+
+
+def test_the_version_is_said_once_and_repeated_rightly() -> None:
+    """The package, its archive and the file for citations."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\n" in cited
+    assert python("import interp; print(interp.__version__)") == version
+    assert f"\n## {version.removesuffix('.0')}" in (ROOT / "CHANGELOG.md").read_text()
