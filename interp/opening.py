@@ -16,7 +16,8 @@ from interp.results.effects import Effects
 
 SAVED = {
     "tape.json": "interp.hooks.run.tape:open_tape",
-    "edges.json": "interp.circuits.edge_scores:Edges.load",
+    "verdict.json": "interp.circuits.real.verdict:Verdict.load",
+    "edges.json": "interp.circuits.found.edge_scores:Edges.load",
     "faithfulness.json": "interp.circuits.judged:Faithfulness.load",
     "retrieval.json": "interp.results.retrieval:RetrievalHeads.load",
     "masking.json": "interp.long.masking:Masking.load",

@@ -171,8 +171,17 @@ _KNOWN = (
           "Yu, Zhongzhi and Wang, Zheng and Fu, Yonggan and Shi, Huihong and Shaikh, Khalid and Lin, Yingyan Celine",
           "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through"
           " Attention Calibration", 2024),
+    Paper("2406.16778", "bhaskar2024edge",
+          "Bhaskar, Adithya and Wettig, Alexander and Friedman, Dan and Chen, Danqi",
+          "Finding Transformer Circuits with Edge Pruning", 2024),
+    Paper("2407.00886", "hsu2024cdt",
+          "Hsu, Aliyah R. and Zhou, Georgia and Cherapanamjeri, Yeshwanth and Huang, Yaxuan and Odisho, Anobel Y. and"
+          " Carroll, Peter R. and Yu, Bin",
+          "Efficient Automated Circuit Discovery in Transformers using Contextual Decomposition", 2024),
     Paper("2407.21771", "liu2024paying", "Liu, Shi and Zheng, Kecheng and Chen, Wei",
           "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs", 2024),
+    Paper("2409.09951", "li2024optimal", "Li, Maximilian and Janson, Lucas",
+          "Optimal ablation for interpretability", 2024),
     Paper("2410.04514", "gong2024damro", "Gong, Xuan and Ming, Tianshi and Wang, Xinpeng and Wei, Zhihua",
           "DAMRO: Dive into the Attention Mechanism of LVLM to Reduce Object Hallucination", 2024),
     Paper("2410.06606", "hong2024dissecting",
@@ -181,6 +190,10 @@ _KNOWN = (
     Paper("2410.10781", "gu2024sinks",
           "Gu, Xiangming and Pang, Tianyu and Du, Chao and Liu, Qian and Zhang, Fengzhuo and Du, Cunxiao and Wang, Ye"
           " and Lin, Min", "When Attention Sink Emerges in Language Models: An Empirical View", 2024),
+    Paper("2410.13032", "shi2024hypothesis",
+          "Shi, Claudia and Beltran-Velez, Nicolas and Nazaret, Achille and Zheng, Carolina and Garriga-Alonso, Adrià"
+          " and Jesson, Andrew and Makar, Maggie and Blei, David",
+          "Hypothesis Testing the Circuit Hypothesis in LLMs", 2024),
     Paper("2410.19258", "fu2024heads",
           "Fu, Yu and Cai, Zefan and Asi, Abedelkadir and Xiong, Wayne and Dong, Yue and Xiao, Wen",
           "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval and Reasoning",
@@ -189,6 +202,13 @@ _KNOWN = (
           "Rezaei, Keivan and Chandu, Khyathi and Feizi, Soheil and Choi, Yejin and Brahman, Faeze and"
           " Ravichander, Abhilasha",
           "RESTOR: Knowledge Recovery in Machine Unlearning", 2024),
+    Paper("2502.04577", "haklay2025position",
+          "Haklay, Tal and Orgad, Hadas and Bau, David and Mueller, Aaron and Belinkov, Yonatan",
+          "Position-aware Automatic Circuit Discovery", 2025),
+    Paper("2502.06852", "zhang2025eapgp",
+          "Zhang, Lin and Dong, Wenshuo and Zhang, Zhuoran and Yang, Shu and Hu, Lijie and Liu, Ninghao and Zhou, Pan"
+          " and Wang, Di",
+          "EAP-GP: Mitigating Saturation Effect in Gradient-based Automated Circuit Identification", 2025),
     Paper("2502.09992", "nie2025llada", "Nie, Shen and others", "Large Language Diffusion Models", 2025),
     Paper("2508.15487", "ye2025dream", "Ye, Jiacheng and others", "Dream 7B: Diffusion Large Language Models", 2025),
     Paper("2411.07635", "fan2024rala", "Fan, Qihang and Huang, Huaibo and He, Ran",
@@ -245,5 +265,9 @@ _KNOWN = (
     Paper("2509.22650", "kukleva2025refam",
           "Kukleva, Anna and Simsar, Enis and Tonioni, Alessio and Naeem, Muhammad Ferjad and others",
           "RefAM: Attention Magnets for Zero-Shot Referral Segmentation", 2025),
+    Paper("2602.22581", "bian2025ibcircuit",
+          "Bian, Tian and Niu, Yifan and Yuan, Chaohao and Piao, Chengzhi and Wu, Bingzhe and Huang, Long-Kai and"
+          " Rong, Yu and Xu, Tingyang and Cheng, Hong and Li, Jia",
+          "IBCircuit: Towards Holistic Circuit Discovery with Information Bottleneck", 2025),
 )  # fmt: skip
 PAPERS = {paper.number: paper for paper in _KNOWN}

@@ -55,6 +55,23 @@ judged
 judged.plot()
 
 # %% [markdown]
+# ## Is the circuit real?
+#
+# Doing what the model does is one thing to ask of a circuit. `judge` asks the others: is it found again on other
+# prompts and templates, does it hold when prompts are spoilt, does what stands outside it matter (other prompts', mean,
+# zero, or a learned constant), and would a circuit drawn by chance have done as well?
+
+# %%
+verdict = interp.circuits.judge(m, circuit, task, random=30, parts=3, halves=3, ablation_steps=3)
+verdict.to_frame()[["asked", "of", "value", "p", "holds"]]
+
+# %%
+verdict
+
+# %% [markdown]
+# This one is found again, and it needs the prompts it was found with: with means or zeros outside it f is near 0, so
+# what it does, it does relative to them. With 30 draws no p-value can fall below 1/31; ask for 100 before you say more.
+#
 # ## Now you
 #
 # - Half as many edges: `edges.circuit(fraction=0.025, signed=True)`. When does f fall?

@@ -1,14 +1,30 @@
-"""Which connections carry a behaviour: `edges` scores them, `acdc` prunes them, a `Circuit` is some of them, and
-`faithfulness` judges it. How scores are computed lies in `graph/`.
+"""Which connections carry a behaviour: `edges` scores them, `acdc` prunes them, `edge_pruning` and `bottleneck` learn
+which to keep, a `Circuit` is some of them, `faithfulness` judges it, and `judge` asks whether it is real. How scores
+are computed lies in `graph/`, ways to find edges in `discovery/`.
 """
 
 from __future__ import annotations
 
 from interp.circuits.acdc import acdc
-from interp.circuits.circuit import Circuit
-from interp.circuits.edge_scores import Edges
+from interp.circuits.discovery.bottleneck import bottleneck
+from interp.circuits.discovery.edge_pruning import edge_pruning
 from interp.circuits.edges import edges
 from interp.circuits.faithfulness import faithfulness
+from interp.circuits.found.circuit import Circuit
+from interp.circuits.found.edge_scores import Edges
+from interp.circuits.judge import judge
 from interp.circuits.judged import Faithfulness
+from interp.circuits.real.verdict import Verdict
 
-__all__ = ["Circuit", "Edges", "Faithfulness", "acdc", "edges", "faithfulness"]
+__all__ = [
+    "Circuit",
+    "Edges",
+    "Faithfulness",
+    "Verdict",
+    "acdc",
+    "bottleneck",
+    "edge_pruning",
+    "edges",
+    "faithfulness",
+    "judge",
+]

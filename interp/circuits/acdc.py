@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.circuits.circuit import Circuit
+from interp.circuits.found.circuit import Circuit
 from interp.circuits.graph.changes import GraphPair
 from interp.circuits.graph.running import Ablation, Runner
 from interp.hooks.errors import InputsError

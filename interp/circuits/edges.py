@@ -13,6 +13,8 @@ put into the base; swap base and source for the other direction.
              2504.13151, has it for edges; there every interpolation scores all edges, here only those of its senders)
     relp     eap with the backward rules ln, identity and half (arXiv 2508.21258; see `interp.attribute`)
     exact    every edge patched by itself, norms recomputed
+    eap-gp   the mean gradient along a path of its own (`discovery/gradient_path.py`)
+    clean-corrupted  the mean gradient of both ends (`discovery/both_ends.py`)
     flow     max(0, |in_v|_1 - |in_v - write_u|_1) over its sum over u, averaged over positions: information flow routes
              (Ferrando and Voita 2024, arXiv 2403.00824); needs no source and no gradient, and is never negative
 
@@ -36,10 +38,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from interp.circuits.edge_scores import Edges
+from interp.circuits.found.edge_scores import Edges
 from interp.circuits.graph import estimates
 from interp.circuits.graph.changes import Filled, GraphPair, Written
 from interp.circuits.graph.exact import exact
+from interp.circuits.graph.slopes import Scored
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
 from interp.metrics.reading import hands_over
@@ -48,6 +51,9 @@ from interp.records import Kind, Method, Passes, Variant, register, variants
 
 if TYPE_CHECKING:
     from interp.model import Model
+
+STEPS = 10
+"""Points of a path."""
 
 
 @hands_over
@@ -58,26 +64,24 @@ def edges(
     source: Any | Filled = None,
     metric: Metric,
     method: str = "eap-ig",
-    steps: int = 10,
+    steps: int | None = None,
     tower: str | None = None,
 ) -> Edges:
-    """The score of every edge, per example. `source` is a run that lines up with the base, "zero" or "mean"."""
+    """The score of every edge, per example. `source` is a run that lines up with the base, "zero" or "mean"; `steps`
+    are those of a path, 10 unless its method has a number of its own."""
     known = variants("interp.edges", room="circuits")
     if method not in known:
         raise InputsError(f"no edge method {method!r}; there are {', '.join(known)}.")
     if source is None and not known[method].how["alone"]:
         raise InputsError(f"method={method!r} compares two runs: give source=, a run, 'zero' or 'mean'.")
     pair = GraphPair(model, base, base if source is None else source, metric, tower)
-    found, score, other, said = known[method].run(pair, steps)
+    taken = known[method].how.get("steps", STEPS) if steps is None else steps
+    found, score, other, said = known[method].run(pair, taken)
     meta = {
         **about(model.module, pair.base), "method": method, "metric": repr(metric), "passes": pair.passes, **said,
         "source": "none" if source is None else source if isinstance(source, str) else "run",
     }  # fmt: skip
     return Edges(pair.graph, found.cpu(), score.double().cpu(), None if other is None else other.double().cpu(), meta)
-
-
-Scored = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
-"""Scores, the metric of base and source, and what a method has to say."""
 
 
 def _flow(pair: GraphPair, steps: int) -> Scored:

@@ -29,13 +29,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
-from interp.circuits.circuit import Circuit, Level
-from interp.circuits.drawing import held
-from interp.circuits.edge_scores import Edges
+from interp.circuits.found.circuit import Circuit, Level
+from interp.circuits.found.drawing import held
+from interp.circuits.found.edge_scores import Edges
 from interp.circuits.graph.changes import GraphPair, Written
-from interp.circuits.graph.running import Ablation, Runner
+from interp.circuits.graph.random import largest, like, sizes
+from interp.circuits.graph.running import Ablation
 from interp.circuits.judged import GRID, Faithfulness
-from interp.circuits.random import largest, like, sizes
+from interp.circuits.real.ground import Ground
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
 from interp.metrics.reading import reading
@@ -70,8 +71,8 @@ def faithfulness(
     on = task if task is None or task.model is not None else task.on(model)
     chosen = on.metric if metric is None and on is not None else metric
     with reading(model, chosen) as chosen:
-        ground = _Ground(_pair(model, on, base, source, chosen), on, ablation, tell)
-        found = [_Trial(ground, one, level, seed).judged(scores, random, parts) for one in several]
+        ground = Ground(_pair(model, on, base, source, chosen), ablation, tell)
+        found = [_Trial(ground, one, on, level, seed).judged(scores, random, parts) for one in several]
     return found[0] if isinstance(circuit, Circuit) else found
 
 
@@ -86,40 +87,10 @@ def _pair(model: Model, task: Task | None, base: Any, source: Any, metric: Metri
     return GraphPair(model, base, source, metric)
 
 
-class _Ground:
-    """What all circuits are judged on: one pair, one ablation."""
-
-    def __init__(
-        self, pair: GraphPair, task: Task | None, ablation: Ablation, tell: Callable[[int], object] | None
-    ) -> None:
-        known = get_args(Ablation)
-        if ablation not in known:
-            raise InputsError(f"ablation is {' or '.join(map(repr, known))}, got {ablation!r}.")
-        self.pair, self.graph, self.task, self.ablation, self.tell = pair, pair.graph, task, ablation, tell
-        self.runner = Runner(pair, ablation)
-        self.whole, self.nothing = self.runner.base, self.run(torch.zeros_like(self.graph.exists))
-        self.gap = float((self.whole - self.nothing).mean())
-        if abs(self.gap) < 1e-6 * max(1.0, float(self.whole.abs().max())):
-            raise InputsError(
-                f"the metric of the model and of nothing differs by {self.gap:.3g}: there is nothing to be faithful to."
-            )
-
-    def run(self, mask: Tensor) -> Tensor:
-        """The metric of a circuit, per row."""
-        found = self.runner(mask)
-        if self.tell is not None:
-            self.tell(self.runner.count)
-        return found
-
-    def f(self, values: Tensor) -> float:
-        """The share of the gap."""
-        return float((values - self.nothing).mean()) / self.gap
-
-
 class _Trial:
     """One circuit."""
 
-    def __init__(self, ground: _Ground, circuit: Circuit, level: Level, seed: int) -> None:
+    def __init__(self, ground: Ground, circuit: Circuit, task: Task | None, level: Level, seed: int) -> None:
         if circuit.graph != ground.graph:
             raise InputsError(
                 "the circuit belongs to another graph: other layers, heads or kv heads than this model's."
@@ -127,7 +98,7 @@ class _Trial:
         known = get_args(Level)
         if level not in known:
             raise InputsError(f"level is {' or '.join(map(repr, known))}, got {level!r}.")
-        self.ground, self.graph, self.level, self.task = ground, ground.graph, level, ground.task
+        self.ground, self.graph, self.level, self.task = ground, ground.graph, level, task
         self.circuit = circuit.as_nodes() if level == "node" else circuit
         self.f, self.run = ground.f, ground.run
         self.draw = torch.Generator().manual_seed(seed)
@@ -199,7 +170,7 @@ class _Trial:
             raise InputsError("the scores belong to another graph than this model's.")
         found = []
         for share in GRID:
-            one = scores.circuit(fraction=share, signed=signed)
+            one = scores.circuit(n=int(share * len(scores)), signed=signed)  # as MIB counts, down
             found.append(self.f(self.run((one.as_nodes() if self.level == "node" else one).mask)))
         return tuple(found)
 

@@ -1,7 +1,8 @@
 """Readers for the files researchers already have, one format a file; every complaint names the file and the line.
 
 `eap_ig mib auto_circuit sva` return a `Task`; `needles ruler pope chair amber` return frozen records,
-`head_scores` what `interp.retrieval_heads` returns. Nothing is downloaded and no pickle is ever opened.
+`head_scores` what `interp.retrieval_heads` returns, `node_scores` numbers by site, which `write_node_scores` writes;
+circuits are read and written by `interp.Circuit`. Nothing is downloaded and no pickle is ever opened.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from interp.formats.eap_ig import eap_ig
 from interp.formats.head_scores import head_scores
 from interp.formats.mib import mib
 from interp.formats.needles import needles
+from interp.formats.node_scores import node_scores, write_node_scores
 from interp.formats.pope import pope
 from interp.formats.ruler import ruler
 from interp.formats.sva import sva
@@ -27,7 +29,9 @@ __all__ = [
     "head_scores",
     "mib",
     "needles",
+    "node_scores",
     "pope",
     "ruler",
     "sva",
+    "write_node_scores",
 ]

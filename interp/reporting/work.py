@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import interp
+from interp.circuits.real.verdict import Verdict
 from interp.heads.rows import head_rows, joined, ranked
 from interp.hooks.sites import plain_layer
 from interp.reporting.cost import Cost, cost, resident
@@ -39,9 +40,13 @@ class Work:
 
     def __init__(self, model: Model, called: str, given: list[Any], plan: Mapping[str, Any], steps: Steps) -> None:
         facts = {"model": called, "revision": revision_of(model), "split": "given"}
+        verdicts = [one for one in given if isinstance(one, Verdict)]
+        given = [one for one in given if not isinstance(one, Verdict)]
         self.model, self.steps, self.results = model, steps, given
         self.given = [head_rows(one, model.ready(), **facts) for one in given]
         self.made = Gathered(f"Heads of {called}", called, "", joined(self.given), plan, towers=_towers(model))
+        if verdicts:
+            self.made.answers["real"] = {"verdicts": [one.facts() | {"said": repr(one)} for one in verdicts]}
         self.said: Cost | None = None
         self.started, self.clock, self.written = time.time(), time.perf_counter(), -EVERY
         self.first_page: dict[str, float] | None = None

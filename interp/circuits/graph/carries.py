@@ -75,7 +75,7 @@ class Carries:
         alone = torch.zeros(z.shape[2], *z.shape, dtype=dtype, device=z.device)
         for head in range(z.shape[2]):
             alone[head, :, :, head] = z[:, :, head]
-        with torch.no_grad():
+        with torch.set_grad_enabled(z.requires_grad):
             made = self.project(layer, alone.flatten(0, 1))
         return made.unflatten(0, alone.shape[:2]).to(z.dtype)
 

@@ -8,7 +8,7 @@ receiver that reads later. MIB's and EAP-IG's graphs are the same but for kv hea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,8 @@ class Graph:
 
     tower: str | None
     layers: tuple[LayerShape, ...]
+    width: int | None = field(default=None, compare=False)
+    """Of its residual, where it is known; files of others name it."""
 
     @classmethod
     def of(cls, anatomy: Anatomy, tower: Tower) -> Graph:
@@ -52,7 +54,7 @@ class Graph:
                     raise ModelError(f"{tower.name} layer {layer.index} has no {part}: {why}; it has no edges.")
             parallel = mlp and "resid_mid" not in layer.ports
             found.append(LayerShape(layer.index, layer.heads, layer.kv_heads, mlp, parallel))
-        return cls(spelled(anatomy, tower), tuple(found))
+        return cls(spelled(anatomy, tower), tuple(found), int(tower.width))
 
     @cached_property
     def senders(self) -> tuple[Site, ...]:
@@ -169,10 +171,11 @@ class Graph:
 
     def described(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"tower": self.tower, "layers": [asdict(layer) for layer in self.layers]}
+        layers = [asdict(layer) for layer in self.layers]
+        return {"tower": self.tower, "layers": layers, "width": self.width}
 
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> Graph:
         """What `described` said."""
         layers: Sequence[Mapping[str, Any]] = said["layers"]
-        return cls(said["tower"], tuple(LayerShape(**layer) for layer in layers))
+        return cls(said["tower"], tuple(LayerShape(**layer) for layer in layers), said.get("width"))

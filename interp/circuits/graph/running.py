@@ -163,7 +163,7 @@ class Runner:
         group = shape.heads // shape.kv_heads
         kv = list(dict.fromkeys(head // group for head in live))
         wanted = [("q", h) for h in live] + [(part, g) for part in "kv" for g in kv]
-        first = self._receiver(layer, "q", 0)
+        first = self.receiver(layer, "q", 0)
         columns = [
             mask[:, first + {"q": 0, "k": shape.heads, "v": shape.heads + shape.kv_heads}[p] + h] for p, h in wanted
         ]
@@ -184,17 +184,20 @@ class Runner:
         kept[live] = True
         return (called.at["z"] - self.there.z[layer]) * kept[:, None].to(called.at["z"])
 
-    def _receiver(self, layer: int, part: str, head: int) -> int:
+    def receiver(self, layer: int, part: str, head: int) -> int:
+        """The number of a head's q, k or v as receiver."""
         site = next(
             s for s in self.graph.receivers if (s.layer, s.component, s.heads) == (layer, f"{part}_in", (head,))
         )
         return self.graph.receiver_at[site]
 
+    def mlp_receiver(self, layer: int) -> int:
+        """The number of a layer's MLP as receiver."""
+        return self.graph.receiver_at[self.blocks.site(layer, "mlp_in")]
+
     def _mlp(self, layer: int, mask: Tensor, state: State) -> Tensor:
         shape = self.graph.by_index[layer]
-        column = mask[
-            :, next(v for v, s in enumerate(self.graph.receivers) if (s.layer, s.component) == (layer, "mlp_in"))
-        ]
+        column = mask[:, self.mlp_receiver(layer)]
         if shape.parallel:
             hidden, edits = self._reads(self.before[layer], column, state), []
         else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ FLAT = 1e-6
 
 Edits = Callable[[slice], Sequence[Edit]]
 """The edits of a pass on these rows."""
+Scored = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
+"""Scores of edges, the metric of base and source, and what a method has to say."""
 
 
 class _Found:

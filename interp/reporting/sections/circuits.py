@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from interp.circuits.circuit import Circuit
-from interp.circuits.edge_scores import Edges
 from interp.circuits.edges import edges
 from interp.circuits.faithfulness import faithfulness
+from interp.circuits.found.circuit import Circuit
+from interp.circuits.found.edge_scores import Edges
 from interp.kernels.errors import InterpError
 from interp.reporting.drawing.canvas import Canvas
 from interp.reporting.drawing.figures import drawn

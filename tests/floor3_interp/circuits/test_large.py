@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import interp
-from interp.circuits.drawing import MOST, held
+from interp.circuits.found.drawing import MOST, held
 from interp.circuits.graph.nodes import Graph, LayerShape
+from interp.circuits.graph.random import like
 from interp.circuits.judged import Faithfulness
-from interp.circuits.random import like
 
 LARGE = Graph(None, tuple(LayerShape(n, 9, 3, True, False) for n in range(30)))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import interp
 from interp import formats
-from interp.circuits.circuit import Circuit
+from interp.circuits.found.circuit import Circuit
 from interp.configs import read_config
 from interp.heads.rows import read_rows
 from interp.tasks import needle

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.circuits.circuit import Circuit
+from interp.circuits.found.circuit import Circuit
 from interp.circuits.graph.choose import chosen
 from interp.circuits.graph.nodes import Graph
 from interp.kernels.errors import InterpError

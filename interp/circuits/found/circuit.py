@@ -2,12 +2,13 @@
 
 `Circuit.of(graph, edges=[...])` names its edges, `nodes=[...]` its nodes; `Edges.circuit(...)` and
 `interp.circuits.acdc` cut it from scores. `save` and `load` write and read the files of EAP-IG and MIB (`.json`,
-`.pt`), `draw` an SVG, `compare` says what two circuits share. Cost: none. Limits: one tower.
+`.pt`), CircuitKIT and circuit-tracer, `draw` an SVG, `compare` says what two circuits share. Cost: none. Limits: one
+tower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.circuits.drawing import held, svg
-from interp.circuits.files import read_edges, write_edges
+from interp.circuits.found.drawing import held, svg
+from interp.circuits.found.files import Form, read_edges, write_edges
 from interp.circuits.graph.nodes import Graph
 from interp.hooks.errors import SiteError
 from interp.hooks.sites import nearest
@@ -115,13 +116,14 @@ class Circuit:
             Path(path).write_text(made, encoding="utf-8")
         return made
 
-    def save(self, path: str | Path) -> Path:
-        """Write a `.json` or `.pt` file as EAP-IG does."""
-        return write_edges(Path(path), self.graph, self.mask, self.scores)
+    def save(self, path: str | Path, *, form: Form = "eap-ig", tokens: Sequence[str] = ()) -> Path:
+        """Write a `.json` or `.pt` file as EAP-IG does, or the JSON of CircuitKIT or of circuit-tracer's viewer, which
+        shows the `tokens` of a prompt below it."""
+        return write_edges(Path(path), self.graph, self.mask, self.scores, form=form, tokens=tokens)
 
     @classmethod
     def load(cls, path: str | Path, *, graph: Graph | None = None) -> Circuit:
-        """Read a `.json` or `.pt` file of EAP-IG or MIB; `graph` is the model's, needed where kv heads are shared."""
+        """Read any of these files; `graph` is the model's, needed where kv heads are shared."""
         own, mask, scores = read_edges(path, graph=graph)
         return cls(own, mask, "edge", {"file": Path(path).name}, scores)
 
