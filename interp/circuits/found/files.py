@@ -5,9 +5,9 @@ JSON holds `cfg`, `nodes` {name: {in_graph}} and `edges` {"a0.h1->m2": {score, i
 input per query head: written, a kv head's edge goes to each head of its group with its share of the score; read with
 `graph=` of the model, the group's scores are summed and one edge of the group is enough. Their readers need
 `d_model` in `cfg`, which is there where the circuit's graph is a model's. Their `input` is what tokens alone give;
-ours, `embed`, has learned positions in it as well. Runs that line up have the same positions, so circuits with resampled
-values are the same for both; zeros and means of `embed` take positions away, which theirs do not. Limits: neuron
-circuits are not read.
+ours, `embed`, has learned positions in it as well. Runs that line up have the same positions, so circuits with
+resampled values are the same for both; zeros and means of `embed` take positions away, which theirs do not. Limits:
+neuron circuits are not read.
 """
 
 from __future__ import annotations
