@@ -16,6 +16,7 @@ from interp.results.effects import Effects
 
 SAVED = {
     "tape.json": "interp.hooks.run.tape:open_tape",
+    "span_edges.json": "interp.circuits.found.span_edges:SpanEdges.load",
     "verdict.json": "interp.circuits.real.verdict:Verdict.load",
     "edges.json": "interp.circuits.found.edge_scores:Edges.load",
     "faithfulness.json": "interp.circuits.judged:Faithfulness.load",

@@ -305,7 +305,7 @@ CALLS: dict[str, Call] = {
 """By name, as `interp.NAME` or `interp.ROOM.NAME` spells it."""
 
 VALUE, MADE = "a value, or an error, that holds no tensor", "what a call that is tried here returns"
-FILES = "amber auto_circuit chair eap_ig head_scores mib needles pope ruler sva".split()
+FILES = "amber auto_circuit chair eap_ig head_scores mib needles node_scores pope ruler sva write_node_scores".split()
 UNKNOWN = "copy_colors docstring greater_than subject_verb".split()
 HELD = (
     "anatomy called_with config device discover dtype example handles inputs last_logits_only on ready reset sites"
@@ -318,6 +318,7 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(("open", "reporting.difference", *(f"formats.{name}" for name in FILES)), "reads files"),
     "reporting.experiment": "loads models and calls report",
     **dict.fromkeys(("Circuit", "circuits.Edges", "circuits.Faithfulness", "directions.Exchange"), MADE),
+    **dict.fromkeys(("circuits.SpanEdges", "circuits.Verdict"), MADE),
     **dict.fromkeys(("diffusion.Maps", "diffusion.Hunt"), MADE),
     **dict.fromkeys(("diffusion.columns", "diffusion.pointing"), "reads text, or numbers that are there"),
     "diffusion.encoders": "holds models; denoisers are tried in test_denoisers.py",

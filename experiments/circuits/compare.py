@@ -6,10 +6,10 @@
 Every method searches on the same `--n` prompts of indirect object identification (base clean, source corrupt), and is
 judged on the held-out names and templates with other prompts outside the circuit: CPR (area under f, edges by signed
 importance) and CMD (area under |1 - f|, by magnitude) over MIB's sizes, and f at `--size` of the edges. Its time is
-counted in forward-and-backward passes of the same prompts, taken in the same run. `again` is Jaccard's overlap of its
-circuits of that size from the two halves of the prompts. Beside them stand a random order and the order of how much
-senders' writes change. Writes runs/circuits_compare: table.csv, and report.html with the table and the verdict on the
-circuit of the smallest CMD. Ends with one JSON line.
+counted in forward-and-backward passes of the same prompts, taken in the same run, both in processor time. `again` is
+Jaccard's overlap of its circuits of that size from the two halves of the prompts. Beside them stand a random order and
+the order of how much senders' writes change. Writes runs/circuits_compare: table.csv, and report.html with the table
+and the verdict on the circuit of the smallest CMD. Ends with one JSON line.
 
 Predicted before the first run, for zoo:ioi. CMD: the integrals (eap-ig, eap-ig-activations) and exact patching at most
 0.1, eap, relp and clean-corrupted at most 0.2, flow and magnitude above 0.3, random above 0.5. eap-gp lies between eap
@@ -69,9 +69,9 @@ def main() -> None:
 
 def row(m: interp.Model, task: Task, name: str, size: float, unit: float) -> dict[str, Any]:
     """One method: its search, timed, then its judge."""
-    start = time.perf_counter()
+    start = time.process_time()
     scores, circuit = search(m, task, name, size)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     judged = interp.faithfulness(m, circuit, task.heldout, scores=scores, random=0, parts=0)
     return {"method": name, "cpr": judged.cpr, "cmd": judged.cmd, "f": judged.f, "edges": len(circuit),
             "passes": seconds / unit, "again": again(m, task, name, size), "scores": scores}  # fmt: skip
@@ -142,10 +142,10 @@ def one_pass(m: interp.Model, task: Task) -> float:
 
 
 def _timed(m: interp.Model, task: Task, embed: torch.Tensor) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     logits = m.run(task.clean, edits=[interp.Set("embed", embed)], grad=True)["logits"]
     torch.autograd.grad(task.metric(logits, task.clean).sum(), embed)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def write(m: interp.Model, task: Task, table: pandas.DataFrame, found: dict[str, Edges], options: Any) -> None:

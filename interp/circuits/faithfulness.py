@@ -34,7 +34,7 @@ from interp.circuits.found.drawing import held
 from interp.circuits.found.edge_scores import Edges
 from interp.circuits.graph.changes import GraphPair, Written
 from interp.circuits.graph.random import largest, like, sizes
-from interp.circuits.graph.running import Ablation
+from interp.circuits.graph.running import Ablation, Embed
 from interp.circuits.judged import GRID, Faithfulness
 from interp.circuits.real.ground import Ground
 from interp.hooks.errors import InputsError
@@ -59,6 +59,7 @@ def faithfulness(
     scores: Edges | None = None,
     ablation: Ablation = "resample",
     level: Level = "edge",
+    embed: Embed = "whole",
     random: int = 100,
     parts: int = 40,
     seed: int = 0,
@@ -66,12 +67,13 @@ def faithfulness(
 ) -> Any:
     """A circuit judged on a task (clean prompts in the circuit, corrupt ones outside it), or on `base=` (inside),
     `source=` (outside) and `metric=`; a list for several circuits. `parts` edges or nodes are tried for minimality, a
-    quarter as many halves for completeness. `tell` is told after each circuit how many were run."""
+    quarter as many halves for completeness. `embed="tokens"` leaves learned positions where embeddings are ablated, as
+    EAP-IG and MIB do. `tell` is told after each circuit how many were run."""
     several = [circuit] if isinstance(circuit, Circuit) else circuit
     on = task if task is None or task.model is not None else task.on(model)
     chosen = on.metric if metric is None and on is not None else metric
     with reading(model, chosen) as chosen:
-        ground = Ground(_pair(model, on, base, source, chosen), ablation, tell)
+        ground = Ground(_pair(model, on, base, source, chosen), ablation, tell, embed)
         found = [_Trial(ground, one, on, level, seed).judged(scores, random, parts) for one in several]
     return found[0] if isinstance(circuit, Circuit) else found
 

@@ -186,10 +186,10 @@ register(
         papers=("2410.13032", "2409.09951", "2211.00593"),
         unfit={"encoder-decoder": "the blocks of its decoder have several attentions"},
         made_of=("interp.edges", "interp.faithfulness"),
-        passes=lambda t: 600,
+        passes=lambda t: 400,
         values=None,
         example=lambda t: judge(
-            t.model, t.of("interp.edges").circuit(fraction=0.1), t.task, random=2, parts=2, halves=1, ablation_steps=1
+            t.model, t.of("interp.edges").circuit(fraction=0.5), t.task, random=2, parts=2, halves=1, ablation_steps=1
         ),
     )
 )

@@ -6,8 +6,8 @@ input per query head: written, a kv head's edge goes to each head of its group w
 `graph=` of the model, the group's scores are summed and one edge of the group is enough. Their readers need
 `d_model` in `cfg`, which is there where the circuit's graph is a model's. Their `input` is what tokens alone give;
 ours, `embed`, has learned positions in it as well. Runs that line up have the same positions, so circuits with
-resampled values are the same for both; zeros and means of `embed` take positions away, which theirs do not. Limits:
-neuron circuits are not read.
+resampled values are the same for both; zeros and means of `embed` take positions away, which theirs do not
+(`interp.faithfulness(embed="tokens")` leaves them too). Limits: neuron circuits are not read.
 """
 
 from __future__ import annotations

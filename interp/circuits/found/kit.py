@@ -23,7 +23,8 @@ def as_kit(plain: Mapping[str, Any]) -> dict[str, Any]:
     cfg = plain["cfg"]
     kept = [(name, abs(one["score"])) for name, one in plain["edges"].items() if one["in_graph"]]
     most = max((score for _, score in kept), default=0.0) or 1.0
-    made, nodes = {}, {}
+    made: dict[str, Any] = {}
+    nodes: dict[str, dict[str, Any]] = {}
     for name, score in kept:
         sender, _, receiver = name.partition("->")
         into = receiver.partition("<")[0]

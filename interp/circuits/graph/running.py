@@ -22,8 +22,11 @@ from interp.circuits.graph.changes import GraphPair, Written, filled
 from interp.hooks.drive.recording import Recording
 from interp.hooks.drive.tail import Tail
 from interp.hooks.edits.edits import Set
+from interp.hooks.errors import InputsError
 
 Ablation = Literal["resample", "mean", "zero"]
+Embed = Literal["whole", "tokens"]
+"""What of the embedding is ablated: all of it, or what tokens give, learned positions staying as they are."""
 
 
 @dataclass(eq=False)
@@ -42,14 +45,14 @@ class State:
 class Runner:
     """Circuits of one pair: the base is what the circuit computes on, the source what is put in its place elsewhere."""
 
-    def __init__(self, pair: GraphPair, ablation: Ablation = "resample") -> None:
+    def __init__(self, pair: GraphPair, ablation: Ablation = "resample", embed: Embed = "whole") -> None:
         self.pair, self.graph, self.blocks, self.carries = pair, pair.graph, pair.blocks, pair.carries
         self.there, self.source = pair.written()
         own = Written(torch.empty(0))
         self.passed = self._base(own)
         self.own = own
         if ablation != "resample":
-            self.there = self._filled(ablation)
+            self.there = self._filled(ablation, embed)
         self.out: dict[int, Tensor] = {}
         self.before: dict[int, Tensor] = {}
         """The ablated residual before each layer's attention."""
@@ -78,12 +81,29 @@ class Runner:
         self.pair.check(total[0] + own.embed.to(total[0].device), passed.left)
         return passed
 
-    def _filled(self, ablation: Literal["mean", "zero"]) -> Written:
+    def _filled(self, ablation: Literal["mean", "zero"], embed: Embed) -> Written:
         valid, there = self.pair.valid, self.there
         z, mlp = (
             {n: filled(ablation, x, valid) for n, x in part.items()} for part in (there.z, there.mlp)
         )  # fmt: skip
-        return Written(filled(ablation, there.embed, valid), z, mlp)
+        kept = self._positions() if embed == "tokens" else torch.zeros_like(there.embed)
+        return Written(filled(ablation, there.embed - kept, valid) + kept, z, mlp)
+
+    def _positions(self) -> Tensor:
+        """What the embedding has beside its tokens' rows of the table: the same in both runs, or it is not known."""
+        find = getattr(self.pair.model.module, "get_input_embeddings", lambda: None)
+        table, source = find(), self.pair.source
+        ids = [None if isinstance(x, str) else x.ids for x in (self.pair.base, source)]
+        if table is None or ids[0] is None or ids[1] is None:
+            raise InputsError("embed='tokens' needs a table of tokens, and there is none here: use embed='whole'.")
+        with torch.no_grad():
+            rest = [x - table(i.to(x.device)) for x, i in zip((self.own.embed, self.there.embed), ids, strict=True)]
+        if not torch.allclose(rest[0], rest[1], atol=1e-4 * float(self.own.embed.abs().max())):
+            raise InputsError(
+                "embed='tokens' takes what the embedding has beside its tokens for positions, and here it depends on"
+                " the tokens (they are scaled, or normalised): use embed='whole'."
+            )
+        return rest[0]
 
     def _residuals(self) -> Tensor:
         """The residuals of a run whose every write is ablated; returns the last."""

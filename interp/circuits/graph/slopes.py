@@ -38,7 +38,7 @@ Scored = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
 """Scores of edges, the metric of base and source, and what a method has to say."""
 
 
-class _Found:
+class Found:
     """Slopes of some receivers side by side [receiver, row, position, d]."""
 
     def __init__(self, most: int, like: Tensor) -> None:
@@ -100,7 +100,7 @@ class Slopes:
         passed = self.pair.pass_base(rows, edits=made) if passed is None else passed
         self.edits = [(site.layer, edit) for edit in made for site in places(self.blocks.anatomy, edit)]
         self.rows = rows
-        last = _Found(1, slope)
+        last = Found(1, slope)
         last.add(Site(None, None, "logits"), slope)
         self._contract(last)
         for layer in reversed(self.blocks.layers):
@@ -139,7 +139,7 @@ class Slopes:
         called = self.blocks.run(passed, layer, hidden, record=["q", "k", "v", *mlp], edits=inside, grad=True)
         middle = called.at.get("resid_mid", called.whole)
         slope = slope.to(middle.device)
-        found = _Found(len(self.graph.receivers_of(layer)), hidden)
+        found = Found(len(self.graph.receivers_of(layer)), hidden)
         if shape.mlp and self._read(Site(self.graph.tower, layer, "mlp_in")):
             start = hidden if shape.parallel else middle
             write = called.at["mlp_write"]
@@ -149,16 +149,25 @@ class Slopes:
         if not self._read(Site(self.graph.tower, layer, "q_in", (0,))):
             self._contract(found)
             return slope
-        heads = [called.at[part] for part in "qkv"]
+        return self._heads(found, layer, hidden, [called.at[part] for part in "qkv"], middle, slope)
+
+    def _heads(
+        self, found: Found, layer: int, hidden: Tensor, heads: list[Tensor], middle: Tensor, slope: Tensor
+    ) -> Tensor:
+        """What every head of a layer reads, beside what is found in it already; returns the slope at its input."""
         *by_head, below = torch.autograd.grad(middle, [*heads, hidden], slope, retain_graph=True)
+        self._back(found, layer, hidden, heads, by_head)
+        self._contract(found)
+        return below
+
+    def _back(self, found: Found, layer: int, hidden: Tensor, heads: list[Tensor], by_head: Sequence[Tensor]) -> None:
+        """Take the gradients of q, k and v back to the residual, head by head."""
         for part, value, by in zip("qkv", heads, by_head, strict=True):
             for head in range(value.shape[2]):
                 only = torch.zeros_like(by)
                 only[:, :, head] = by[:, :, head]
                 (one,) = torch.autograd.grad(value, hidden, only, retain_graph=True)
                 found.add(Site(self.graph.tower, layer, f"{part}_in", (head,)), one)
-        self._contract(found)
-        return below
 
     def _read(self, receiver: Site) -> bool:
         """Whether it reads any of the senders that count."""
@@ -169,7 +178,7 @@ class Slopes:
         """Whether anything in a layer reads any of the senders that count."""
         return any(self._read(site) for site in self.graph.receivers if site.layer == layer)
 
-    def _contract(self, found: _Found) -> None:
+    def _contract(self, found: Found) -> None:
         """The scores of every edge into some receivers that read at one layer, all against a layer's senders in one
         product per row."""
         if not found.sites:
@@ -209,10 +218,14 @@ class Slopes:
         change = writes()
         slopes = slopes if bool(live.all()) else slopes[live.to(slopes.device)]
         slopes = carried(slopes.to(change.device)).to(change.dtype)
-        made = torch.bmm(slopes.flatten(2).transpose(0, 1), change.flatten(2).permute(1, 2, 0))
         at = self.first[receivers[live]][:, None] + torch.arange(senders.start, senders.stop)
+        self._add(at.flatten(), slopes, change)
+
+    def _add(self, edges: Tensor, slopes: Tensor, change: Tensor) -> None:
+        """Add what these edges, receiver by receiver, get from slopes and changes [node, row, position, d]."""
+        made = torch.bmm(slopes.flatten(2).transpose(0, 1), change.flatten(2).permute(1, 2, 0))
         made = made.permute(1, 2, 0).flatten(0, 1).to(self.scores) * self.weight
-        self.scores[:, self.rows].index_add_(0, at.flatten().to(made.device), made)
+        self.scores[:, self.rows].index_add_(0, edges.to(made.device), made)
 
     def _counts(self, sender: int) -> bool:
         return self.some is None or sender in self.some

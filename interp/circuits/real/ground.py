@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph.changes import GraphPair
-from interp.circuits.graph.running import Ablation, Runner
+from interp.circuits.graph.running import Ablation, Embed, Runner
 from interp.hooks.errors import InputsError
 
 
@@ -18,13 +18,17 @@ class Ground:
     """The runs of a pair under one ablation; a runner that is there already serves again."""
 
     def __init__(
-        self, pair: GraphPair, ablation: Ablation = "resample", tell: Callable[[int], object] | None = None
+        self,
+        pair: GraphPair,
+        ablation: Ablation = "resample",
+        tell: Callable[[int], object] | None = None,
+        embed: Embed = "whole",
     ) -> None:
-        known = get_args(Ablation)
-        if ablation not in known:
-            raise InputsError(f"ablation is {' or '.join(map(repr, known))}, got {ablation!r}.")
+        for name, given, known in (("ablation", ablation, get_args(Ablation)), ("embed", embed, get_args(Embed))):
+            if given not in known:
+                raise InputsError(f"{name} is {' or '.join(map(repr, known))}, got {given!r}.")
         self.pair, self.graph, self.ablation, self.tell = pair, pair.graph, ablation, tell
-        self.runner = Runner(pair, ablation)
+        self.runner = Runner(pair, ablation, embed)
         self.whole, self.nothing = self.runner.base, self.run(torch.zeros_like(self.graph.exists))
         self.gap = float((self.whole - self.nothing).mean())
         if abs(self.gap) < 1e-6 * max(1.0, float(self.whole.abs().max())):

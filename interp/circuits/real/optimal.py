@@ -44,7 +44,7 @@ class Constants:
             loss = self._loss(soft(gates))
             best = min(best, float(loss.detach()))
             adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             adam.step()
         best = min(best, float(self._loss(soft(gates)).detach()))
         return first**0.5, best**0.5

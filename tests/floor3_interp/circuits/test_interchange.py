@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from edge_oracle import asked, attached
+from edge_oracle import asked, attached, difference
 
 import interp
+from interp.circuits.graph.changes import GraphPair
 from interp.circuits.graph.nodes import Graph
+from interp.circuits.graph.running import Runner
 
 FORMS = ("eap-ig", "circuit-kit", "circuit-tracer")
 
@@ -125,3 +127,25 @@ def test_scores_of_nodes_come_back_without_their_signs(tmp_path: Path) -> None:
         file.write_text(json.dumps({**said, **change}))
         with pytest.raises(interp.InterpError, match=why):
             interp.formats.node_scores(file)
+
+
+def test_positions_can_stay_where_embeddings_are_ablated_as_in_eap_ig() -> None:
+    m, base, source = asked("gpt2")
+    pair = GraphPair(m, base, source, difference)
+    words, places = m.module.transformer.wte, m.module.transformer.wpe
+    length = base["input_ids"].shape[1]
+    positions = places(torch.arange(length)).detach().expand(2, -1, -1)
+    tokens = words(source["input_ids"]).detach()
+    for ablation, left in (("zero", 0.0), ("mean", tokens.mean((0, 1)))):
+        there = Runner(pair, ablation, "tokens").there.embed  # type: ignore[arg-type]
+        torch.testing.assert_close(there, positions + left)
+        assert not torch.allclose(there, Runner(pair, ablation).there.embed)  # type: ignore[arg-type]
+    circuit = interp.Circuit(pair.graph, pair.graph.exists.clone())
+    how: Any = {"base": base, "source": source, "metric": difference, "random": 0, "parts": 0}
+    for ablation in ("resample", "zero"):
+        found = interp.faithfulness(m, circuit, ablation=ablation, embed="tokens", **how)
+        assert found.f == pytest.approx(1)
+    for name, why in (("bloom", "depends on the tokens"), ("vit", "table of tokens")):
+        m, base, source = asked(name)
+        with pytest.raises(interp.InterpError, match=why):
+            Runner(GraphPair(m, base, source, difference), "zero", "tokens")
