@@ -32,6 +32,7 @@ import pandas
 import torch
 
 import interp
+from interp.circuits import Edges
 from interp.circuits.graph.changes import GraphPair, Written
 from interp.circuits.graph.random import sizes
 from interp.circuits.graph.running import Runner
@@ -39,7 +40,6 @@ from interp.circuits.real.verdict import Line, Verdict
 from interp.hooks.slopes.gradients import frozen
 from interp.tasks.task import Task
 
-Edges = interp.circuits.Edges
 GRADIENTS = ("eap", "clean-corrupted", "eap-ig", "eap-ig-activations", "eap-gp", "relp", "flow", "exact")
 LEARNED = ("edge-pruning", "bottleneck", "acdc")
 PLAIN = ("magnitude", "random")
@@ -99,7 +99,7 @@ def plain(pair: GraphPair, name: str) -> Edges:
     """An order that asks no gradient: how much the sender's write changes, or none."""
     graph, nothing = pair.graph, torch.zeros(1, dtype=torch.float64)
     if name == "random":
-        draw = torch.Generator().manual_seed(int(pair.base.ids.sum()))
+        draw = torch.Generator().manual_seed(pair.base.batch)
         values = torch.rand(len(graph.edges), dtype=torch.float64, generator=draw)
     else:
         runner = Runner(pair)

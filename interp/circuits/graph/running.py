@@ -93,8 +93,8 @@ class Runner:
         """What the embedding has beside its tokens' rows of the table: the same in both runs, or it is not known."""
         find = getattr(self.pair.model.module, "get_input_embeddings", lambda: None)
         table, source = find(), self.pair.source
-        ids = [None if isinstance(x, str) else x.ids for x in (self.pair.base, source)]
-        if table is None or ids[0] is None or ids[1] is None:
+        ids = [x.ids for x in (self.pair.base, source) if not isinstance(x, str) and x.ids is not None]
+        if table is None or len(ids) < 2:
             raise InputsError("embed='tokens' needs a table of tokens, and there is none here: use embed='whole'.")
         with torch.no_grad():
             rest = [x - table(i.to(x.device)) for x, i in zip((self.own.embed, self.there.embed), ids, strict=True)]

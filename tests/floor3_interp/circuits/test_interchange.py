@@ -119,7 +119,7 @@ def test_scores_of_nodes_come_back_without_their_signs(tmp_path: Path) -> None:
     said = json.loads(file.read_text("utf-8"))
     assert said["node_scores"] == {"A0.1": 0.5, "MLP 3": 0.25, "A11.0": 0.0}
     assert interp.formats.node_scores(file) == {"L0.H1": 0.5, "L3.mlp_write": 0.25, "L11.H0": 0.0}
-    changes = (
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"level": "neuron"}, "scores of nodes"), ({"node_scores": {"L3.42": 1.0}}, "expected nodes"),
         ({"node_scores": {"A0.1": -1}}, "0 or more"), ({"node_scores": {}}, "at least one"),
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_scores_of_nodes_come_back_without_their_signs(tmp_path: Path) -> None:
             interp.formats.node_scores(file)
 
 
-def test_positions_can_stay_where_embeddings_are_ablated_as_in_eap_ig() -> None:
+def test_positions_can_stay_where_embeddings_are_ablated_as_in_eap_ig(monkeypatch: pytest.MonkeyPatch) -> None:
     m, base, source = asked("gpt2")
     pair = GraphPair(m, base, source, difference)
     words, places = m.module.transformer.wte, m.module.transformer.wpe
@@ -145,7 +145,10 @@ def test_positions_can_stay_where_embeddings_are_ablated_as_in_eap_ig() -> None:
     for ablation in ("resample", "zero"):
         found = interp.faithfulness(m, circuit, ablation=ablation, embed="tokens", **how)
         assert found.f == pytest.approx(1)
-    for name, why in (("bloom", "depends on the tokens"), ("vit", "table of tokens")):
-        m, base, source = asked(name)
-        with pytest.raises(interp.InterpError, match=why):
-            Runner(GraphPair(m, base, source, difference), "zero", "tokens")
+    scaled = torch.nn.Embedding.from_pretrained(2 * words.weight.detach())
+    monkeypatch.setattr(m.module, "get_input_embeddings", lambda: scaled)
+    with pytest.raises(interp.InterpError, match="depends on the tokens"):
+        Runner(pair, "zero", "tokens")
+    m, base, source = asked("vit")
+    with pytest.raises(interp.InterpError, match="table of tokens"):
+        Runner(GraphPair(m, base, source, difference), "zero", "tokens")
