@@ -59,12 +59,14 @@ def test_gates_by_position_are_gates_where_every_position_has_the_same() -> None
 
 
 def test_gates_are_those_of_the_paper() -> None:
-    a, random = torch.tensor([-2.0, 0.0, 3.0]).double(), torch.Generator().manual_seed(3)
-    x = torch.rand(3, generator=torch.Generator().manual_seed(3)).clamp(FAR, 1 - FAR).double()
+    a, random = torch.linspace(-3, 3, 60).double(), torch.Generator().manual_seed(3)
+    x = torch.rand(60, generator=torch.Generator().manual_seed(3)).clamp(FAR, 1 - FAR).double()
     s = 1 / (1 + torch.exp(-(torch.log(x / (1 - x)) + a) / (2 / 3)))
-    torch.testing.assert_close(drawn(a, random), (1.2 * s - 0.1).clamp(0, 1))
-    often = torch.stack([drawn(a, random) > 0 for _ in range(4000)]).double().mean(0)
-    torch.testing.assert_close(opened(a), often, atol=0.03, rtol=0)
+    gates = drawn(a, random)
+    torch.testing.assert_close(gates, (1.2 * s - 0.1).clamp(0, 1))
+    assert int(((gates > 0) & (gates < 1)).sum()) > 10
+    often = torch.stack([drawn(a, random) > 0 for _ in range(2000)]).double().mean(0)
+    torch.testing.assert_close(opened(a), often, atol=0.05, rtol=0)
 
 
 def test_what_an_edge_tells_is_a_divergence_of_normals() -> None:
