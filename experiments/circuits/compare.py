@@ -80,8 +80,16 @@ def row(m: interp.Model, task: Task, name: str, size: float, unit: float) -> dic
             "passes": seconds / unit, "again": again(m, task, name, scores, size), "scores": scores}  # fmt: skip
 
 
+def level(task: Task) -> Task:
+    """The prompts of the length that most have: the bottleneck compares them position by position."""
+    lengths = task.clean.valid.sum(1).tolist()
+    most = max(lengths, key=lengths.count)
+    return task.take([n for n, length in enumerate(lengths) if length == most])
+
+
 def search(m: interp.Model, task: Task, name: str, size: float) -> tuple[Edges, interp.Circuit]:
     """What a method finds on a task: scores for all sizes, and its circuit of one size."""
+    task = level(task) if name == "bottleneck" else task
     how: dict[str, Any] = {"base": task.clean, "source": task.corrupt, "metric": task.metric}
     if name in GRADIENTS:
         steps = {} if name in ("eap-gp", "exact", "flow") else {"steps": 5}
