@@ -311,5 +311,7 @@ MEASURES: dict[str, Callable[[Path], dict[str, Figure]]] = {
     "shapes-vit": _vit,
     "shapes-vit-registers": _vit,
     "shapes-lvlm": _lvlm,
+    "shapes-lvlm-sinks": _lvlm_sinks,
     "shapes-dit": _dit,
     "mirror": _mirror,
+}
