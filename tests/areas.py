@@ -54,6 +54,7 @@ AREAS: dict[str, str] = {
     "floor4_studies/test_sinks": "heads",
     "floor4_studies/test_vision": "vision",
     "floor4_studies/test_operators": "operators",
+    "floor4_studies/test_diffusion": "diffusion",
     "floor4_studies/test_zoo": "zoo",
     "floor4_studies/test_notebooks": "product",
     "repository/test_docs": "product",

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import interp
 from interp.results.intervals import mean_interval
+from interp.zoo import shown
 from interp.zoo.shown import PROMPTS, right
 
 AMOUNTS = (0.25, 0.5, 0.75, 1.0)
@@ -64,15 +65,11 @@ def main() -> None:
 
 def hunt(m: interp.Model, judge: nn.Module, asked: list[str], args: Any) -> Any:
     """The greedy set, by the probability of the shape asked for, which is 0 where the colour is another."""
-    label = {name: n for n, name in judge.config.id2label.items()}
-    wanted = torch.tensor([label[prompt.split()[2]] for prompt in asked])
+    color, shape = shown.asked(asked).unbind(1)
 
     def worth(made: Tensor) -> Tensor:
-        color, _ = right(made, asked, judge).unbind(1)
-        side = judge.config.image_size
-        with torch.no_grad():
-            shown = judge(nn.functional.interpolate(made.clamp(-1, 1), (side, side), mode="bilinear")).logits
-        return color * shown.softmax(-1)[torch.arange(len(asked)), wanted]
+        sure = shown.chances(made, judge)[torch.arange(len(asked)), shape]
+        return sure * (shown.colors(made) == color)
 
     return interp.diffusion.hunt(
         m, lambda: drawn(m, asked, args.steps, seed=1), worth, rounds=args.rounds, weight=args.weight

@@ -23,6 +23,7 @@ import copy
 import random
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -70,9 +71,9 @@ class Averaged(nn.Module):
             slow.lerp_(now, 1 - keep)
 
 
-def build(given: argparse.Namespace, words: int) -> nn.Module:
+def build(given: argparse.Namespace, words: int) -> Any:
     """The denoiser; it starts by seeing grey."""
-    model: nn.Module = diffusers.PixArtTransformer2DModel(
+    model = diffusers.PixArtTransformer2DModel(
         num_attention_heads=given.heads, attention_head_dim=given.width // given.heads, in_channels=3, out_channels=3,
         num_layers=given.layers, cross_attention_dim=given.width, sample_size=SIZE, patch_size=given.patch,
         caption_channels=words, norm_num_groups=1, use_additional_conditions=False,

@@ -150,4 +150,5 @@ def _ready(built: Built, options: Options, given: dict[str, Any] | None = None) 
         )
     if options.attn is not None:
         module.set_attn_implementation(options.attn)
-    return module.to(device=options.device, dtype=options.torch_dtype()), processor
+    wanted = {"device": options.device, "dtype": options.torch_dtype()}
+    return module.to(**{name: value for name, value in wanted.items() if value is not None}), processor

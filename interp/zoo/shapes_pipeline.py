@@ -36,7 +36,7 @@ class PromptError(InterpError):
     """A prompt that the model was not trained on."""
 
 
-class ShapesPipeline(diffusers.DiffusionPipeline):  # type: ignore[misc]
+class ShapesPipeline(diffusers.DiffusionPipeline):
     """Noise to pictures under the guidance of a prompt."""
 
     def __init__(self, transformer: Any, scheduler: Any, tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ names 0.97. Limits: one thing in a picture; a picture without any has an empty b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,12 @@ PROMPTS: tuple[str, ...] = tuple(f"a {color} {shape} ." for color in COLORS for 
 Pictures = Float[Tensor, "picture 3 row column"]
 
 
-def shapes(pictures: Pictures, classifier: nn.Module) -> Int[Tensor, " picture"]:
-    """The number of the shape in `SHAPES` that the classifier sees."""
+def chances(pictures: Pictures, classifier: Any) -> Float[Tensor, "picture shape"]:
+    """How likely the classifier finds each of `SHAPES`."""
     side = classifier.config.image_size
     large = nn.functional.interpolate(pictures.clamp(-1, 1), (side, side), mode="bilinear")
     with torch.no_grad():
-        found: Tensor = classifier(large).logits.argmax(-1)
+        found: Tensor = classifier(large).logits.softmax(-1)
     return found
 
 
@@ -57,12 +58,18 @@ def boxes(pictures: Pictures) -> Float[Tensor, "picture 4"]:
     return torch.tensor(found, dtype=torch.float32)
 
 
-def right(pictures: Pictures, prompts: Sequence[str], classifier: nn.Module) -> Float[Tensor, "picture 2"]:
+def asked(prompts: Sequence[str]) -> Int[Tensor, "prompt 2"]:
+    """The numbers of the colour and of the shape that prompts ask for."""
+    words = [prompt.split() for prompt in prompts]
+    color = [next(n for n, one in enumerate(COLORS) if one in own) for own in words]
+    shape = [next(n for n, one in enumerate(SHAPES) if one in own) for own in words]
+    return torch.tensor([color, shape]).T
+
+
+def right(pictures: Pictures, prompts: Sequence[str], classifier: Any) -> Float[Tensor, "picture 2"]:
     """Whether colour and shape are those that the prompt asks for, 1 or 0."""
-    asked = [prompt.split() for prompt in prompts]
-    color = torch.tensor([next(n for n, one in enumerate(COLORS) if one in words) for words in asked])
-    shape = torch.tensor([next(n for n, one in enumerate(SHAPES) if one in words) for words in asked])
-    return torch.stack([colors(pictures) == color, shapes(pictures, classifier) == shape], 1).float()
+    color, shape = asked(prompts).unbind(1)
+    return torch.stack([colors(pictures) == color, chances(pictures, classifier).argmax(1) == shape], 1).float()
 
 
 def _bytes(pictures: Pictures) -> Tensor:
