@@ -25,7 +25,7 @@ from torch import Tensor
 from interp.circuits.found.span_edges import SpanEdges
 from interp.circuits.graph.changes import GraphPair, Written
 from interp.circuits.graph.running import Runner
-from interp.circuits.graph.slopes import Found, Slopes
+from interp.circuits.graph.slopes import SlopeStack, Slopes
 from interp.circuits.graph.soft import Soft
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.positions import resolve
@@ -110,13 +110,13 @@ class _SpanSlopes(Slopes):
                                   device=pair.model.device)  # fmt: skip
 
     def _heads(
-        self, found: Found, layer: int, hidden: Tensor, heads: list[Tensor], middle: Tensor, slope: Tensor
+        self, found: SlopeStack, layer: int, hidden: Tensor, heads: list[Tensor], middle: Tensor, slope: Tensor
     ) -> Tensor:
         self._contract(found)
         for t, mask in enumerate(self.masks):
             here = mask[self.rows].to(slope.device)[..., None]
             by_head = torch.autograd.grad(middle, heads, slope * here, retain_graph=True)
-            found = Found(len(self.graph.receivers_of(layer)), hidden)
+            found = SlopeStack(len(self.graph.receivers_of(layer)), hidden)
             self._back(found, layer, hidden, heads, by_head)
             self.seen = t
             self._contract(found)

@@ -38,7 +38,7 @@ Scored = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
 """Scores of edges, the metric of base and source, and what a method has to say."""
 
 
-class Found:
+class SlopeStack:
     """Slopes of some receivers side by side [receiver, row, position, d]."""
 
     def __init__(self, most: int, like: Tensor) -> None:
@@ -100,7 +100,7 @@ class Slopes:
         passed = self.pair.pass_base(rows, edits=made) if passed is None else passed
         self.edits = [(site.layer, edit) for edit in made for site in places(self.blocks.anatomy, edit)]
         self.rows = rows
-        last = Found(1, slope)
+        last = SlopeStack(1, slope)
         last.add(Site(None, None, "logits"), slope)
         self._contract(last)
         for layer in reversed(self.blocks.layers):
@@ -139,7 +139,7 @@ class Slopes:
         called = self.blocks.run(passed, layer, hidden, record=["q", "k", "v", *mlp], edits=inside, grad=True)
         middle = called.at.get("resid_mid", called.whole)
         slope = slope.to(middle.device)
-        found = Found(len(self.graph.receivers_of(layer)), hidden)
+        found = SlopeStack(len(self.graph.receivers_of(layer)), hidden)
         if shape.mlp and self._read(Site(self.graph.tower, layer, "mlp_in")):
             start = hidden if shape.parallel else middle
             write = called.at["mlp_write"]
@@ -152,7 +152,7 @@ class Slopes:
         return self._heads(found, layer, hidden, [called.at[part] for part in "qkv"], middle, slope)
 
     def _heads(
-        self, found: Found, layer: int, hidden: Tensor, heads: list[Tensor], middle: Tensor, slope: Tensor
+        self, found: SlopeStack, layer: int, hidden: Tensor, heads: list[Tensor], middle: Tensor, slope: Tensor
     ) -> Tensor:
         """What every head of a layer reads, beside what is found in it already; returns the slope at its input."""
         *by_head, below = torch.autograd.grad(middle, [*heads, hidden], slope, retain_graph=True)
@@ -160,7 +160,9 @@ class Slopes:
         self._contract(found)
         return below
 
-    def _back(self, found: Found, layer: int, hidden: Tensor, heads: list[Tensor], by_head: Sequence[Tensor]) -> None:
+    def _back(
+        self, found: SlopeStack, layer: int, hidden: Tensor, heads: list[Tensor], by_head: Sequence[Tensor]
+    ) -> None:
         """Take the gradients of q, k and v back to the residual, head by head."""
         for part, value, by in zip("qkv", heads, by_head, strict=True):
             for head in range(value.shape[2]):
@@ -178,7 +180,7 @@ class Slopes:
         """Whether anything in a layer reads any of the senders that count."""
         return any(self._read(site) for site in self.graph.receivers if site.layer == layer)
 
-    def _contract(self, found: Found) -> None:
+    def _contract(self, found: SlopeStack) -> None:
         """The scores of every edge into some receivers that read at one layer, all against a layer's senders in one
         product per row."""
         if not found.sites:
