@@ -71,7 +71,8 @@ verdict
 # %% [markdown]
 # This one is found again, and it needs the prompts it was found with: with means or zeros outside it f is near 0, so
 # what it does, it does relative to them. With 30 draws no p-value can fall below 1/31; ask for 100 before you say more.
-#
+
+# %% [markdown]
 # ## Now you
 #
 # - Half as many edges: `edges.circuit(fraction=0.025, signed=True)`. When does f fall?
