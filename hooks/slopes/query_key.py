@@ -30,7 +30,8 @@ def query_effect(call: Call, q: Tensor, dz: Tensor) -> Tensor:
         other = replace(plain, q=q.transpose(1, 2).to(call.q.dtype))
         plain.attend()
         other.attend()
-        return ((other.z.float() - plain.z.float()) * dz.float()).sum(-1)
+        wide = torch.promote_types(call.q.dtype, torch.float32)
+        return ((other.z.to(wide) - plain.z.to(wide)) * dz.to(wide)).sum(-1)
 
 
 def key_effect(call: Call, k: Tensor, dz: Tensor) -> Tensor:

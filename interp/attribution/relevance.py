@@ -81,8 +81,8 @@ class Relevance:
         if not bool(here.any()):
             raise InputsError(f"row {row} has no patches of picture {tile}, so there is no grid: use to_frame().")
         down, across = roles.row[row][here], roles.col[row][here]
-        out = torch.full((int(down.max()) + 1, int(across.max()) + 1), torch.nan)
-        out[down, across] = self.values[row][here.to(self.values.device)].float()
+        out = torch.full((int(down.max()) + 1, int(across.max()) + 1), torch.nan, dtype=self.values.dtype)
+        out[down, across] = self.values[row][here.to(self.values.device)]
         return out
 
     def overlay(self, image: Any, row: int = 0, *, strength: float = 0.6) -> Any:
@@ -125,7 +125,7 @@ def relevance(
     asked = _Asked(model, model.inputs(inputs), metric, embed, steps, samples, seed)
     values: Tensor = known[method].run(asked)
     positions = tower_inputs(asked.x, asked.embed)
-    values = values.detach().cpu().float()
+    values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32))
     if positions.valid.shape == values.shape:
         values = values.masked_fill(~positions.valid.cpu(), 0.0)
     if not bool(torch.isfinite(values).all()):

@@ -83,9 +83,10 @@ def rolled_out(
     if propagated:
         shares = _slopes(module, tower, kwargs, score, _Explicit())[1]
     length = patterns[0].shape[-1]
-    total = torch.eye(length).expand(len(patterns[0]), -1, -1)
+    wide = torch.promote_types(patterns[0].dtype, torch.float32)
+    total = torch.eye(length, dtype=wide).expand(len(patterns[0]), -1, -1)
     for share, slope in zip(shares, slopes, strict=True):
-        step = (share.detach().float() * slope.float()).clamp(min=0).mean(1).cpu()
+        step = (share.detach().to(wide) * slope.to(wide)).clamp(min=0).mean(1).cpu()
         total = total + step @ total
     return total, _read(tower, slopes)
 

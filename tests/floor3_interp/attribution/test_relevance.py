@@ -258,3 +258,12 @@ def test_a_metric_that_moves_with_no_attention_is_refused() -> None:
     x = m.inputs(example(m.module, batch=2, length=7, seed=4))
     with pytest.raises(InputsError, match="no gradient at any attention"):
         relevance(m, x, metric=lambda g, i: g[:, 0, 11] * 0.0, method="chefer-generic")
+
+
+def test_relevance_of_a_model_in_float64_is_of_float64() -> None:
+    m = interp.attach(tiny("vit", dtype=torch.float64))
+    pixels = m.example()["pixel_values"].double()
+    for method in ("ig", "chefer"):
+        found = relevance(m, {"pixel_values": pixels}, metric=reading, method=method, steps=3)
+        assert found.values.dtype == torch.float64
+        assert (found.values - found.values.float()).abs().max() > 0, method
