@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import interp
-from interp.patching.lens import Lens
+from interp.patching.lenses.said import Lens
 from interp.results.effects import Effects
 
 

@@ -93,6 +93,11 @@ class Trial:
         return int(self._stack.layers[0].d_value)
 
     @property
+    def breadth(self) -> int:
+        """Numbers of its residual."""
+        return int(self._stack.width)
+
+    @property
     def edges(self) -> int:
         """Connections between its embedding, heads, MLPs and logits."""
         heads, groups = self._stack.layers[0].heads, self._stack.layers[0].kv_heads

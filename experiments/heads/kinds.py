@@ -28,8 +28,6 @@ from typing import Any
 import interp
 from interp.heads.functions.result import HeadFunctions
 
-KINDS = ("mover", "negative", "S-inhibition", "successor")
-
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -45,7 +43,7 @@ def main() -> None:
     print(found)
     for number in found.values:
         print(number, [(r.site, round(r.estimate, 2)) for r in found.top(4, kind=number).itertuples()])
-    print({name: why for name, why in found.left_out.items()})
+    print(dict(found.left_out))
     shares = dict(zip((s.removesuffix(".z") for s in exact.sites), exact.normalised.tolist(), strict=True))
     for site in first:
         print(site, f"{shares[site]:+.2f} of the gap", found.labels().get(site, ()), rounded(found, site))

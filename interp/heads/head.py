@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from interp.finite import finite
-from interp.heads.head_circuits import head_circuits
 from interp.heads.head_roles import head_roles
 from interp.heads.kinds.plainly import Said, looked, wrote
 from interp.heads.kinds.reading import head_sites, page_of, read_heads
+from interp.heads.weights.head_circuits import head_circuits
 from interp.hooks.errors import CheckFailed, InputsError, SiteError
 from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs

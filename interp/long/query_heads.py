@@ -24,13 +24,13 @@ from torch import Tensor
 
 from interp.finite import finite
 from interp.hooks.errors import InputsError
+from interp.long.asking import asked_of, prompt_of, spans_of, weights_on
 from interp.long.needles import attention_sites, head_names, ids_of
 from interp.prompts.rows import Row
 from interp.prompts.vocabulary import Vocabulary
 from interp.provenance import about
 from interp.records import Method, register
 from interp.results.retrieval import RetrievalHeads
-from interp.tasks.task import Task
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -52,15 +52,15 @@ def query_heads(
     all that belongs to it: in the paper the instruction before it is part of it, and so is all that follows.
     """
     sites = attention_sites(model)
-    task = _fitted(model, questions, passages)
+    task = asked_of(model, questions, passages)
     scores = []
     for n in range(len(task)):
         one = task.take([n])
-        ids, start = _prompt(one)
-        spans = _spans(one, passages, start, n)
+        ids, start = prompt_of(one)
+        spans = spans_of(one, passages, start, n)
         empty = _emptied(model, one.rows[0], null)
         _line_up(ids, empty, start, n)
-        gained = finite(_weights(model, ids, start) - _weights(model, empty, start), "weights on the passages")
+        gained = finite(weights_on(model, ids, start) - weights_on(model, empty, start), "weights on the passages")
         scores.append(torch.stack([_passage(gained[:, a:b]) for a, b in spans]).sum(0))
     found = torch.stack(scores, dim=1)
     unknown = torch.full((len(task),), torch.nan, dtype=torch.double)
@@ -69,39 +69,6 @@ def query_heads(
     cells = tuple(dict(row) for row in task.meta)
     kept = torch.ones(len(task), dtype=torch.bool)
     return RetrievalHeads(head_names(model, sites), found, kept, unknown, "query", cells, meta)
-
-
-def _fitted(model: Model, questions: Any, passages: Sequence[str]) -> Task:
-    if not isinstance(questions, Task):
-        raise InputsError(f"expected a task, such as interp.tasks.needle(m), got {type(questions).__name__}.")
-    if questions.chat is not None:
-        raise InputsError("an empty question is put into plain prompts; this task stands in a chat: take it without.")
-    task = questions if questions.model is model else questions.on(model)
-    for i, row in enumerate(task.rows):
-        missing = [name for name in ("question", *passages) if name not in row.positions]
-        if missing or not passages:
-            raise InputsError(
-                f"row {i} of {task.name!r} does not say where its {missing or 'passages'} are; it names"
-                f" {', '.join(row.positions) or 'nothing'}: give it positions={{'question': (text, 1), 'needle': ...}}."
-            )
-    return task
-
-
-def _prompt(one: Task) -> tuple[Tensor, int]:
-    """The ids of the prompt [1, length] without the answer, and where its question begins."""
-    x = one.clean
-    place = one.positions["question"].rows[0]
-    assert place is not None
-    end = x.continuation[0] if one.whole else x.length
-    return ids_of(x)[:, :end], place[0]
-
-
-def _spans(one: Task, passages: Sequence[str], start: int, n: int) -> list[tuple[int, int]]:
-    places = [one.positions[name].rows[0] for name in passages]
-    spans = [place for place in places if place is not None and place[1] <= start]
-    if len(spans) < len(places):
-        raise InputsError(f"row {n}: a passage stands behind the question; a causal model's question reads back.")
-    return spans
 
 
 def _emptied(model: Model, row: Row, null: str | Sequence[int]) -> Tensor:
@@ -129,14 +96,6 @@ def _line_up(ids: Tensor, empty: Tensor, start: int, n: int) -> None:
             f"row {n}: with null= in place of the question the tokens before it change, so weights on them cannot be"
             " compared; let the question begin at a token of its own."
         )
-
-
-def _weights(model: Model, ids: Tensor, start: int) -> Tensor:
-    """[head, key before the question]: mean weight over the rows from the question on."""
-    rows = range(start, ids.shape[1])
-    found = model.attention({"input_ids": ids}, stats=["received"], rows=rows)
-    parts = [values["received"][0, :, :start] for values in found.values.values()]
-    return torch.cat(parts).double().cpu() / len(rows)
 
 
 def _passage(gained: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interp.heads.head_circuits import head_circuits
+from interp.heads.weights.head_circuits import head_circuits
 from interp.hooks.sites import parse
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.section import Section

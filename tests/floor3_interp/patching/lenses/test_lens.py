@@ -12,7 +12,7 @@ from models import attached
 import interp
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.examples.example import example
-from interp.patching.lens import Lens
+from interp.patching.lenses.said import Lens
 from interp.planted import build
 from interp.planted.probes import probe_task
 from interp.zoo.families import tiny

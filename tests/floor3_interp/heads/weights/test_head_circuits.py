@@ -13,7 +13,7 @@ from models import attached
 from torch import Tensor
 
 import interp
-from interp.heads.matrices import HeadMatrices
+from interp.heads.weights.matrices import HeadMatrices
 from interp.hooks.errors import InputsError, ModelError, SiteError
 from interp.kernels.errors import InterpError
 from interp.planted import build, key
@@ -78,8 +78,8 @@ def test_layers_asked_about_one_by_one_are_the_same(monkeypatch: pytest.MonkeyPa
     together = matrices(m)
     together.of(0)
     assert set(together._layers) == {0, 1}
-    monkeypatch.setattr(import_module("interp.heads.matrices"), "NUMBERS", 1)
-    monkeypatch.setattr(import_module("interp.heads.matrices"), "TOGETHER", 40)
+    monkeypatch.setattr(import_module("interp.heads.weights.matrices"), "NUMBERS", 1)
+    monkeypatch.setattr(import_module("interp.heads.weights.matrices"), "TOGETHER", 40)
     alone = matrices(m)
     for layer in (0, 1):
         for name in "qkvo":
@@ -121,7 +121,7 @@ def test_copying_scores_are_those_of_all_eigenvalues() -> None:
 
 
 def test_tokens_are_the_largest_and_smallest_entries_of_the_whole_circuit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("interp.heads.word_pairs"), "ROWS", 50)
+    monkeypatch.setattr(import_module("interp.heads.weights.word_pairs"), "ROWS", 50)
     m = attached("gpt2")
     found = interp.heads.head_circuits(m, "L1.H2", top=6)
     every = whole(m, 6)

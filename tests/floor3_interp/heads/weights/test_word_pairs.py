@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.heads.word_pairs import WordPairs, word_pairs
+from interp.heads.weights.word_pairs import WordPairs, word_pairs
 
 
 def circuit(words: int, width: int, seed: int, *, tail: float) -> tuple[Tensor, Tensor]:
@@ -32,16 +32,16 @@ def found(pairs: WordPairs) -> list[list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("tail", [0.0, 0.3])
 def test_a_search_of_a_large_vocabulary_finds_what_all_pairs_have(tail: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("interp.heads.word_pairs"), "DRAWN", 0)
+    monkeypatch.setattr(import_module("interp.heads.weights.word_pairs"), "DRAWN", 0)
     hit = 0
     for seed in range(4):
         reads, writes = circuit(3000, 16, seed, tail=tail)
         wanted = [whole(reads, writes, sign, 8) for sign in (1, -1)]
         assert found(word_pairs(reads, writes, 8)) == wanted  # small enough for every pair
-        monkeypatch.setattr(import_module("interp.heads.word_pairs"), "EVERY", 0)
+        monkeypatch.setattr(import_module("interp.heads.weights.word_pairs"), "EVERY", 0)
         pairs = word_pairs(reads, writes, 8)
         monkeypatch.undo()
-        monkeypatch.setattr(import_module("interp.heads.word_pairs"), "DRAWN", 0)
+        monkeypatch.setattr(import_module("interp.heads.weights.word_pairs"), "DRAWN", 0)
         assert pairs.looked == 256
         every = reads.double() @ writes.double()
         every = every - every.mean(1, keepdim=True)
@@ -59,6 +59,6 @@ def test_the_share_of_words_that_raise_themselves_is_that_of_the_words_drawn(mon
     reads, writes = words, (words * (torch.rand(3000, 1, generator=draw) < 0.5)).T.contiguous()
     exact = float(word_pairs(reads, writes, 1).own)
     for name in ("EVERY", "DRAWN"):
-        monkeypatch.setattr(import_module("interp.heads.word_pairs"), name, 0)
+        monkeypatch.setattr(import_module("interp.heads.weights.word_pairs"), name, 0)
     assert float(word_pairs(reads, writes, 1).own) == pytest.approx(exact, abs=0.1)
     assert 0.3 < exact < 0.7

@@ -9,14 +9,13 @@ exactly, since W_E W_V W_O W_U has the eigenvalues of the small matrix W_O (W_U 
 of W_OV within the residual. An entry (s, t) of the whole circuit, less the mean over t, is how much looking at word s
 raises word t. Composition of an earlier head A with a later head B is |W_OV^A M| / (|W_OV^A| |M|) in Frobenius norms,
 with M = W_QK^B (q), its transpose (k), or W_OV^B (v); beside it stands what random matrices of these shapes give. Norm
-gains are folded in as `interp/heads/matrices.py` says; what norms divide by, attention biases, MLPs and positions are
-left out. Query heads that share a kv head share W_K and W_V. Rotary models have their W_QK at distance 0.
+gains are folded in as `interp/heads/weights/matrices.py` says; what norms divide by, attention biases, MLPs and
+positions are left out. Query heads that share a kv head share W_K and W_V. Rotary models have their W_QK at distance 0.
 Cost: a forward pass over as many tokens as the model is wide, and six short ones per layer; W_U W_E once, vocabulary x
-d x d products; for the tokens of a head vocabulary x d x d_head, and a search (`interp/heads/word_pairs.py`) that looks
-at every pair of a small vocabulary and not at all of a large one, as `meta["words looked at"]` says. Limits: what a
-circuit can do is not what it does: where the head looks, and whether anything reads it, the weights do not say. Towers
-without words have the residual's scores only.
-"""
+d x d products; for the tokens of a head vocabulary x d x d_head, and a search (`interp/heads/weights/word_pairs.py`)
+that looks at every pair of a small vocabulary and not at all of a large one, as `meta["words looked at"]` says. Limits:
+what a circuit can do is not what it does: where the head looks, and whether anything reads it, the weights do not say.
+Towers without words have the residual's scores only."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ import torch
 from torch import Tensor
 
 from interp.heads.kinds.reading import head_names, head_sites, heads_of, tower_of
-from interp.heads.matrices import HeadMatrices, LayerMatrices
-from interp.heads.word_pairs import WordPairs, word_pairs
+from interp.heads.weights.matrices import HeadMatrices, LayerMatrices
+from interp.heads.weights.word_pairs import WordPairs, word_pairs
 from interp.hooks.errors import InputsError, ModelError
 from interp.provenance import about
 from interp.records import Method, register
