@@ -13,7 +13,7 @@ from house import ROOT
 
 RUNS: dict[str, list[str]] = {
     "bench/operators.py": ["--lengths", "300", "--repeats", "1"],
-    "bench/masks.py": ["--lengths", "300", "--repeats", "1"],
+    "bench/masks.py": ["--lengths", "300", "--repeats", "1", "--flex", "eager"],
     "operators/deconstruct.py": ["--models", "zoo:shapes-vit", "--n", "4", "--out", "OUT"],
     "operators/robust.py": ["--n", "2", "--steps", "1"],
     "operators/pictures.py": ["--out", "OUT"],
@@ -34,6 +34,8 @@ def test_a_study_of_operators_runs(name: str, tmp_path: Path) -> None:
     elif name == "bench/masks.py":
         assert all(min(row["predicted"], row["forward"], row["forward and backward"]) > 0 for row in said["rows"])
         assert {row["mask"]: row["predicted"] for row in said["rows"]}["full"] == 1.0
+        assert min(row["over flex"] for row in said["rows"]) > 0
+        assert said["two_processes"]["gap"] < 1e-5
     elif name == "operators/deconstruct.py":
         assert abs(said["all_heads"]["zoo:shapes-vit softmax"]) < 1e-3
         assert said["all_heads"]["zoo:shapes-vit uniform"] > 0.1
