@@ -14,7 +14,7 @@ from house import ROOT
 RUNS: dict[str, list[str]] = {
     "bench/operators.py": ["--lengths", "300", "--repeats", "1"],
     "bench/masks.py": ["--lengths", "300", "--repeats", "1", "--flex", "eager"],
-    "operators/deconstruct.py": ["--models", "zoo:shapes-vit", "--n", "4", "--out", "OUT"],
+    "operators/deconstruct.py": ["--models", "zoo:shapes-vit", "--n", "4", "--heads", "3", "--out", "OUT"],
     "operators/robust.py": ["--n", "2", "--steps", "1"],
     "operators/pictures.py": ["--out", "OUT"],
 }
