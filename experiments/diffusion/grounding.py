@@ -12,6 +12,12 @@ Predicted before the first run: chance is 0.17. The best head and step points ri
 for the shape, the mean map in 0.6; in the first step no head in more than 0.3, from the middle on the best one in 0.8.
 "a" and "." take what the ground has to give away: their mean maps point right less often than chance. Against other
 samples' boxes everything is at chance.
+
+Measured, 96 samples to choose on and 96 to judge on (chance 0.20): the colour's map of cross.L2.H1 at the last step
+points right in 0.98 [0.95, 1.00], the shape's map of the same head at step 6 in 0.99 [0.97, 1.00], a random head and
+step in 0.57 and 0.54, other samples' boxes hold 0.23 and 0.26. "a" and "." point right in 0.09 and 0.01 by their mean
+maps. Missed: mean maps are better than thought, 0.95 and 0.85, and the best head points right in 0.65 of pictures in
+the very first call, on noise alone: the noise has decided where the thing will be. Single heads point by "a" (0.87).
 """
 
 from __future__ import annotations
