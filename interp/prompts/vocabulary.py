@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from interp.hooks.denoisers.calls import denoises
 from interp.hooks.inputs.arguments import vocabulary
 from interp.kernels.errors import InterpError
 from interp.preparing.rows import after
@@ -43,6 +44,8 @@ class Vocabulary:
     """The words of one model."""
 
     def __init__(self, model: Host | None) -> None:
+        if model is not None and denoises(model.module):
+            raise TaskError(f"expected a model that answers in words or classes; {type(model.module).__name__} draws")
         self.model = model
         tokenizer = None if model is None else model.tokenizer
         self.tokenizer: Any = tokenizer if hasattr(tokenizer, "convert_ids_to_tokens") else None

@@ -249,8 +249,8 @@ def answers(model: Any, processor: Any, questions: Sequence[ShapeQuestion], *, b
     return words
 
 
-DRAWN = 480
-"""Pictures that a denoiser is judged by, ten for each of its prompts."""
+DRAWN = 192
+"""Pictures that a denoiser is judged by, four for each of its prompts."""
 
 
 def _dit(path: Path) -> dict[str, Figure]:

@@ -105,7 +105,7 @@ def test_it_is_held_by_its_denoiser_and_knows_its_words(m: interp.Model) -> None
 def pictures() -> Tensor:
     """Two small scenes and one of ground alone."""
     red = Thing("circle", "red", (24, 2, 46, 24))
-    white = Thing("bar", "white", (2, 26, 22, 46))
+    white = Thing("bar", "white", (4, 28, 24, 48))
     scenes = [Scene((red,), noise=0.0), Scene((white,), noise=0.0), Scene((), noise=0.0)]
     large = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.nn.functional.avg_pool2d(large, 2)
@@ -117,8 +117,8 @@ def test_color_and_box_are_read_off_the_pixels() -> None:
     found = shown.boxes(seen) * 24
     assert found[0].tolist() == [12, 1, 23, 12]
     left, top, right, bottom = found[1].tolist()  # a bar is the middle third of its box
-    assert (left, right) == (1, 11)
-    assert 13 < top < bottom < 23
+    assert (left, right) == (2, 12)
+    assert 14 < top < bottom < 24
     assert found[2].tolist() == [0] * 4
 
 
