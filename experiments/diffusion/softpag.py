@@ -11,6 +11,13 @@ of all sets. Beside them the unguided samples and those under classifier-free gu
 Predicted before the first run: of unguided samples 0.5 to 0.8 are right, under classifier-free guidance at least 0.95.
 All heads gain most at u = 0.25 or 0.5 and are worse than unguided at 1, where the picture is led off the ones it knows.
 The greedy three gain at least 0.1 at u = 1 and grow with u; random sets gain less than half of that.
+
+Measured (`--prompts 16 --each 4 --draws 3`, 64 samples): unguided 0.89 [0.81, 0.95], classifier-free 0.95. The greedy
+set, L1.H2, L2.H2 and L2.H0, has 0.94, 0.92, 0.97 and 0.94 at u = 0.25, 0.5, 0.75 and 1; all heads 0.78, 0.53, 0.39 and
+0.34 [0.23, 0.45]; random sets 0.82, 0.71, 0.49 and 0.38 [0.28, 0.48], of which two of three were the same (sets are
+distinct since). Held: all heads do harm at 1. Missed: unguided samples are better than thought, all heads never help
+and random sets do harm too; the greedy set gains 0.03 to 0.08, less than 0.1, does not grow with u, and its interval
+holds the unguided share but at 0.75.
 """
 
 from __future__ import annotations
@@ -51,8 +58,7 @@ def main() -> None:
     hunted.save(args.out / "hunt")
     judged = judging(m, judge, asked, args)
     every = list(hunted.sites)
-    draw = random.Random(0)
-    sets = [draw.sample(every, len(hunted.heads)) for _ in range(args.draws)]
+    sets = drawn_sets(every, len(hunted.heads), args.draws)
     print(json.dumps({
         "experiment": "softpag", "model": args.model, "samples": len(asked), "steps": args.steps, "weight": args.weight,
         "greedy": hunted.heads, "unguided": spread(judged([], 0.0)), "classifier_free": spread(judged([], 0.0, 3.0)),
@@ -61,6 +67,14 @@ def main() -> None:
             "random": over([judged(one, u) for one in sets]),
         } for u in AMOUNTS}, "out": str(args.out),
     }))  # fmt: skip
+
+
+def drawn_sets(heads: list[str], size: int, draws: int) -> list[list[str]]:
+    """Random sets of heads, no two alike."""
+    draw, found = random.Random(0), dict[tuple[str, ...], None]()
+    while len(found) < draws:
+        found[tuple(sorted(draw.sample(heads, size)))] = None
+    return [list(one) for one in found]
 
 
 def hunt(m: interp.Model, judge: nn.Module, asked: list[str], args: Any) -> Any:
