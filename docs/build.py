@@ -1,6 +1,7 @@
 """Makes `docs/methods.md` from the records of methods, `docs/calls.md` from docstrings, `docs/real-model.md` from the
 numbers that the studies in `experiments/real/` kept, and `docs/model-types.md`, with one sentence of README.md, from
-`interp doctor --all --json > experiments/zoo/model_types.jsonl`.
+`interp doctor --all --json > experiments/zoo/model_types.jsonl`, and `docs/denoisers.md` from
+`interp doctor --denoisers --json > experiments/zoo/denoisers.jsonl`.
 
 python docs/build.py            # write them
 python docs/build.py --check    # say whether they are up to date
@@ -24,6 +25,7 @@ from interp.commands import verdicts
 DOCS = Path(__file__).parent
 REAL = DOCS.parent / "experiments" / "real"
 TYPES = DOCS.parent / "experiments" / "zoo" / "model_types.jsonl"
+DENOISERS = TYPES.with_name("denoisers.jsonl")
 README = DOCS.parent / "README.md"
 MARKS = "<!-- interp doctor --all -->", "<!-- end -->"
 """Between these stands README's sentence about model types."""
@@ -121,26 +123,48 @@ def real_model() -> str:
 
 def model_types() -> str:
     """What holds of each model type of transformers, with the reason where not all does."""
-    rows, sums = _kept_types()
-    order = list(sums["totals"])
-    rows.sort(key=lambda row: (order.index(row["verdict"]), row["model_type"]))
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in sums["totals"].items())
+    rows, sums = _kept(TYPES)
+    made = f"Made by `docs/build.py` from `interp doctor --all --json`, transformers {sums['transformers']}."
     return "\n".join(
         [
-            "# Model types", "",
-            f"Made by `docs/build.py` from `interp doctor --all --json`, transformers {sums['transformers']}.", "",
+            "# Model types", "", made, "",
             "```text", inspect.getdoc(verdicts) or "", "```", "",
-            f"{sums['types']} types: {counts}. {_share(sums)}", "",
-            *_table(
-                ("model type", "verdict", "where its attention is seen", "why not all of it"),
-                [(f"`{row['model_type']}`", row["verdict"], ", ".join(row["standpoints"]), row["why"]) for row in rows],
-            ),
+            f"{sums['types']} types: {_counts(sums)}. {_share(sums)}", "",
+            *_verdicts("model type", rows, sums),
         ]
     )  # fmt: skip
 
 
-def _kept_types() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    *rows, sums = map(json.loads, TYPES.read_text().splitlines())
+def denoisers() -> str:
+    """The same of each class of diffusers that denoises."""
+    rows, sums = _kept(DENOISERS)
+    return "\n".join(
+        [
+            "# Denoisers", "",
+            "Made by `docs/build.py` from `interp doctor --denoisers --json`; what the verdicts mean is said in"
+            " [Model types](model-types.md).", "",
+            f"{sums['types']} classes: {_counts(sums)}.", "",
+            *_verdicts("class", rows, sums),
+        ]
+    )  # fmt: skip
+
+
+def _counts(sums: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in sums["totals"].items())
+
+
+def _verdicts(what: str, rows: list[dict[str, Any]], sums: dict[str, Any]) -> list[str]:
+    """A row a type, the most frequent verdict first."""
+    order = list(sums["totals"])
+    rows.sort(key=lambda row: (order.index(row["verdict"]), row["model_type"]))
+    return _table(
+        (what, "verdict", "where its attention is seen", "why not all of it"),
+        [(f"`{row['model_type']}`", row["verdict"], ", ".join(row["standpoints"]), row["why"]) for row in rows],
+    )
+
+
+def _kept(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    *rows, sums = map(json.loads, path.read_text().splitlines())
     return rows, sums
 
 
@@ -158,11 +182,12 @@ def readme() -> str:
     _, end, after = rest.partition(MARKS[1])
     if not start or not end:
         raise ValueError(f"README.md has no place between {MARKS[0]} and {MARKS[1]}.")
-    return f"{before}{start}\n  {_share(_kept_types()[1])}\n  {end}{after}"
+    return f"{before}{start}\n  {_share(_kept(TYPES)[1])}\n  {end}{after}"
 
 
 PAGES = {
     "methods.md": methods, "calls.md": calls, "real-model.md": real_model, "model-types.md": model_types,
+    "denoisers.md": denoisers,
     "../README.md": readme,
 }  # fmt: skip
 

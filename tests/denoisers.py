@@ -2,80 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from interp.zoo.denoisers import SIZES, build
+
 HEADS = 2
-FOUR: Mapping[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": 8}
-"""Two heads of eight numbers each."""
-TINY: Mapping[str, Mapping[str, Any]] = {
-    "FluxTransformer2DModel": {
-        **FOUR, "in_channels": 4, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 12,
-        "pooled_projection_dim": 10, "axes_dims_rope": (2, 2, 4), "guidance_embeds": True,
-    },
-    "QwenImageTransformer2DModel": {
-        **FOUR, "in_channels": 4, "out_channels": 1, "num_layers": 2, "joint_attention_dim": 12,
-        "axes_dims_rope": (2, 2, 4),
-    },
-    "SD3Transformer2DModel": {
-        **FOUR, "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 3, "joint_attention_dim": 12,
-        "caption_projection_dim": 16, "pooled_projection_dim": 10, "pos_embed_max_size": 8, "qk_norm": "rms_norm",
-    },
-    "AuraFlowTransformer2DModel": {
-        **FOUR, "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 2,
-        "num_single_dit_layers": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pos_embed_max_size": 64,
-    },
-    "PixArtTransformer2DModel": {
-        **FOUR, "in_channels": 4, "out_channels": 8, "num_layers": 2, "cross_attention_dim": 16, "sample_size": 8,
-        "caption_channels": 12, "norm_num_groups": 2, "use_additional_conditions": False,
-    },
-    "DiTTransformer2DModel": {
-        **FOUR, "in_channels": 4, "num_layers": 2, "sample_size": 8, "norm_num_groups": 2, "num_embeds_ada_norm": 10,
-    },
-    "SanaTransformer2DModel": {
-        **FOUR, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_cross_attention_heads": HEADS,
-        "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 12, "sample_size": 6,
-    },
-    "UNet2DConditionModel": {
-        "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 12,
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (2, 4),
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 34,
-        "transformer_layers_per_block": (1, 2), "use_linear_projection": True,
-    },
-    "WanTransformer3DModel": {
-        **FOUR, "in_channels": 4, "out_channels": 4, "text_dim": 12, "freq_dim": 16, "ffn_dim": 24, "num_layers": 2,
-        "rope_max_seq_len": 32, "patch_size": (1, 2, 2),
-    },
-    "LTXVideoTransformer3DModel": {
-        **FOUR, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 16, "num_layers": 2, "caption_channels": 12,
-    },
-    "CogVideoXTransformer3DModel": {
-        **FOUR, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 12, "num_layers": 2,
-        "sample_width": 8, "sample_height": 8, "sample_frames": 5, "max_text_seq_length": 7,
-    },
-    "HunyuanVideoTransformer3DModel": {
-        **FOUR, "in_channels": 4, "out_channels": 4, "num_layers": 1, "num_single_layers": 2, "num_refiner_layers": 1,
-        "patch_size": 2, "text_embed_dim": 12, "pooled_projection_dim": 10, "rope_axes_dim": (2, 2, 4),
-    },
-    "MochiTransformer3DModel": {
-        **FOUR, "in_channels": 4, "num_layers": 2, "pooled_projection_dim": 10, "text_embed_dim": 16,
-        "time_embed_dim": 6, "max_sequence_length": 8,
-    },
-    "CogView4Transformer2DModel": {
-        **FOUR, "in_channels": 4, "out_channels": 4, "num_layers": 2, "text_embed_dim": 12, "time_embed_dim": 8,
-        "condition_dim": 4, "sample_size": 8, "rope_axes_dim": (8, 8),
-    },
-    "Lumina2Transformer2DModel": {
-        "sample_size": 8, "in_channels": 4, "hidden_size": 24, "num_layers": 2, "num_refiner_layers": 1,
-        "num_attention_heads": 3, "num_kv_heads": 1, "axes_dim_rope": (4, 2, 2), "axes_lens": (32, 32, 32),
-        "cap_feat_dim": 12,
-    },
-}  # fmt: skip
+KINDS = (
+    "FluxTransformer2DModel", "QwenImageTransformer2DModel", "SD3Transformer2DModel", "AuraFlowTransformer2DModel",
+    "PixArtTransformer2DModel", "DiTTransformer2DModel", "SanaTransformer2DModel", "UNet2DConditionModel",
+    "WanTransformer3DModel", "LTXVideoTransformer3DModel", "CogVideoXTransformer3DModel",
+    "HunyuanVideoTransformer3DModel", "MochiTransformer3DModel", "CogView4Transformer2DModel",
+    "Lumina2Transformer2DModel",
+)  # fmt: skip
+TINY = {name: SIZES[name] for name in KINDS}
 """By class: what its config says other than by default."""
 
 
@@ -86,12 +29,9 @@ def library() -> Any:
 
 def denoiser(name: str, *, seed: int = 0, **changes: Any) -> nn.Module:
     """A random one of this class."""
-    home = library()
+    library()
     torch.manual_seed(seed)
-    made: nn.Module = getattr(home, name)(**{**TINY[name], **changes}).eval()
-    for parameter in made.parameters():  # gates and last layers start at zero
-        torch.nn.init.normal_(parameter, std=0.2)
-    return made
+    return build(name, **changes)
 
 
 WITHOUT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "vae")

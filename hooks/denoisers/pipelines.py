@@ -31,7 +31,7 @@ def denoiser_of(pipeline: Any) -> tuple[str, nn.Module]:
         )
     if len(found) > 1:
         raise ModelError(
-            f"{kind} has several denoisers ({', '.join(found)}), which take over from each other: attach one of them,"
-            f" interp.attach(pipe.{next(iter(found))})."
+            f"{kind} has several denoisers ({', '.join(found)}), which take over from each other: attach each of them,"
+            f" interp.attach(pipe.{next(iter(found))}), and watch both around one run."
         )
     return next(iter(found.items()))

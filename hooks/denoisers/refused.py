@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+TURNED = ("ErnieImageTransformer2DModel",)
+"""Classes whose residual has its positions before its rows."""
+
 
 def why_not(module: nn.Module) -> str | None:
     """Why a model of diffusers cannot be held as it is; None where nothing speaks against it, and for all others."""
+    if type(module).__name__ in TURNED:
+        return f"the residual of {type(module).__name__} is [position, row, d], and every site is [row, position, d]"
     for name, child in module.named_modules():
         if getattr(getattr(child, "processor", None), "_parallel_config", None) is not None:
             return (

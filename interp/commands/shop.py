@@ -33,6 +33,7 @@ def add(commands: common.Commands) -> None:
         "--families", nargs="*", metavar="FAMILY", help="tiny random models of these families, or of all"
     )
     doctor.add_argument("--all", nargs="*", metavar="TYPE", help="every model type of transformers, or these, tiny")
+    doctor.add_argument("--denoisers", nargs="*", metavar="CLASS", help="denoisers of diffusers, or these, tiny")
     zoo = common.command(commands, "zoo", "the models that ship with the toolkit", ZOO, run_zoo)
     zoo.add_argument("what", nargs="?", choices=("list", "card", "path", "export"), default="list")
     zoo.add_argument("name", nargs="?")
@@ -52,18 +53,19 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Check tables."""
-    if sum(one is not None for one in (options.families, options.model, options.all)) != 1:
-        raise ConfigError("give one of a model, --families and --all.")
-    if options.all is not None:
+    asked = (options.families, options.model, options.all, options.denoisers)
+    if sum(one is not None for one in asked) != 1:
+        raise ConfigError("give one of a model, --families, --all and --denoisers.")
+    if options.all is not None or options.denoisers is not None:
         return _every(options)
     return _one(options) if options.model is not None else _families(options)
 
 
 def _every(options: argparse.Namespace) -> int:
-    from interp.commands.verdicts import sums, survey, totals
+    from interp.commands.verdicts import sums, survey, survey_denoisers, totals
 
     rows = []
-    for row in survey(options.all):
+    for row in survey(options.all) if options.all is not None else survey_denoisers(options.denoisers):
         rows.append(row)
         print(json.dumps(row.to_dict()) if options.json else row, flush=True)
     print(json.dumps(sums(rows)) if options.json else totals(rows))

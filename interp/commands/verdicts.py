@@ -12,6 +12,8 @@ fails      one of its own checks does not hold
 wrong      a number of a sweep is not that of the loop
 crash      something else than a refusal came out
 not built  the builder, or the type's plain forward on made-up inputs, does not go through: nothing is said of the type
+`interp doctor --denoisers` asks the same of each class of diffusers that denoises, and whether its tokens are where
+their roles say.
 Cost: half a second a type. Limits: random weights, made-up inputs, a sample of heads.
 """
 
@@ -26,7 +28,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from interp.hooks.errors import ModelError
+from interp.hooks.denoisers.calls import denoises
+from interp.hooks.errors import ModelError, UnknownPositions
 from interp.hooks.examples.example import example
 from interp.hooks.stand.output import logits_of
 from interp.hooks.survey.answers import answer, same
@@ -34,6 +37,8 @@ from interp.kernels.errors import InterpError
 from interp.metrics.places import At
 from interp.model import Model, attach
 from interp.patching.patch import patch
+from interp.zoo.denoisers import build as denoisers
+from interp.zoo.denoisers import kinds, misplaced
 from interp.zoo.every import build, types
 
 Verdict = Literal["pass", "partly", "refused", "no heads", "fails", "wrong", "crash", "not built"]
@@ -72,7 +77,7 @@ class TypeRow:
         return f"{self.model_type:<28} {self.verdict:<9} {self.cls}{where}" + (f": {self.why}" if self.why else "")
 
 
-def examine(model_type: str) -> TypeRow:
+def examine(model_type: str, build: Callable[[str], nn.Module] = build) -> TypeRow:
     """The verdict of one type."""
     try:
         module = build(model_type)
@@ -148,6 +153,19 @@ def _swept(model: Model, row: TypeRow) -> None:
             row.verdict, row.why = "wrong", f"{sites[0]} and others: a sweep is {off:.2g} off a loop"
 
 
+def _placed(model: Model, row: TypeRow) -> None:
+    """Tokens of a denoiser are where their roles say."""
+    if not denoises(model.module):
+        return
+    try:
+        wrong = misplaced(model)
+    except UnknownPositions:
+        row.verdict, row.why = "partly", "the order of its tokens is in no table: they have positions and no roles"
+    else:
+        if wrong is not None:
+            row.verdict, row.why = "wrong", wrong
+
+
 def _numbers(logits: Tensor, inputs: Any) -> Tensor:
     """One number a row: two columns of the last position."""
     last = logits.flatten(1, -2)[:, -1] if logits.ndim > 2 else logits
@@ -204,6 +222,7 @@ def _by_hand(model: Model, layer: Any, head: int, base: Mapping[str, Any], sourc
 
 STEPS: tuple[tuple[Verdict, Callable[[Model, TypeRow], None]], ...] = (
     ("refused", _found), ("fails", _checked), ("partly", _able), ("partly", _swept),
+    ("partly", _placed),
 )  # fmt: skip
 """What is asked, in order, and the verdict where it is refused."""
 
@@ -218,6 +237,13 @@ def survey(names: Iterable[str] = ()) -> Iterator[TypeRow]:
     """One row a type, as each is done."""
     for name in list(names) or types():
         yield examine(name)
+
+
+def survey_denoisers(names: Iterable[str] = ()) -> Iterator[TypeRow]:
+    """The same of the classes of diffusers that denoise."""
+    for name in list(names) or kinds():
+        torch.manual_seed(0)
+        yield examine(name, denoisers)
 
 
 def sums(rows: Sequence[TypeRow]) -> dict[str, object]:

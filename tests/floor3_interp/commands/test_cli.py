@@ -154,7 +154,7 @@ def test_bad_requests_are_one_readable_line(tmp_path: Path, capsys: pytest.Captu
         ("run", str(tmp_path / "none.yaml"), "--out", out): "no file",
         ("diff", str(tmp_path), out): "heads.parquet",
         ("zoo", "export", "ioi", str(tmp_path)): "empty",
-        ("doctor",): "one of a model, --families and --all",
+        ("doctor",): "one of a model, --families, --all and --denoisers",
     }.items():
         code, _, err = run(capsys, *argv)
         lines = [line for line in err.splitlines() if not line.startswith("cost:")]

@@ -160,6 +160,22 @@ def test_a_pipeline_of_ones_own_is_held_too() -> None:
     assert "the transformer of a Mine" in repr(m)
 
 
+def test_two_denoisers_that_take_over_are_two_models_around_one_run() -> None:
+    """Wan 2.2: the steps of both are the pipeline's, the second's go on where the first's end."""
+    first, second = denoiser("WanTransformer3DModel"), denoiser("WanTransformer3DModel", seed=1)
+    pipe = pipeline("WanPipeline", first, transformer_2=second, boundary_ratio=0.9)
+    high, low = interp.attach(first), interp.attach(second)
+    plain = wan(pipe, steps=4)
+    with high.watch(record="denoiser.L0.z") as one, low.watch(record="denoiser.L0.z") as two:
+        assert torch.equal(wan(pipe, steps=4), plain)
+    assert one.calls + two.calls == 8  # guidance calls twice
+    assert min(one.calls, two.calls) >= 2
+    assert one.branches[0] == two.branches[0] == (C,)
+    with low.edited([interp.Scale("denoiser.L0.H0.z", 0.0)]), high.watch(record="denoiser.L0.z") as again:
+        assert not torch.equal(wan(pipe, steps=4), plain)
+    assert torch.equal(again["denoiser.L0.z"], one["denoiser.L0.z"])
+
+
 def test_pipelines_that_cannot_be_held_say_why() -> None:
     home = denoisers.library()
     two = pipeline("WanPipeline", denoiser("WanTransformer3DModel"), transformer_2=denoiser("WanTransformer3DModel"))
