@@ -59,4 +59,6 @@ class Constants:
     @staticmethod
     def _size(constants: list[Tensor]) -> float:
         """A rate is in parts of how large constants are."""
-        return float(torch.cat([one.detach().flatten() for one in constants]).square().mean().sqrt().clamp(min=1e-6))
+        return float(
+            torch.cat([one.detach().flatten().cpu() for one in constants]).square().mean().sqrt().clamp(min=1e-6)
+        )
