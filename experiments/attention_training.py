@@ -19,6 +19,14 @@ Predicted before the first run:
 2. At the largest radius the worst fall of the margin under at is at most 0.7 times that under plain, under vat at most
    0.9 times; random is within a tenth of plain.
 3. Heads keep their worth better under at than under plain, by at least 0.05 at the largest radius.
+
+Measured (40 steps, 32 pictures; the prediction was written for 80 steps and 64 pictures, a run that was cut short).
+Radii 0.3, 1 and 3; fall of a margin of 5.0 at worst, predictions that stay and worth kept at radius 3:
+    plain     0.45 1.72 4.63   0.63   0.65       random changes of these norms move the margin by less than 0.002
+    random    0.45 1.72 4.63   0.66   0.65       exactly as plain
+    at        0.24 0.89 2.96   0.78   0.74       0.64 of plain's fall
+    vat       0.22 0.83 2.93   0.81   0.69       0.63 of plain's, without labels: better than predicted
+Accuracy 0.97, 0.97, 1.00, 1.00. All three predictions hold. 31 seconds of one core.
 """
 
 from __future__ import annotations
@@ -153,9 +161,9 @@ def _short(values: Any) -> list[float]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="zoo:shapes-vit")
-    parser.add_argument("--n", type=int, default=64, help="pictures that are asked about")
-    parser.add_argument("--pool", type=int, default=512, help="pictures to tune on")
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--n", type=int, default=32, help="pictures that are asked about")
+    parser.add_argument("--pool", type=int, default=256, help="pictures to tune on")
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--radius", type=float, default=3.0, help="of changes in training")
