@@ -281,6 +281,9 @@ CALLS: dict[str, Call] = {
     "directions.mean_difference": directed,
     "directions.random_like": lambda p: interp.directions.random_like(directed(p), 3),
     "Task": lambda p: (facts(p).right(), picture(p).right()),
+    "heads.head_matrix": lambda p: {
+        name: vars(interp.heads.head_matrix(p.model(name), "L1.H2")) for name in ("gpt2", "llama")
+    },
     "Model.run": stored,
     "Model.stream": streamed,
     "Model.edited": edited,
@@ -322,7 +325,9 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(("diffusion.Maps", "diffusion.Hunt"), MADE),
     **dict.fromkeys(("diffusion.columns", "diffusion.pointing"), "reads text, or numbers that are there"),
     "diffusion.encoders": "holds models; denoisers are tried in test_denoisers.py",
-    **dict.fromkeys(("explorer.Explorer", "heads.Importance", "patching.Effects"), MADE),
+    **dict.fromkeys(("explorer.Explorer", "heads.Importance", "heads.HeadMatrix", "patching.Effects"), MADE),
+    **dict.fromkeys((f"forgetting.{name}" for name in "AcrossModels Dampened LensAttack ModelsCompared".split()), MADE),
+    "robustness.AttentionPerturbation": MADE,
     **dict.fromkeys(("operators.Compared", "operators.Mimicry", "operators.Replaceable"), MADE),
     **dict.fromkeys(("operators.Operator", "operators.slopes"), VALUE),
     "operators.dependency_tree": "takes a pattern, and gives a list",

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from interp.finite import finite
 from interp.forgetting.dampened import Dampened
-from interp.forgetting.head_weights import HeadWeights, squared
+from interp.forgetting.head_weights import WeightsByHead, squared
 from interp.heads.measures.asked import Asked, asked
 from interp.hooks.errors import InputsError
 from interp.provenance import about
@@ -66,7 +66,7 @@ def dampen(
         raise InputsError(f"alpha= and lam= are above 0, batch= at least 1; got {alpha}, {lam} and {batch}.")
     sets = [_asked(model, data, given, heads, name) for data, given, name in
             ((forget, labels, "forget"), (retain, retain_labels, "retain"))]  # fmt: skip
-    own = HeadWeights.of(model, sets[0].sites)
+    own = WeightsByHead.of(model, sets[0].sites)
     named = _named(model, own, scope)
     (first, ours), (second, theirs) = (_information(one, own, named, batch) for one in sets)
     share = len(sets[0].x) / (len(sets[0].x) + len(sets[1].x))
@@ -95,7 +95,7 @@ def _asked(model: Model, data: Any, labels: Any, heads: str, name: str) -> Asked
     return found
 
 
-def _named(model: Model, own: HeadWeights, scope: Scope) -> dict[str, nn.Parameter]:
+def _named(model: Model, own: WeightsByHead, scope: Scope) -> dict[str, nn.Parameter]:
     """The parameters that are looked at."""
     every = dict(model.module.named_parameters())
     wanted = own.names() if scope == "heads" else [name for name, p in every.items() if p.is_floating_point()]
@@ -103,7 +103,7 @@ def _named(model: Model, own: HeadWeights, scope: Scope) -> dict[str, nn.Paramet
 
 
 def _information(
-    one: Asked, own: HeadWeights, named: Mapping[str, nn.Parameter], batch: int
+    one: Asked, own: WeightsByHead, named: Mapping[str, nn.Parameter], batch: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The mean squared gradient of each weight, on the CPU, and its sums over heads [head, batch of rows]."""
     total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in named.items()}
@@ -120,7 +120,7 @@ def _factor(forget: Tensor, other: Tensor, alpha: float, lam: float) -> Tensor:
     return torch.where(chosen, (lam * other / forget.clamp(min=torch.finfo(forget.dtype).tiny)).clamp(max=1.0), 1.0)
 
 
-def _mean(own: HeadWeights, head: str, values: Mapping[str, Tensor]) -> Tensor:
+def _mean(own: WeightsByHead, head: str, values: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([part.flatten() for part in own.parts(head, values)]).mean()
 
 

@@ -32,13 +32,13 @@ Places = Sequence[tuple[str, int, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class HeadWeights:
+class WeightsByHead:
     """Where the weights of the heads are, by head."""
 
     places: Mapping[str, Places]
 
     @classmethod
-    def of(cls, model: Model, sites: Sequence[Site]) -> HeadWeights:
+    def of(cls, model: Model, sites: Sequence[Site]) -> WeightsByHead:
         """Of the heads that sites of z name, in their order."""
         by_layer: dict[tuple[str, int], list[Site]] = {}
         for site in sites:

@@ -19,11 +19,12 @@ from interp.heads.reach.pursuit import pursuit
 from interp.heads.reach.together import together
 from interp.heads.weights.directions import head_directions
 from interp.heads.weights.head_circuits import head_circuits
+from interp.heads.weights.matrices import HeadMatrix, head_matrix
 from interp.heads.weights.overlap import head_overlap
 from interp.heads.weights.virtual import virtual_heads
 
 __all__ = [
-    "Importance", "alignment", "atlas", "backups", "function_vector", "gates", "head", "head_circuits",
-    "head_directions", "head_functions", "head_overlap", "head_roles", "importance", "pursuit",
+    "HeadMatrix", "Importance", "alignment", "atlas", "backups", "function_vector", "gates", "head", "head_circuits",
+    "head_directions", "head_functions", "head_matrix", "head_overlap", "head_roles", "importance", "pursuit",
     "together", "virtual_heads",
 ]  # fmt: skip

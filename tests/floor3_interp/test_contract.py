@@ -39,6 +39,7 @@ NO_METHODS = {
     "diffusion.columns": "which tokens hold a word", "diffusion.encoders": "models",
     "diffusion.pointing": "which points lie in boxes", "directions.mean_difference": "a vector for edits",
     "directions.random_like": "vectors for edits", "Zero": "an edit", "operators.find_blocks": "operators for edits",
+    "heads.head_matrix": "a head's matrices",
     "operators.dependency_tree": "a tree of a pattern", "operators.slopes": "rates for an operator",
 }  # fmt: skip
 """Public calls that measure nothing themselves, and what they give."""

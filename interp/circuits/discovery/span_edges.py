@@ -25,7 +25,7 @@ from torch import Tensor
 from interp.circuits.found.span_edges import SpanEdges
 from interp.circuits.graph.changes import GraphPair, Written
 from interp.circuits.graph.running import Runner
-from interp.circuits.graph.slopes import SlopeStack, Slopes
+from interp.circuits.graph.slopes import Slopes, SlopeStack
 from interp.circuits.graph.soft import Soft
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.positions import resolve

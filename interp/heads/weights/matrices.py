@@ -60,6 +60,32 @@ class LayerMatrices:
     """Why there are no q and k."""
 
 
+@dataclass(frozen=True, eq=False)
+class HeadMatrix:
+    """One head's weights for row vectors, float64: it writes `pattern (x W_V) W_O`, and scores `(x W_Q) (y W_K)'`."""
+
+    W_Q: Tensor
+    """[d, d_head]; W_K and W_V, which heads of a group share, likewise."""
+    W_K: Tensor
+    W_V: Tensor
+    W_O: Tensor
+    """[d_head, d]."""
+
+
+def head_matrix(model: Model, head: str) -> HeadMatrix:
+    """The weights of one head, "L5.H3", however the model keeps them (fused, interleaved, grouped, transposed), without
+    biases and norms; of rotary models as they are at position 0, where nothing is turned."""
+    anatomy = model.ready()
+    site = anatomy.one(f"{head}.z")
+    if site.heads is None or len(site.heads) != 1 or site.layer is None:
+        raise InputsError(f"{head!r} is not one head: write such as 'L5.H3'.")
+    (number,) = site.heads
+    layer = anatomy.layer(site)
+    found = HeadMatrices(model, anatomy.tower(site.tower, text=head), [site.layer]).plain(site.layer)
+    group = number // layer.group
+    return HeadMatrix(found["q"][number], found["k"][group], found["v"][group], found["o"][number])
+
+
 class _Enough(Exception):
     """Everything that is asked for has been seen."""
 
@@ -224,9 +250,29 @@ class HeadMatrices:
 
         return _at_unit_size(frozen(norm, value, name=f"what stands between {before} and {after}"), value)
 
+    def plain(self, index: int) -> dict[str, Tensor]:
+        """W_Q [head, d, d_head], W_K and W_V [kv head, d, d_head] and W_O [head, d_value, d] of one layer as they are,
+        no norm folded in."""
+        layer = self.tower.layer(index)
+        turned, linear = self._probe([layer])
+        if missing := sorted({"q", "k", "v"} - linear[index]):
+            raise ModelError(
+                f"{self._site(layer, missing[0])}: {' and '.join(missing)} of this layer are normalised on the way, so"
+                " no matrix makes them from what the attention reads."
+            )
+        return {**self._project([layer], first_only=turned)[index], "o": self._plain_output(layer).cpu()}
+
     def _output(self, layer: Layer) -> Tensor:
         """W_O with what stands behind it [head, d_value, d]."""
         writes, _ = self._run
+        every = self._plain_output(layer)
+        carried: Tensor = writes.carry(self._site(layer, "result").whole).linear(
+            every.reshape(-1, 1, 1, every.shape[-1])
+        )
+        return carried[:, 0, 0].reshape(every.shape).cpu()
+
+    def _plain_output(self, layer: Layer) -> Tensor:
+        """W_O [head, d_value, d]."""
         site = self._site(layer, "result")
         if layer.out is None:
             raise ModelError(f"{site}: the output projection of this layer was not found.")
@@ -235,11 +281,9 @@ class HeadMatrices:
         z = torch.zeros(layer.heads, layer.d_value, layer.heads, layer.d_value, dtype=units.dtype, device=units.device)
         z[torch.arange(layer.heads), :, torch.arange(layer.heads)] = units
         with torch.no_grad():
-            every = torch.cat(
+            return torch.cat(
                 [head_results(projection, z[h : h + 1], (h,))[:, :, 0] for h in range(layer.heads)]
             ).double()
-        carried: Tensor = writes.carry(site.whole).linear(every.reshape(-1, 1, 1, every.shape[-1]))
-        return carried[:, 0, 0].reshape(every.shape).cpu()
 
     @cached_property
     def embedding(self) -> Tensor:
