@@ -13,7 +13,10 @@ without the pruned tokens, interleaved with whole ones, the median of ratios. In
 Measured on zoo:shapes-lvlm, 200 questions, all tokens 0.96: with a quarter of 36 image tokens importance gives 0.85,
 attention in the text 0.86 and 0.87, random tokens 0.88 [0.85, 0.91]; with a tenth 0.74, 0.76 and 0.79, 0.82. Recycled,
 importance gives 0.95 and 0.88 and random tokens 0.95 and 0.86: what helps is merging, not which tokens are kept.
-Forward passes take 0.58 of the time with half of the image tokens, 0.40 with a quarter, 0.32 with a tenth.
+With a quarter on average, three stages with settings that were searched for keep the last state at a cosine of 0.98,
+one stage without a search at 0.93 (both on questions that were not searched on); accuracy 0.945 [0.91, 0.975], and 0.91
+for three stages as they come.
+Forward passes take 0.6 of the time with half of the image tokens, 0.4 with a quarter, 0.3 with a tenth.
 """
 
 from __future__ import annotations
