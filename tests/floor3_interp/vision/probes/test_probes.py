@@ -72,7 +72,7 @@ def test_every_query_finds_the_patch_its_target_is_planted_in() -> None:
     _, _, tokens, places = picture_tokens(model, x, site)
     _, _, axes = torch.linalg.svd(tokens.flatten(0, 1) - tokens.mean((0, 1)), full_matrices=False)
     targets = torch.stack([(tokens[:, p] - tokens[:, p].mean(0)) @ axes[0] for p in planted], 1)
-    how: dict[str, Any] = {"own": True, "places": True, "epochs": 500, "rate": 0.08, "seeds": [0]}
+    how: dict[str, Any] = {"own": True, "places": True, "epochs": 300, "rate": 0.1, "seeds": [0]}
     got = interp.vision.probe(model, x, site=site, targets=targets / targets.std(0), **how)
     assert not got.classes
     assert float(got.scores) > 0.85
