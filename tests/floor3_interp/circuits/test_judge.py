@@ -73,8 +73,9 @@ def test_numbers_are_those_of_the_calls_they_come_from() -> None:
 def test_chance_is_told_apart_from_the_planted_circuit() -> None:
     m, task, scores = asked()
     sufficient, necessary, _ = verdict()["chance"]
-    assert sufficient.p == pytest.approx(3 / 20)  # none of 19 draws does as well; Holm over three tests
-    assert necessary.p == pytest.approx(3 / 20)
+    # no draw does as well: 1/21 for one edge beside 20 others, times three tests; by Holm no less for the two of 1/20
+    assert sufficient.p == pytest.approx(3 / 21)
+    assert necessary.p == pytest.approx(3 / 21)
     circuit = scores.circuit(n=12, signed=True)
     mask = like(circuit.graph, circuit.mask, "edge", torch.Generator().manual_seed(5))
     drawn = replace(circuit, mask=mask)
