@@ -131,13 +131,14 @@ def search_pruning(
     trials: int = 300,
     start: int = 27,
     search: str = "bayes",
-    objective: Objective = kept_state,
+    objective: Objective | None = None,
     ranges: Mapping[str, Range] | None = None,
     held_out: float = 0.25,
     seed: int = 0,
     chat: Any = None,
 ) -> PruningSearch:
-    """`layers` are where stages begin, the first 0 for tokens that no layer sees; `images` may be prepared inputs."""
+    """`layers` are where stages begin, the first 0 for tokens that no layer sees; `images` may be prepared inputs;
+    `objective` is how well the last state is kept, unless another is given."""
     x, image = image_tokens(model, inputs_of(model, images, questions, chat=chat), what=WHAT)
     if not 0 < budget < 1 or not 1 <= start <= trials or search not in ("bayes", "random"):
         raise InputsError(
@@ -151,16 +152,17 @@ def search_pruning(
     def settings(point: Tensor | None) -> Any:
         return space.edits(model, inputs, point)
 
+    judge = kept_state if objective is None else objective
     points: list[Tensor] = []
     values: list[Tensor] = []
     random = torch.Generator().manual_seed(seed)
     for n in range(trials):
         point = space.drawn(1, random)[0] if n < start or search == "random" else space.next(points, values, random)
         points.append(point)
-        values.append(objective(model, x, settings(point)).double().cpu()[fit])
+        values.append(judge(model, x, settings(point)).double().cpu()[fit])
     tried, found = torch.stack(points), finite(torch.stack(values), "the objective of a search")
     best = tried[int(found.mean(1).argmax())]
-    kept, plain = (objective(model, x, settings(one)).double().cpu()[judged] for one in (best, None))
+    kept, plain = (judge(model, x, settings(one)).double().cpu()[judged] for one in (best, None))
     meta = {**about(model.module, x), "method": "pruning search", "search": search, "start": start, "seed": seed,
             "ranges": {name: list(one) for name, one in space.ranges.items()}}  # fmt: skip
     return PruningSearch(
