@@ -17,6 +17,20 @@ L23.H3 looks at the repeated subject with 0.59 and takes 2.0 off its logit, and 
  4. SmolLM2: no head is S-inhibition with 10 % of the gap through the queries of the movers: what L23.H3 and L20.H0 do
     comes by their values, straight to the logits.
  5. SmolLM2: some head has a succession of 0.5 or more, and it is in the upper half of the layers.
+
+Measured (zoo:ioi, 16 prompts; SmolLM2-135M-Instruct, 14 of 16 prompts; labels by the conventions in
+`interp/heads/functions/result.py`):
+ 1. Half: two name movers, L0.H1 and L0.H6, but in the first layer; none is negative. No S-inhibition: there is nothing
+    below the movers. The heads of the second layer write +1.0 to +1.1 to the answer from another word.
+ 2. Half: L23.H3 is negative (weight 0.59 on one word, 2.04 off its logit, negative copy score 1.00). L29.H1 is no
+    mover: it writes +1.68 to the answer and gives it 0.003 of its weight; it reads it elsewhere. The name movers
+    are L23.H0, H1, H2 and H7 (weight 0.54 to 0.65, copy scores 0.88 to 1.00), of the negative head's own layer. L24.H4
+    is negative too: it looks at the answer with 0.72, takes 1.31 off it and works against it (-0.22 of the gap).
+ 3. No: L20.H0 writes nothing straight to the answer (+0.005) nor off the word it looks at (0.05, with 0.65 of its
+    weight there): its 0.42 of the gap goes by way of other heads. It has no label by these four kinds.
+ 4. Not known: the run refused S-inhibition, since the first mention of a name that opens the text is spelled in other
+    tokens; that is mended, and the run was not repeated.
+ 5. No: the largest succession is 0.18 (L23.H3), over 62 pairs: no successor head in this model.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Ground:
         for site in self.sites:
             for head in heads_of(self.model, site):
                 one = writes.heads(Site(site.tower, site.layer, "result"), (head,))[:, :, 0]
-                found.append(tail.frozen.linear(one.reshape(tail.left.shape))[rows, self.last.to(one.device)].cpu())
+                found.append(tail.frozen.linear(one.reshape(tail.left.shape)).cpu()[rows, self.last])
         return torch.stack(found).double()
 
     @cached_property

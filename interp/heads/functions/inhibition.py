@@ -15,7 +15,6 @@ import torch
 
 from interp.heads.functions import movers
 from interp.heads.functions.asked import Ground, Numbers
-from interp.heads.kinds.page import MARKERS
 from interp.hooks.head_names import head_place
 from interp.patching.path_patch import path_patch
 
@@ -37,12 +36,15 @@ def refuses(asked: Ground) -> str | None:
 
 
 def _mentions(asked: Ground) -> list[int]:
-    """How often each prompt says a wrong answer; at the start of a text a word may be another token than elsewhere."""
-    if asked.x.tokens is None or not hasattr(asked.model.tokenizer, "decode"):
-        return [int(n) for n in asked.said(asked.wrong).sum(1)]
-    spelled = [{str(asked.model.tokenizer.decode([i])).strip() for i in one} for one in asked.wrong]
-    rows = zip(asked.x.tokens, spelled, asked.said(asked.wrong), strict=True)
-    return [sum(token.strip(MARKERS) in words for token in row) if bool(hit.any()) else 0 for row, words, hit in rows]
+    """How often each prompt says a wrong answer; at the start of a text a word may be other tokens than elsewhere, so
+    texts are asked by their letters."""
+    assert asked.task is not None
+    found = []
+    for row, hit in zip(asked.task.rows, asked.said(asked.wrong), strict=True):
+        spelled = [str(word).strip() for word in row.wrong]
+        count = sum(row.clean.count(word) for word in spelled) if isinstance(row.clean, str) else int(hit.sum())
+        found.append(count if bool(hit.any()) else 0)
+    return found
 
 
 def receivers(asked: Ground) -> list[str]:

@@ -74,14 +74,14 @@ def _counted(x: Inputs, skip: int) -> Tensor:
 def _slopes(last: Tensor, places: Sequence[Tensor], mask: Tensor) -> Tensor:
     """[place, d, d], rows by what is read, columns by what comes out: `h @ J`."""
     here = mask.to(last.device)
-    count = here.sum(1).double()
+    count = mask.sum(1).double()
     total = (last * here[..., None]).sum((0, 1))
     made: list[list[Tensor]] = [[] for _ in places]
     for n in range(last.shape[-1]):
         slopes = torch.autograd.grad(total[n], places, retain_graph=True, allow_unused=True)
         for parts, slope, place in zip(made, slopes, places, strict=True):
             one = torch.zeros_like(place) if slope is None else slope
-            rows = (one.double() * here[..., None]).sum(1) / count[:, None]
+            rows = (one.double().cpu() * mask[..., None]).sum(1) / count[:, None]
             parts.append(rows.mean(0))
     return torch.stack([torch.stack(parts, 1) for parts in made])
 

@@ -62,9 +62,9 @@ def tuned_lens(
     if len(real) < 2:
         raise InputsError(f"some texts are kept back to judge the lens by, so it takes two or more; got {len(real)}.")
     with torch.no_grad():
-        target = finite(tape["logits"], "logits").float().log_softmax(-1)
+        target = finite(tape["logits"], "logits").float().log_softmax(-1).to(tape[end].device)
     draws = [_split(len(real), held_out, seed + n).to(real.device) for n in range(seeds)]
-    fits = [[_fit(tail, tape[site].detach(), tape[end].detach(), target, real, kept, steps, rate) for kept in draws]
+    fits = [[_fit(tail, tape[site].detach().to(tape[end].device), tape[end].detach(), target, real, kept, steps, rate) for kept in draws]
             for site in places]  # fmt: skip
     kl, plain = (torch.tensor([[getattr(one, name) for one in row] for row in fits]) for name in ("kl", "plain"))
     return FittedLens(
@@ -121,7 +121,7 @@ def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _loss(tail: Tail, x: Tensor, matrix: Tensor, bias: Tensor, wanted: Tensor) -> Tensor:
     """The mean over rows of KL( model || lens ) in nats."""
-    made = tail.read(tail.normed((x @ matrix + bias).to(tail.left.dtype)[None], "final"), None)[0]
+    made = tail.read(tail.normed((x @ matrix + bias).to(tail.left.dtype)[None], "final"), None)[0].to(wanted.device)
     return (wanted.exp() * (wanted - made.float().log_softmax(-1))).sum(-1).mean()
 
 
