@@ -22,7 +22,7 @@ from interp.hooks.edits.edits import (
 from interp.hooks.edits.functions import Apply, Program
 from interp.hooks.edits.perturb import SoftIdentity
 from interp.hooks.edits.refocus import Refocus
-from interp.hooks.edits.route import RouteHeads
+from interp.hooks.edits.route import MixHeads, RouteHeads
 
 __all__ = [
     "Add",
@@ -33,6 +33,7 @@ __all__ = [
     "Emphasize",
     "MaskKeys",
     "Mean",
+    "MixHeads",
     "Program",
     "Project",
     "Redistribute",

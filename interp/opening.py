@@ -32,6 +32,7 @@ SAVED = {
     "curve.json": "interp.pruning.curve:Curve.load",
     "operators.json": "interp.operators.compare:Compared.load",
     "mimicry.json": "interp.operators.mimic:Mimicry.load",
+    "routes.json": "interp.operators.route_heads:Routes.load",
     "replaceable.json": "interp.operators.replaceable:Replaceable.load",
     "together.json": "interp.heads.reach.together:Together.load",
     "backups.json": "interp.heads.reach.backups:Backups.load",

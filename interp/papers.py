@@ -190,6 +190,8 @@ _KNOWN = (
     Paper("2410.10781", "gu2024sinks",
           "Gu, Xiangming and Pang, Tianyu and Du, Chao and Liu, Qian and Zhang, Fengzhuo and Du, Cunxiao and Wang, Ye"
           " and Lin, Min", "When Attention Sink Emerges in Language Models: An Empirical View", 2024),
+    Paper("2410.11842", "jin2024moh", "Jin, Peng and Zhu, Bo and Yuan, Li and Yan, Shuicheng",
+          "MoH: Multi-Head Attention as Mixture-of-Head Attention", 2024),
     Paper("2410.13032", "shi2024hypothesis",
           "Shi, Claudia and Beltran-Velez, Nicolas and Nazaret, Achille and Zheng, Carolina and Garriga-Alonso, Adrià"
           " and Jesson, Andrew and Makar, Maggie and Blei, David",

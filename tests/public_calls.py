@@ -196,6 +196,7 @@ EDITS: dict[str, Any] = {
     "Streaming": [interp.edits.Streaming("L1.H1", first=1, recent=2)],
     "SoftIdentity": [interp.edits.SoftIdentity("L1.H1", 0.5, keep=[0])],
     "RouteHeads": [interp.edits.RouteHeads("L1.H*.z", keep=2)],
+    "MixHeads": [interp.edits.MixHeads("L1.z", torch.linspace(-1, 1, 6 * 32).view(6, 32), 2, shared=1)],
     "Program": [interp.edits.Program("L1.H1", Squared()), interp.edits.Program("L1.H2", Squared(), positions="last")],
 }
 
@@ -325,15 +326,3 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(("diffusion.Maps", "diffusion.Hunt"), MADE),
     **dict.fromkeys(("diffusion.columns", "diffusion.pointing"), "reads text, or numbers that are there"),
     "diffusion.encoders": "holds models; denoisers are tried in test_denoisers.py",
-    **dict.fromkeys(("explorer.Explorer", "heads.Importance", "heads.HeadMatrix", "patching.Effects"), MADE),
-    **dict.fromkeys((f"forgetting.{name}" for name in "AcrossModels Dampened LensAttack ModelsCompared".split()), MADE),
-    "robustness.AttentionPerturbation": MADE,
-    **dict.fromkeys(("operators.Compared", "operators.Mimicry", "operators.Replaceable"), MADE),
-    **dict.fromkeys(("operators.Operator", "operators.slopes"), VALUE),
-    "operators.dependency_tree": "takes a pattern, and gives a list",
-    **dict.fromkeys(("families.Family", "families.Projection", "families.Recipe", "families.register"), VALUE),
-    **dict.fromkeys((f"tasks.{name}" for name in UNKNOWN), "its words are in no model that ships; Task is tried"),
-    **dict.fromkeys((f"Model.{name}" for name in HELD), "says what is held, or is what every call begins with"),
-    **dict.fromkeys(("metrics.Reading", "metrics.MetricError", "formats.FormatError"), VALUE),
-}
-"""Public names that meet no model, and why."""

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.experimental import context_parallel
+from torch.multiprocessing.spawn import spawn
 
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Causal
@@ -33,7 +34,7 @@ def over_two(made: Made, repeats: int) -> dict[str, Any]:
     """Seconds of one process and of two, how far their z are from torch's, and what context parallel said. `made` gives
     q, k and v, the same in every process."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_process, (folder, made, repeats), nprocs=WORLD)
+        spawn(_process, (folder, made, repeats), nprocs=WORLD)
         return torch.load(Path(folder) / "found.pt", weights_only=True)
 
 
@@ -49,7 +50,8 @@ def _process(rank: int, folder: str, made: Made, repeats: int) -> None:
 
 def _measured(rank: int, x: list[Tensor], repeats: int) -> dict[str, Any]:
     own = [torch.cat([y.chunk(CHUNKS, 2)[n] for n in _own(rank)], 2) for y in x]
-    want = F.scaled_dot_product_attention(*x, is_causal=True)
+    q, k, v = x
+    want = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     mine = torch.cat([want.chunk(CHUNKS, 2)[n] for n in _own(rank)], 2)
     gap = torch.tensor(float((_ours(rank, *own) - mine).abs().max()))
     dist.all_reduce(gap, dist.ReduceOp.MAX)
@@ -91,7 +93,7 @@ def _joined(n: int, q: Tensor, chunks: dict[int, tuple[Tensor, Tensor]]) -> Tens
     parts = [attend(q, *chunks[m], mask=Causal() if m == n else None) for m in range(n + 1)]
     lse = torch.stack([part.lse for part in parts])
     shares = torch.exp(lse - lse.logsumexp(0))[..., None]
-    return sum(share * part.z for share, part in zip(shares, parts, strict=True))  # type: ignore[misc,return-value]
+    return torch.stack([share * part.z for share, part in zip(shares, parts, strict=True)]).sum(0)
 
 
 def _torchs(x: list[Tensor], want: Tensor) -> str:

@@ -138,8 +138,10 @@ def verdicts(table: pd.DataFrame) -> dict[str, bool]:
         f"1 {name}": bool(pd.Series([cell.loc[(name, one), "all heads"] for one in order]).is_monotonic_increasing)
         for name in text
     }
-    found["2"] = bool((table[table["model"].str.startswith("zoo:")]["median head"] < 0.05).all())
-    for name in (one for one in table["model"].unique() if one.startswith("zoo:")):
+    zoo = table[table["model"].str.startswith("zoo:")]
+    if len(zoo):
+        found["2"] = bool((zoo["median head"] < 0.05).all())
+    for name in zoo["model"].unique():
         worst, taylor = cell.loc[(name, "uniform"), "worst head"], cell.loc[(name, "taylor"), "all heads"]
         found[f"3 {name}"] = bool(worst > 0.5) if name in text else bool(worst < 0.5)
         if name == "zoo:needle" or "vit" in name:
@@ -165,11 +167,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     table = pd.concat([study(name, args.n, args.heads, args.out) for name in args.models], ignore_index=True)
     table.to_csv(args.out / "deconstruct.csv", index=False)
-    print(json.dumps({
-        "experiment": "deconstruct", "n": args.n,
-        "all_heads": {f"{row.model} {row.without}": round(row._5, 3) for row in table.itertuples()},
-        "predictions": verdicts(table),
-    }))  # fmt: skip
+    losses = {f"{row['model']} {row['without']}": round(row["all heads"], 3) for row in table.to_dict("records")}
+    said = {"experiment": "deconstruct", "n": args.n, "all_heads": losses, "predictions": verdicts(table)}
+    print(json.dumps(said))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -113,6 +113,9 @@ def _short(value: Any) -> str:
 
 class ValueEdit(Edit):
     """An edit of the tensor at a site."""
+
+    reads_input: ClassVar[bool] = False
+    """Whether it also needs what the layer's attention read (`Call.x`)."""
 
     def even(self, value: Any) -> bool:
         """Whether a value of its own, a number or a vector, meets every token of every row alike; one put into a

@@ -36,9 +36,11 @@ class HeadTap(BorderTap):
         keeper: Keeper,
         states: States,
         live: Callable[[], bool],
+        inputs: Callable[[], Tensor] | None = None,
     ) -> None:
         self.layer, self.edits, self.sites, self.states = layer, edits, sites, states
         self.editor, self.keeper, self.moment, self._is_live = editor, keeper, editor.moment, live
+        self.inputs = inputs
 
     def live(self) -> bool:
         return self._is_live()
@@ -155,6 +157,7 @@ class HeadTap(BorderTap):
 
     def after(self, call: Call) -> None:
         heads_of = self.layer.heads_of
+        call.x = None if self.inputs is None else self.inputs()
         for placed in self._value_edits("z"):
             assert isinstance(placed.edit, ValueEdit)
             change = placed.edit.change_in(call, heads_of(placed.site))

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.denoisers.calls import denoises
 from interp.hooks.denoisers.direct import through_the_module
 from interp.hooks.denoisers.guidance import branches, listen
-from interp.hooks.edits.edits import Edit, several
+from interp.hooks.edits.edits import Edit, ValueEdit, several
 from interp.hooks.edits.placing import Placed, places
 from interp.hooks.errors import EditError, SiteError
 from interp.hooks.inputs.inputs import Inputs
@@ -158,8 +159,19 @@ class Session:
 
     def _stand_at_heads(self, members: tuple[Layer, list[Placed], list[Site]]) -> None:
         layer, edits, sites = members
-        tap = HeadTap(layer, edits, sites, editor=self.editor, keeper=self.keeper, states=self.states, live=self.live)
+        inputs = self._inputs_kept(edits)
+        tap = HeadTap(layer, edits, sites, editor=self.editor, keeper=self.keeper, states=self.states, live=self.live,
+                      inputs=inputs)  # fmt: skip
         self._undo.callback(watch_border(self.root, layer, self.family, tap))
+
+    def _inputs_kept(self, edits: list[Placed]) -> Callable[[], Tensor] | None:
+        """What the attention of a layer has read last, where one of its edits asks for it."""
+        asking = next((p for p in edits if isinstance(p.edit, ValueEdit) and p.edit.reads_input), None)
+        if asking is None:
+            return None
+        kept = _Kept()
+        self._at(self._port(replace(asking.site.whole, component="attn_in")), partial(_keep, kept))
+        return lambda: kept.value
 
     def _stand_to_edit(self, placed: Placed) -> None:
         site = placed.site

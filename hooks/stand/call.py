@@ -46,6 +46,8 @@ class Call:
     """What stands in the place of heads' own softmax, once the taps have been asked."""
     heeded: bool = False
     """Whether z is that of the programs."""
+    x: Tensor | None = None
+    """What the layer's attention read [b, i, d], where an edit asks for it."""
     nth: int | None = None
     """The pass of its layer, where that runs several times in one call of the model."""
 

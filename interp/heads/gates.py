@@ -25,9 +25,10 @@ from interp.hooks.head_names import heads_at
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.metrics.ids import EveryRow
+from interp.metrics.own import own_divergence
 from interp.metrics.places import At, Pooled
 from interp.metrics.reading import on, reading
-from interp.metrics.shipped import KL, Reading, narrow
+from interp.metrics.shipped import Reading, narrow
 from interp.provenance import about
 from interp.records import Method, register
 from interp.results.gates import Gates
@@ -109,7 +110,7 @@ def parts_of(model: Model, data: Any, loss: Loss | None, batch: int) -> list[Gat
     given = data if isinstance(data, list) and data and not isinstance(data[0], (str, int)) else [data]
     inputs = [model.inputs(one) for one in given]
     if loss is None:
-        return [GatedPart(x, _own(model, x)) for x in inputs]
+        return [GatedPart(x, own_divergence(model, x)) for x in inputs]
     if isinstance(loss, Reading) and loss.ROWS and len(inputs) > 1:
         raise InputsError(f"{type(loss).__name__} knows its rows: give a task, or one batch of inputs.")
     return [GatedPart(x, _turned(loss)) for x in inputs]
@@ -144,15 +145,6 @@ def _task_loss(part: Task) -> Loss:
         return -torch.stack([row[list(right)].logsumexp(0) for row, right in zip(log_p, answers, strict=True)])
 
     return loss
-
-
-def _own(model: Model, x: Inputs) -> Loss:
-    """How far the logits are from the model's own, over every real position."""
-    logits = model.run(x)["logits"]
-    real = x.valid.sum(1).tolist()
-    if logits.ndim == 2:
-        return KL.to(logits, x, negate=False).__call__
-    return KL.to(logits, x, positions=tuple(tuple(range(-n, 0)) for n in real), negate=False).__call__
 
 
 def _name(data: Any, loss: Loss | None) -> str:

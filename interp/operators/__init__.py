@@ -4,8 +4,8 @@
 
 Linear in length (`linear/`), softmax over fewer keys by position (`windows/`) or by content (`routed/`), and others
 (`other/`), one operator a file. `compare` reads operators beside the heads' own softmax, `mimic` fits one to heads,
-`find_blocks` finds the blocks that heads read, `replaceable` says where the model goes on without its softmax,
-`dependency_tree` is the tree that a pattern draws.
+`find_blocks` finds the blocks that heads read, `route_heads` learns which heads each token needs, `replaceable` says
+where the model goes on without its softmax, `dependency_tree` is the tree that a pattern draws.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from interp.operators.other.relative import RelativeScores
 from interp.operators.other.reversed import Reversed
 from interp.operators.other.static import StaticQK
 from interp.operators.replaceable import Replaceable, replaceable
+from interp.operators.route_heads import Routes, route_heads
 from interp.operators.routed.chunks import Chunks
 from interp.operators.routed.clusters import Clusters
 from interp.operators.routed.dynamic_mask import DynamicMask
@@ -39,6 +40,6 @@ from interp.operators.windows.masked import Masked
 __all__ = [
     "Agent", "Channels", "Chunks", "Clusters", "Compared", "DynamicMask", "Estimated", "InLine", "Landmarks", "Linear",
     "LocalLinear", "LowRank", "Masked", "MemoryTokens", "Mimicry", "Operator", "PrefixScan", "RankAugmented",
-    "RelativeScores", "Replaceable", "Reversed", "StaticQK", "TwoLevel", "compare", "dependency_tree",
-    "find_blocks", "mimic", "replaceable", "slopes",
+    "RelativeScores", "Replaceable", "Reversed", "Routes", "StaticQK", "TwoLevel", "compare", "dependency_tree",
+    "find_blocks", "mimic", "replaceable", "route_heads", "slopes",
 ]  # fmt: skip

@@ -67,7 +67,7 @@ EDITS = {
     "Set": {"value": 0.0}, "Scale": {"factor": 2.0}, "Mean": {}, "Add": {"vector": 1.0},
     "Project": {"basis": [1.0, 0.0]}, "Apply": {"function": abs}, "Program": {"program": abs},
     "MaskKeys": {}, "Temperature": {"value": 2.0}, "BiasKeys": {"amount": 1.0}, "Emphasize": {"amount": 0.5},
-    "RouteHeads": {"keep": 2},
+    "RouteHeads": {"keep": 2}, "MixHeads": {"router": [[1.0, 0.5]] * 4},
     "Redistribute": {"target": [1]}, "Blend": {"amount": 0.5}, "Calibrate": {"keep": 0.5}, "Streaming": {"recent": 8},
 }  # fmt: skip
 
