@@ -21,7 +21,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
+class ScoreSpace:
     """Where attention may be changed: bool [row, head, query, key] by site; and the cells as (site, head) pairs."""
 
     seen: Change

@@ -39,7 +39,7 @@ from interp.metrics.shipped import KL, Reading, narrow
 from interp.provenance import about
 from interp.records import Method, register
 from interp.results.intervals import spearman
-from interp.robustness.directions import Change, Space, inner, scaled, spanned, unit
+from interp.robustness.directions import Change, ScoreSpace, inner, scaled, spanned, unit
 from interp.robustness.result import NUMBERS, AttentionPerturbation
 
 if TYPE_CHECKING:
@@ -142,14 +142,14 @@ class _Ground:
         judge = KL.to(tape["logits"], x) if metric is None else metric
         return cls(model, x, judge, sites, {str(site): tape[site] for site in sites}, seen, metric is None)
 
-    def space(self, by: str) -> Space:
+    def space(self, by: str) -> ScoreSpace:
         """What may be changed, in one cell or in one a head."""
         named: dict[str, tuple[str, int]] = {}
         for site in self.sites:
             every = self.model.anatomy.layer(site).heads_of(site)
             named |= {head_name(site.tower, site.layer or 0, head): (str(site), n) for n, head in enumerate(every)}
         cells = {"all": list(named.values())} if by == "all" else {name: [one] for name, one in named.items()}
-        return Space(self.seen, cells)
+        return ScoreSpace(self.seen, cells)
 
     def slope(self, change: Change) -> tuple[Tensor, Change]:
         """The metric [example] at a change, and its gradient there."""
@@ -207,7 +207,7 @@ def _moved(now: Change, before: Change) -> Tensor:
     return total / count.clamp(min=1)
 
 
-def _slope(ground: _Ground, space: Space, power: int, seed: int) -> Change:
+def _slope(ground: _Ground, space: ScoreSpace, power: int, seed: int) -> Change:
     """The metric's gradient at the plain run; where it has none there, its curvature's largest direction."""
     nothing = {site: torch.zeros_like(mask, dtype=torch.float32) for site, mask in space.seen.items()}
     if not ground.flat:
@@ -219,7 +219,7 @@ def _slope(ground: _Ground, space: Space, power: int, seed: int) -> Change:
     return slope
 
 
-def _way(slope: Change, space: Space, cell: str, between: Sequence[Change] | None) -> Change:
+def _way(slope: Change, space: ScoreSpace, cell: str, between: Sequence[Change] | None) -> Change:
     """The unit direction in which the metric falls."""
     if between is not None:
         slope = spanned(slope, [unit(space.only(one, cell)) for one in between])
@@ -227,7 +227,7 @@ def _way(slope: Change, space: Space, cell: str, between: Sequence[Change] | Non
 
 
 def _worst(
-    ground: _Ground, space: Space, plain: _Seen, cell: str, radius: float, way: Change,
+    ground: _Ground, space: ScoreSpace, plain: _Seen, cell: str, radius: float, way: Change,
     between: Sequence[Change] | None, steps: int,
 ) -> Tensor:  # fmt: skip
     """[number, example] at the lowest metric that was met."""
@@ -241,7 +241,7 @@ def _worst(
     return _finite(best)
 
 
-def _random(ground: _Ground, space: Space, plain: _Seen, radius: float, seed: int) -> Tensor:
+def _random(ground: _Ground, space: ScoreSpace, plain: _Seen, radius: float, seed: int) -> Tensor:
     """[cell, number, example] of one draw, its part in each cell made as long as the radius."""
     draw = space.random(seed)
     parts = (scaled(unit(space.only(draw, cell)), radius) for cell in space.cells)
