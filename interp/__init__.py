@@ -46,8 +46,9 @@ _HOME = {
     "report": "interp.reporting",
 }
 _ROOMS = (
-    "attribution", "circuits", "diffusion", "directions", "edits", "explorer", "families", "forgetting", "formats",
-    "heads", "long", "metrics", "operators", "patching", "reporting", "robustness", "sink", "tasks", "vision",
+    "attribution", "circuits", "diffusion", "directions", "edits", "explorer", "families", "figures", "forgetting",
+    "formats", "heads", "long", "metrics", "operators", "patching", "reporting", "robustness", "sink", "tasks",
+    "vision",
 )  # fmt: skip
 _MOVED = {
     **dict.fromkeys(("Average", "Noise", "align", "direct_effect", "knockout", "Effects"), "patching"),

@@ -21,6 +21,7 @@ from interp.held import Held
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.head_names import layer_name
+from interp.hooks.html import block, folded, line, table
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.statistics import Keys, Request, StatTap, stream
 from interp.hooks.sites import Site
@@ -43,6 +44,25 @@ class AttentionStats:
         over = "the keys the model sees" if self.keys == "seen" else "real keys"
         by = ", ".join(self.impl)
         return f"AttentionStats({', '.join(self.names)}; {len(self.values)} layers; over {over}; computed by {by})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"place": layer_name(site), "heads": len(self.heads[site]),
+             **{name: list(found[name].shape) for name in self.names}} for site, found in self.values.items()
+        ]  # fmt: skip
+        return block(line(repr(self)), table(rows, of=len(rows)), *self._means())
+
+    def _means(self) -> list[str]:
+        """Tables of layers by heads, of the statistics that have one number at each position."""
+        made = []
+        for name in self.names if len(set(self.heads.values())) == 1 else ():
+            one = next(iter(self.values.values()))[name]
+            if one.ndim == 3 and one.shape[2] == self._valid.shape[1] and not parse(name.removesuffix(".keys")).per_key:
+                found = self.mean(name).to_pandas()
+                rows = [{"layer": str(at), **{f"H{head}": float(v) for head, v in row.items()}} for at, row in
+                        found.iterrows()]  # fmt: skip
+                made.append(folded(f"{name}, averaged over examples and real positions", table(rows, most=len(rows))))
+        return made
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from interp.hooks.drive.recording import CannotDrive
 from interp.hooks.errors import InputsError, UnknownPositions
 from interp.hooks.examples.example import example, first_argument, moved
 from interp.hooks.examples.joined import STOPS
+from interp.hooks.html import Told
 from interp.hooks.inputs.denoised import counted, denoised
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.inputs.roles import Roles
@@ -43,7 +44,7 @@ BEFORE = "they are seen in a run that nothing is on: call m.inputs(...) with a c
 """What to do where the positions of a tower are asked for the first time while the model runs."""
 
 
-class Held:
+class Held(Told):
     """A module with its processor and what was found out about it: the ground that `Model` stands on."""
 
     def __init__(

@@ -20,6 +20,7 @@ from torch import Tensor
 from interp.held import Held
 from interp.hooks.edits.edits import Edit, in_steps, last_of
 from interp.hooks.errors import InputsError, NotFired
+from interp.hooks.html import Told
 from interp.hooks.run.keeper import Wish, joined
 from interp.hooks.run.session import Session
 from interp.hooks.run.size import free_memory
@@ -29,7 +30,7 @@ Reduce = Callable[[int, Mapping[Site, Tensor]], Any]
 
 
 @dataclass(eq=False)
-class Watched:
+class Watched(Told):
     """What the calls of a loop recorded."""
 
     sites: tuple[Site, ...]

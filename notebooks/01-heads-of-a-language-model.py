@@ -12,7 +12,16 @@ import interp
 
 torch.set_num_threads(1)
 m = interp.load("zoo:ioi")
-print(m.check())
+task = interp.tasks.ioi(m, n=24).filter()
+
+# %%
+interp.explore(m, task, title="Who was given the drink?")  # where every head looks, to click through
+
+# %% [markdown]
+# Numbers come after checks: what this toolkit says about the model is held against the model itself.
+
+# %%
+m.check()
 
 # %% [markdown]
 # ## The behaviour
@@ -21,7 +30,6 @@ print(m.check())
 # a corrupted twin of each, and a metric: the logit of the right name minus that of the wrong one.
 
 # %%
-task = interp.tasks.ioi(m, n=24).filter()
 print(task.rows[0].clean, "|", *task.rows[0].answers)
 print(task.rows[0].corrupt)
 print(task.metric(m.run(task.clean)["logits"], task.clean).mean())
@@ -70,6 +78,9 @@ said
 # implementation your model already uses.
 
 # %%
+interp.figures.attention(m, task.clean, writer, row=0)
+
+# %%
 pattern = m.run(task.clean, record=[f"{writer}.pattern"])[f"{writer}.pattern"]
 last = int(task.clean.valid[0].nonzero().max())
 weights = pattern[0, 0, last].tolist()
@@ -81,7 +92,11 @@ sorted(zip(weights, task.clean.tokens[0], strict=True), reverse=True)[:5]
 # The same heads by the published definitions, on random tokens said several times.
 
 # %%
-interp.head_roles(m).top(8)
+roles = interp.head_roles(m)
+roles.top(8)
+
+# %%
+roles.figure(n=8)
 
 # %% [markdown]
 # ## Now you

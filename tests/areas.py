@@ -16,6 +16,8 @@ AREAS: dict[str, str] = {
     "floor3_interp/preparing/": "hooks",
     "floor3_interp/test_journal": "patching",
     "floor3_interp/results/": "patching",
+    "floor3_interp/results/test_figures": "product",
+    "floor3_interp/results/test_shown": "product",
     "floor3_interp/zoo/": "zoo",
     "floor3_interp/zoo/test_doctor": "hooks",
     "floor3_interp/zoo/test_families": "hooks",

@@ -258,6 +258,12 @@ def judged(name: str, p: Place) -> Any:
     return METRICS[name](task, logits)(logits, task.clean)
 
 
+def figured(p: Place) -> Any:
+    """What a figure shows of two heads."""
+    panels = interp.figures.attention(p.model(DECODER), facts(p).clean, "L*.H0").panels
+    return [torch.from_numpy(panel.array).nan_to_num() for panel in panels if isinstance(panel, interp.figures.Heatmap)]
+
+
 def compared(p: Place) -> Any:
     """Two prompts in words."""
     texts = [f"When {name} and John went to the store, John gave a drink to" for name in ("Mary", "Tom")]
@@ -274,6 +280,7 @@ def worded(p: Place) -> Any:
 
 CALLS: dict[str, Call] = {
     "compare": compared,
+    "figures.attention": figured,
     "metrics.on": worded,
     "patch": patch,
     "patching.align": aligned,
@@ -309,6 +316,7 @@ CALLS: dict[str, Call] = {
 """By name, as `interp.NAME` or `interp.ROOM.NAME` spells it."""
 
 VALUE, MADE = "a value, or an error, that holds no tensor", "what a call that is tried here returns"
+DRAWN = "Bars Figure Heatmap Lines Link Network Series Trace bars beside over_picture scatter".split()
 FILES = "amber auto_circuit chair eap_ig head_scores mib needles node_scores pope ruler sva write_node_scores".split()
 UNKNOWN = "copy_colors docstring greater_than subject_verb".split()
 HELD = (
@@ -320,6 +328,7 @@ WITHOUT: dict[str, str] = {
     "attach": "every model here was attached",
     "load": "test_load.py",
     **dict.fromkeys(("open", "reporting.difference", *(f"formats.{name}" for name in FILES)), "reads files"),
+    **dict.fromkeys((f"figures.{name}" for name in DRAWN), "a value, or drawn from numbers that are there"),
     "reporting.experiment": "loads models and calls report",
     **dict.fromkeys(("Circuit", "circuits.Edges", "circuits.Faithfulness", "directions.Exchange"), MADE),
     **dict.fromkeys(("circuits.SpanEdges", "circuits.Verdict"), MADE),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Iterator
 from html import escape
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from interp.hooks.html import block, chips, folded, line
 from interp.hooks.inputs.labels import Roles
 
 
@@ -36,6 +38,8 @@ FOLD = 8
 SOUND = 1 << 30
 """Stands for the number of a grid where positions are frames of sound."""
 MOST = 2000
+ROWS, CHIPS = 8, 400
+"""Rows of a batch, and tokens of each, that are shown as chips."""
 
 
 def lines(inputs: Listed, row: int) -> Iterator[Line]:
@@ -82,7 +86,23 @@ def _title(inputs: Listed, row: int) -> str:
 
 
 def html(inputs: Listed) -> str:
-    """The same as an HTML table; at most `MOST` lines, and it says so."""
+    """The tokens as chips that say position, id and role when pointed at, and below them the table to open."""
+    parts = [line(repr(inputs))]
+    for row in range(min(inputs.batch, ROWS)):
+        marks = [(_chip(one), f"position {one[0]}, id {one[1] or 'none'}, {one[3]}") for one in lines(inputs, row)]
+        parts += [line(_title(inputs, row), quiet=True), chips(marks[:CHIPS])]
+        parts += [line(f"{len(marks) - CHIPS} more", quiet=True)] if len(marks) > CHIPS else []
+    more = [line(f"{inputs.batch - ROWS} more rows", quiet=True)] if inputs.batch > ROWS else []
+    return block(*parts, *more, folded("as a table", _table(inputs)))
+
+
+def _chip(one: Line) -> str:
+    """What a chip shows: the token, else the role or how many are folded here."""
+    return literal_eval(one[2]) if one[2] else one[3]
+
+
+def _table(inputs: Listed) -> str:
+    """An HTML table of at most `MOST` lines, and it says so."""
     rows: list[str] = []
     total = 0
     for row in range(inputs.batch):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.inputs.positions import real
 from interp.hooks.run.shelf import Shelf
@@ -19,7 +20,7 @@ from interp.hooks.sites import CALL, HEAD, KV, TRANSFORMER_LENS, Site, cached
 from interp.kernels.errors import InterpError
 
 
-class Tape(Mapping[str, Any]):
+class Tape(Told, Mapping[str, Any]):
     """Recorded tensors by site, with the inputs they belong to.
 
     `tape["L5.z"]` is that tensor, `tape["L*.z"]` a dict by site. Head axes keep their place whether one head was asked

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from interp.hooks import html
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.quantised import rounds_its_input
 from interp.hooks.anatomy.towers import Anatomy, Layer, Tower
@@ -106,6 +107,12 @@ class Report:
     def __str__(self) -> str:
         table = [] if self.capabilities is None else ["", str(self.capabilities)]
         return "\n".join([self.model, *map(str, self.lines), *table])
+
+    def _repr_html_(self) -> str:
+        rows = [{"check": one.name, "verdict": one.verdict, "note": one.note} for one in self.lines]
+        more = html.line(str(self.capabilities)) if self.capabilities is not None else ""
+        told = html.folded("what can be done with it", more) if more else ""
+        return html.block(html.line(f"Checks of {self.model}"), html.table(rows, most=len(rows)), told)
 
 
 def check(module: nn.Module, anatomy: Anatomy, kwargs: Mapping[str, Any], *, family: Family | None = None) -> Report:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.head_names import layer_name
+from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Positions
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
@@ -43,7 +44,7 @@ FORMS = ("knockout", "log_weight")
 
 
 @dataclass(frozen=True, eq=False)
-class KeySpans:
+class KeySpans(Told):
     """`values` [layer, head, span, example]: positive where the metric needs the span."""
 
     layers: tuple[str, ...]

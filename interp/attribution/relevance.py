@@ -30,6 +30,7 @@ from interp.attribution.rollout import rolled_out
 from interp.attribution.ruled import CITED, SETS
 from interp.hooks.edits.edits import Set
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.session import Session
 from interp.hooks.run.tape import tower_inputs
@@ -49,7 +50,7 @@ NOISE = 0.15
 
 
 @dataclass(frozen=True, eq=False)
-class Relevance:
+class Relevance(Told):
     """`values` [example, position]; padding is 0."""
 
     values: Tensor

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import InterpError
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.intervals import apart, interval, spanned, weights
 from interp.results.saved import Saved
 
@@ -135,21 +137,16 @@ class Faithfulness(Saved):
             **{key: self.meta.get(key) for key in CONDITIONS},
         }  # fmt: skip
 
-    def plot(self) -> Any:
-        """f over the share of edges kept where there is a curve, and the circuit beside random ones (plotly)."""
-        import plotly.graph_objects as go
-
-        figure, here = go.Figure(), float(self.meta.get("fraction", math.nan))
-        for name, curve in (("by signed importance", self.signed), ("by magnitude", self.unsigned)):
-            if curve is not None:
-                figure.add_scatter(x=self.grid, y=curve, mode="lines+markers", name=name)
-        figure.add_scatter(x=[here] * len(self.random), y=self.random.tolist(), mode="markers", name="random circuits",
-                           marker={"symbol": "line-ew-open", "color": "#999999"})  # fmt: skip
-        figure.add_scatter(
-            x=[here], y=[self.f], mode="markers", name="circuit", marker={"size": 11, "symbol": "diamond"}
-        )
-        figure.add_hline(y=1, line_dash="dot")
-        return figure.update_layout(xaxis_title="share of edges", yaxis_title="faithfulness f", xaxis_type="log")
+    def _figure(self) -> Figure:
+        """f over the share of edges kept where there is a curve, and the circuit beside random ones."""
+        here = float(self.meta.get("fraction", math.nan))
+        curves = (("by signed importance", self.signed), ("by magnitude", self.unsigned))
+        lines = [Trace(name, self.grid, curve) for name, curve in curves if curve is not None]
+        if len(self.random):
+            lines.append(Trace("random circuits", [here] * len(self.random), self.random.tolist(), kind="ticks"))
+        low, high = self.interval()
+        lines.append(Trace("circuit", [here], [self.f], [low], [high], kind="points"))
+        return Figure([Lines(lines, x="share of edges", y="faithfulness f", log=True, levels=[("the model", 1.0)])])
 
     def __repr__(self) -> str:
         circuit = (

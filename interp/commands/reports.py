@@ -22,7 +22,8 @@ experiment.yaml:
   corruptions: [flip, names]
   report: {n: 32, top: 8}"""
 DIFF = """example:
-  interp diff runs/before runs/after                      # heads whose effect moved, and how far the ranks agree"""
+  interp diff runs/before runs/after                      # heads whose effect moved, and how far the ranks agree
+  interp diff runs/before runs/after --out changed.html   # the same as a page"""
 
 
 def add(commands: common.Commands) -> None:
@@ -42,6 +43,7 @@ def add(commands: common.Commands) -> None:
     diff = common.command(commands, "diff", "what changed between two reports", DIFF, run_diff)
     diff.add_argument("a", help="directory of a report")
     diff.add_argument("b", help="directory of another")
+    diff.add_argument("--out", metavar="FILE", help="write it as a page too, such as runs/changed.html")
     diff.add_argument("--top", type=common.count, default=10, help="heads to compare at the top, and rows to print")
 
 
@@ -107,6 +109,7 @@ def run_diff(options: argparse.Namespace) -> int:
 
     found = difference(options.a, options.b, k=options.top)
     text = f"{common.shown(found.methods)}\n\n{common.shown(found.heads.head(options.top))}\n{found!r}"
+    text += "" if options.out is None else f"\n{found.save(options.out)}"
     common.answer(
         options, text, finding=repr(found), methods=common.records(found.methods), heads=common.records(found.heads)
     )

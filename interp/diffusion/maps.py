@@ -35,6 +35,8 @@ from interp.hooks.stand.standpoints import watch
 from interp.kernels.attention import attend
 from interp.provenance import about
 from interp.records import Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.over_image import heat_over
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -96,11 +98,10 @@ class Maps(Saved):
                     )  # fmt: skip
         return pandas.DataFrame(found)
 
-    def plot(self, word: str, picture: Any = None, *, example: int = 0, frame: int = 0, **which: Any) -> Any:
-        """A heat map of a word (plotly), over the generated picture (PIL or [row, column, 3]) if it is given."""
-        from interp.results.figures.over_image import heat_over
-
-        return heat_over(self.of(word, **which)[example, frame], picture, title="weight")
+    def _figure(self, word: str, picture: Any = None, *, example: int = 0, frame: int = 0, **which: Any) -> Figure:
+        """A map of a word, over the generated picture (PIL or [row, column, 3]) if it is given."""
+        grid = self.of(word, **which)[example, frame]
+        return heat_over(grid.float().cpu(), picture, title=f"weight of {word!r}", scale="weight")
 
     def __repr__(self) -> str:
         frames, rows, columns = self.values.shape[3:]

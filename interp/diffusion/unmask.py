@@ -28,6 +28,7 @@ from torch import Tensor
 from interp.diffusion.fillings import By, Rule
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
@@ -50,7 +51,7 @@ class Filling:
 
 
 @dataclass(frozen=True, eq=False)
-class Unmasked:
+class Unmasked(Told):
     """An answer, when each of its words was put down, and what was recorded on the way."""
 
     ids: Tensor

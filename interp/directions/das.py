@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import orthogonal
 from interp.directions.vectors import random_bases, single
 from interp.hooks.edits.edits import Project, Set, ValueEdit
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.run.session import Session
 from interp.hooks.stand.output import logits_of
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Das:
+class Das(Told):
     """What was found by each seed, and what random bases and the whole site give."""
 
     site: str

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from interp.directions.vectors import as_columns, random_bases, rows, single
 from interp.hooks.edits.edits import Project, Set, ValueEdit
+from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, lined_up, reads_of
 from interp.metrics.reading import hands_over
@@ -32,7 +33,7 @@ __all__ = ["Exchange", "exchange", "mean_difference", "random_bases", "random_li
 
 
 @dataclass(frozen=True, eq=False)
-class Exchange:
+class Exchange(Told):
     """Effects `metric(patched) - metric(base)` of the source's values inside a subspace, outside it, everywhere, and
     inside random subspaces of the same rank."""
 

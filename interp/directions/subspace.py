@@ -21,6 +21,7 @@ from interp.directions.vectors import as_columns, random_bases, rows, single
 from interp.finite import finite
 from interp.hooks.edits.edits import Project
 from interp.hooks.errors import InputsError, SiteError
+from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, reads_of
 from interp.metrics.reading import hands_over
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Subspaces:
+class Subspaces(Told):
     """The metric by rank [rank, example], and with random subspaces of the same ranks [rank, draw, example]."""
 
     sites: tuple[str, ...]

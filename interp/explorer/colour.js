@@ -1,8 +1,6 @@
-// Two scales: one for signed numbers, white at zero, and one for sizes. Both run evenly in lightness on either side.
+// Two scales: one for signed numbers, white at zero, and one for sizes. Both run evenly in lightness on either side. BLUE, ORANGE
+// and CIVIDIS come from the one table of colours (results/figures/colours.py).
 
-const BLUE = ["#f7f7f7", "#c3dcec", "#7fb2d9", "#3a7dbb", "#12467f"];
-const ORANGE = ["#f7f7f7", "#fddcae", "#f8ab59", "#d96f14", "#853a05"];
-const CIVIDIS = ["#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838"];
 
 const parts = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 

@@ -56,7 +56,7 @@ class Explorer:
 
     def live(self, *, height: int = HEIGHT) -> Any:
         """A widget (anywidget) whose `.selection` goes both ways: `w.selection = {"head": "L1.H2"}`."""
-        return live(self.payload, height=height)
+        return live(self.payload, height=height, still=self._repr_mimebundle_())
 
     def __repr__(self) -> str:
         return f"Explorer: {self.payload['title']}. {self.payload.get('finding') or ''}".strip()

@@ -14,14 +14,17 @@ from interp.kernels.errors import InterpError
 HEIGHT = 900
 
 
-def live(payload: Mapping[str, Any], *, height: int = HEIGHT) -> Any:
-    """A widget with a `.selection` (head, pins, metric, token, example) that can be read, set and observed."""
+def live(payload: Mapping[str, Any], *, height: int = HEIGHT, still: Mapping[str, str] | None = None) -> Any:
+    """A widget with a `.selection` (head, pins, metric, token, example) that can be read, set and observed; `still` is
+    what a saved notebook shows in its place."""
     if find_spec("anywidget") is None:
         raise InterpError(
             "the live view needs anywidget, which is not installed: pip install 'interp[notebooks]', or use the plain"
             " object, which shows the same page without a way back to Python."
         )
-    return _widget()(page=page(payload), height=height)
+    made = _widget()(page=page(payload), height=height)
+    made.still = dict(still or {})
+    return made
 
 
 @cache
@@ -36,5 +39,14 @@ def _widget() -> Any:
         page = traitlets.Unicode().tag(sync=True)
         height = traitlets.Int(HEIGHT).tag(sync=True)
         selection = traitlets.Dict().tag(sync=True)
+        still = traitlets.Dict()
+
+        def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+            """With the page and a picture, for where the notebook is only read and nothing answers."""
+            found = super()._repr_mimebundle_(**kwargs)
+            if found is None:
+                return None
+            data, metadata = found
+            return self.still | data, metadata
 
     return LiveExplorer

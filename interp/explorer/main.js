@@ -93,6 +93,27 @@ function provenanceView() {
   home.append(el("h2", { id: "provenance-title", text: "How these numbers came about" }), el("details", {}, el("summary", { text: `${rows.length} facts` }), plainTable([["fact", "value"], ...rows])));
 }
 
+// What was found and how sure it is, with a picture; the paragraph of methods comes at the end.
+function leadView() {
+  if (!DATA.lead) return;
+  const { title, says, picture, alt, methods } = DATA.lead, home = $("lead"), end = $("methods");
+  home.hidden = false;
+  home.append(el("h2", { id: "lead-title", text: title }), el("ul", { class: "sure" }, says.map((text) => el("li", {}, folded(text, 400)))),
+    picture ? el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Picture of the finding" }, el("img", { class: "lead", src: picture, alt, load: ({ target }) => { target.width = target.naturalWidth / 2; } })) : "", $("warnings"));
+  if (!methods) return;
+  end.hidden = false;
+  end.append(el("h2", { id: "methods-title", text: "Methods, to be cited" }), el("p", { class: "about", text: "Keys in brackets are those of references.bib; methods.tex has the same with \\citep." }), el("p", { class: "paragraph", text: methods }));
+}
+
+// Links to what is on this page; the address is the state's, so they scroll without changing it.
+function contents() {
+  const home = $("contents"), parts = [...document.querySelectorAll("main section")].filter((one) => !one.hidden && one.querySelector("h2"));
+  if (!DATA.lead || parts.length < 3) return;
+  const go = (part) => (event) => { event.preventDefault(); part.scrollIntoView(); part.setAttribute("tabindex", "-1"); part.focus({ preventScroll: true }); };
+  home.hidden = false;
+  home.append(el("ul", { class: "contents" }, parts.map((part) => el("li", {}, el("a", { href: `#${part.id}`, click: go(part), text: part.querySelector("h2").textContent })))));
+}
+
 function opening() {
   const list = $("warnings");
   list.hidden = !DATA.warnings.length;
@@ -104,6 +125,7 @@ function opening() {
 if (METHODS.length) state.head = strongest(0)[0] ?? null;
 Object.assign(state, understood(pairs(location.hash)));
 opening();
+leadView();
 searchBar();
 mapView();
 rankingView();
@@ -114,5 +136,6 @@ curvesView();
 tablesView();
 checksView();
 provenanceView();
+contents();
 listen();
 document.documentElement.dataset.ready = "yes";

@@ -19,6 +19,7 @@ from typing import Any
 
 from interp.explorer.payload.payload import shown
 from interp.explorer.payload.plain import ExplorerError
+from interp.results.figures import colours
 
 PARTS = (
     "base",
@@ -85,7 +86,9 @@ def _part(name: str) -> str:
 @cache
 def _script() -> str:
     whole = "\n".join(_part(f"{name}.js") for name in PARTS)
-    return f'(() => {{\n"use strict";\n{whole}}})();\n'
+    table = {"BLUE": colours.NEGATIVE, "ORANGE": colours.POSITIVE, "CIVIDIS": colours.SIZE}
+    said = "".join(f"const {name} = {json.dumps(stops, separators=(',', ':'))};\n" for name, stops in table.items())
+    return f'(() => {{\n"use strict";\n{said}{whole}}})();\n'
 
 
 def _policy(style: str, script: str) -> str:

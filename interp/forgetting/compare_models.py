@@ -32,6 +32,8 @@ from interp.hooks.run.tape import Tape, site_inputs
 from interp.hooks.sites import Site
 from interp.provenance import about
 from interp.records import Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.plots import by_site
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 
@@ -88,15 +90,12 @@ class ModelsCompared(Saved):
         """The n sites that are least alike."""
         return self.to_frame().sort_values("estimate", kind="stable").head(n)
 
-    def plot(self, of: int | None = None) -> Any:
-        """CKA and both probes of the residuals, from the first layer to the last (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self, of: int | None = None) -> Figure:
+        """CKA and both probes of the residuals, from the first layer to the last."""
         frame = self.to_frame(of)
         frame = frame[frame["head"].isna()]
         lines = {"CKA": "estimate", "probe": "probe", "probe of the other": "probe_other"}
-        figure = go.Figure([go.Scatter(x=frame["site"], y=frame[column], name=name) for name, column in lines.items()])
-        return figure.update_layout(yaxis_range=[0, 1])
+        return by_site(frame, lines, y="CKA and accuracy")
 
     def __repr__(self) -> str:
         least = int(self.cka.nan_to_num(nan=2.0).argmin())

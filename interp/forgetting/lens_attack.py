@@ -35,6 +35,9 @@ from interp.metrics.ids import Ids
 from interp.metrics.judge import answer_ids
 from interp.provenance import about
 from interp.records import Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
+from interp.results.figures.plots import line_of
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 
@@ -96,14 +99,14 @@ class LensAttack(Saved):
         return pandas.DataFrame({"site": self.sites, "estimate": (ranks < k).double().mean(1), "low": low, "high": high,
                                  "median": ranks.median(1).values})  # fmt: skip
 
-    def plot(self) -> Any:
-        """The share found by budget, an attack a line, beside the output's own first words (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """The share found by budget, an attack a line, beside the output's own first words."""
         frame = self.to_frame()
-        lines = [(name, frame[frame["attack"] == name], "estimate") for name in ATTACKS]
-        lines.append(("output", lines[0][1], "output"))
-        return go.Figure([go.Scatter(x=f["budget"], y=f[column], name=name) for name, f, column in lines])
+        parts = {name: frame[frame["attack"] == name] for name in ATTACKS}
+        lines = [line_of(name, part, "budget", "estimate") for name, part in parts.items()]
+        first = parts[ATTACKS[0]]
+        lines.append(Trace("output", first["budget"].tolist(), first["output"].tolist()))
+        return Figure([Lines(lines, x="budget", y="share found")])
 
     def __repr__(self) -> str:
         k = min(5, self.budget.shape[1])

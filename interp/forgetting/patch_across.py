@@ -37,6 +37,8 @@ from interp.patching.exact import Question, effects
 from interp.provenance import about
 from interp.pruning.cut import copied
 from interp.records import Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.plots import by_site
 from interp.results.heads_table import largest
 from interp.results.intervals import apart, interval, weights
 from interp.results.saved import Saved
@@ -100,14 +102,12 @@ class AcrossModels(Saved):
         """The n sites that heal most."""
         return largest(self.to_frame(), n, column="healed", by="high")
 
-    def plot(self) -> Any:
-        """Both shares along the residuals (plotly), or by site where none was patched."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """Both shares along the residuals, or by site where none was patched."""
         frame = self.to_frame()
         frame = frame[frame["head"].isna()] if bool(frame["head"].isna().any()) else frame
         lines = {"left": "estimate", "healed": "healed"}
-        return go.Figure([go.Scatter(x=frame["site"], y=frame[column], name=name) for name, column in lines.items()])
+        return by_site(frame, lines, y="share of the effect")
 
     def __repr__(self) -> str:
         best = int(self.healed.argmax())

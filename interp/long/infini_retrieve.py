@@ -25,6 +25,7 @@ from torch import Tensor
 
 from interp.finite import finite
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.html import Told
 from interp.hooks.sites import parse
 from interp.long.needles import attention_sites, ids_of
 from interp.prompts.vocabulary import Vocabulary
@@ -37,7 +38,7 @@ SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n\s*\n")
 
 
 @dataclass(frozen=True, eq=False)
-class Retrieved:
+class Retrieved(Told):
     """What was kept of a document: the numbers of its sentences, and the prompt they make with the question."""
 
     sentences: tuple[str, ...]

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines
+from interp.results.figures.plots import line_of
 from interp.results.intervals import interval, mean_interval
 from interp.results.saved import Saved
 
@@ -52,20 +55,14 @@ class Masking(Saved):
         rare = (1 + int((found <= reached).sum())) / (1 + len(found))
         return dict(zip(names, (float(found.mean()), *ends, rare), strict=True))
 
-    def plot(self) -> Any:
-        """Recall against how many heads are masked, with the band of random heads (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """Recall against how many heads are masked, with the band of random heads."""
         frame = self.to_frame()
-        random, banded = frame.dropna(subset=["random"]), frame.dropna(subset=["random_low"])
-        band = [*banded["random_high"], *banded["random_low"][::-1]]
-        lines = [
-            go.Scatter(x=frame["masked"], y=frame["estimate"], name="highest heads", mode="lines+markers"),
-            go.Scatter(x=random["masked"], y=random["random"], name="random heads", mode="lines+markers"),
-            go.Scatter(x=[*banded["masked"], *banded["masked"][::-1]], y=band, fill="toself", mode="none",
-                       name="95% of draws"),
-        ]  # fmt: skip
-        return go.Figure(lines).update_layout(xaxis_title="heads masked", yaxis_title="recall", yaxis_range=[0, 1.02])
+        random = frame.dropna(subset=["random"]).rename(columns={"low": "own_low", "high": "own_high"})
+        band = random.rename(columns={"random_low": "low", "random_high": "high"})
+        lines = [line_of("highest heads", frame, "masked", "estimate")]
+        lines += [line_of("random heads", band, "masked", "random")] if len(band) else []
+        return Figure([Lines(lines, x="heads masked", y="recall")])
 
     def __repr__(self) -> str:
         last = self.to_frame().iloc[-1]

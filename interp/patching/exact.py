@@ -234,13 +234,16 @@ def _bar(ready: Prepared, chunks: Sequence[tuple[int, int]], journal: Journal | 
 
 def _result(ready: Prepared, name: str, values: Tensor, floor: float, task: Mapping[str, Any]) -> Effects:
     question, sweep = ready.question, ready.sweep
-    engine = sweep.engine(question.targets[0].members[0][0].tower)
+    tower = question.targets[0].members[0][0].tower
+    engine = sweep.engine(tower)
     meta = {
         **about(question.model.module, sweep.base), "direction": "source into base", "corruption": ready.new.kind,
         "metric": repr(ready.judges.judges[name].metric), "seed": question.seed, "engine": type(engine).__name__,
         "products": sweep.product, "positions": task["positions"], "align": task["align"],
         "halvings": sweep.halvings,
     }  # fmt: skip
+    if ready.grid.positions is not None and sweep.base.tokens is not None and tower in (None, sweep.base.main):
+        meta["tokens"] = list(sweep.base.tokens[0])  # what the positions of a figure are called
     base, source = ready.base[name].cpu(), None if ready.source is None else ready.source[name].cpu()
     return Effects(ready.grid.labels, ready.grid.positions, values, base, source, floor, meta)
 

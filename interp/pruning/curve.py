@@ -28,7 +28,9 @@ from interp.pruning.choose import best, every, labels, means, units
 from interp.pruning.cut import cut, masks
 from interp.pruning.owners import output_axis
 from interp.pruning.remains import remains
-from interp.results.figures.plots import error_bars
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines
+from interp.results.figures.plots import line_of
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 from interp.tasks.task import Task
@@ -55,15 +57,11 @@ class Curve(Saved):
 
         return pandas.DataFrame(self.rows)
 
-    def plot(self) -> Any:
-        """The metric against heads kept, one line an order (plotly)."""
-        import plotly.graph_objects as go
-
-        figure, frame = go.Figure(), self.to_frame()
-        for order, part in frame.groupby("order", sort=False):
-            error = error_bars(part, "metric")
-            figure.add_scatter(x=part["kept"], y=part["metric"], error_y=error, name=str(order), mode="lines+markers")
-        return figure.update_layout(xaxis_title="heads kept", yaxis_title=str(self.meta.get("metric", "metric")))
+    def _figure(self) -> Figure:
+        """The metric against heads kept, one line an order."""
+        groups = self.to_frame().groupby("order", sort=False)
+        lines = [line_of(str(order), part, "kept", "metric") for order, part in groups]
+        return Figure([Lines(lines, x="heads kept", y=str(self.meta.get("metric", "metric")))])
 
     def __repr__(self) -> str:
         frame = self.to_frame()

@@ -15,6 +15,8 @@ from interp.hooks.sites import layer_of, pass_of, plain_layer
 from interp.pruning.choose import labels, scored
 from interp.pruning.cut import masks
 from interp.pruning.remains import Rest, remains
+from interp.results.figures.drawn import Drawn
+from interp.results.figures.figure import Figure
 from interp.results.figures.plots import map_of_heads
 from interp.results.heads_table import largest
 from interp.saving import renamed
@@ -30,7 +32,7 @@ FILE = "prune.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Pruned:
+class Pruned(Drawn):
     """`model` under `edits` is the pruned model."""
 
     original: Model
@@ -101,8 +103,8 @@ class Pruned:
         """The n heads with the highest scores."""
         return largest(self.to_frame(), n, by="high")
 
-    def plot(self) -> Any:
-        """Which heads stay (1), as a map of layers x heads (plotly)."""
+    def _figure(self) -> Figure:
+        """Which heads stay (1), as a map of layers x heads."""
         frame = self.to_frame()
         return map_of_heads(frame.assign(estimate=frame["kept"].astype(float)), "kept")
 

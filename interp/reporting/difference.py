@@ -9,20 +9,78 @@ from typing import Any
 import torch
 
 from interp.attribution.verify import pearson, ranks
+from interp.explorer.page import page
 from interp.heads.rows import read_rows
 from interp.kernels.errors import InterpError
+from interp.results.figures.drawn import Drawn
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
+from interp.saving import renamed
 
+MOST, SAID = 24, 6
+"""Heads that are named in the picture, and methods that have a sentence."""
 KEY = ["method", "direction", "tower", "site"]
 
 
 @dataclass(frozen=True, eq=False)
-class Difference:
+class Difference(Drawn):
     """`methods`: Spearman and overlap of the first k; `heads`: both values of every head, the largest change first."""
 
     a: str
     b: str
     methods: Any
     heads: Any
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a page of its own: what moved, how far ranks agree, a map of the changes, all rows."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        renamed(file, page(self._payload()).encode())
+        return file
+
+    def _payload(self) -> dict[str, Any]:
+        heads, moved = self.heads, int(self.heads["moved"].sum())
+        pairs = zip(heads["method"], heads["direction"], strict=True)
+        names = [_named(*pair) for pair in pairs]
+        scores = heads[["site"]].assign(method=names, estimate=heads["change"])
+        facts = [
+            ("before", self.a),
+            ("after", self.b),
+            ("values", str(len(heads))),
+            ("moved", str(moved)),
+        ]
+        picture = self.figure()
+        return {
+            "title": f"What changed from {Path(self.a).name} to {Path(self.b).name}", "finding": repr(self),
+            "facts": facts, "scores": scores,
+            "methods": {name: {"kind": "signed", "unit": "after minus before"} for name in dict.fromkeys(names)},
+            "lead": {"title": "What moved", "says": self._said(), "picture": picture.png(), "alt": repr(picture)},
+            "tables": [{"title": "How far the ranks agree", "about": "", "rows": self.methods},
+                       {"title": "Both values of every head", "about": "Those that moved first.", "rows": heads}],
+        }  # fmt: skip
+
+    def _said(self) -> list[str]:
+        """One sentence a method."""
+        made = []
+        for one in self.methods.head(SAID).to_dict("records"):
+            alike = "do not vary" if one["spearman"] is None else f"agree to {one['spearman']:.2f} (Spearman)"
+            made.append(f"{_named(one['method'], one['direction'])}: ranks {alike}; of the first {one['k']} heads"
+                        f" {one['overlap']:.0%} are the same; {one['moved']} of {one['heads']} moved.")  # fmt: skip
+        return made
+
+    def _figure(self, *, method: str | None = None) -> Figure:
+        """Every head before and after by one method, the first of the reports unless named."""
+        first = self.methods["method"].iloc[0] if method is None else method
+        mine = self.heads[self.heads["method"] == first]
+        if mine.empty:
+            raise InterpError(f"no method {first!r} in both; there are {', '.join(self.methods['method'].unique())}.")
+        lines = []
+        for moved, name in ((False, "within the intervals"), (True, "moved")):
+            part = mine[mine["moved"] == moved]
+            labels = part["site"].tolist() if moved and len(part) <= MOST else ()
+            if len(part):
+                lines.append(Trace(name, part["a"].tolist(), part["b"].tolist(), kind="points", labels=labels))
+        return Figure([Lines(lines, x="before", y="after", square=True, title=str(first))])
 
     def __repr__(self) -> str:
         moved = int(self.heads["moved"].sum())
@@ -33,6 +91,10 @@ class Difference:
             f"{moved} of {len(self.heads)} values moved beyond both intervals; the largest change is"
             f" {best['site']} by {best['method']}: {best['a']:+.4g} to {best['b']:+.4g}."
         )
+
+
+def _named(method: str, direction: str) -> str:
+    return str(method) if direction == "none" else f"{method}, {direction}"
 
 
 def difference(a: str | Path, b: str | Path, *, k: int = 10) -> Difference:

@@ -19,6 +19,7 @@ from typing import Any
 from interp.configs import ConfigError, read_config
 from interp.heads.rows import joined, read_rows, write_rows
 from interp.hooks.errors import CheckFailed
+from interp.hooks.html import Told
 from interp.kernels.errors import InterpError
 from interp.loading.named import opened
 from interp.reporting.difference import difference
@@ -33,7 +34,7 @@ PRIMARY = ("patch", "denoise")
 
 
 @dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(Told):
     """Where the grid lies; `stability` has a row per pair of cells of one model and task."""
 
     folder: Path

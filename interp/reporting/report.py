@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from interp.hooks.html import Told
 from interp.kernels.errors import InterpError
 from interp.provenance import about, refuse_unwritten
 from interp.records import Method, register
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class Report(Told):
     """Where a report lies, its rows, and what it found in a sentence."""
 
     folder: Path

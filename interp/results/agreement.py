@@ -11,7 +11,9 @@ from torch import Tensor
 
 from interp.hooks.head_names import columns_of, layer_name, layer_number
 from interp.kernels.errors import InterpError
-from interp.results.figures.plots import error_bars, map_of_heads
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines
+from interp.results.figures.plots import line_of, map_of_heads
 from interp.results.heads_table import HeadResult, HeadTable, of_method
 from interp.results.intervals import apart, correlation, interval, mean_interval, ranks, weights
 
@@ -140,17 +142,13 @@ class Agreement(HeadResult):
             raise InterpError("nothing was deleted: call interp.attribution.agree with shares=.")
         return {**dict(zip(ORDERS, self.curves, strict=True)), "random": self.random.mean(0)}
 
-    def plot(self) -> Any:
-        """The deletion curves, or without them the correlations as a map of heads (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """The deletion curves, or without them the correlations as a map of heads."""
         if not len(self.shares):
-            return map_of_heads(of_method(self.to_frame(), "input spearman"), "correlation")
-        figure = go.Figure()
-        for name, part in self.deletion().groupby("order", sort=False):
-            error = error_bars(part, "metric")
-            figure.add_scatter(x=part["share"], y=part["metric"], error_y=error, mode="lines+markers", name=name)
-        return figure.update_layout(xaxis_title="share of keys deleted", yaxis_title="metric")
+            return map_of_heads(of_method(self.to_frame(), "input spearman"), "correlation", signed=True)
+        groups = self.deletion().groupby("order", sort=False)
+        lines = [line_of(str(name), part, "share", "metric") for name, part in groups]
+        return Figure([Lines(lines, x="share of keys deleted", y="metric")])
 
     def __repr__(self) -> str:
         whole = self.to_frame("all").set_index("method")["estimate"]

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.kernels.errors import InterpError
+from interp.results.figures.drawn import Drawn
+from interp.results.figures.figure import Figure
+from interp.results.figures.plots import pattern
 from interp.results.intervals import spanned
 from interp.saving import renamed
 
@@ -56,7 +59,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class HeadCard:
+class HeadCard(Drawn):
     """One head: its roles, what its weights say, how it attends, what it does to the answer, where it looks."""
 
     site: str
@@ -156,6 +159,13 @@ class HeadCard:
             "cards": {self.site: card},
             "provenance": dict(self.meta),
         }  # fmt: skip
+
+    def _figure(self, *, examples: Sequence[int] | None = None) -> Figure:
+        """Where it looks on the tokens of its examples: all of them, or some by number."""
+        if not self.patterns:
+            raise InterpError(f"the card of {self.site} has no pattern: its texts are too long, or were not given.")
+        chosen = range(len(self.patterns)) if examples is None else examples
+        return Figure([pattern(self.patterns[n], self.examples[n], title=f"{self.site}, example {n}") for n in chosen])
 
     def save(self, path: str | Path) -> Path:
         """Write `to_dict()` as JSON."""

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from interp.hooks.head_names import columns_of, layer_index
+from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Pattern, parse
 from interp.kernels.errors import InterpError
-from interp.results.figures.over_image import plot_over_image
+from interp.results.figures.figure import Figure
+from interp.results.figures.over_image import figure_over_image
 from interp.results.figures.plots import bars, map_of_effects
 from interp.results.heads_table import By, labelled, largest
 from interp.results.intervals import mean_interval
@@ -116,18 +118,42 @@ class Effects(Saved):
         """The n cells with the largest effects, positive or negative ones only if asked."""
         return largest(self.to_frame(), n, by=by)
 
-    def plot(self) -> Any:
-        """A map of the effects, on a scale that is the same on both sides of 0, or bars where there is one axis
-        (plotly)."""
-        array, frame = self.to_array(), self.to_frame()
-        if array.ndim > 1:
-            return map_of_effects(array)
-        return bars(frame, frame["site"] if self.positions is None else frame["position"])
+    def _figure(
+        self, *, tokens: bool | Inputs | Sequence[str] = True, n: int | None = None, name: str = "effect"
+    ) -> Figure:
+        """A map of the effects, on a scale that is the same on both sides of 0, or bars where there is one axis.
 
-    def over_image(self, inputs: Any, picture: Any = None, **which: int) -> Any:
-        """The effects of image tokens as a heat map over their picture (plotly): `row=` of the batch, `image=` of the
-        row, `site=` of these; needs positions='each'."""
-        return plot_over_image(self, inputs, picture, **which)
+        Signs are written where the interval leaves out 0 and the effect is beyond the noise floor. Positions are named
+        by the tokens of example 0 unless `tokens=False`; `n` draws the n largest cells as bars.
+        """
+        array, frame = self.to_array(), self.to_frame()
+        words = self._tokens(tokens)
+        if n is None and array.ndim > 1:
+            sure = labelled(frame.assign(estimate=self._clear(frame).astype(float)), outer=()) > 0.5
+            return map_of_effects(array, name=name, sure=sure, tokens=words)
+        rows = frame if n is None else largest(frame, n)
+        names = rows["site"] if self.positions is None else [_at(row, words) for row in rows.to_dict("records")]
+        return bars(rows, names, unit=name)
+
+    def _clear(self, frame: Any) -> Any:
+        """Which cells have a sign: an interval beside 0, and a size beyond the noise floor."""
+        beside = (frame["low"] > 0) | (frame["high"] < 0) | frame["low"].isna()
+        return beside & (frame["estimate"].abs() > self.noise_floor)
+
+    def _tokens(self, asked: bool | Inputs | Sequence[str]) -> Sequence[str]:
+        """The names of positions, as far as they are known."""
+        if isinstance(asked, bool):
+            return tuple(self.meta.get("tokens") or ()) if asked else ()
+        if not isinstance(asked, Inputs):
+            return tuple(asked)
+        if asked.tokens is None:
+            raise InterpError("these inputs have no tokens: prepare them with the model's tokenizer, or tokens=False.")
+        return asked.tokens[0]
+
+    def over_image(self, inputs: Any, picture: Any = None, **which: int) -> Figure:
+        """The effects of image tokens as a map over their picture: `row=` of the batch, `image=` of the row, `site=` of
+        these; needs positions='each'."""
+        return figure_over_image(self, inputs, picture, **which)
 
     def __repr__(self) -> str:
         best = int(self.mean.abs().argmax())
@@ -158,6 +184,13 @@ class Effects(Saved):
     def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Effects:
         """There need not be a source."""
         return super().restored({"source": None, **facts}, tensors)
+
+
+def _at(row: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    """A cell with its position, as bars name it."""
+    position = int(row["position"])
+    word = f" {tokens[position]}" if position < len(tokens) else ""
+    return f"{row.get('site', '')} @ {position}{word}".strip()
 
 
 def _places(labels: Sequence[str]) -> dict[str, list[Any]]:

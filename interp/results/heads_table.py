@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interp.hooks.head_names import columns_of, head_place, is_head
 from interp.kernels.errors import InterpError
+from interp.results.figures.figure import Figure
 from interp.results.figures.plots import map_of_heads
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
@@ -97,9 +98,12 @@ class HeadResult(Saved):
         """The n heads with the highest estimates, by one method: the first, unless named."""
         return largest(of_method(self.to_frame(), method), n, by="high")
 
-    def plot(self) -> Any:
-        """The estimates as a map of layers x heads (plotly)."""
-        return map_of_heads(of_method(self.to_frame(), None), self.TITLE)
+    def _figure(self, *args: Any, **which: Any) -> Figure:
+        return self._map(*args, **which)
+
+    def _map(self, *, method: str | None = None) -> Figure:
+        """The estimates of one method, the first unless named, as a map of layers x heads."""
+        return map_of_heads(of_method(self.to_frame(), method), self.TITLE)
 
 
 NAMING = ("site", "sender", "receiver", "method", "estimate", "low", "high")

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from interp.hooks.head_names import head_place
 from interp.kernels.errors import InterpError
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.results.intervals import mean_interval
 from interp.saving import renamed
@@ -84,6 +86,19 @@ class RetrievalHeads(HeadResult):
         values = self.recall if site is None else self.scores[self.sites.index(site)].where(self.kept, torch.nan)
         table = {name: [cell[name] for cell in self.cells] for name in ("length", "depth")}
         return pandas.DataFrame({**table, "score": values}).groupby(["length", "depth"])["score"].mean().to_xarray()
+
+    def _figure(self, *, by: Literal["head", "length"] = "head", site: str | None = None) -> Figure:
+        """Scores as a map of layers x heads, or (`by="length"`) a head's score at each length and depth, the model's
+        recall where no head is named."""
+        if by == "head":
+            return self._map()
+        if by != "length":
+            raise InterpError(f"by is 'head' or 'length', got {by!r}.")
+        table = self.grid(site).transpose("depth", "length")
+        rows, columns = [f"{value:g}" for value in table["depth"].values], [f"{v:g}" for v in table["length"].values]
+        name = "recall" if site is None else f"score of {site}"
+        return Figure([Heatmap(table.values, rows, columns, x="length in tokens", y="depth", name=name, scale="size",
+                            bound=1.0)])  # fmt: skip
 
     def save_json(self, path: str | Path) -> Path:
         """Write the needles that count in the published form: `{"layer-head": [score, ...]}` on one line as

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from interp.hooks.sites import nearest
 from interp.kernels.errors import InterpError
-from interp.results.figures.plots import WRITTEN
+from interp.results.figures.figure import Figure
+from interp.results.figures.plots import scaled
 from interp.results.heads_table import HeadResult, HeadTable, largest
 from interp.results.intervals import mean_interval
 
@@ -90,15 +91,19 @@ class HeadRoles(HeadResult):
         at = self.sites.index(site)
         return {kind: float(values[at].mean()) for kind, values in self.values.items()}
 
-    def plot(self) -> Any:
-        """A map of heads by kinds (plotly)."""
-        import plotly.graph_objects as go
+    def _figure(self, *, n: int | None = None, kinds: Sequence[str] | None = None) -> Figure:
+        """Heads by kinds, each kind on its own scale; the n heads with the highest shares of a kind's largest value, or
+        all, and some kinds, or all."""
+        table = self.table() if kinds is None else self.table()[[self._known(kind) for kind in kinds]]
+        if n is not None:
+            best = (table / table.abs().max().clip(lower=1e-30)).max(axis=1)
+            table = table.loc[best.sort_values(ascending=False, kind="stable").index[:n]]
+        names = [kind.removesuffix(" @ repeated") for kind in table.columns]
+        return Figure([scaled(table.values.T, names, list(table.index), per="column", x="kind", y="head")])
 
-        table = self.table()
-        shown = {"texttemplate": "%{z:.2f}"} if table.size <= WRITTEN else {}
-        heat = go.Heatmap(z=table.values, x=list(table.columns), y=list(table.index), zmin=-1 if table.values.min() < 0
-                          else 0, zmax=1, colorscale="Cividis", **shown)  # fmt: skip
-        return go.Figure(heat).update_layout(yaxis_autorange="reversed", xaxis_title="kind", yaxis_title="head")
+    def _known(self, kind: str) -> str:
+        self._values(kind)
+        return kind if kind in self.values else f"{kind} @ repeated"
 
     def tensors(self) -> dict[str, Tensor]:
         """The values by kind."""

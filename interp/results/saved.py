@@ -15,13 +15,14 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import Tensor
 
 from interp.hooks.sealed import understood
+from interp.results.figures.drawn import Drawn
 from interp.saving import read, write
 
 FORMAT = 1
 S = TypeVar("S", bound="Saved")
 
 
-class Saved:
+class Saved(Drawn):
     """A result that saves itself; `interp.open` reads what it wrote."""
 
     STEM: ClassVar[str]

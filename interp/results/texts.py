@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.saved import Saved
 from interp.saving import renamed
 
@@ -75,13 +77,12 @@ class Influence(Saved):
         renamed(file, "".join(lines).encode())
         return file
 
-    def plot(self) -> Any:
-        """Each text's score against that of random heads (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """Each text's score against that of random heads."""
         frame = self.to_frame()
-        dots = go.Scatter(x=frame["random"], y=frame["estimate"], mode="markers", text=frame["text"])
-        return go.Figure(dots).update_layout(xaxis_title="score of random heads", yaxis_title="score of these heads")
+        names = [str(one) for one in frame["text"]]
+        dots = Trace("texts", frame["random"].tolist(), frame["estimate"].tolist(), kind="points", labels=names)
+        return Figure([Lines([dots], x="score of random heads", y="score of these heads", square=True)])
 
     def __repr__(self) -> str:
         score, short = self.score, int((self.tokens < 2).sum())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import InterpError
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Bars, Heatmap, Series
 from interp.results.heads_table import HeadResult, HeadTable
 
 VOCABULARY, RESIDUAL = "copying eigenvalues (vocabulary)", "copying eigenvalues (residual)"
@@ -85,20 +87,15 @@ class HeadCircuits(HeadResult):
         frame = pandas.DataFrame(rows, columns=["sender", "receiver", "side", "score", "baseline", "excess"])
         return frame.sort_values("excess", ascending=False, kind="stable", ignore_index=True).head(n)
 
-    def plot(self, side: str | None = None) -> Any:
+    def _figure(self, side: str | None = None) -> Figure:
         """The scores as bars, or one side's composition beyond random matrices as a map of senders by receivers."""
-        import plotly.graph_objects as go
-
         if side is None:
-            bars = [go.Bar(x=list(self.sites), y=values.tolist(), name=name) for name, values in self.scores.items()]
-            return go.Figure(bars).update_layout(yaxis_title="copying score", yaxis_range=[-1, 1])
+            series = [Series(name, values.tolist()) for name, values in self.scores.items()]
+            return Figure([Bars(self.sites, series, y="copying score", limits=(-1, 1))])
         if side not in self.composition:
             raise InterpError(f"no composition by {side!r}; there is {', '.join(self.composition) or 'none'}.")
         values = (self.composition[side] - self.baseline[side]).where(self.composition[side] != 0, torch.nan)
-        bound = float(values.nan_to_num().abs().max()) or 1.0
-        heat = go.Heatmap(z=values.numpy(), x=list(self.sites), y=list(self.sites), zmin=-bound, zmax=bound,
-                          colorscale="RdBu")  # fmt: skip
-        return go.Figure(heat).update_layout(xaxis_title="receiver", yaxis_title="sender", yaxis_autorange="reversed")
+        return Figure([Heatmap(values.numpy(), self.sites, self.sites, x="receiver", y="sender", name="beyond random")])
 
     def tensors(self) -> dict[str, Tensor]:
         """By room and name; complex numbers as pairs."""

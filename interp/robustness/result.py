@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 
@@ -87,13 +89,12 @@ class AttentionPerturbation(Saved):
         frame = self.to_frame()
         return frame[frame["radius"] == self.radii[-1]].sort_values("estimate", kind="stable").head(n)
 
-    def plot(self) -> Any:
-        """The metric's change by radius, of the first cell (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """The metric's change by radius, of the first cell."""
         curve = self.curve()
-        lines = [go.Scatter(x=curve["radius"], y=curve[name], name=name) for name in ("worst", "random")]
-        return go.Figure(lines).update_layout(xaxis_title="radius", yaxis_title="change of the metric")
+        radii = curve["radius"].tolist()
+        lines = [Trace(name, radii, curve[name].tolist()) for name in ("worst", "random")]
+        return Figure([Lines(lines, x="radius", y="change of the metric")])
 
     def __repr__(self) -> str:
         worst = self.worst[:, -1].mean((1, 2))

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.results.figures.drawn import Drawn
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.intervals import mean_interval
 
 
-class BesideRandom:
+class BesideRandom(Drawn):
     """Effects of hiding sinks [example] and of hiding random tokens [draw, example]."""
 
     base: Tensor
@@ -33,10 +36,9 @@ class BesideRandom:
              "n": len(self.base)}
         )  # fmt: skip
 
-    def plot(self) -> Any:
-        """Mean effects: the draws as a histogram, the sinks as a line (plotly)."""
-        import plotly.graph_objects as go
-
-        figure = go.Figure(go.Histogram(x=self.random.mean(1).tolist(), name="random tokens"))
-        figure.add_vline(x=float(self.sinks.mean()), annotation_text="sinks")
-        return figure.update_layout(xaxis_title="effect", yaxis_title="draws")
+    def _figure(self) -> Figure:
+        """The share of draws that are at most as large, the sinks as a mark."""
+        draws = self.random.mean(1).sort().values.tolist()
+        line = Trace("random tokens", draws, [(n + 1) / len(draws) for n in range(len(draws))])
+        sinks = ("sinks", float(self.sinks.mean()))
+        return Figure([Lines([line], x="effect", y="share of draws up to there", marks=[sinks])])

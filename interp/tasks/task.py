@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.anatomy.lengths import longest
+from interp.hooks.html import Told
 from interp.hooks.inputs.positions import Span
 from interp.metrics.edited import scored
 from interp.metrics.ids import Ids
@@ -49,7 +50,7 @@ def generator(make: Made) -> Made:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Told):
     """Rows, how they are scored, and the model they are put on, if any."""
 
     name: str

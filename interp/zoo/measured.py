@@ -38,7 +38,7 @@ class ZooError(InterpError):
     """A zoo model was asked for that is not there."""
 
 
-class Figure(TypedDict):
+class CardFigure(TypedDict):
     """One measured number; `wanted` is (at least, at most), None where there is no bound."""
 
     value: float
@@ -46,18 +46,18 @@ class Figure(TypedDict):
     n: int
 
 
-def figure(value: float, n: int, *, least: float | None = None, most: float | None = None) -> Figure:
+def figure(value: float, n: int, *, least: float | None = None, most: float | None = None) -> CardFigure:
     """A figure, rounded so that a card and a new measurement can be compared."""
     return {"value": round(float(value), 4), "wanted": (least, most), "n": n}
 
 
-def reached(one: Figure) -> bool:
+def reached(one: CardFigure) -> bool:
     """Whether the value lies in the range wanted."""
     least, most = one["wanted"]
     return (least is None or one["value"] >= least) and (most is None or one["value"] <= most)
 
 
-def measure(name: str, *, root: Path = ROOT) -> dict[str, Figure]:
+def measure(name: str, *, root: Path = ROOT) -> dict[str, CardFigure]:
     """Re-measure the figures of one trained model's card."""
     name = name.removeprefix("zoo:")
     if name not in MEASURES:
@@ -111,7 +111,7 @@ def _tower(config: dict[str, Any]) -> dict[str, int]:
     return {word: value for word, value in found.items() if value is not None}
 
 
-def _induction(path: Path) -> dict[str, Figure]:
+def _induction(path: Path) -> dict[str, CardFigure]:
     from interp.zoo.plain import read
 
     model = read(path)
@@ -127,11 +127,11 @@ def _second_repeat(model: torch.nn.Module, period: int, *, vocab: int, n: int) -
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, period + 2 :].flatten()).item()
 
 
-def _ioi(path: Path) -> dict[str, Figure]:
+def _ioi(path: Path) -> dict[str, CardFigure]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
-    out: dict[str, Figure] = {}
+    out: dict[str, CardFigure] = {}
     for key, names, templates in IOI_PARTS:
         rows = ioi_rows(400, SEED, names=names, templates=templates)
         top, beats = _ioi_right(model, tokenizer, rows)
@@ -152,7 +152,7 @@ def _ioi_right(model: Any, tokenizer: Any, rows: Sequence[IoiRow]) -> tuple[floa
     return top, (logits[each, io] > logits[each, s]).float().mean().item()
 
 
-def _needle(path: Path) -> dict[str, Figure]:
+def _needle(path: Path) -> dict[str, CardFigure]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
@@ -187,7 +187,7 @@ def _recall(model: Any, tokenizer: Any, hays: Sequence[Haystack]) -> float:
     return (guess == ids[:, -count:]).all(1).float().mean().item()
 
 
-def _vit(path: Path) -> dict[str, Figure]:
+def _vit(path: Path) -> dict[str, CardFigure]:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(path).eval()
@@ -200,7 +200,7 @@ def _vit(path: Path) -> dict[str, Figure]:
     return {"accuracy": figure(right, len(drawn), least=0.97)}
 
 
-def _lvlm(path: Path) -> dict[str, Figure]:
+def _lvlm(path: Path) -> dict[str, CardFigure]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(path).eval()
@@ -218,7 +218,7 @@ def _lvlm(path: Path) -> dict[str, Figure]:
     }
 
 
-def _lvlm_sinks(path: Path) -> dict[str, Figure]:
+def _lvlm_sinks(path: Path) -> dict[str, CardFigure]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(path).eval()
@@ -253,7 +253,7 @@ DRAWN = 192
 """Pictures that a denoiser is judged by, four for each of its prompts."""
 
 
-def _dit(path: Path) -> dict[str, Figure]:
+def _dit(path: Path) -> dict[str, CardFigure]:
     """Twenty steps under guidance of 3, from noise that no training saw."""
     from transformers import AutoModelForImageClassification
 
@@ -274,7 +274,7 @@ def _dit(path: Path) -> dict[str, Figure]:
     }
 
 
-def _mirror(path: Path) -> dict[str, Figure]:
+def _mirror(path: Path) -> dict[str, CardFigure]:
     """Filled by the surest first, as `interp.diffusion.unmask` does, which stands above this floor."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -304,7 +304,7 @@ def _filled(model: Any, ids: torch.Tensor, mask: int, steps: int) -> torch.Tenso
     return ids
 
 
-MEASURES: dict[str, Callable[[Path], dict[str, Figure]]] = {
+MEASURES: dict[str, Callable[[Path], dict[str, CardFigure]]] = {
     "induction": _induction,
     "ioi": _ioi,
     "needle": _needle,

@@ -43,8 +43,8 @@ NO_METHODS = {
     "operators.dependency_tree": "a tree of a pattern", "operators.slopes": "rates for an operator",
 }  # fmt: skip
 """Public calls that measure nothing themselves, and what they give."""
-NOT_ROOMS = ("tasks", "metrics", "formats", "edits")
-"""Rooms whose calls make questions, judges and files."""
+NOT_ROOMS = ("tasks", "metrics", "formats", "edits", "figures")
+"""Rooms whose calls make questions, judges, files and figures."""
 
 
 class Products(TorchDispatchMode):

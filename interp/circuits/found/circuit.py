@@ -16,18 +16,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.circuits.found.drawing import held, svg
+from interp.circuits.found.drawing import MOST, Svg, held, network, svg
 from interp.circuits.found.files import Form, read_edges, write_edges
 from interp.circuits.graph.nodes import Graph
 from interp.hooks.errors import SiteError
+from interp.hooks.html import block, folded, line
 from interp.hooks.sites import nearest
 from interp.kernels.errors import InterpError
+from interp.results.figures.drawn import Drawn
+from interp.results.figures.figure import Figure
 
 Level = Literal["edge", "node"]
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Drawn):
     """`mask` [sender, receiver] says which edges it has; as a circuit of nodes it has all edges out of its nodes."""
 
     graph: Graph
@@ -109,9 +112,14 @@ class Circuit:
         ]  # fmt: skip
         return pandas.DataFrame(rows, columns=["sender", "receiver", "score"])
 
-    def draw(self, path: str | Path | None = None, *, title: str = "Circuit") -> str:
-        """An SVG of its nodes and edges, the largest ones where there are many; also written to `path`, if given."""
-        made = svg(self, title)
+    def _figure(self, *, n: int = MOST) -> Figure:
+        """Its nodes by layer, the embedding below, and its n largest edges: width is size, blue is negative."""
+        return Figure([network(self, n)])
+
+    def draw(self, path: str | Path | None = None, *, title: str = "Circuit") -> Svg:
+        """An SVG of its nodes and edges, the largest ones where there are many; also written to `path`, if given. It is
+        text that a notebook shows as a picture."""
+        made = Svg(svg(self, title))
         if path is not None:
             Path(path).write_text(made, encoding="utf-8")
         return made
@@ -144,3 +152,9 @@ class Comparison:
         """Shared edges over all edges of either; 1 for two empty circuits."""
         every = len(self.shared) + len(self.first) + len(self.second)
         return len(self.shared) / every if every else 1.0
+
+    def _repr_html_(self) -> str:
+        apart = f"{len(self.first)} and {len(self.second)} in one"
+        said = f"{len(self.shared)} edges in both, {apart} alone; Jaccard {self.jaccard:.2f}"
+        parts = (folded(name, line("\n".join(getattr(self, name)))) for name in ("shared", "first", "second"))
+        return block(line(said), *parts)

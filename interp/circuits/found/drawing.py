@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.circuits.graph.nodes import Graph
 from interp.hooks.sites import Site
+from interp.results.figures.marks import Link, Network
 
 WIDTH, GAP = 78, 14
 ROOMY, CLOSE, TALL = (76, 26), (34, 18), 20
@@ -54,6 +55,18 @@ def held(graph: Graph, mask: Tensor) -> tuple[tuple[int, int], ...]:
 Box = tuple[int | None, str]
 
 
+class Svg(str):
+    """SVG as text, which a notebook shows as a picture."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"SVG of {len(self):,} characters; print() gives the text"
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where boxes stand, and how high they are."""
@@ -79,6 +92,28 @@ def svg(circuit: Drawable, title: str, *, most: int = MOST) -> str:
         f'<rect width="{max(right, 460)}" height="{bottom}" fill="#ffffff"/>'
         f"{''.join(_lines(circuit, edges, layout))}{''.join(boxes)}{_legend(bottom, part)}</svg>\n"
     )
+
+
+def network(circuit: Drawable, most: int = MOST) -> Network:
+    """The same as nodes and edges of a figure."""
+    every = held(circuit.graph, circuit.mask)
+    edges = _largest(circuit, every, most)
+    places = _laid_out(circuit, edges).places
+    right, low = max(x for x, _ in places.values()) or 1, max(y for _, y in places.values()) or 1
+    numbers = {box: n for n, box in enumerate(places)}
+    scores = torch.zeros(circuit.mask.shape) if circuit.scores is None else circuit.scores.nan_to_num(0.0)
+    largest = max((abs(float(scores[edge])) for edge in edges), default=0.0)
+    lines = []
+    for u, v in edges:
+        score, kind = float(scores[u, v]), circuit.graph.receivers[v].component.removesuffix("_in")
+        size, said = abs(score) / largest if largest else 0.4, f"{circuit.graph.name((u, v))} {score:+.3g}"
+        start = numbers[_node(circuit.graph.senders[u])]
+        lines += [Link(start, numbers[end], size, kind, score < 0, said) for end in _fed(circuit, v)]
+    nodes = [
+        (box[1] if box[0] is None else f"{box[0]}.{box[1]}", x / right, 1 - y / low) for box, (x, y) in places.items()
+    ]
+    part = "" if len(edges) == len(every) else f"{_part(circuit, edges, every)}; "
+    return Network(nodes, lines, note=f"{part}into heads: q solid, k dashed, v dotted; blue: negative")
 
 
 def _largest(circuit: Drawable, edges: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:

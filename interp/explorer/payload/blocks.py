@@ -96,7 +96,7 @@ def image(given: Mapping[str, Any], n: int, tokens: Sequence[int]) -> dict[str, 
     return {
         "name": str(given.get("name", f"image {n}")), "example": example, "grid": [rows, columns],
         "positions": [None if p is None else next(taken) for p in positions],
-        "src": DATA + base64.b64encode(data).decode(), "width": width, "height": height,
+        "src": encoded(data), "width": width, "height": height,
         **_lines(given, (rows, columns), (height, width), where),
     }  # fmt: skip
 
@@ -117,6 +117,11 @@ def _lines(
     if len(borders) != 2:
         raise ExplorerError(f"{where}.borders are two lists of pixels: lines across, lines down.")
     return {**found, "borders": borders}
+
+
+def encoded(data: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return DATA + base64.b64encode(data).decode()
 
 
 def png(given: Any, where: str) -> bytes:

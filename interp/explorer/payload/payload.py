@@ -14,6 +14,7 @@
     curves tables checks links      [{title, x_title, y_title, log_x, lines, levels}]; [{title, about, rows}]; [{name,
                                     ok, detail}]; files beside the page
     provenance                      a nested dict
+    lead                            {title, says: [sentence], picture (PNG), alt, methods}: what is said first
 
 All strings are given as they are: the page escapes, marks what cannot be seen, and shortens. None means "not measured".
 """
@@ -24,14 +25,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from interp.explorer.payload.blocks import block, image
+from interp.explorer.payload.blocks import block, encoded, image, png
 from interp.explorer.payload.figures import circuit, curve
 from interp.explorer.payload.plain import ExplorerError, columns_of, only, pairs, plain
 from interp.explorer.payload.scores import Places, methods, scores
 
 KEYS = {
     "title", "finding", "facts", "warnings", "towers", "main", "scores", "methods", "examples", "patterns", "cards",
-    "images", "circuit", "curves", "tables", "checks", "links", "provenance",
+    "images", "circuit", "curves", "tables", "checks", "links", "provenance", "lead",
 }  # fmt: skip
 CARD = {"roles", "promotes", "suppresses", "facts", "notes"}
 BESIDE = re.compile(r"^(?!//)[\w./ -]+$")
@@ -65,7 +66,19 @@ def shown(payload: Mapping[str, Any]) -> dict[str, Any]:
         "checks": [_check(one) for one in given("checks", [])],
         "links": [_link(pair) for pair in given("links", [])],
         "provenance": plain(given("provenance", {}), "provenance"),
+        "lead": _lead(given("lead", {})),
     }
+
+
+def _lead(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is said before all else, its picture, and a paragraph of methods."""
+    if not given:
+        return None
+    only(given, {"title", "says", "picture", "alt", "methods"}, "lead")
+    shown = encoded(png(given["picture"], "lead")) if given.get("picture") is not None else ""
+    said = [str(line) for line in given.get("says") or ()]
+    words = {name: str(given.get(name) or "") for name in ("alt", "methods")}
+    return {"title": str(given.get("title") or "How sure this is"), "says": said, "picture": shown, **words}
 
 
 def _named(payload: Mapping[str, Any]) -> list[str]:

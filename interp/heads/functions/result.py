@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from interp.heads.functions import inhibition, iteration, movers, negative, successor
+from interp.results.figures.figure import Figure
+from interp.results.figures.plots import scaled
 from interp.results.roles import HeadRoles
 
 LOOKS, WRITES, LOSES, MOST = 0.1, 0.5, 0.05, 0.5
@@ -58,16 +60,12 @@ class HeadFunctions(HeadRoles):
         known = self.labels()
         return super().table().assign(label=[", ".join(known.get(site, ())) for site in self.sites])
 
-    def plot(self) -> Any:
-        """The map of heads by numbers, each number within its own range (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self, *args: Any, **which: Any) -> Figure:
+        """The map of heads by numbers, each number within its own range."""
         table = super().table()
-        size = table.abs().max().replace(0.0, 1.0)
-        heat = go.Heatmap(z=(table / size).values, x=list(table.columns), y=list(table.index), zmin=-1, zmax=1,
-                          customdata=table.values, hovertemplate="%{y} %{x}: %{customdata:.3g}<extra></extra>",
-                          colorscale="RdBu")  # fmt: skip
-        return go.Figure(heat).update_layout(yaxis_autorange="reversed", xaxis_title="number", yaxis_title="head")
+        return Figure(
+            [scaled(table.values.T, list(table.columns), list(table.index), per="column", x="number", y="head")]
+        )
 
     def __repr__(self) -> str:
         said = "; ".join(f"{site} {', '.join(names)}" for site, names in self.labels().items())

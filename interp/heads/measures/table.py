@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.heads.measures.drawing import figure_of
 from interp.heads.measures.measured import Measured
 from interp.hooks.head_names import layer_name
 from interp.kernels.errors import InterpError
 from interp.results import intervals as bootstrap
+from interp.results.figures.figure import Figure
+from interp.results.figures.plots import scaled
 from interp.results.heads_table import HeadResult, HeadTable, largest, places
 
 DRAWS = 1000
@@ -185,9 +186,10 @@ class Importance(HeadResult):
         one = self.measure(self.methods[0] if method is None else method)
         return largest(self._table(one).frame(), n, column="rank", by="low")
 
-    def plot(self) -> Any:
-        """Heads across, measures down, each row on its own scale with its largest magnitude 1 (plotly)."""
-        return figure_of(torch.stack([self._whole(one) for one in self.measures]), self.methods, self.sites)
+    def _figure(self) -> Figure:
+        """Heads across, measures down, each row on its own scale with its largest magnitude 1."""
+        values = torch.stack([self._whole(one) for one in self.measures])
+        return Figure([scaled(values, self.methods, self.sites, per="row", x="head", y="measure")])
 
     def __repr__(self) -> str:
         best = self.top(1).iloc[0]

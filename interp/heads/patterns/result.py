@@ -11,6 +11,8 @@ from torch import Tensor
 
 from interp.heads.patterns.embed import plane
 from interp.kernels.errors import InterpError
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap, Lines, Trace
 from interp.results.heads_table import HeadResult, HeadTable, places
 
 
@@ -99,23 +101,20 @@ class Atlas(HeadResult):
         groups = table.groupby("layer")
         return groups[list(self.values)].mean().assign(clusters=groups["cluster"].nunique()).reset_index()
 
-    def plot(self) -> Any:
-        """The heads as points in the plane, by cluster (plotly)."""
-        import plotly.graph_objects as go
-
-        table = self.heads()
-        parts = [go.Scatter(x=part["x"], y=part["y"], mode="markers+text", text=part["site"], name=f"cluster {c}",
-                            textposition="top center") for c, part in table.groupby("cluster")]  # fmt: skip
-        return go.Figure(parts).update_layout(xaxis_title="first component", yaxis_title="second component")
+    def _figure(self) -> Figure:
+        """The heads as points in the plane, by cluster."""
+        groups = self.heads().groupby("cluster")
+        parts = [
+            Trace(f"cluster {c}", part["x"].tolist(), part["y"].tolist(), kind="points", labels=part["site"].tolist())
+            for c, part in groups
+        ]
+        return Figure([Lines(parts, x="first component", y="second component", square=True)])
 
     def plot_map(self, site: str) -> Any:
         """One head's small map (plotly)."""
-        import plotly.graph_objects as go
-
         values = self.maps[self._index(site)].numpy()
-        heat = go.Heatmap(z=values, zmin=0, zmax=1, colorscale="Cividis", colorbar_title="weight")
-        return go.Figure(heat).update_layout(xaxis_title="key, in bins", yaxis_title="row, in bins",
-                                             yaxis_autorange="reversed", title=site)  # fmt: skip
+        grid = Heatmap(values, x="key, in bins", y="row, in bins", name="weight", scale="weight", bound=1.0, title=site)
+        return Figure([grid]).plotly()
 
     def tensors(self) -> dict[str, Tensor]:
         """Measures by their name."""

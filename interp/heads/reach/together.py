@@ -31,6 +31,8 @@ from interp.metrics.reading import hands_over
 from interp.patching.patch import patch
 from interp.records import Method, Trial, register
 from interp.results.effects import AND, Effects
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -94,15 +96,12 @@ class Together(Saved):
             )  # fmt: skip
         return pandas.DataFrame(rows)
 
-    def plot(self) -> Any:
-        """The growing set's effect, the sum of its members', random sets (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """The growing set's effect, the sum of its members', random sets."""
         frame = self.to_frame()
-        lines = [
-            go.Scatter(x=frame["heads"], y=frame[name], name=name) for name in ("effect", "sum of single", "random")
-        ]
-        return go.Figure(lines).update_layout(xaxis_title="heads in the set", yaxis_title="effect")
+        heads = frame["heads"].tolist()
+        lines = [Trace(name, heads, frame[name].tolist()) for name in ("effect", "sum of single", "random")]
+        return Figure([Lines(lines, x="heads in the set", y="effect")])
 
     def __repr__(self) -> str:
         last = self.to_frame().iloc[-1]

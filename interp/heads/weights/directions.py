@@ -25,6 +25,8 @@ from interp.heads.weights.spaces import HeadWeights, product, weights_of
 from interp.hooks.errors import InputsError, ModelError
 from interp.provenance import about
 from interp.records import Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -74,12 +76,9 @@ class HeadDirections(Saved):
     def _said(self, ids: Tensor) -> list[str]:
         return [self.names.get(int(i), str(int(i))) for i in ids]
 
-    def plot(self) -> Any:
-        """The shares, heads by directions (plotly)."""
-        import plotly.graph_objects as go
-
-        heat = go.Heatmap(z=self.shares.numpy(), y=list(self.sites), zmin=0, colorscale="Cividis")
-        return go.Figure(heat).update_layout(xaxis_title="direction", yaxis_autorange="reversed")
+    def _figure(self) -> Figure:
+        """The shares, heads by directions."""
+        return Figure([Heatmap(self.shares.numpy(), self.sites, x="direction", y="head", name="share", scale="size")])
 
     @classmethod
     def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> HeadDirections:

@@ -29,6 +29,8 @@ from interp.heads.weights.spaces import HeadWeights, basis, weights_of
 from interp.hooks.errors import InputsError
 from interp.provenance import about
 from interp.records import Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -70,13 +72,10 @@ class HeadOverlap(Saved):
         """The n pairs that overlap most beyond random spaces."""
         return self.to_frame().head(n)
 
-    def plot(self) -> Any:
-        """Overlap beyond random spaces, senders by receivers (plotly)."""
-        import plotly.graph_objects as go
-
-        heat = go.Heatmap(z=(self.values - self.baseline).numpy(), x=list(self.sites), y=list(self.sites),
-                          colorscale="RdBu", zmid=0)  # fmt: skip
-        return go.Figure(heat).update_layout(xaxis_title="receiver", yaxis_title="sender", yaxis_autorange="reversed")
+    def _figure(self) -> Figure:
+        """Overlap beyond random spaces, senders by receivers."""
+        values = (self.values - self.baseline).numpy()
+        return Figure([Heatmap(values, self.sites, self.sites, x="receiver", y="sender", name="beyond random")])
 
     def __repr__(self) -> str:
         rows = [f"{r.sender} and {r.receiver} {r.overlap:.2f}" for r in self.top(3).itertuples()]

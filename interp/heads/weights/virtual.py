@@ -26,6 +26,8 @@ from interp.heads.weights.spaces import HeadWeights, weights_of
 from interp.hooks.errors import InputsError
 from interp.provenance import about
 from interp.records import Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Bars, Series
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -57,13 +59,11 @@ class VirtualHeads(Saved):
         ]  # fmt: skip
         return pandas.DataFrame(rows, columns=["chain", "side", "strength", "baseline", "copying"])
 
-    def plot(self) -> Any:
-        """The strengths as bars, random matrices as a line (plotly)."""
-        import plotly.graph_objects as go
-
-        figure = go.Figure(go.Bar(x=[" > ".join(chain) for chain in self.chains], y=self.strength.tolist()))
-        figure.add_hline(y=self.baseline, line_dash="dot")
-        return figure.update_layout(yaxis_title="strength of the chain")
+    def _figure(self) -> Figure:
+        """The strengths as bars, beside random matrices."""
+        names = [" > ".join(chain) for chain in self.chains]
+        series = [Series("chain", self.strength.tolist()), Series("random matrices", [self.baseline] * len(names))]
+        return Figure([Bars(names, series, y="strength of the chain")])
 
     def __repr__(self) -> str:
         best = f"{' > '.join(self.chains[0])} {float(self.strength[0]):.3f}" if self.chains else "none"

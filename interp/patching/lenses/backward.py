@@ -31,6 +31,8 @@ from interp.patching.lenses.fitted import last_residual
 from interp.patching.lenses.said import columns_of, names_of, places_of
 from interp.provenance import about
 from interp.records import Method, Trial, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -67,12 +69,10 @@ class BackwardLens(Saved):
     def _said(self, ids: Tensor) -> list[str]:
         return [self.names.get(int(i), str(int(i))) for i in ids]
 
-    def plot(self) -> Any:
-        """Lengths, places by positions read, averaged over examples (plotly)."""
-        import plotly.graph_objects as go
-
-        figure = go.Figure(go.Heatmap(z=self.size.mean(1).numpy(), y=list(self.sites), colorbar_title="length"))
-        return figure.update_layout(xaxis_title="position read", yaxis_title="place")
+    def _figure(self) -> Figure:
+        """Lengths, places by positions read, averaged over examples."""
+        values = self.size.mean(1).numpy()
+        return Figure([Heatmap(values, self.sites, x="position read", y="place", name="length", scale="size")])
 
     @classmethod
     def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> BackwardLens:

@@ -16,6 +16,8 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Positions
 from interp.hooks.sites import Site
 from interp.patching.lenses.said import Lens, columns_of, names_of, places_of, said, wanted_of
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -89,15 +91,13 @@ class FittedLens(Saved):
             rows.append(row)
         return pandas.DataFrame(rows)
 
-    def plot(self) -> Any:
-        """What the lens and the logit lens lose, by place (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """What the lens and the logit lens lose, by place."""
         if not self.kl.numel():
             raise InputsError("nothing was kept back to judge this lens by: fit it with held_out > 0.")
-        lines = [go.Scatter(x=list(self.sites), y=one.mean(1).tolist(), name=name)
-                 for name, one in (("this lens", self.kl), ("logit lens", self.plain))]  # fmt: skip
-        return go.Figure(lines).update_layout(yaxis_title="KL to the model's own logits (nats)")
+        parts = (("this lens", self.kl), ("logit lens", self.plain))
+        lines = [Trace(name, range(len(self.sites)), one.mean(1).tolist()) for name, one in parts]
+        return Figure([Lines(lines, x="place", y="KL to the model's own logits (nats)", names=self.sites)])
 
     def __repr__(self) -> str:
         kind, said = str(self.meta.get("method", "lens")), ""

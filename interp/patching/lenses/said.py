@@ -17,6 +17,8 @@ from interp.hooks.run.tape import Tape, tower_inputs
 from interp.hooks.sites import Site, parse
 from interp.hooks.stand.ports import head_results
 from interp.metrics.judge import answer_ids
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -68,14 +70,14 @@ class Lens(Saved):
                 rows.append(row)
         return pandas.DataFrame(rows)
 
-    def plot(self) -> Any:
-        """The answer's log-probability, averaged over examples: places by positions read (plotly)."""
+    def _figure(self) -> Figure:
+        """The answer's log-probability, averaged over examples: places by positions read."""
         if self.logprob is None:
             raise InputsError("this lens has no answer to plot: call lens with answers=.")
-        import plotly.graph_objects as go
-
-        figure = go.Figure(go.Heatmap(z=self.logprob.mean(1).numpy(), y=list(self.sites), colorbar_title="log p"))
-        return figure.update_layout(xaxis_title="position read", yaxis_title="place")
+        values = self.logprob.mean(1).numpy()
+        columns = [str(n) for n in self.positions[0].tolist()] if len(self.positions) == 1 else ()
+        grid = Heatmap(values, self.sites, columns, x="position read", y="place", name="log p", scale="signed")
+        return Figure([grid])
 
     @classmethod
     def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Lens:

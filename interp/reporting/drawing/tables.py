@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -22,19 +23,33 @@ def tex_escaped(text: str) -> str:
 
 
 def latex(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """The first heads as a table that needs no package."""
+    """The first heads between the rules of booktabs, digits aligned by siunitx, with a caption to keep."""
+    columns = [_digits([row[name] for row in rows[:ROWS]]) for name in NUMBERS]
+    wide = " ".join(f"S[table-format={form}]" for form, _ in columns)
     lines = [
-        r"\begin{table}", r"\centering", rf"\caption{{{tex_escaped(caption)}}}", r"\begin{tabular}{lrrrrl}", r"\hline",
-        r"head & effect & low & high & exact & label \\", r"\hline",
+        r"% \usepackage{booktabs,siunitx}", r"\begin{table}", r"\centering", rf"\caption{{{tex_escaped(caption)}}}",
+        r"\label{tab:heads}", rf"\begin{{tabular}}{{l {wide} l}}", r"\toprule",
+        r"head & {effect} & {low} & {high} & {exact} & label \\", r"\midrule",
     ]  # fmt: skip
-    for row in rows[:ROWS]:
-        numbers = " & ".join(_number(row[name]) for name in ("estimate", "low", "high", "exact"))
+    for n, row in enumerate(rows[:ROWS]):
+        numbers = " & ".join(cells[n] for _, cells in columns)
         lines.append(rf"{tex_escaped(str(row['site']))} & {numbers} & {tex_escaped(str(row['label']))} \\")
-    return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
-def _number(value: float | int) -> str:
-    return f"${value:.3g}$" if value == value else "--"
+NUMBERS = ("estimate", "low", "high", "exact")
+MOST_PLACES = 5
+
+
+def _digits(values: Sequence[float]) -> tuple[str, list[str]]:
+    """The format of a column and its cells, all with the places that the largest number needs for three digits."""
+    known = [abs(value) for value in values if math.isfinite(value)]
+    largest = max(known, default=0.0)
+    left = max(1, len(str(int(largest))))
+    small = 0 if largest >= 1 or not largest else -math.floor(math.log10(largest)) - 1
+    places = min(MOST_PLACES, 3 + small) if 0 < largest < 1 else max(0, 3 - left)
+    cells = [f"{round(value, places) + 0.0:.{places}f}" if math.isfinite(value) else "{--}" for value in values]
+    return f"{'-' if any(cell.startswith('-') for cell in cells) else ''}{left}.{places}", cells
 
 
 def card(facts: Mapping[str, Any], finding: str, warnings: Sequence[str], files: Mapping[str, str]) -> str:

@@ -2,7 +2,8 @@
 
 On prompts that were not used to find the heads, z of k heads together takes its value from the corrupt prompts; what is
 plotted is the share of the gap between clean and corrupt that is lost. `found` are the heads whose score speaks most
-for the answer, `random` sets of k heads of the same tower, `magnitude` the heads that write most. Intervals of `found`
+for the answer, `random` sets of k other heads of like layer and output norm (`interp/heads/sets.py`; at half of a
+tower's heads or less), `magnitude` the heads that write most. Intervals of `found`
 and `magnitude` are over prompts, of `random` the 2.5th to 97.5th percentile of sets.
 Cost: less than one forward pass for each of (2 + draws) sets at each size, and one for the norms. Limits: one tower at
 a time; held-out prompts that cannot judge (`interp/reporting/steps/prompts.py`) are not asked.
@@ -10,14 +11,13 @@ a time; held-out prompts that cannot judge (`interp/reporting/steps/prompts.py`)
 
 from __future__ import annotations
 
-import random
 from functools import partial
 from typing import Any
 
 import torch
 
 from interp.heads.rows import direction
-from interp.heads.sets import output_norms
+from interp.heads.sets import matched, output_norms
 from interp.hooks.head_names import head_of
 from interp.hooks.sites import Site
 from interp.patching.patch import patch
@@ -73,24 +73,24 @@ def importance(effects: Effects) -> Any:
 
 
 def _sets(subject: Subject, tower: str, order: list[str], sizes: list[int]) -> list[tuple[str, int, list[str]]]:
-    draw = random.Random(subject.wanted.seed)
-    large = _by_size(subject, tower, order)
+    norms = _norms(subject, tower)
+    large = sorted(order, key=lambda head: (-norms[head], head))
     draws, made = subject.amount(f"ablation-{tower}", subject.wanted.draws), []
     for k in sizes:
         made += [("found", k, order[:k]), ("magnitude", k, large[:k])]
-        made += [("random", k, draw.sample(order, k)) for _ in range(draws)]
+        like = matched(order[:k], norms, draws=draws, seed=subject.wanted.seed).sets if 2 * k <= len(order) else ()
+        made += [("random", k, list(one)) for one in like]
     return made
 
 
-def _by_size(subject: Subject, tower: str, heads: list[str]) -> list[str]:
-    """Heads by the mean norm of what they write on clean prompts, the largest first."""
+def _norms(subject: Subject, tower: str) -> dict[str, float]:
+    """The mean norm of what each head writes on clean prompts."""
     x = subject.task.take(range(min(PROMPTS, len(subject.task)))).clean
     sites = [
         Site(tower if subject.stacks[tower] else None, layer.index, "z")
         for layer in subject.model.anatomy.towers[tower].layers
     ]
-    norms = output_norms(subject.model, x, sites)
-    return sorted(heads, key=lambda head: (-norms[head], head))
+    return output_norms(subject.model, x, sites)
 
 
 def _gathered(rows: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, Any]]:
@@ -100,11 +100,13 @@ def _gathered(rows: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, An
         drawn = torch.tensor([row["share"] for row in rows if row["name"] == "random" and row["k"] == k]).double()
         if len(drawn):
             low, high = map(float, interval(drawn, n=len(drawn)))
-            kept.append({"name": "random", "k": k, "share": float(drawn.mean()), "low": low, "high": high})
+            kept.append(
+                {"name": "random", "k": k, "share": float(drawn.mean()), "low": low, "high": high, "draws": len(drawn)}
+            )
     return kept
 
 
-LINES = {"found": "heads found", "magnitude": "heads that write most", "random": "random heads"}
+LINES = {"found": "heads found", "magnitude": "heads that write most", "random": "random heads like these"}
 
 
 def ablation_curve(one: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def _said(found: list[Answer]) -> str:
     heads = f"the first {k} heads" if k > 1 else "that head"
     return (
         f"Without {heads} {where} lose {shares['found']:.0%} of their gap; without the {k} that write most"
-        f" {shares['magnitude']:.0%}, without {k} random ones {shares['random']:.0%}."
+        f" {shares['magnitude']:.0%}, without {k} random ones of like layer and norm {shares['random']:.0%}."
     )
 
 

@@ -19,12 +19,12 @@ from interp.circuits.faithfulness import faithfulness
 from interp.circuits.found.circuit import Circuit
 from interp.circuits.found.edge_scores import Edges
 from interp.kernels.errors import InterpError
-from interp.reporting.drawing.canvas import Canvas
 from interp.reporting.drawing.figures import drawn
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.section import Section
 from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import SPLITS, Subject
+from interp.results.figures.figure import Figure
 
 BY = {True: "signed importance", False: "magnitude"}
 SIZES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1)
@@ -218,7 +218,7 @@ def faithfulness_curve(found: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _figures(made: Gathered) -> Iterable[tuple[str, Canvas | str]]:
+def _figures(made: Gathered) -> Iterable[tuple[str, Figure | str]]:
     found = made.answers.get("circuit")
     return [] if found is None else [("faithfulness", drawn(faithfulness_curve(found))), ("circuit", found["svg"])]
 

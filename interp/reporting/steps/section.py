@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from interp.reporting.drawing.canvas import Canvas
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.steps import Steps
 from interp.reporting.steps.subject import Subject
+from interp.results.figures.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Section:
     work."""
     page: Callable[[Gathered], Mapping[str, Any]] = lambda made: {}
     """What the page is given: lists are put one after the other, mappings into one."""
-    figures: Callable[[Gathered], Iterable[tuple[str, Canvas | str]]] = lambda made: ()
+    figures: Callable[[Gathered], Iterable[tuple[str, Figure | str]]] = lambda made: ()
     labels: Mapping[str, Label] = field(default_factory=dict)
     """Names of numbers (or their starts) that are of this section and of no method's record."""
     cites: Callable[[Gathered], Iterable[str]] = lambda made: ()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.preparing.pictures import picture
+from interp.results.figures.colours import LESS, MORE, parts
 
 LIKE = 64
 NEAR = 3.0
@@ -16,7 +17,7 @@ NEAR = 3.0
 
 
 def overlay(image: Any, grid: Tensor, *, strength: float = 0.6) -> Any:
-    """The picture with positive numbers in red and negative ones in blue, the largest at full strength. A PIL image."""
+    """The picture with positive numbers in orange and negative ones in blue, the largest strongest. A PIL image."""
     from PIL import Image
 
     base = picture(image)
@@ -26,7 +27,7 @@ def overlay(image: Any, grid: Tensor, *, strength: float = 0.6) -> Any:
     )
     amount = np.asarray(wide, dtype=np.float32)[..., None] / 127.5 - 1
     amount[np.abs(amount) < 0.01] = 0  # 0 falls between two grey levels
-    colour = np.where(amount > 0, np.array([220, 30, 30], np.float32), np.array([30, 60, 220], np.float32))
+    colour = np.where(amount > 0, np.array(parts(MORE), np.float32), np.array(parts(LESS), np.float32))
     weight = strength * np.abs(amount)
     mixed = np.asarray(base, dtype=np.float32) * (1 - weight) + colour * weight
     return Image.fromarray(mixed.round().astype(np.uint8))

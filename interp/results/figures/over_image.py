@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
+from interp.results.figures.colours import Scale
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap
 
 
 @runtime_checkable
@@ -40,23 +44,26 @@ def over_image(effects: OverPositions, inputs: Inputs, *, row: int = 0, image: i
     return grid
 
 
-def plot_over_image(effects: OverPositions, inputs: Inputs, picture: Any = None, *, site: int = 0, **which: int) -> Any:
-    """A heat map of one site's effects by patch (plotly), over the picture (PIL or [row, column, 3]) if it is given."""
+def figure_over_image(
+    effects: OverPositions, inputs: Inputs, picture: Any = None, *, site: int = 0, **which: int
+) -> Figure:
+    """A map of one site's effects by patch, over the picture (PIL or [row, column, 3]) if it is given."""
     return heat_over(over_image(effects, inputs, **which)[site], picture, title="effect")
 
 
-def heat_over(grid: Tensor, picture: Any = None, *, title: str) -> Any:
-    """Numbers of cells [row, column] as a heat map (plotly), over the picture if it is given."""
-    import plotly.graph_objects as go
+def heat_over(grid: Any, picture: Any = None, *, title: str, scale: Scale = "signed") -> Figure:
+    """Numbers of cells [row, column] as a map, over the picture if it is given."""
+    pixels = None if picture is None else pixels_of(picture)
+    return Figure([Heatmap(np.asarray(grid), name=title, scale=scale, picture=pixels, square=True)])
 
-    bound = float(grid.nan_to_num().abs().max()) or 1.0
-    figure = go.Figure()
-    if picture is not None:
-        import numpy
 
-        pixels = numpy.asarray(picture)
-        dy, dx = (patches / long for patches, long in zip(grid.shape, pixels.shape[:2], strict=True))
-        figure.add_trace(go.Image(z=pixels, dx=dx, dy=dy, x0=(dx - 1) / 2, y0=(dy - 1) / 2))
-    figure.add_trace(go.Heatmap(z=grid.numpy(), zmin=-bound, zmax=bound, colorscale="RdBu", colorbar_title=title,
-                                opacity=1.0 if picture is None else 0.6))  # fmt: skip
-    return figure.update_layout(yaxis_autorange="reversed", yaxis_scaleanchor="x")
+def pixels_of(picture: Any) -> Any:
+    """A picture (PIL or [row, column, 3]) in 0 to 255."""
+    array = np.asarray(picture.convert("RGB") if hasattr(picture, "convert") else picture)
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise InputsError(f"a picture is a PIL image or [row, column, 3], got the shape {array.shape}.")
+    return (
+        (array * 255).round().astype(np.uint8)
+        if array.dtype.kind == "f" and array.max() <= 1
+        else array.astype(np.uint8)
+    )

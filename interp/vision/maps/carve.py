@@ -36,6 +36,8 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.provenance import about
 from interp.records import NO_IMAGE_IN_TEXT, Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap
 from interp.results.saved import Saved
 from interp.vision.decoding.without import Looking, image_tokens, looking_tower
 from interp.vision.maps.cells import boxes_of, inputs_of, pixel_map, shown_in, size_of
@@ -88,12 +90,9 @@ class Carved(Saved):
             )  # fmt: skip
         return pandas.DataFrame(rows)
 
-    def plot(self, example: int = 0) -> Any:
-        """S of one example (plotly)."""
-        import plotly.graph_objects as go
-
-        heat = go.Heatmap(z=self.maps[example].numpy(), colorscale="Cividis")
-        return go.Figure(heat).update_layout(yaxis_autorange="reversed", yaxis_scaleanchor="x")
+    def _figure(self, example: int = 0) -> Figure:
+        """S of one example."""
+        return Figure([Heatmap(self.maps[example].numpy(), name="S", scale="weight", square=True)])
 
     def tensors(self) -> dict[str, Tensor]:
         """Maps and masks by number."""

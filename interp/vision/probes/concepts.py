@@ -31,6 +31,8 @@ from interp.finite import finite
 from interp.hooks.errors import InputsError
 from interp.provenance import about
 from interp.records import NO_PICTURE, Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Heatmap
 from interp.results.saved import Saved
 from interp.vision.maps.cells import pixel_map
 from interp.vision.maps.trial import many
@@ -88,13 +90,9 @@ class Concepts(Saved):
              "examples": [int(one.any(1).sum()) for one in counts]}
         )  # fmt: skip
 
-    def plot(self) -> Any:
-        """The mixtures of examples (plotly)."""
-        import plotly.graph_objects as go
-
-        return go.Figure(go.Heatmap(z=self.theta.numpy(), colorscale="Cividis")).update_layout(
-            xaxis_title="concept", yaxis_title="example"
-        )
+    def _figure(self) -> Figure:
+        """The mixtures of examples."""
+        return Figure([Heatmap(self.theta.numpy(), x="concept", y="example", name="share", scale="weight")])
 
     def __repr__(self) -> str:
         used = int((self.phi.mean((0, 1)) > 0.5 / len(self.means)).sum())

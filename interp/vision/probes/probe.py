@@ -34,6 +34,8 @@ from interp.finite import finite
 from interp.hooks.errors import InputsError
 from interp.provenance import about
 from interp.records import NO_PICTURE, Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Bars, Series
 from interp.results.saved import Saved
 from interp.vision.maps.cells import pixel_map
 from interp.vision.maps.trial import many
@@ -87,14 +89,12 @@ class AttentiveProbe(Saved):
             {"site": self.site, "seed": range(len(self.scores)), "score": self.scores, "mean_token": self.baseline}
         )
 
-    def plot(self) -> Any:
-        """Scores by seed (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """Scores by seed."""
         names = [f"seed {n}" for n in range(len(self.scores))]
-        bars = [go.Bar(x=names, y=one.tolist(), name=name) for one, name in
-                ((self.scores, "probe"), (self.baseline, "mean token"))]  # fmt: skip
-        return go.Figure(bars).update_layout(yaxis_title="accuracy" if self.classes else "R2")
+        pairs = ((self.scores, "probe"), (self.baseline, "mean token"))
+        series = [Series(name, one.tolist()) for one, name in pairs]
+        return Figure([Bars(names, series, y="accuracy" if self.classes else "R2")])
 
     def __repr__(self) -> str:
         kind = "accuracy" if self.classes else "R2"

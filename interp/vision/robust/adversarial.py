@@ -31,6 +31,8 @@ from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import Metric, judged
 from interp.provenance import about
 from interp.records import NO_PICTURE, Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.intervals import mean_interval
 from interp.results.saved import Saved
 from interp.vision.maps.trial import pictures_of
@@ -74,13 +76,11 @@ class Adversarial(Saved):
         means = [float(one.mean()) for _, one in rows]
         return pandas.DataFrame({"shown": [name for name, _ in rows], "metric": means, "low": low, "high": high})
 
-    def plot(self) -> Any:
-        """The metric by step (plotly)."""
-        import plotly.graph_objects as go
-
-        figure = go.Figure(go.Scatter(y=self.curve.mean(1).tolist(), name="patch"))
-        figure.add_hline(y=float(self.random.amin(0).mean()), annotation_text="random patch")
-        return figure.update_layout(xaxis_title="step", yaxis_title="metric")
+    def _figure(self) -> Figure:
+        """The metric by step."""
+        curve = self.curve.mean(1).tolist()
+        levels = [("random patch", float(self.random.amin(0).mean()))]
+        return Figure([Lines([Trace("patch", range(len(curve)), curve)], x="step", y="metric", levels=levels)])
 
     def __repr__(self) -> str:
         return (

@@ -32,6 +32,8 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.provenance import about
 from interp.records import NO_IMAGE_IN_TEXT, Method, register
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.saved import Saved
 from interp.vision.decoding.without import image_tokens, looking_tower
 from interp.vision.maps.cells import inputs_of
@@ -94,14 +96,13 @@ class PruningSearch(Saved):
         kept = {f"retention_{n + 1}": self.retention[:, n].numpy() for n in range(self.retention.shape[1])}
         return pandas.DataFrame({**columns, **kept, "objective": self.values.mean(1).numpy()})
 
-    def plot(self) -> Any:
-        """The objective of each trial, and the best so far (plotly)."""
-        import plotly.graph_objects as go
-
+    def _figure(self) -> Figure:
+        """The objective of each trial, and the best so far."""
         mean = self.values.mean(1)
-        lines = [go.Scatter(y=mean.tolist(), mode="markers", name="trial"),
-                 go.Scatter(y=mean.cummax(0).values.tolist(), name="best so far")]  # fmt: skip
-        return go.Figure(lines).update_layout(xaxis_title="trial", yaxis_title="objective")
+        trials = range(len(mean))
+        lines = [Trace("trial", trials, mean.tolist(), kind="points"),
+                 Trace("best so far", trials, mean.cummax(0).values.tolist())]  # fmt: skip
+        return Figure([Lines(lines, x="trial", y="objective")])
 
     def __repr__(self) -> str:
         best = self.best

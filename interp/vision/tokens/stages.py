@@ -25,6 +25,8 @@ from torch import Tensor
 from interp.hooks.edits.edits import Edit, MaskKeys
 from interp.hooks.edits.merge import MergeTokens
 from interp.hooks.errors import InputsError, ModelError
+from interp.results.figures.figure import Figure
+from interp.results.figures.marks import Lines, Trace
 from interp.results.saved import Saved
 
 if TYPE_CHECKING:
@@ -172,13 +174,11 @@ class TokenImportance(Saved):
              "importance": self.values[example, position].numpy()}
         )  # fmt: skip
 
-    def plot(self) -> Any:
-        """How importance is spread over the tokens of each example (plotly)."""
-        import plotly.graph_objects as go
-
-        lines = [row[here].sort(descending=True).values for row, here in zip(self.values, self.image, strict=True)]
-        figure = go.Figure([go.Scatter(y=one.tolist(), name=f"example {n}") for n, one in enumerate(lines)])
-        return figure.update_layout(xaxis_title="image tokens, most important first", yaxis_title="importance")
+    def _figure(self) -> Figure:
+        """How importance is spread over the tokens of each example."""
+        rows = [row[here].sort(descending=True).values for row, here in zip(self.values, self.image, strict=True)]
+        lines = [Trace(f"example {n}", range(len(one)), one.tolist()) for n, one in enumerate(rows)]
+        return Figure([Lines(lines, x="image tokens, most important first", y="importance")])
 
     def __repr__(self) -> str:
         counts = self.image.sum(1)

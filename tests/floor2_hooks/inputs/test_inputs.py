@@ -229,7 +229,7 @@ def test_html_is_escaped() -> None:
     assert "<b>" not in page
     assert "<script" not in page
     assert "&amp;" in page
-    assert "<table>" in page
+    assert "<table" in page
     assert "<s>" not in page
 
 

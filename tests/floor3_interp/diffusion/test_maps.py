@@ -123,7 +123,7 @@ def test_maps_are_saved_and_drawn(tmp_path: Any) -> None:
     own = frame[(frame.place == "denoiser.L1") & (frame.word == "red") & (frame.example == 1)].iloc[0]
     assert [own["row"], own["column"]] == at[1:]
     figure = found.plot("red", torch.zeros(32, 48, 3).byte().numpy(), example=1, place="L1")
-    assert torch.equal(torch.tensor(figure.data[1].z), one)
+    assert torch.equal(torch.tensor(figure.data[1].z).float(), one)
 
 
 def test_what_maps_refuse() -> None:

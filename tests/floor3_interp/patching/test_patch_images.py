@@ -101,4 +101,4 @@ def test_effects_lie_over_the_picture() -> None:
     with pytest.raises(InputsError, match="positions='each'"):
         over_image(whole, inputs)
     figure = e.over_image(inputs, torch.zeros(24, 24, 3, dtype=torch.uint8).numpy(), row=1)
-    assert [trace.type for trace in figure.data] == ["image", "heatmap"]
+    assert [trace.type for trace in figure.plotly().data] == ["image", "heatmap"]

@@ -24,13 +24,13 @@ from interp.hooks.errors import BudgetError, CheckFailed
 from interp.papers import PAPERS, bibtex
 from interp.planted.probes import probe_task
 from interp.records import every, numbers_of, variants
-from interp.reporting.drawing.canvas import SCALE, Canvas
 from interp.reporting.drawing.tables import card, latex
 from interp.reporting.experiment import experiment
 from interp.reporting.sections import sections
 from interp.reporting.sections.baselines import ablation
 from interp.reporting.steps.steps import FILES, Steps
 from interp.reporting.steps.subject import Subject, Wanted, task_named
+from interp.results.figures.canvas import SCALE, Canvas
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +374,7 @@ def test_untrusted_words_are_harmless_in_every_file() -> None:
     }
     assert drawn.png()[:8] == b"\x89PNG\r\n\x1a\n"
     row = {"site": bad, "estimate": 1.0, "low": float("nan"), "high": 2.0, "exact": 1.0, "label": bad}
-    line = latex([row], bad).splitlines()[7]
+    line = latex([row], bad).splitlines()[9]
     assert line.count(" & ") == 5
     assert r"50\% of \$x\_\{1\}\textasciicircum{}2\$" in line
     page = card({"base_model": bad, "tags": [bad]}, bad, [bad], {"a": "b"})

@@ -6,6 +6,7 @@ say to a screen reader what is drawn. Limits: one typeface; PNG text is what Pil
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -59,6 +60,29 @@ class Canvas:
             lambda pen: pen.ellipse(box, fill=fill, outline=line),
         ))  # fmt: skip
 
+    def image(self, x: Number, y: Number, w: Number, h: Number, pixels: Any) -> None:
+        """A picture [row, column, 3] in 0 to 255, stretched to the box."""
+        from PIL import Image
+
+        small, sink = Image.fromarray(pixels), BytesIO()
+        small.save(sink, format="PNG")
+        data = b64encode(sink.getvalue()).decode()
+        size = round(w * SCALE), round(h * SCALE)
+        at = round(x * SCALE), round(y * SCALE)
+        self.marks.append((
+            f'<image x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" preserveAspectRatio="none"'
+            f' href="data:image/png;base64,{data}"/>',
+            lambda pen: pen.sheet.paste(small.resize(size), at),
+        ))  # fmt: skip
+
+    def upright(self, x: Number, y: Number, words: str, *, size: int = 11, fill: str = "#111111") -> None:
+        """One line of text that begins at y and is read upwards, its middle at x."""
+        self.marks.append((
+            f'<text transform="translate({x:.1f} {y:.1f}) rotate(-90)" font-size="{size}"'
+            f' dominant-baseline="central" fill="{fill}">{escape(words)}</text>',
+            lambda pen: _turned(pen, (x * SCALE, y * SCALE), words, size, fill),
+        ))  # fmt: skip
+
     def text(
         self, x: Number, y: Number, words: str, *, size: int = 11, anchor: Anchor = "start", fill: str = "#111111"
     ) -> None:
@@ -84,12 +108,23 @@ class Canvas:
         from PIL import Image, ImageDraw
 
         image = Image.new("RGB", (self.width * SCALE, self.height * SCALE), "#ffffff")
-        pen = ImageDraw.Draw(image)
+        pen: Any = ImageDraw.Draw(image)
+        pen.sheet = image  # what pictures are put on
         for _, draw in self.marks:
             draw(pen)
         sink = BytesIO()
         image.save(sink, format="PNG")
         return sink.getvalue()
+
+
+def _turned(pen: Any, start: Point, words: str, size: int, fill: str) -> None:
+    from PIL import Image, ImageDraw
+
+    width = max(1, round(_face(size).getlength(words))) + 2
+    strip = Image.new("L", (width, round(1.5 * size * SCALE)))
+    ImageDraw.Draw(strip).text((1, strip.height / 2), words, fill=255, anchor="lm", font=_face(size))
+    mask = strip.rotate(90, expand=True)
+    pen.bitmap((round(start[0] - mask.width / 2), round(start[1]) - mask.height), mask, fill=fill)
 
 
 @cache
