@@ -27,9 +27,10 @@ Measured (zoo:ioi, 16 prompts; SmolLM2-135M-Instruct, 14 of 16 prompts; labels b
     are L23.H0, H1, H2 and H7 (weight 0.54 to 0.65, copy scores 0.88 to 1.00), of the negative head's own layer. L24.H4
     is negative too: it looks at the answer with 0.72, takes 1.31 off it and works against it (-0.22 of the gap).
  3. No: L20.H0 writes nothing straight to the answer (+0.005) nor off the word it looks at (0.05, with 0.65 of its
-    weight there): its 0.42 of the gap goes by way of other heads. It has no label by these four kinds.
- 4. Not known: the run refused S-inhibition, since the first mention of a name that opens the text is spelled in other
-    tokens; that is mended, and the run was not repeated.
+    weight there): its 0.42 of the gap goes by way of other heads. See 4.
+ 4. No: 0.26 of the gap goes from L20.H0 through the queries of L23.H0, H1 and H7 (path patching alone, 7 prompts, three
+    movers; L17.H4 and all of layer 22 under 0.01): L20.H0 is an S-inhibition head. The whole run had refused that kind,
+    since a name that opens the text is spelled in other tokens; that is mended, and the run was not repeated.
  5. No: the largest succession is 0.18 (L23.H3), over 62 pairs: no successor head in this model.
 """
 
