@@ -64,8 +64,11 @@ def tuned_lens(
     with torch.no_grad():
         target = finite(tape["logits"], "logits").float().log_softmax(-1).to(tape[end].device)
     draws = [_split(len(real), held_out, seed + n).to(real.device) for n in range(seeds)]
-    fits = [[_fit(tail, tape[site].detach().to(tape[end].device), tape[end].detach(), target, real, kept, steps, rate) for kept in draws]
-            for site in places]  # fmt: skip
+    last = tape[end].detach()
+    fits = [
+        [_fit(tail, tape[site].detach().to(last.device), last, target, real, kept, steps, rate) for kept in draws]
+        for site in places
+    ]
     kl, plain = (torch.tensor([[getattr(one, name) for one in row] for row in fits]) for name in ("kl", "plain"))
     return FittedLens(
         tuple(map(str, places)), torch.stack([row[0].matrix for row in fits]).cpu(),
