@@ -335,3 +335,15 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(("diffusion.Maps", "diffusion.Hunt"), MADE),
     **dict.fromkeys(("diffusion.columns", "diffusion.pointing"), "reads text, or numbers that are there"),
     "diffusion.encoders": "holds models; denoisers are tried in test_denoisers.py",
+    **dict.fromkeys(("explorer.Explorer", "heads.Importance", "heads.HeadMatrix", "patching.Effects"), MADE),
+    **dict.fromkeys((f"forgetting.{name}" for name in "AcrossModels Dampened LensAttack ModelsCompared".split()), MADE),
+    "robustness.AttentionPerturbation": MADE,
+    **dict.fromkeys(("operators.Compared", "operators.Mimicry", "operators.Replaceable", "operators.Routes"), MADE),
+    **dict.fromkeys(("operators.Operator", "operators.slopes"), VALUE),
+    "operators.dependency_tree": "takes a pattern, and gives a list",
+    **dict.fromkeys(("families.Family", "families.Projection", "families.Recipe", "families.register"), VALUE),
+    **dict.fromkeys((f"tasks.{name}" for name in UNKNOWN), "its words are in no model that ships; Task is tried"),
+    **dict.fromkeys((f"Model.{name}" for name in HELD), "says what is held, or is what every call begins with"),
+    **dict.fromkeys(("metrics.Reading", "metrics.MetricError", "formats.FormatError"), VALUE),
+}
+"""Public names that meet no model, and why."""

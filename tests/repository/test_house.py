@@ -21,6 +21,7 @@ from interp import records
 KERNELS_MAY_IMPORT = {"torch", "triton", "jaxtyping", "interp"}
 EXTRAS = {
     "gguf",
+    "figures",
     "lens",
     "nnsight",
     "captum",
@@ -33,7 +34,7 @@ EXTRAS = {
     "notebooks",
     "all",
 }
-TARGETS = {"demo", "test", "device", "check", "bench", "real", "clean"}
+TARGETS = {"demo", "test", "device", "check", "bench", "real", "clean", "release"}
 
 
 def fault(file: Path, name: str) -> str | None:

@@ -45,15 +45,15 @@ class Function(Protocol):
 
     NAME: str
 
-    def refuses(self, asked: Ground) -> str | None:
+    def refuses(self, asked: FunctionGround) -> str | None:
         """Why it has no meaning here, or None."""
 
-    def measure(self, asked: Ground) -> Numbers:
+    def measure(self, asked: FunctionGround) -> Numbers:
         """Its numbers."""
 
 
 @dataclass(frozen=True, eq=False)
-class Ground:
+class FunctionGround:
     """A model, heads of the tower that answers, and what they are asked on."""
 
     model: Model
@@ -193,7 +193,7 @@ class Ground:
         return torch.stack(found, 1)
 
 
-def text_answer(asked: Ground) -> str | None:
+def text_answer(asked: FunctionGround) -> str | None:
     """Why there is no task with words as answers."""
     if asked.task is None:
         return "it needs a task, which knows the right answer"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.finite import finite
 from interp.heads.functions import inhibition, iteration, movers, negative, safety, successor
-from interp.heads.functions.asked import Function, Ground, Numbers, chosen
+from interp.heads.functions.asked import Function, FunctionGround, Numbers, chosen
 from interp.heads.functions.result import HeadFunctions
 from interp.heads.kinds.reading import head_sites, tower_of
 from interp.hooks.drive.tail import last_tower
@@ -61,7 +61,7 @@ def head_functions(
     return HeadFunctions(asked.names, values, {}, left_out, meta)
 
 
-def _asked(model: Model, data: Any, heads: str | None, sequences: dict[str, Any], count: int) -> Ground:
+def _asked(model: Model, data: Any, heads: str | None, sequences: dict[str, Any], count: int) -> FunctionGround:
     task = None
     if isinstance(data, Task):
         task = data if data.model is model else data.on(model)
@@ -77,10 +77,10 @@ def _asked(model: Model, data: Any, heads: str | None, sequences: dict[str, Any]
             f"these kinds are of heads that answer from the last token of a text; the tower {stack.name!r} of"
             f" {type(model.module).__name__} {why}."
         )
-    return Ground(model, sites, x, task, sequences, count)
+    return FunctionGround(model, sites, x, task, sequences, count)
 
 
-def _measured(asked: Ground, wanted: Sequence[str]) -> tuple[Numbers, dict[str, str]]:
+def _measured(asked: FunctionGround, wanted: Sequence[str]) -> tuple[Numbers, dict[str, str]]:
     values: Numbers = {}
     left_out: dict[str, str] = {}
     for name in wanted:
@@ -93,7 +93,7 @@ def _measured(asked: Ground, wanted: Sequence[str]) -> tuple[Numbers, dict[str, 
     return values, left_out
 
 
-def kind_of(asked: Ground) -> str:
+def kind_of(asked: FunctionGround) -> str:
     """What the answers are."""
     return movers.kind_of(asked)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from interp.heads.functions import movers
-from interp.heads.functions.asked import Ground, Numbers
+from interp.heads.functions.asked import FunctionGround, Numbers
 from interp.hooks.head_names import head_place
 from interp.patching.path_patch import path_patch
 
@@ -24,7 +24,7 @@ LOOKING = 0.1
 """A head with less weight on the answer is no mover whose queries are asked about."""
 
 
-def refuses(asked: Ground) -> str | None:
+def refuses(asked: FunctionGround) -> str | None:
     """It needs a wrong answer that is repeated, a corrupted prompt, and movers."""
     if why := movers.refuses(asked):
         return why
@@ -35,7 +35,7 @@ def refuses(asked: Ground) -> str | None:
     return None if receivers(asked) else "no head below which there are others both looks at the answer and raises it"
 
 
-def _mentions(asked: Ground) -> list[int]:
+def _mentions(asked: FunctionGround) -> list[int]:
     """How often each prompt says a wrong answer; at the start of a text a word may be other tokens than elsewhere, so
     texts are asked by their letters."""
     assert asked.task is not None
@@ -47,7 +47,7 @@ def _mentions(asked: Ground) -> list[int]:
     return found
 
 
-def receivers(asked: Ground) -> list[str]:
+def receivers(asked: FunctionGround) -> list[str]:
     """The movers: heads that look at the answer and raise it most, all of them above the first layer."""
     looks = (asked.weights * asked.said(asked.answers)).sum(-1).mean(1)
     writes = movers.written(asked).mean(1)
@@ -59,7 +59,7 @@ def receivers(asked: Ground) -> list[str]:
     return [asked.names[n] for n in good[: asked.movers]]
 
 
-def measure(asked: Ground) -> Numbers:
+def measure(asked: FunctionGround) -> Numbers:
     """Where it looks, and what the movers' queries lose without it."""
     assert asked.task is not None
     said = asked.said(asked.wrong)

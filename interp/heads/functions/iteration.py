@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp.heads.functions.asked import Ground, Numbers
+from interp.heads.functions.asked import FunctionGround, Numbers
 from interp.heads.kinds.kind import Relation
 from interp.heads.kinds.page import Page
 from interp.heads.kinds.reading import measured
@@ -22,7 +22,7 @@ FETCHES = "weight on the step's own input"
 INPUT, CHAIN = "input", "chain"
 
 
-def refuses(asked: Ground) -> str | None:
+def refuses(asked: FunctionGround) -> str | None:
     """It needs to know where input and chain are."""
     if asked.task is None or not all({INPUT, CHAIN} <= set(row.positions) for row in asked.task.rows):
         return 'the task does not say where its "input" and its "chain" are'
@@ -30,7 +30,7 @@ def refuses(asked: Ground) -> str | None:
     return f"input and chain of example {uneven[0]} are not equally long" if uneven else None
 
 
-def measure(asked: Ground) -> Numbers:
+def measure(asked: FunctionGround) -> Numbers:
     """The mean weight over steps."""
     wanted = torch.zeros(asked.x.batch, asked.page.length, asked.page.length, dtype=torch.bool)
     for row, (given, chain) in enumerate(_spans(asked)):
@@ -45,7 +45,7 @@ def measure(asked: Ground) -> Numbers:
     return {FETCHES: values[FETCHES].double()}
 
 
-def _spans(asked: Ground) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _spans(asked: FunctionGround) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     assert asked.task is not None
     places = asked.task.positions
     both = zip(places[INPUT].rows, places[CHAIN].rows, strict=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp.heads.functions.asked import Ground, Numbers, text_answer
+from interp.heads.functions.asked import FunctionGround, Numbers, text_answer
 
 NAME = "mover"
 LOOKS, WRITES, COPIES = "weight on the answer", "writes to the answer", "copy score"
@@ -23,7 +23,7 @@ FIVE = 5
 """Wang et al. count a word as copied among so many."""
 
 
-def refuses(asked: Ground) -> str | None:
+def refuses(asked: FunctionGround) -> str | None:
     """It needs an answer that the prompt says."""
     if why := text_answer(asked):
         return why
@@ -31,13 +31,13 @@ def refuses(asked: Ground) -> str | None:
     return f"the prompt of example {lacking[0]} does not say its answer" if lacking else None
 
 
-def measure(asked: Ground) -> Numbers:
+def measure(asked: FunctionGround) -> Numbers:
     """Where it looks, what it writes, whether it copies."""
     looks = (asked.weights * asked.said(asked.answers)).sum(-1)
     return {LOOKS: looks, WRITES: written(asked), COPIES: copied(asked, 1)}
 
 
-def written(asked: Ground) -> Tensor:
+def written(asked: FunctionGround) -> Tensor:
     """To the logits of the right answers, the mean of several [head, example]."""
     width = max(map(len, asked.answers))
     ids = torch.tensor([(*one, *one[:1] * (width - len(one))) for one in asked.answers])
@@ -45,12 +45,12 @@ def written(asked: Ground) -> Tensor:
     return (asked.raised(ids) * real).sum(-1) / real.sum(-1)
 
 
-def copied(asked: Ground, sign: int) -> Tensor:
+def copied(asked: FunctionGround, sign: int) -> Tensor:
     """Whether each word is among the five most raised (`sign` -1: most lowered) when it is looked at [head, word]."""
     return (asked.places[0 if sign > 0 else 1] <= FIVE).double()
 
 
-def kind_of(asked: Ground) -> str:
+def kind_of(asked: FunctionGround) -> str:
     """What the answers are: "name", "letter", "number" or "word"."""
     tokenizer = asked.model.tokenizer
     if not hasattr(tokenizer, "decode") or not asked.answers:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import torch
 
-from interp.heads.functions.asked import Ground, Numbers, text_answer
+from interp.heads.functions.asked import FunctionGround, Numbers, text_answer
 from interp.heads.functions.movers import copied
 
 NAME = "negative"
 LOOKS, LOWERS, COPIES = "weight on one word", "takes off that word", "negative copy score"
 
 
-def refuses(asked: Ground) -> str | None:
+def refuses(asked: FunctionGround) -> str | None:
     """It needs words to look at."""
     page = asked.page
     if page.picture or not bool((page.words >= 0).any()):
@@ -30,7 +30,7 @@ def refuses(asked: Ground) -> str | None:
     return f"example {lacking[0]} has no word but its first and its last" if lacking else None
 
 
-def measure(asked: Ground) -> Numbers:
+def measure(asked: FunctionGround) -> Numbers:
     """What it takes off the word it looks at most, and the score of its weights."""
     weight, key = asked.weights.masked_fill(~_words(asked)[None], -1.0).max(-1)
     looked = asked.page.words.gather(1, key.T)  # [example, head]
@@ -41,6 +41,6 @@ def measure(asked: Ground) -> Numbers:
     return found
 
 
-def _words(asked: Ground) -> torch.Tensor:
+def _words(asked: FunctionGround) -> torch.Tensor:
     at, page = torch.arange(asked.page.length)[None], asked.page
     return (page.words >= 0) & (at != page.first[:, None]) & (at != asked.last[:, None])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from interp.heads.functions.asked import Ground, Numbers
+from interp.heads.functions.asked import FunctionGround, Numbers
 from interp.heads.kinds.reading import heads_of
 from interp.hooks.edits.edits import UniformAttention
 from interp.hooks.sites import Site
@@ -28,12 +28,12 @@ NAME = "safety"
 MOVES = "divergence without its attention (Ships)"
 
 
-def refuses(asked: Ground) -> str | None:
+def refuses(asked: FunctionGround) -> str | None:
     """It needs logits of a next word."""
     return None
 
 
-def measure(asked: Ground) -> Numbers:
+def measure(asked: FunctionGround) -> Numbers:
     """The divergence for every head."""
     model, x = asked.model, asked.x
     logits = model.run(x)["logits"]
@@ -45,7 +45,7 @@ def measure(asked: Ground) -> Numbers:
     return {MOVES: found[""].double().cpu()}
 
 
-def _uniform(asked: Ground, site: Site) -> Tensor:
+def _uniform(asked: FunctionGround, site: Site) -> Tensor:
     """z of the layer where all its heads look at everything alike."""
     place = Site(site.tower, site.layer, "z")
     everyone = Site(site.tower, site.layer, "attention", tuple(heads_of(asked.model, site)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from interp.heads.functions.asked import Ground, Numbers
+from interp.heads.functions.asked import FunctionGround, Numbers
 from interp.prompts.vocabulary import Vocabulary
 
 NAME = "successor"
@@ -32,7 +32,7 @@ SEQUENCES: Mapping[str, Sequence[str]] = {
 }
 
 
-def refuses(asked: Ground) -> str | None:
+def refuses(asked: FunctionGround) -> str | None:
     """It needs a few words of a sequence that are one token each."""
     if asked.page.picture or not hasattr(asked.model.tokenizer, "convert_ids_to_tokens"):
         return "it is about words, and this model has no tokenizer to look them up with"
@@ -40,7 +40,7 @@ def refuses(asked: Ground) -> str | None:
     return None if count >= LEAST else f"this vocabulary has {count} pairs of neighbours of a sequence, too few"
 
 
-def measure(asked: Ground) -> Numbers:
+def measure(asked: FunctionGround) -> Numbers:
     """Whether the next word is first among its sequence's [head, pair]."""
     found: list[torch.Tensor] = []
     for ids, places in _pairs(asked):
@@ -50,7 +50,7 @@ def measure(asked: Ground) -> Numbers:
     return {SUCCEEDS: torch.cat(found, 1)}
 
 
-def _pairs(asked: Ground) -> list[tuple[list[int], list[int]]]:
+def _pairs(asked: FunctionGround) -> list[tuple[list[int], list[int]]]:
     """By sequence the ids of its known words, and which of them are followed by their next one."""
     words = Vocabulary(asked.model)
     found = []
