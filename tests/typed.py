@@ -20,9 +20,11 @@ from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 CHECKED = "__checked_under_pytest__"
+CONF = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
+"""One error, whether a shape is wrong or a type."""
 
 
 def holds_a_shape(made: FunctionType) -> bool:
@@ -44,7 +46,7 @@ def known_hints(made: FunctionType) -> dict[str, Any]:
 def typed(made: FunctionType) -> Any:
     written, made.__annotations__ = made.__annotations__, known_hints(made)
     try:
-        checking = beartype(made)
+        checking = beartype(conf=CONF)(made)
     finally:
         made.__annotations__ = written
     checking.__annotations__ = written

@@ -5,7 +5,8 @@ With X and Y [example, d] centred over examples, linear centred kernel alignment
     CKA = ||Y' X||^2 / (||X' X|| ||Y' Y||)      Frobenius norms; 1 for a rotation and a scale, whatever the widths
 
 The linear probe is ridge regression from standardised vectors to one-hot labels, with penalty `RIDGE` times the number
-of examples; each example is judged by a probe that was fitted without its fold.
+of examples; each example is judged by a probe that was fitted without its fold. A number that varies by no more than
+`ROUNDING` steps of its dtype is a constant: standardising would make a signal of rounding.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 RIDGE = 0.1
+ROUNDING = 16
 FOLDS = 5
 
 
@@ -43,17 +45,20 @@ def probed(x: Tensor, labels: Tensor, *, folds: int = FOLDS) -> Tensor:
     example n is in fold n modulo `folds`."""
     said = torch.zeros(x.shape[:2], dtype=torch.long)
     fold = torch.arange(x.shape[1]) % folds
+    least = ROUNDING * torch.finfo(x.dtype).eps
     for n in range(folds):
         train, test = fold != n, fold == n
         if bool(test.any()):
-            said[:, test] = _fitted(x[:, train].double(), labels[train], x[:, test].double(), int(labels.max()) + 1)
+            said[:, test] = _fitted(
+                x[:, train].double(), labels[train], x[:, test].double(), int(labels.max()) + 1, least
+            )
     return said
 
 
-def _fitted(x: Tensor, labels: Tensor, new: Tensor, classes: int) -> Tensor:
+def _fitted(x: Tensor, labels: Tensor, new: Tensor, classes: int, least: float) -> Tensor:
     mean = x.mean(1, keepdim=True)
     spread = x.std(1, correction=0, keepdim=True)
-    scale = torch.where(spread > 1e-9 * spread.amax(-1, keepdim=True), spread, torch.inf)  # what does not vary, goes
+    scale = torch.where(spread > least * x.abs().amax(1, keepdim=True), spread, torch.inf)  # what does not vary, goes
     x, new = (x - mean) / scale, (new - mean) / scale
     target = torch.nn.functional.one_hot(labels, classes).double()
     middle = target.mean(0)

@@ -93,9 +93,10 @@ def silenced() -> interp.Model:
 def test_a_class_is_gone_for_a_probe_of_the_head_that_no_longer_reads_it_and_of_no_other() -> None:
     frame = compare_models(silenced(), f.knows(), f.asked(*CLASSES), labels=CLASSES).to_frame(0).set_index("site")
     alone, rest = f"L0.H{f.ALONE}.z", f"L0.H{f.REST}.z"
-    assert frame.loc[alone, ["probe", "probe_other"]].tolist() == [0.0, 1.0]
+    assert frame.loc[alone, "probe"] <= 0.25, "of four classes one may be guessed"
+    assert frame.loc[alone, "probe_other"] == 1.0
     assert frame.loc[rest, "difference"] == 0
-    assert frame.loc["L0.resid_post", "estimate"] < 0.95
+    assert frame.loc[[alone], "estimate"].isna().all(), "CKA with what does not vary"
     assert frame.loc["L0.resid_post", "probe"] == 1.0, "with its logit gone, a class is still told from three that have"
 
 

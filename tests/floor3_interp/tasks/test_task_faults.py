@@ -75,7 +75,7 @@ def test_a_head_that_is_none_names_file_and_line(change: dict[str, Any], says: s
 
 
 def test_unknown_scores_and_places_outside_are_refused_without_files() -> None:
-    with pytest.raises((TaskError, TypeCheckError), match=r"as score one of|parameter 'score'"):
+    with pytest.raises((TaskError, TypeCheckError), match=r"as score one of|parameter '?score"):
         Task("x", (Row("a", "b", (" x",), (" y",)),), "vibes")  # type: ignore[arg-type]
     m = interp.load("zoo:ioi")
     ids = (5, 6, 7, 8)
