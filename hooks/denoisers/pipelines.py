@@ -23,7 +23,10 @@ def parts_of(pipeline: Any) -> Mapping[str, Any]:
 
 def denoiser_of(pipeline: Any) -> tuple[str, nn.Module]:
     """The one denoiser of a pipeline and what it is called there."""
-    found = {name: part for name, part in parts_of(pipeline).items() if isinstance(part, nn.Module) and denoises(part)}
+    parts = {
+        name: getattr(part, "_orig_mod", part) for name, part in parts_of(pipeline).items()
+    }  # behind torch.compile
+    found = {name: part for name, part in parts.items() if isinstance(part, nn.Module) and denoises(part)}
     kind = type(pipeline).__name__
     if not found:
         raise ModelError(

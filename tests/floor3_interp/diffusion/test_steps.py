@@ -202,6 +202,10 @@ def test_a_compiled_denoiser_runs_uncompiled_while_it_is_watched() -> None:
     m = interp.attach(pipe)
     with m.watch(record="L1.z") as plain:
         sd3(pipe, steps=1)
+    pipe.transformer = torch.compile(transformer, backend="eager")
+    with interp.attach(pipe).watch(record="L1.z") as tape:
+        sd3(pipe, steps=1)
+    assert torch.equal(plain["L1.z"], tape["L1.z"])
     transformer.compile(backend="eager")
     with m.watch(record="L1.z") as tape:
         sd3(pipe, steps=1)
