@@ -17,7 +17,7 @@ demo: $(VENV)/.base
 	$(BIN)/interp demo
 
 test: $(VENV)/.test $(VENV)/.browser
-	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # Tests on pretend accelerators have processes of their own: what registers a device stays registered.
 device: $(VENV)/.test
@@ -27,7 +27,7 @@ check: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	$(if $(ARGS),,$(BIN)/pytest -n $(WORKERS) -m device)
 
 bench: $(VENV)/.test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -22,11 +23,21 @@ def files() -> list[Path]:
 def sources(*folders: str) -> dict[Path, ast.Module]:
     """Parsed Python files of these root folders, or of all."""
     chosen = [f for f in files() if f.suffix == ".py" and (not folders or f.parts[0] in folders)]
-    return {f: ast.parse((ROOT / f).read_text("utf-8"), str(f)) for f in chosen}
+    return {f: parsed(f) for f in chosen}
 
 
-def imports(tree: ast.Module) -> Iterator[str]:
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse((ROOT / file).read_text("utf-8"), str(file))
+
+
+@functools.cache
+def imports(tree: ast.Module) -> tuple[str, ...]:
     """Full dotted names, wherever in the file the import stands; `from a import b` gives `a.b`, relative ones `.b`."""
+    return tuple(_imported(tree))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
