@@ -200,6 +200,10 @@ _KNOWN = (
           "Fu, Yu and Cai, Zefan and Asi, Abedelkadir and Xiong, Wayne and Dong, Yue and Xiao, Wen",
           "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval and Reasoning",
           2024),
+    Paper("2407.00886", "hsu2024cdt",
+          "Hsu, Aliyah R. and Zhou, Georgia and Cherapanamjeri, Yeshwanth and Huang, Yaxuan and Odisho, Anobel Y. and"
+          " Carroll, Peter R. and Yu, Bin",
+          "Efficient Automated Circuit Discovery in Transformers using Contextual Decomposition", 2024),
     Paper("2411.00204", "rezaei2024restor",
           "Rezaei, Keivan and Chandu, Khyathi and Feizi, Soheil and Choi, Yejin and Brahman, Faeze and"
           " Ravichander, Abhilasha",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import models
@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 import interp
 from interp.hooks.examples.example import example
+from interp.planted.probes import probe_task
 
 LENGTH = 5
 
@@ -99,3 +100,21 @@ class Oracle:
         """The derivative by how much of the change is read."""
         ends = [self.read(receiver, self.more(sender, size)) for size in (step, -step)]
         return (ends[0] - ends[1]) / (2 * step)
+
+
+@cache
+def found(name: str, direction: str, method: str) -> dict[str, float]:
+    """What a method says of the edges of a planted gate that it does not give 0."""
+    m = interp.load(f"zoo:planted-{name}")
+    task = probe_task(f"planted-{name}", model=m)
+    base, source = (task.corrupt, task.clean) if direction == "denoise" else (task.clean, task.corrupt)
+    e = interp.edges(m, base=base, source=source, metric=task.metric, method=method)
+    return {e.graph.name(n): float(v) for n, v in zip(e.graph.edges, e.mean, strict=True) if abs(float(v)) > 5e-5}
+
+
+GATE = {"L0.mlp_write->logits": 2.0}
+PAIR = ("embed->L0.K1.v_in", "embed->L0.K2.v_in", "L0.H1->L0.mlp_in", "L0.H2->L0.mlp_in")
+PRIMARY = {"embed->L0.K1.v_in": 4.0, "L0.H1->logits": 4.0}
+CANCEL = {f"{u}->{v}": 2.0 * weight for head, weight in ((0, 2), (1, -2), (3, 1))
+          for u, v in (("embed", f"L0.K{head}.v_in"), (f"L0.H{head}", "logits"))}  # fmt: skip
+LINEAR = {"backup": PRIMARY, "cancel": CANCEL, "saturated": {"L1.H2->logits": 4.0}}

@@ -15,6 +15,8 @@ put into the base; swap base and source for the other direction.
     exact    every edge patched by itself, norms recomputed
     eap-gp   the mean gradient along a path of its own (`discovery/gradient_path.py`)
     clean-corrupted  the mean gradient of both ends (`discovery/both_ends.py`)
+    cd-t     what of the metric came from u through v's value, MLP or logits, with patterns and the scales of norms held
+             and constants shared (`discovery/contextual.py`)
     flow     max(0, |in_v|_1 - |in_v - write_u|_1) over its sum over u, averaged over positions: information flow routes
              (Ferrando and Voita 2024, arXiv 2403.00824); needs no source and no gradient, and is never negative
 

@@ -27,6 +27,24 @@ def exact(pair: GraphPair, more: Written) -> Tensor:
     return _Exact(pair, more).scores()
 
 
+def change_of(pair: GraphPair, more: Written, u: int, dtype: torch.dtype) -> Tensor:
+    """What a sender alone writes more [row, position, d], as the base's norms have it."""
+    sender, carries = pair.graph.senders[u], pair.carries
+    if sender.layer is None:
+        return more.embed.to(dtype)
+    if sender.heads is None:
+        return more.mlp[sender.layer].to(dtype)
+    layer = sender.layer
+    only = torch.zeros_like(more.z[layer])
+    only[:, :, sender.heads[0]] = more.z[layer][:, :, sender.heads[0]]
+    with torch.no_grad():
+        out = carries.project(layer, only.to(dtype))
+        if carries.linear(layer):
+            return carries.write(layer, out)
+        plain = carries.out[layer].reshape(out.shape)
+        return carries.write(layer, plain + out) - carries.write(layer, plain)
+
+
 class _Exact:
     def __init__(self, pair: GraphPair, more: Written) -> None:
         self.pair, self.graph, self.blocks, self.more = pair, pair.graph, pair.blocks, more
@@ -92,21 +110,7 @@ class _Exact:
         return self.blocks.run(self.passed, layer, entered, edits=[put], record=["mlp_write"]).at["mlp_write"]
 
     def _change(self, u: int) -> Tensor:
-        """What a sender alone writes more [row, position, d]."""
-        sender, dtype = self.graph.senders[u], self.passed.left.dtype
-        if sender.layer is None:
-            return self.more.embed.to(dtype)
-        if sender.heads is None:
-            return self.more.mlp[sender.layer].to(dtype)
-        layer, carries = sender.layer, self.pair.carries
-        only = torch.zeros_like(self.more.z[layer])
-        only[:, :, sender.heads[0]] = self.more.z[layer][:, :, sender.heads[0]]
-        with torch.no_grad():
-            out = carries.project(layer, only.to(dtype))
-            if carries.linear(layer):
-                return carries.write(layer, out)
-            plain = carries.out[layer].reshape(out.shape)
-            return carries.write(layer, plain + out) - carries.write(layer, plain)
+        return change_of(self.pair, self.more, u, self.passed.left.dtype)
 
     def _logits(self) -> Iterator[tuple[int, Tensor]]:
         passed, model = self.passed, self.pair.model

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from edge_oracle import Oracle, Wide, asked, difference
+from edge_oracle import GATE, LINEAR, PAIR, Oracle, Wide, asked, difference, found
 
 import interp
-from interp.planted.probes import probe_task
 
 
 @pytest.mark.parametrize("name", ["llama", "vit"])
@@ -40,7 +38,8 @@ def test_eap_gp_walks_by_the_gradient_towards_the_sources_logits(name: str) -> N
             here = (here - torch.stack([one / one.norm() for one in g])).detach()
             points.append(Oracle(m, base, source, (interp.Set("embed", here),)))
         for edge in ("L0.H1->L1.H2.q_in", "L0.H0->logits"):
-            expected = torch.stack([point.slope(*edge.split("->")) for point in points]).mean(0)
+            sender, _, receiver = edge.partition("->")
+            expected = torch.stack([point.slope(sender, receiver) for point in points]).mean(0)
             torch.testing.assert_close(e[edge], expected, atol=1e-7, rtol=1e-5)
     start = m.run(base, record="embed")["embed"]
     assert e.meta["moved"] == pytest.approx(float((here - start).flatten(1).norm(dim=1).mean()), rel=1e-6)
@@ -57,23 +56,6 @@ def test_padding_neither_moves_nor_counts_on_the_path() -> None:
     torch.testing.assert_close(
         interp.edges(m, base=padded, source=further, **how).values, plain.values, atol=1e-6, rtol=1e-5
     )
-
-
-@cache
-def found(name: str, direction: str, method: str) -> dict[str, float]:
-    m = interp.load(f"zoo:planted-{name}")
-    task = probe_task(f"planted-{name}", model=m)
-    base, source = (task.corrupt, task.clean) if direction == "denoise" else (task.clean, task.corrupt)
-    e = interp.edges(m, base=base, source=source, metric=task.metric, method=method)
-    return {e.graph.name(n): float(v) for n, v in zip(e.graph.edges, e.mean, strict=True) if abs(float(v)) > 5e-5}
-
-
-GATE = {"L0.mlp_write->logits": 2.0}
-PAIR = ("embed->L0.K1.v_in", "embed->L0.K2.v_in", "L0.H1->L0.mlp_in", "L0.H2->L0.mlp_in")
-PRIMARY = {"embed->L0.K1.v_in": 4.0, "L0.H1->logits": 4.0}
-CANCEL = {f"{u}->{v}": 2.0 * weight for head, weight in ((0, 2), (1, -2), (3, 1))
-          for u, v in (("embed", f"L0.K{head}.v_in"), (f"L0.H{head}", "logits"))}  # fmt: skip
-LINEAR = {"backup": PRIMARY, "cancel": CANCEL, "saturated": {"L1.H2->logits": 4.0}}
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
