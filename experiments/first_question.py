@@ -2,7 +2,7 @@
 
     python experiments/first_question.py [--rounds 5]
 
-On zoo:ioi, two prompts of who gives a drink to whom. Where TransformerLens is installed (extra `lens`), the same is done
+On zoo:ioi, two prompts of who gives a drink to whom. Where TransformerLens is installed (extra `lens`), it does so too,
 through its bridge around the same weights, the numbers are held against each other, and both sides run one after the
 other in every round; a time is the median over rounds, on two threads. Each thing is a function below, `ours` and
 `theirs`; its lines are counted by this script. The last line is JSON: seconds of both, and the largest difference.
@@ -48,7 +48,7 @@ def looks(m: Any, t: Any) -> Tensor:
 
 def without(m: Any, t: Any) -> Tensor:
     """What if the head says nothing?"""
-    return m.run(t.clean, edits=interp.Zero(f"L{LAYER}.H{HEAD}"))["logits"][:, -1]
+    return m.run(t.clean, edits=interp.Zero(f"L{LAYER}.H{HEAD}.z"))["logits"][:, -1]
 
 
 def patched(m: Any, t: Any) -> Tensor:
@@ -58,8 +58,8 @@ def patched(m: Any, t: Any) -> Tensor:
 
 def direct(m: Any, t: Any) -> Tensor:
     """What does each head write towards the answer by itself?"""
-    e = interp.patching.direct_effect(m, t.clean, t.metric)
-    return e.only("z").values.mean(-1)
+    e = interp.patching.direct_effect(m, t.clean, metric=t.metric)
+    return e.only("result").values.mean(-1)
 
 
 THINGS: tuple[Thing, ...] = (logits, looks, without, patched, direct)
@@ -75,7 +75,7 @@ class Lens:
         inside.set_attn_implementation("eager")
         self.bridge = build_bridge_from_module(inside, "GPT2LMHeadModel", hf_config=inside.config)
         self.clean, self.corrupt = task.clean.ids, task.corrupt.ids
-        self.right, self.wrong = (int(ids[0][0]) for ids in (task.metric.right, task.metric.wrong))
+        self.right, self.wrong = (ids[0][0] for ids in (task.metric.answers, task.metric.wrong))
 
     def score(self, logits: Tensor) -> Tensor:
         return (logits[:, -1, self.right] - logits[:, -1, self.wrong]).mean()

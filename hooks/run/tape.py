@@ -101,6 +101,7 @@ class Tape(Told, Mapping[str, Any]):
         axis = 2 if site.component in ("pattern", "scores") else 1
         return select(tensor, mask, axis=axis, squeeze=isinstance(positions, (str, int)))
 
+    @torch.enable_grad()
     def grad(
         self,
         metric: Callable[..., Tensor] | Tensor,
@@ -119,7 +120,8 @@ class Tape(Told, Mapping[str, Any]):
         value = metric if torch.is_tensor(metric) else metric(self["logits"], self.inputs)
         if not value.requires_grad:
             raise InterpError(
-                "the metric carries no gradient: record with m.run(..., grad=True), and do not detach in the metric."
+                "the metric carries no gradient: record with m.run(..., grad=True), and do not detach, nor index logits"
+                " under torch.no_grad(): a metric as a function is called with gradients on."
             )
         missing = [str(s) for s in wanted if s not in self._tensors]
         if missing:

@@ -55,6 +55,7 @@ LEAST = 3
 
 
 @hands_over
+@torch.enable_grad()
 def agree(
     model: Model,
     inputs: Any,

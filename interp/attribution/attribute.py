@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from interp.attribution.pair import STEPS, Pair, Setting, paired
@@ -38,6 +39,7 @@ def methods() -> dict[str, Variant]:
 
 
 @hands_over
+@torch.enable_grad()
 def attribute(
     model: Model,
     *,

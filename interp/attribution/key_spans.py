@@ -73,6 +73,7 @@ class KeySpans(Told):
 
 
 @hands_over
+@torch.enable_grad()
 def key_spans(
     model: Model,
     inputs: Any,

@@ -38,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from interp.circuits.found.edge_scores import Edges
@@ -59,6 +60,7 @@ STEPS = 10
 
 
 @hands_over
+@torch.enable_grad()
 def edges(
     model: Model,
     *,

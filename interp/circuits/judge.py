@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
+
 from interp.circuits.edges import edges
 from interp.circuits.faithfulness import faithfulness
 from interp.circuits.found.circuit import Circuit
@@ -49,6 +51,7 @@ FEW = 10
 ABLATIONS: tuple[Ablation, ...] = ("resample", "mean", "zero")
 
 
+@torch.enable_grad()
 def judge(
     model: Model,
     circuit: Circuit,

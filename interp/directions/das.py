@@ -87,6 +87,7 @@ class Exchanged(ValueEdit):
 
 
 @hands_over
+@torch.enable_grad()
 def das(
     model: Model,
     *,

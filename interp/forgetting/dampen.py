@@ -44,6 +44,7 @@ Scope = Literal["heads", "all"]
 Against = Literal["retain", "full"]
 
 
+@torch.enable_grad()
 def dampen(
     model: Model,
     forget: Any,

@@ -41,6 +41,7 @@ RATE = 1e-3
 TINY = 1e-8
 
 
+@torch.enable_grad()
 def tune_masks(
     model: Model,
     data: Any,

@@ -54,6 +54,7 @@ class GatedPart:
     loss: Loss
 
 
+@torch.enable_grad()
 def gates(
     model: Model,
     data: Any,

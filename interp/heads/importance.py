@@ -65,6 +65,7 @@ def measures() -> dict[str, Variant]:
     return {**variants("interp.importance", room="heads"), **estimates}
 
 
+@torch.enable_grad()
 def importance(
     model: Model,
     data: Any,

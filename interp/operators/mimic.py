@@ -65,6 +65,7 @@ class Mimicry(HeadResult):
         return f"Mimicry: {len(self.sites)} heads; held out, {before:.4g} nats before the fit and {after:.4g} after"
 
 
+@torch.enable_grad()
 def mimic(
     model: Model,
     data: Any,

@@ -83,6 +83,7 @@ class Routes(HeadResult):
         )
 
 
+@torch.enable_grad()
 def route_heads(
     model: Model,
     data: Any,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 @hands_over
+@torch.enable_grad()
 def direct_effect(
     model: Model, inputs: Any, *, metric: Metric | None = None, answers: Any = None, tower: str | None = None
 ) -> Effects:

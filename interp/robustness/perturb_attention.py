@@ -49,6 +49,7 @@ NEAR = 0.1
 """How far from 0 the divergence's slope is taken."""
 
 
+@torch.enable_grad()
 def perturb_attention(
     model: Model,
     data: Any,

@@ -133,7 +133,10 @@ def _outcome(method: Method, variant: Variant | None, on: Trial) -> Outcome:
         first = ask(method, variant, on)
     calls: list[int] = []
     handle = model.module.register_forward_pre_hook(lambda *_: calls.append(1))
-    with Products() as products:
+    with (
+        Products() as products,
+        torch.no_grad(),
+    ):  # as many notebooks say at their top: what needs gradients turns them on
         second = ask(method, variant, on)
     handle.remove()
     changed = [name for name, value in bits(model.module).items() if not same(value, before[name])]

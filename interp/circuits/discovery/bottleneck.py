@@ -45,6 +45,7 @@ MOST = 1 - 1e-6
 
 
 @hands_over
+@torch.enable_grad()
 def bottleneck(
     model: Model,
     *,

@@ -45,6 +45,7 @@ FAR = 1e-6
 
 
 @hands_over
+@torch.enable_grad()
 def edge_pruning(
     model: Model,
     *,

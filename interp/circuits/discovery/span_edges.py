@@ -43,6 +43,7 @@ REST = "rest"
 
 
 @hands_over
+@torch.enable_grad()
 def span_edges(
     model: Model, *, base: Any, source: Any, metric: Metric, spans: Mapping[str, Any], tower: str | None = None
 ) -> SpanEdges:

@@ -86,6 +86,7 @@ class BackwardLens(Saved):
 
 
 @hands_over
+@torch.enable_grad()
 def backward_lens(
     model: Model,
     inputs: Any,

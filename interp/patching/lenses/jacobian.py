@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 
+@torch.enable_grad()
 def jacobian_lens(
     model: Model, data: Any, *, sites: str | Sequence[str] = "L*.resid_post", skip: int = 1
 ) -> FittedLens:

@@ -35,6 +35,7 @@ RIDGE = 1e-2
 """Of the mean variance of the residual."""
 
 
+@torch.enable_grad()
 def tuned_lens(
     model: Model,
     data: Any,

@@ -103,6 +103,7 @@ class Concepts(Saved):
         )
 
 
+@torch.enable_grad()
 def concepts(
     model: Model,
     inputs: Any,

@@ -105,6 +105,7 @@ class AttentiveProbe(Saved):
         )
 
 
+@torch.enable_grad()
 def probe(
     model: Model,
     inputs: Any,

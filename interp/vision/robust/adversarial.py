@@ -89,6 +89,7 @@ class Adversarial(Saved):
         )
 
 
+@torch.enable_grad()
 def adversarial(
     model: Model,
     images: Any,
