@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from interp.commands import bench, completion, looking, options, patching, pruning, reports, shop
+from interp.commands import bench, completion, looking, options, patching, places, pruning, reports, shop
 from interp.kernels.errors import InterpError
 
 GROUPS = (shop, reports, patching, looking, pruning, bench, completion)
@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         chosen = options.parsed(build(), argv)
+        places.checked(chosen)
         options.go_offline(chosen)
+        options.loading(chosen)
         return int(chosen.run(chosen))
     except InterpError as refused:
         if debug:

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
     import interp
-    from interp.reporting.steps.subject import task_named
+    from interp.loading.task_named import task_named
 
     model = interp.load(options.model)
     made = interp.report(

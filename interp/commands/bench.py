@@ -84,8 +84,10 @@ def _sweeps(model: Any, task: Any) -> tuple[Callable[[], Any], Callable[[], Any]
 
 
 def _pair(what: str, plain: str, one: Callable[[], Any], other: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    from tqdm import tqdm
+
     times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
+    for turn in tqdm(range(repeats + 1), desc=what, unit=" rounds", delay=2, leave=False, disable=None):
         for side, work in zip(times, (one, other), strict=True):
             start = time.perf_counter()
             work()

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from interp.commands import options as common
+from interp.commands import places
 
 HEADS = """examples:
   interp heads zoo:induction                              # what kind of head each is
@@ -17,6 +18,9 @@ SINKS = """examples:
 RETRIEVAL = """examples:
   interp retrieval zoo:needle                             # heads that copy the answer out of a long text
   interp retrieval ./my-checkpoint --lengths 1000 4000 --depths 0 0.5 1 --out runs/scores.json"""
+
+ROLES = 4
+"""Passes that kinds of heads take."""
 
 
 def add(commands: common.Commands) -> None:
@@ -43,18 +47,19 @@ def add(commands: common.Commands) -> None:
     common.choice(retrieval, "--mode", "interp.retrieval_heads", room="long", default="event")
     for parser in (heads, sinks, retrieval):
         parser.add_argument("--top", type=common.count, default=10, help="rows to print")
-        parser.add_argument("--out", metavar="FILE", help="write all rows here: .csv, .parquet or .json")
+        places.about_out(parser, "write all rows here: .csv, .parquet or .json", ends=places.TABLES)
 
 
 def run_heads(options: argparse.Namespace) -> int:
     """Kinds of heads."""
-    from interp.commands.opening import model_of, prompts_of
+    from interp.commands.opening import counted, model_of, prompts_of
     from interp.heads.head_roles import head_roles
 
     model = model_of(options)
-    x = prompts_of(model, options) if _has_prompts(options) else None
-    common.say(_cost(model, x if x is not None else model.example(), 4))
-    found = head_roles(model, x, kinds=options.kinds, heads=options.pattern, seed=options.seed)
+    x = prompts_of(model, options, ROLES) if _has_prompts(options) else None
+    common.say(_cost(model, x if x is not None else model.example(), ROLES))
+    with counted(model, ROLES, "heads"):
+        found = head_roles(model, x, kinds=options.kinds, heads=options.pattern, seed=options.seed)
     _told(options, found, found.to_frame(), repr(found))
     return 0
 
@@ -65,43 +70,44 @@ def _has_prompts(options: argparse.Namespace) -> bool:
 
 def run_sinks(options: argparse.Namespace) -> int:
     """Attention sinks."""
-    from interp.commands.opening import model_of, prompts_of
+    from interp.commands.opening import counted, model_of, prompts_of
     from interp.sink.sinks import sinks
 
     model = model_of(options)
-    x = prompts_of(model, options)
+    x = prompts_of(model, options, 2)
     common.say(_cost(model, x, 2))
-    found = sinks(model, x, heads=options.pattern, activations=False)
+    with counted(model, 2, "sinks"):
+        found = sinks(model, x, heads=options.pattern, activations=False)
     _told(options, found, found.to_frame(), repr(found), top=found.top(options.top, by=options.by))
     return 0
 
 
 def run_retrieval(options: argparse.Namespace) -> int:
     """Retrieval heads."""
-    from interp.commands.opening import model_of
+    from interp.commands.opening import announced, counted, model_of
     from interp.long.retrieval_heads import retrieval_heads
     from interp.tasks import needle
 
     model = model_of(options)
     asked = {name: getattr(options, name) for name in ("n", "lengths", "depths") if getattr(options, name) is not None}
+    announced(model, lambda n: needle(model, whole=True, seed=options.seed, **{**asked, "n": n}), options.n, 1)
     task = needle(model, whole=True, seed=options.seed, **asked)
     common.say(_cost(model, task.clean, 1))
-    found = retrieval_heads(model, task, mode=options.mode)
+    with counted(model, len(task), "retrieval"):
+        found = retrieval_heads(model, task, mode=options.mode)
     _told(options, found, found.to_frame(), repr(found))
     return 0
 
 
 def _cost(model: Any, inputs: Any, forwards: int) -> str:
-    from interp.reporting.cost import cost
+    from interp.cost import cost
 
     return str(cost(model, inputs, forwards))
 
 
 def _told(options: argparse.Namespace, found: Any, frame: Any, finding: str, *, top: Any = None) -> None:
-    from interp.commands.tables import write_table
-
     rows = found.top(options.top) if top is None else top
-    written = {} if options.out is None else write_table(frame, options.out)
+    written = {} if options.out is None else places.write_table(frame, options.out)
     line = f"\nwrote {written['out']} ({written['bytes'] / 1e3:.0f} kB)" if written else ""
     common.answer(
         options, f"{common.shown(rows)}\n{finding}{line}", finding=finding, rows=common.records(rows), **written

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, get_args
 
 from interp.configs import ConfigError, read_config
+from interp.hooks.sites import nearest
 from interp.records import Choices
 
 Commands = argparse._SubParsersAction
@@ -78,7 +79,7 @@ def count(text: str) -> int:
 
 def parsed(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:
     """The options: defaults, then the config file's, then the flags."""
-    options = parser.parse_args(argv)
+    options = _read(parser, argv)
     if getattr(options, "config", None) is None:
         return options
     given = {name.replace("-", "_"): value for name, value in read_config(options.config).items()}
@@ -92,6 +93,20 @@ def parsed(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:
         _fitting(options.config, name, value, actions[name])
     options.parser.set_defaults(**{actions[name].dest: value for name, value in given.items()})
     return parser.parse_args(argv)
+
+
+def _read(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:
+    """The options; to a command or a flag that there is not, the nearest that there is is named."""
+    known: Any = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = words[0] if words else None
+    if first is not None and not first.startswith("-") and first not in known:
+        parser.error(f"no command {first!r}.{nearest(first, known)} There are {', '.join(known)}.")
+    options, over = parser.parse_known_args(words)
+    if over:
+        flags = [flag for action in options.parser._actions for flag in action.option_strings]
+        options.parser.error(f"no argument {over[0]!r} here.{nearest(over[0].partition('=')[0], flags)}")
+    return options
 
 
 def _named(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
@@ -134,6 +149,18 @@ def go_offline(options: argparse.Namespace) -> None:
 def say(line: str) -> None:
     """Something for a person that is not the answer."""
     print(line, file=sys.stderr, flush=True)
+
+
+def note(line: str) -> None:
+    """Something that only somebody who waits at a terminal wants to know."""
+    if sys.stderr.isatty():
+        say(line)
+
+
+def loading(options: argparse.Namespace) -> None:
+    """Before torch is imported, which takes seconds."""
+    if getattr(options, "model", None) is not None:
+        note(f"loading {options.model} (torch and transformers first) ...")
 
 
 def answer(options: argparse.Namespace, text: str, /, **found: Any) -> None:

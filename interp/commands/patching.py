@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.commands import options as common
+from interp.commands import places
 from interp.configs import ConfigError
 
 PATCH = """examples:
@@ -31,7 +32,7 @@ def add(commands: common.Commands) -> None:
         parser.add_argument("--direction", choices=("denoise", "noise"), default="denoise",
                             help="denoise puts clean values into corrupt prompts, noise the other way")  # fmt: skip
         parser.add_argument("--top", type=common.count, default=10, help="rows to print")
-        parser.add_argument("--out", metavar="DIR", help="save the result here")
+        places.about_out(parser, "save the result here")
     common.choice(attribute, "--method", "interp.attribute", room="attribution", default="relp")
     attribute.add_argument("--verify", default="auto", help="auto, all, or how many cells to patch exactly (0: none)")
 
@@ -50,11 +51,12 @@ def run_patch(options: argparse.Namespace) -> int:
 def run_attribute(options: argparse.Namespace) -> int:
     """Every cell, estimated."""
     from interp.attribution.attribute import attribute
-    from interp.commands.opening import saved
+    from interp.commands.opening import counted, saved
 
-    model, how = _asked(options)
     check: Any = options.verify if str(options.verify) in ("auto", "all") else _number(options.verify)
-    effects = attribute(model, method=options.method, verify=check, seed=options.seed, **how)
+    model, how = _asked(options)
+    with counted(model, None, "attributing"):
+        effects = attribute(model, method=options.method, verify=check, seed=options.seed, **how)
     _told(options, effects, saved(effects, options.out))
     return 0
 
@@ -68,15 +70,16 @@ def _number(text: Any) -> int:
 def _asked(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The model and what is patched; the cost is said."""
     from interp.commands.opening import model_of, task_of
-    from interp.reporting.cost import cost
+    from interp.cost import cost
 
     model = model_of(options)
-    task = task_of(model, options)
     sites = [options.sites] if options.sites else _all_heads(model)
-    sides = (task.corrupt, task.clean) if options.direction == "denoise" else (task.clean, task.corrupt)
     found = [(pattern, site) for pattern in sites for site in model.anatomy.sites(pattern)]
     cells = sum(len(model.anatomy.layer(s).heads_of(s)) if ".H" in pattern else 1 for pattern, s in found)
-    common.say(str(cost(model, sides[0], (cells if options.run is run_patch else 6) + 2)))
+    passes = (cells if options.run is run_patch else 6) + 2
+    task = task_of(model, options, passes)
+    sides = (task.corrupt, task.clean) if options.direction == "denoise" else (task.clean, task.corrupt)
+    common.say(str(cost(model, sides[0], passes)))
     return model, {"base": sides[0], "source": sides[1], "metric": task.metric, "sites": sites}
 
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from interp.commands import options as common
+from interp.commands import places
 from interp.hooks.head_names import head_of
 
 PRUNE = """examples:
@@ -24,7 +25,7 @@ def add(commands: common.Commands) -> None:
     parser.add_argument("--how", choices=common.Words("interp.pruning.pruned:How"), default="cut", metavar="HOW",
                         help="switch heads off, or cut their weights, one of: %(choices)s")  # fmt: skip
     parser.add_argument("--uniform", action="store_true", help="as many in each layer, so that AutoModel can load it")
-    parser.add_argument("--out", metavar="DIR", help="save the smaller model here")
+    places.about_out(parser, "save the smaller model here")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,9 +33,11 @@ def run(options: argparse.Namespace) -> int:
     from interp.commands.opening import model_of, saved, task_of, where
     from interp.pruning.prune import prune
 
+    if options.how == "cut":
+        places.empty(options.out)
     reported = _reported(options.scores) if options.scores else None
     model = model_of(options)
-    task = task_of(model, options)
+    task = task_of(model, options, 2 if reported is not None else 2 + _heads(model))
     scores = _patched(model, task, options.seed) if reported is None else reported
     made = prune(model, scores, keep_fraction=options.keep_fraction, how=options.how, uniform=options.uniform)
     held = task if task.recipe is None else task.heldout
@@ -58,18 +61,21 @@ def _reported(folder: str) -> dict[str, float]:
 
 def _patched(model: Any, task: Any, seed: int) -> dict[str, float]:
     """The size of each head's effect, patched now in every tower."""
+    from interp.cost import cost
     from interp.patching.patch import patch
-    from interp.reporting.cost import cost
 
     towers = model.ready().towers
-    heads = sum(layer.heads for tower in towers.values() for layer in tower.layers)
-    common.say(str(cost(model, task.clean, heads + 2)))
+    common.say(str(cost(model, task.clean, _heads(model) + 2)))
     found: dict[str, float] = {}
     for name in towers:
         sites = "L*.H*.z" if len(towers) == 1 else f"{name}.L*.H*.z"
         one = patch(model, base=task.clean, source=task.corrupt, metric=task.metric, sites=sites, seed=seed)
         found |= {head_of(site): abs(float(value)) for site, value in zip(one.sites, one.mean, strict=True)}
     return found
+
+
+def _heads(model: Any) -> int:
+    return sum(layer.heads for tower in model.ready().towers.values() for layer in tower.layers)
 
 
 def _accuracy(task: Any, model: Any, edits: Any) -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from interp.commands import options as common
+from interp.commands import places
+from interp.configs import ConfigError
 
 REPORT = """examples:
   interp report zoo:ioi --out runs/ioi                    # the task it was made for
@@ -36,19 +39,19 @@ def add(commands: common.Commands) -> None:
     _about_report(report)
     run = common.command(commands, "run", "reports over a grid of models, tasks, seeds and corruptions", RUN, run_grid)
     run.add_argument("file", nargs="?", help="the experiment, YAML or JSON")
-    run.add_argument("--out", metavar="DIR", help="directory of the grid")
+    places.about_out(run, "directory of the grid")
     run.add_argument("--offline", action="store_true", help="never ask the hub")
     run.add_argument("--device", help="where to run, such as cuda")
     run.add_argument("--dtype", choices=common.DTYPES, default="auto", help="what to compute in")
     diff = common.command(commands, "diff", "what changed between two reports", DIFF, run_diff)
     diff.add_argument("a", help="directory of a report")
     diff.add_argument("b", help="directory of another")
-    diff.add_argument("--out", metavar="FILE", help="write it as a page too, such as runs/changed.html")
+    places.about_out(diff, "write it as a page too, such as runs/changed.html", ends=())
     diff.add_argument("--top", type=common.count, default=10, help="heads to compare at the top, and rows to print")
 
 
 def _about_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", help="directory of the report")
+    places.about_out(parser, "directory of the report")
     parser.add_argument("--resume", action="store_true", help="go on with the report in DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace the report in DIR")
     parser.add_argument("--exact", choices=("auto", "yes", "no"), default="auto", help="patch every head exactly")
@@ -66,12 +69,15 @@ def run_report(options: argparse.Namespace) -> int:
     """One report."""
     from interp.commands.opening import model_of, size_of, task_of
     from interp.reporting.report import report
+    from interp.reporting.steps.budget import PASSES
 
     common.needed(options, "model", "out")
+    _free(options)
     model = model_of(options)
     exact: Any = {"auto": "auto", "yes": True, "no": False}[options.exact]
+    task = task_of(model, options, PASSES)
     made = report(
-        model, task=task_of(model, options), out=options.out, name=options.model, seed=options.seed, exact=exact,
+        model, task=task, out=options.out, name=options.model, seed=options.seed, exact=exact,
         top=options.top, examples=options.examples, draws=options.draws, random=options.random,
         circuit=not options.no_circuit, budget=options.budget, prompts="auto" if options.n is None else "all",
         resume=options.resume, overwrite=options.overwrite, say=common.say,
@@ -84,6 +90,15 @@ def run_report(options: argparse.Namespace) -> int:
         warnings=made.warnings, rows=common.records(rows), out=str(made.folder), page=str(made.page), bytes=whole,
     )  # fmt: skip
     return 0
+
+
+def _free(options: argparse.Namespace) -> None:
+    """Refuse a report's directory before the model is loaded, where nobody said what is to become of that report."""
+    if (Path(options.out) / "steps" / "plan.json").exists() and not (options.resume or options.overwrite):
+        raise ConfigError(
+            f"{options.out} holds a report already: go on with it (--resume), replace it (--overwrite) or give another"
+            " directory."
+        )
 
 
 def run_grid(options: argparse.Namespace) -> int:

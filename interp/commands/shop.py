@@ -7,6 +7,7 @@ import json
 import sys
 
 from interp.commands import options as common
+from interp.commands import places
 from interp.configs import ConfigError
 
 DEMO = """example:
@@ -26,7 +27,7 @@ ZOO = """examples:
 def add(commands: common.Commands) -> None:
     """The three commands."""
     demo = common.command(commands, "demo", "find heads that are known, and report on a trained model", DEMO, run_demo)
-    demo.add_argument("--out", metavar="DIR", default="runs/demo", help="directory of the report (default: runs/demo)")
+    places.about_out(demo, "directory of the report (default: runs/demo)", default="runs/demo")
     doctor = common.command(commands, "doctor", "hold the hook layer against what models do", DOCTOR, run_doctor)
     common.about_model(doctor)
     doctor.add_argument(

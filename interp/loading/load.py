@@ -13,6 +13,7 @@ from typing import Any
 
 from interp.hooks.errors import ModelError
 from interp.hooks.sealed import parsed
+from interp.hooks.sites import nearest
 from interp.loading import cut_models, hub
 from interp.loading.converted import FLOAT32, converted
 from interp.loading.holdings import GGUF, holds_gguf, model_among
@@ -73,9 +74,11 @@ def _nearer(name: str | Path, options: Options) -> Source:
     if path.is_file():
         return _unpacked(Single(path), options)
     if path.suffix == GGUF:
-        raise ModelError(f"no file {path}: expected a GGUF file.")
+        raise ModelError(f"no file {path}: expected a GGUF file.{_beside(path)}")
     if _looks_like_a_path(str(name)):
-        raise ModelError(f"no directory {path}: expected one in hub layout, with config.json and *.safetensors.")
+        raise ModelError(
+            f"no directory {path}: expected one in hub layout, with config.json and *.safetensors.{_beside(path)}"
+        )
     return str(name)
 
 
@@ -86,6 +89,11 @@ def _unpacked(found: Path | Single | Parts, options: Options) -> Path:
     return converted(
         found, width=FLOAT32 if wanted is None else wanted.itemsize, elsewhere=options.device_map is not None
     )
+
+
+def _beside(path: Path) -> str:
+    """What lies where this was looked for and has nearly its name."""
+    return nearest(path.name, (one.name for one in path.parent.iterdir())) if path.parent.is_dir() else ""
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from interp.hooks.errors import ModelError
@@ -24,4 +25,6 @@ def opened(name: str, **how: Any) -> Model:
 
 
 def _hint(name: str) -> str:
-    return f" Did you mean 'zoo:{name}'?" if name in {one.name for one in entries()} else ""
+    """The model of the zoo that was meant, where its name was written without `zoo:` or nearly so."""
+    near = get_close_matches(str(name).removeprefix("zoo").lstrip("/:-"), [one.name for one in entries()], 1, 0.75)
+    return f" Did you mean 'zoo:{near[0]}'?" if near else ""

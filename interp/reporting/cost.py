@@ -43,7 +43,7 @@ class Cost:
     def __str__(self) -> str:
         of = f" (of {self.budget:,.0f})" if self.budget < math.inf else ""
         return (
-            f"cost: about {self.forwards:,} forward passes{of} of {self.prompts} prompts x {self.tokens} tokens,"
+            f"cost: about {self.forwards:,} forward passes{of} of {self.prompts:,} prompts x {self.tokens} tokens,"
             f" {self.megabytes:,.0f} MB of recordings, {_time(self.seconds)} (one pass took {self.probe_seconds:.2g} s)"
         )
 

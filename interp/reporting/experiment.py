@@ -22,10 +22,10 @@ from interp.hooks.errors import CheckFailed
 from interp.hooks.html import Told
 from interp.kernels.errors import InterpError
 from interp.loading.named import opened
+from interp.loading.task_named import task_named
 from interp.reporting.difference import difference
 from interp.reporting.report import Report, report
 from interp.reporting.steps.steps import Say
-from interp.reporting.steps.subject import task_named
 from interp.saving import renamed
 
 LISTS = ("models", "tasks", "seeds", "corruptions")

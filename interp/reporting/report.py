@@ -21,17 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from interp.cost import Cost
 from interp.hooks.html import Told
 from interp.kernels.errors import InterpError
+from interp.loading.task_named import task_named
 from interp.provenance import about, refuse_unwritten
 from interp.records import Method, register
-from interp.reporting.cost import Cost
 from interp.reporting.pages.files import write_files, write_run
 from interp.reporting.sections import sections
 from interp.reporting.steps.budget import asked
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.steps import Say, Steps
-from interp.reporting.steps.subject import Subject, Wanted, name_of, revision_of, task_named
+from interp.reporting.steps.subject import Subject, Wanted, name_of, revision_of
 from interp.reporting.work import Work
 from interp.tasks.task import Task
 

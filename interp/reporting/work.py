@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import interp
 from interp.circuits.real.verdict import Verdict
+from interp.cost import Cost, cost, resident
 from interp.heads.rows import head_rows, joined, ranked
 from interp.hooks.sites import plain_layer
-from interp.reporting.cost import Cost, cost, resident
 from interp.reporting.pages.files import write_page
 from interp.reporting.sections import sections
 from interp.reporting.steps.budget import PASSES, Budget, asked, granted

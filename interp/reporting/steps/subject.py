@@ -1,15 +1,11 @@
-"""What a report is about: a model by name, a task, and how much is asked of it."""
+"""What a report is about: a model, a task, and how much is asked of it."""
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from interp.kernels.errors import InterpError
-from interp.prompts.vocabulary import TaskError
 from interp.provenance import about
 from interp.reporting.steps.budget import Budget
 from interp.reporting.steps.prompts import pool_of
@@ -21,8 +17,6 @@ if TYPE_CHECKING:
 
 SPLITS = {"heldout": "held-out prompts", "same rows": "the prompts they were found on"}
 """What the part is that findings are judged on."""
-SHIPPED = {"ioi": "ioi", "induction": "induction", "needle": "needle", "shapes": "shapes"}
-"""The task a shipped model was trained for, by the start of its name."""
 
 TOGETHER, FIXED = 0.5, 4.0
 """A sweep's tokens cost this part of a bare pass's, since many patches share a product; recording and checks."""
@@ -143,49 +137,3 @@ def name_of(model: Model) -> str:
 def revision_of(model: Model) -> str:
     """The commit it was loaded from, where the hub says so."""
     return str(getattr(model.config, "_commit_hash", None) or "")
-
-
-def task_named(
-    model: Model, name: str | None, *, model_name: str = "", n: int | None = None, seed: int = 0, **options: Any
-) -> Task:
-    """A task by name: a generator of `interp.tasks`, a JSONL file, or for a planted model one of its probes.
-
-    Without a name, the one a shipped model was made for.
-    """
-    from interp import tasks
-
-    short = model_name.removeprefix("zoo:")
-    if short.startswith("planted-") and (name is None or name not in tasks.__all__) and not _file(name):
-        from interp.planted.probes import probe_task
-
-        if wrong := [key for key, value in options.items() if value is not None]:
-            raise TaskError(f"a probe of a planted model is one row as it stands, without {wrong[0]}=.")
-        return probe_task(short, name, model=model)
-    if name is None:
-        name = next((task for start, task in SHIPPED.items() if short.startswith(start)), None)
-        if name is None or not model_name.startswith("zoo:"):
-            raise TaskError(f"say which task: one of {', '.join(tasks.__all__)}, or a .jsonl file of rows.")
-    if _file(name):
-        return Task.load(name, model)
-    if name not in tasks.__all__:
-        from interp.hooks.sites import nearest
-
-        raise TaskError(
-            f"no task {name!r}; there are {', '.join(tasks.__all__)}, or give a .jsonl file."
-            f"{nearest(name, tasks.__all__)}"
-        )
-    generate = getattr(tasks, name)
-    given = {key: value for key, value in {"n": n, "seed": seed, **options}.items() if value is not None}
-    unknown = [key for key in given if key not in inspect.signature(generate).parameters]
-    if unknown:
-        raise TaskError(f"the task {name!r} has no option {unknown[0]!r}; see interp.tasks.{name}.")
-    made: Task = generate(model, **given)
-    return made
-
-
-def _file(name: str | None) -> bool:
-    if name is None or not name.endswith(".jsonl"):
-        return False
-    if not Path(name).is_file():
-        raise InterpError(f"no file {name}: expected rows of a task, as Task.save writes them.")
-    return True

@@ -21,6 +21,7 @@ import interp
 from interp.cli import main
 from interp.heads.rows import read_rows
 from interp.hooks.errors import BudgetError, CheckFailed
+from interp.loading.task_named import task_named
 from interp.papers import PAPERS, bibtex
 from interp.planted.probes import probe_task
 from interp.records import every, numbers_of, variants
@@ -29,7 +30,7 @@ from interp.reporting.experiment import experiment
 from interp.reporting.sections import sections
 from interp.reporting.sections.baselines import ablation
 from interp.reporting.steps.steps import FILES, Steps
-from interp.reporting.steps.subject import Subject, Wanted, task_named
+from interp.reporting.steps.subject import Subject, Wanted
 from interp.results.figures.canvas import SCALE, Canvas
 
 
