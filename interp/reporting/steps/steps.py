@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import threading
 import time
 import warnings
@@ -27,8 +28,9 @@ from interp.kernels.errors import InterpError
 from interp.saving import renamed
 
 FORMAT = 1
-EVERY, GROWING = 10.0, 1.5
-"""Seconds until a first line about a step that is under way, and how much longer the next one takes each time."""
+EVERY, SOON, GROWING = 10.0, 2.0, 1.5
+"""Seconds until a first line about a step that is under way, in a log and at a terminal, and how much longer the next
+one takes each time."""
 Answer = dict[str, Any]
 Say = Callable[[str], None]
 
@@ -112,7 +114,9 @@ class Steps:
         """The passes that were planned up to here, of all."""
         total = sum(self.planned.values())
         done = sum(passes for name, passes in self.planned.items() if name in self.reached)
-        return f" ({done:,.0f} of about {total:,.0f} passes)" if total else ""
+        left = (total - done) * self.pace
+        more = f", about {left:,.0f} s left" if left >= SOON else ""
+        return f" ({done:,.0f} of about {total:,.0f} passes{more})" if total else ""
 
     @contextmanager
     def _heard(self, name: str) -> Iterator[None]:
@@ -121,7 +125,7 @@ class Steps:
         expected = self.planned.get(name, 0.0) * self.pace
 
         def speak() -> None:
-            wait = EVERY
+            wait = min(EVERY, SOON) if sys.stderr.isatty() else EVERY
             while not over.wait(wait):
                 wait *= GROWING
                 of = f" of about {expected:.0f} s" if expected else ""

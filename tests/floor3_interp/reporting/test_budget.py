@@ -130,4 +130,4 @@ def test_a_long_step_says_that_it_is_under_way(tmp_path: Path, monkeypatch: pyte
     assert steps.do("slow", work) == {"heard": True}
     assert lines[0].startswith("slow: ")
     assert lines[0].endswith(" s of about 8 s, 3 of 7 ...")
-    assert lines[-1].endswith("(4 of about 10 passes)")
+    assert lines[-1].endswith("(4 of about 10 passes, about 12 s left)")
