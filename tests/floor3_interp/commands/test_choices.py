@@ -71,7 +71,7 @@ OWN = {
     "patch --direction": {"denoise", "noise"},
     "attribute --direction": {"denoise", "noise"},
     "report --exact": {"auto", "yes", "no"},
-    "completion shell": {"bash", "zsh"},
+    "completion shell": {"bash", "zsh", "fish", "powershell"},
     "zoo what": {"list", "card", "path", "export"},
 }
 """Words of the command line itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from house import python
 import interp
 from interp.cli import build, main
 from interp.commands.bench import measured
-from interp.commands.completion import bash, words, zsh
+from interp.commands.completion import bash, fish, powershell, words, zsh
 from interp.planted.probes import probe_task
 from interp.zoo.families import tiny
 
@@ -225,9 +226,10 @@ def test_offline_is_said_before_transformers_is_imported() -> None:
     code = (
         "import os, sys\nfor name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE'): os.environ.pop(name, None)\n"
         "from interp.cli import main\nprint(main(['patch', 'nobody/nothing', '--offline']))\n"
-        "from huggingface_hub import constants\nprint(constants.HF_HUB_OFFLINE)"
+        "from huggingface_hub import constants\nprint(constants.HF_HUB_OFFLINE)\n"
+        "print([room for room in ('reporting', 'explorer', 'circuits', 'heads') if f'interp.{room}' in sys.modules])"
     )
-    assert python(code).splitlines()[-2:] == ["2", "True"]
+    assert python(code).splitlines()[-3:] == ["2", "True", "[]"]  # nor are rooms that patching does not need
 
 
 def test_completion_knows_every_command_and_is_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +243,26 @@ def test_completion_knows_every_command_and_is_a_script(tmp_path: Path, capsys: 
     (tmp_path / "c.bash").write_text(out + '\nCOMP_WORDS=(interp rep); COMP_CWORD=1; _interp; echo "${COMPREPLY[@]}"')
     found = subprocess.run(["bash", str(tmp_path / "c.bash")], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["report"]
+
+
+def test_fish_is_given_every_command_flag_and_word() -> None:
+    known = words(build())
+    first, *rest = fish(known).splitlines()
+    assert first == f"complete -c interp -f -n __fish_use_subcommand -a '{' '.join(known)}'"
+    found = [
+        re.fullmatch(r"complete -c interp -n '__fish_seen_subcommand_from (\w+)' -([la]) ([\w-]+)", one) for one in rest
+    ]
+    read = [(one[1], ("--" if one[2] == "l" else "") + one[3]) for one in found if one]
+    assert read == [(name, option) for name, options in known.items() for option in options]
+
+
+def test_powershell_is_given_every_command_flag_and_word() -> None:
+    known, script = words(build()), powershell(words(build()))
+    rows = dict(re.findall(r"^    '(\w+)' = @\((.*)\)$", script, re.MULTILINE))
+    assert {name: re.findall(r"'([\w-]+)'", row) for name, row in rows.items()} == known
+    for opened, closed in ("{}", "()", "[]"):
+        assert script.count(opened) == script.count(closed)
+    assert script.startswith("Register-ArgumentCompleter -Native -CommandName interp -ScriptBlock {\n")
 
 
 def test_bench_compares_the_same_work() -> None:
