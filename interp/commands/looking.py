@@ -76,7 +76,7 @@ def run_sinks(options: argparse.Namespace) -> int:
     model = model_of(options)
     x = prompts_of(model, options, 2)
     common.say(_cost(model, x, 2))
-    with counted(model, 2, "sinks"):
+    with counted(model, 1, "sinks"):
         found = sinks(model, x, heads=options.pattern, activations=False)
     _told(options, found, found.to_frame(), repr(found), top=found.top(options.top, by=options.by))
     return 0
@@ -93,7 +93,7 @@ def run_retrieval(options: argparse.Namespace) -> int:
     announced(model, lambda n: needle(model, whole=True, seed=options.seed, **{**asked, "n": n}), options.n, 1)
     task = needle(model, whole=True, seed=options.seed, **asked)
     common.say(_cost(model, task.clean, 1))
-    with counted(model, len(task), "retrieval"):
+    with counted(model, None, "retrieval"):
         found = retrieval_heads(model, task, mode=options.mode)
     _told(options, found, found.to_frame(), repr(found))
     return 0
