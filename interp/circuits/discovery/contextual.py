@@ -82,10 +82,11 @@ class _Contextual:
 
     def _effects(self, receiver: Site, senders: list[int]) -> Tensor:
         """[sender, row], the effect of each sender through one receiver."""
-        beta = -torch.cat([change_of(self.pair, self.more, u, self.passed.left.dtype) for u in senders])
-        last = self.blocks.layers[-1]
+        left, last = self.passed.left, self.blocks.layers[-1]
+        changes = [change_of(self.pair, self.more, u, left.dtype).to(left.device) for u in senders]
+        beta = -torch.cat(changes)
         if receiver.layer is None:
-            return self._judged(joined(beta.to(self.passed.left.device), self.passed.left))
+            return self._judged(joined(beta, left))
         layer = receiver.layer
         parts = self._mlp(layer, beta) if receiver.heads is None else self._value(layer, receiver.heads[0], beta)
         for later in range(layer + 1, last + 1):
