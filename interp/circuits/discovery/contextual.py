@@ -15,11 +15,11 @@ the exact effect. Ours: the paper scores heads at positions by all that came fro
 was found before; edges by the same rules, at all positions, are what this graph asks for. The paper's code also gives
 the sum of two numbers of opposite sign to the larger one, which hides whatever the rest outweighs: left out. The bias
 of the matrix behind the last norm, where there is one, stays with the rest. Cost: two recorded passes, and per edge
-into a value, an MLP or the logits the blocks from its receiver on, twice, since both parts go through them; those into
-the values of a layer share their first step. Memory: q and k of every layer, and `TOGETHER` senders at a time.
-Limits: patterns are held, so edges into queries and keys have 0 and whoever selects is missed; constants count as
-caused by what they are added to; there is no rule for products of two parts, so gated MLPs and experts are refused, and
-so is whatever does not let the parts add up.
+into a value, an MLP or the logits the blocks from its receiver on, twice, since both parts go through them: on a GPT-2
+of four layers about twice the time of exact patching of all edges. Memory: q and k of every layer, and `TOGETHER`
+senders at a time. Limits: patterns are held, so edges into queries and keys have 0 and whoever selects is missed;
+constants count as caused by what they are added to; there is no rule for products of two parts, so gated MLPs and
+experts are refused, and so is whatever does not let the parts add up.
 """
 
 from __future__ import annotations
