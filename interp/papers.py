@@ -271,10 +271,10 @@ _KNOWN = (
     Paper("2509.22650", "kukleva2025refam",
           "Kukleva, Anna and Simsar, Enis and Tonioni, Alessio and Naeem, Muhammad Ferjad and others",
           "RefAM: Attention Magnets for Zero-Shot Referral Segmentation", 2025),
-    Paper("2602.22581", "bian2025ibcircuit",
+    Paper("2602.22581", "bian2026ibcircuit",
           "Bian, Tian and Niu, Yifan and Yuan, Chaohao and Piao, Chengzhi and Wu, Bingzhe and Huang, Long-Kai and"
           " Rong, Yu and Xu, Tingyang and Cheng, Hong and Li, Jia",
-          "IBCircuit: Towards Holistic Circuit Discovery with Information Bottleneck", 2025),
+          "IBCircuit: Towards Holistic Circuit Discovery with Information Bottleneck", 2026),
     Paper("2303.08112", "belrose2023tuned",
           "Belrose, Nora and Furman, Zach and Smith, Logan and Halawi, Danny and Ostrovsky, Igor and McKinney, Lev"
           " and Biderman, Stella and Steinhardt, Jacob",
