@@ -138,6 +138,11 @@ def drawn(queries: int, keys: int) -> list[Tensor]:
     return [torch.randn(1, HEADS, n, WIDTH, generator=g) for n in (queries, keys, keys)]
 
 
+def digits(ratio: float) -> float:
+    """Three of them, so that a small ratio is not 0."""
+    return float(f"{ratio:.3g}")
+
+
 def measured(case: Case, flex: str, repeats: int) -> dict[str, Any]:
     x = drawn(case.queries, case.keys)
     dense = None if case.causal or isinstance(case.mask, M.Full) else case.mask.dense(case.queries, case.keys)
@@ -152,9 +157,9 @@ def measured(case: Case, flex: str, repeats: int) -> dict[str, Any]:
     back = best({name: partial(backward, side, learned) for name, side in both.items()}, repeats)
     return {
         "mask": case.name, "keys": case.keys, "predicted": round(case.predicted(), 2),
-        "forward": round(forward["sdpa"] / forward["ours"], 2),
-        "over flex": round(forward["flex"] / forward["ours"], 2) if "flex" in forward else None,
-        "forward and backward": round(back["sdpa"] / back["ours"], 2),
+        "forward": digits(forward["sdpa"] / forward["ours"]),
+        "over flex": digits(forward["flex"] / forward["ours"]) if "flex" in forward else None,
+        "forward and backward": digits(back["sdpa"] / back["ours"]),
         "ms": {name: round(1e3 * seconds, 1) for name, seconds in forward.items()},
     }  # fmt: skip
 
