@@ -177,8 +177,8 @@ class _Run:
     def total(self, router: Tensor) -> Tensor:
         """What is made small."""
         loss, said = self.under(router, grad=True)
-        even = [one.balance(self.real(site, one.p)) for site, one in zip(self.places, said, strict=True)]
-        return loss + self.balance * torch.stack(even).mean().to(loss)
+        even = [one.balance(self.real(site, one.p)).to(loss) for site, one in zip(self.places, said, strict=True)]
+        return loss + self.balance * torch.stack(even).mean()
 
     def real(self, site: Site, p: Tensor) -> Tensor:
         """Bool [row, position] that are no padding."""
