@@ -10,6 +10,10 @@ other in every round; a time is the median over rounds, on two threads. Each thi
 Predicted before it was run (2026-11-30): the numbers agree to 1e-4; looking, running without a head and direct effects
 take at most twice TransformerLens' time, since every call checks that its edits and recordings came to pass; patching
 every head takes at most a fifth of it, because it is one sweep and not a loop of whole passes.
+
+Measured: numbers agree to 7e-6. The three runs take 0.76 to 0.84 of TransformerLens' time (both sides in every
+round, on a machine with one other process), patching every head 0.13 of it. Direct effects have no side
+of TransformerLens here, so that part of the prediction was not judged.
 """
 
 from __future__ import annotations
