@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from interp.heads.kinds import KINDS, Kind
 from interp.heads.kinds.copying import NAME as COPYING
 from interp.heads.kinds.copying import copying
+from interp.heads.kinds.kind import chosen
 from interp.heads.kinds.reading import head_names, head_sites, measured, page_of, tower_of
 from interp.heads.kinds.repeated import random_tokens
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.sites import Site, nearest
+from interp.hooks.sites import Site
 from interp.kernels.errors import InterpError
 from interp.provenance import about
 from interp.records import Method, register
@@ -53,7 +54,7 @@ def head_roles(
     read (fewer tokens where the model reads less). `kinds` picks some by name; one that has no meaning here is then
     refused.
     """
-    wanted = _chosen(kinds)
+    wanted = chosen(kinds, [*(kind.name for kind in KINDS), COPYING])
     sites = head_sites(model, heads)
     x = None if data is None else model.inputs(data)
     random = _random(model, sites, n, length, repeats, seed, wanted, given=x is not None)
@@ -67,17 +68,6 @@ def head_roles(
     _refuse_missing(kinds, found, left_out)
     meta = {**about(model.module, x), "method": "head roles", "n": n, "repeats": repeats, "seed": seed}
     return HeadRoles(head_names(model, sites), found, notes, left_out, meta)
-
-
-def _chosen(kinds: Sequence[str] | None) -> list[str]:
-    known = [*(kind.name for kind in KINDS), COPYING]
-    asked = known if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
-    for name in asked:
-        if name not in known:
-            raise InputsError(f"no kind of head {name!r}.{nearest(name, known)} There are {', '.join(known)}.")
-    if not asked:
-        raise InputsError(f"name at least one kind of head: {', '.join(known)}.")
-    return asked
 
 
 def _random(

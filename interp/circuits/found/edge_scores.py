@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,26 @@ from interp.kernels.errors import InterpError
 from interp.results.heads_table import By, largest
 from interp.results.saved import Saved
 
+G = TypeVar("G", bound="OfGraph")
+
+
+class OfGraph(Saved):
+    """A result that is saved with its graph; there need not be a source."""
+
+    graph: Graph
+
+    def facts(self) -> dict[str, Any]:
+        """The graph as plain values."""
+        return {**super().facts(), "graph": self.graph.described()}
+
+    @classmethod
+    def restored(cls: type[G], facts: dict[str, Any], tensors: dict[str, Tensor]) -> G:
+        """With the graph again."""
+        return super().restored({"source": None, **facts, "graph": Graph.read(facts["graph"])}, tensors)
+
 
 @dataclass(frozen=True, eq=False)
-class Edges(Saved):
+class Edges(OfGraph):
     """`values` [edge, example] of the edges of a graph, in `graph.edges`' order: effects of putting the source into the
     base along one edge."""
 
@@ -123,12 +140,3 @@ class Edges(Saved):
             f"Edges ({self.meta.get('method')}): {len(self)} on {self.values.shape[1]} examples, {self.direction};"
             f" largest {self.graph.name(self.graph.edges[best])} {float(self.mean[best]):+.4g}"
         )
-
-    def facts(self) -> dict[str, Any]:
-        """The graph as plain values."""
-        return {**super().facts(), "graph": self.graph.described()}
-
-    @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edges:
-        """There need not be a source."""
-        return super().restored({"source": None, **facts, "graph": Graph.read(facts["graph"])}, tensors)

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.circuits.found.edge_scores import Edges
+from interp.circuits.found.edge_scores import Edges, OfGraph
 from interp.circuits.graph.nodes import Graph
 from interp.kernels.errors import InterpError
-from interp.results.saved import Saved
 
 
 @dataclass(frozen=True, eq=False)
-class SpanEdges(Saved):
+class SpanEdges(OfGraph):
     """`values` [edge, span, span, example]: what an edge carries at the tokens of one span (the sender writes and the
     receiver reads there), and at which span's tokens the receiving head's query sees it. Inputs of MLPs, queries and
     logits are seen where they are read, so theirs lie on the diagonal."""
@@ -76,12 +75,3 @@ class SpanEdges(Saved):
             f" largest {self.graph.name(self.graph.edges[edge])} at {self.spans[s]!r}{seen}"
             f" {float(self.mean[edge, s, t]):+.4g}"
         )
-
-    def facts(self) -> dict[str, Any]:
-        """The graph as plain values."""
-        return {**super().facts(), "graph": self.graph.described()}
-
-    @classmethod
-    def restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> SpanEdges:
-        """There need not be a source."""
-        return super().restored({"source": None, **facts, "graph": Graph.read(facts["graph"])}, tensors)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from interp.heads.kinds.reading import head_names, heads_of, page_of, read_heads
 from interp.heads.weights.matrices import HeadMatrices
 from interp.hooks.drive.tail import Tail, last_tower, unembedding
 from interp.hooks.edits.edits import Zero
-from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.errors import ModelError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.writes import Writes
 from interp.hooks.sites import Site
@@ -200,16 +200,3 @@ def text_answer(asked: FunctionGround) -> str | None:
     if asked.page.picture or not bool((asked.page.words >= 0).any()):
         return "it is about words, and the ids of this tower's words are not known"
     return None
-
-
-def chosen(kinds: Any, known: Sequence[str]) -> list[str]:
-    """Kinds that were asked for, each known."""
-    from interp.hooks.sites import nearest
-
-    asked = list(known) if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
-    for name in asked:
-        if name not in known:
-            raise InputsError(f"no kind of head {name!r}.{nearest(name, known)} There are {', '.join(known)}.")
-    if not asked:
-        raise InputsError(f"name at least one kind of head: {', '.join(known)}.")
-    return asked

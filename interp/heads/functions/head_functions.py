@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from interp.finite import finite
 from interp.heads.functions import inhibition, iteration, movers, negative, safety, successor
-from interp.heads.functions.asked import Function, FunctionGround, Numbers, chosen
+from interp.heads.functions.asked import Function, FunctionGround, Numbers
 from interp.heads.functions.result import HeadFunctions
+from interp.heads.kinds.kind import chosen
 from interp.heads.kinds.reading import head_sites, tower_of
 from interp.hooks.drive.tail import last_tower
 from interp.hooks.errors import InputsError, ModelError

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from interp.heads.kinds.page import Page
+from interp.hooks.errors import InputsError
+from interp.hooks.sites import nearest
 
 Pairs = Callable[[Page, Tensor], Tensor]
 """Which keys a kind means [example, row, key], for some query columns [row]."""
@@ -98,3 +100,14 @@ def text_only(page: Page) -> str | None:
 def words_known(page: Page) -> str | None:
     """Kinds that compare words need them."""
     return text_only(page) or (None if bool((page.words >= 0).any()) else "the ids of this tower's words are not known")
+
+
+def chosen(kinds: Any, known: Sequence[str]) -> list[str]:
+    """Kinds that were asked for, each known."""
+    asked = list(known) if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
+    for name in asked:
+        if name not in known:
+            raise InputsError(f"no kind of head {name!r}.{nearest(name, known)} There are {', '.join(known)}.")
+    if not asked:
+        raise InputsError(f"name at least one kind of head: {', '.join(known)}.")
+    return asked

@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from interp.finite import finite
-from interp.hooks.drive.sweep import Reads
 from interp.hooks.drive.tail import Tail, last_tower
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.inputs.inputs import Positions
 from interp.hooks.sites import Site
-from interp.patching.lenses.said import Lens, columns_of, names_of, places_of, said, wanted_of
+from interp.patching.lenses.said import Lens, LensReader, places_of
 from interp.results.figures.figure import Figure
 from interp.results.figures.marks import Lines, Trace
 from interp.results.saved import Saved
@@ -53,24 +50,9 @@ class FittedLens(Saved):
         places = [model.anatomy.one(site) for site in self.sites]
         end = last_residual(places[0], stack)
         tape = model.run(x, record=[*places, end])
-        logits = tape["logits"]
-        reads = Reads(columns_of(x, logits, positions, stack), None)
-        wanted = None if answers is None else wanted_of(model, answers, len(logits))
-        if not 1 <= top <= logits.shape[-1]:
-            raise InputsError(f"top is 1 to {logits.shape[-1]} tokens, got {top}.")
-        tail = Tail(model.module, stack, model.called_with(x.kwargs), left=tape[end], logits=logits)
-        with torch.no_grad():
-            found = [
-                said(tail, tail.normed(self.carried(n, tape[site]), "final"), reads, wanted, top)
-                for n, site in enumerate(places)
-            ]
-        best, logprobs, chance, rank = zip(*found, strict=True)
-        ids = torch.stack(best)
-        return Lens(
-            self.sites, reads.positions, ids, finite(torch.stack(logprobs), "log-probabilities"),
-            None if wanted is None else torch.stack(chance), None if wanted is None else torch.stack(rank),
-            names_of(model, ids), {**tape.meta, "method": self.meta["method"], "norm": "final"},
-        )  # fmt: skip
+        reader = LensReader.of(model, x, tape, end, stack, positions=positions, answers=answers, top=top)
+        normed = (reader.tail.normed(self.carried(n, tape[site]), "final") for n, site in enumerate(places))
+        return reader.lens(model, self.sites, normed, {**tape.meta, "method": self.meta["method"], "norm": "final"})
 
     def carried(self, place: int, residual: Tensor) -> Tensor:
         """Residuals in the basis of the last one."""

@@ -14,16 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from interp.finite import finite
-from interp.hooks.drive.sweep import Reads
 from interp.hooks.drive.tail import How, Tail, last_tower
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Positions
 from interp.hooks.sites import Site
-from interp.patching.lenses.said import PARTS, Lens, columns_of, names_of, places_of, said, vectors_of, wanted_of
+from interp.patching.lenses.said import PARTS, Lens, LensReader, places_of, vectors_of
 from interp.records import Method, register
 
 if TYPE_CHECKING:
@@ -50,29 +47,17 @@ def lens(
     record = [Site(s.tower, s.layer, "z") if s.component == "result" else s for s in places]
     end = Site(places[0].tower, stack.layers[-1].index, "resid_post")
     tape = model.run(x, record=[*dict.fromkeys(site.whole for site in record), end])
-    logits = tape["logits"]
-    reads = Reads(columns_of(x, logits, positions, stack), None)
-    wanted = None if answers is None else wanted_of(model, answers, len(logits))
-    if not 1 <= top <= logits.shape[-1]:
-        raise InputsError(f"top is 1 to {logits.shape[-1]} tokens, got {top}.")
-    tail = Tail(model.module, stack, model.called_with(x.kwargs), left=tape[end], logits=logits)
+    reader = LensReader.of(model, x, tape, end, stack, positions=positions, answers=answers, top=top)
     vectors = zip(places, vectors_of(model, tape, places), strict=True)
-    found = [said(tail, _normed(tail, v, norm, site.component in PARTS), reads, wanted, top) for site, v in vectors]
-    best, logprobs, chance, rank = zip(*found, strict=True)
-    ids, chances = torch.stack(best), finite(torch.stack(logprobs), "log-probabilities")
-    return Lens(
-        tuple(map(str, places)), reads.positions, ids, chances,
-        None if wanted is None else torch.stack(chance), None if wanted is None else torch.stack(rank),
-        names_of(model, ids), {**tape.meta, "method": "logit lens", "norm": norm},
-    )  # fmt: skip
+    normed = (_normed(reader.tail, vector, norm, site.component in PARTS) for site, vector in vectors)
+    return reader.lens(model, list(map(str, places)), normed, {**tape.meta, "method": "logit lens", "norm": norm})
 
 
 def _normed(tail: Tail, vector: Tensor, norm: How, part: bool) -> Tensor:
     vector = vector.reshape(tail.left.shape)
-    with torch.no_grad():
-        if part and norm == "frozen":
-            return tail.frozen.linear(vector).to(vector.dtype)
-        return tail.normed(vector, norm)
+    if part and norm == "frozen":
+        return tail.frozen.linear(vector).to(vector.dtype)
+    return tail.normed(vector, norm)
 
 
 register(

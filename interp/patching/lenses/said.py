@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from interp.finite import finite
 from interp.hooks.drive.sweep import Reads
 from interp.hooks.drive.tail import Tail
 from interp.hooks.errors import InputsError, SiteError
@@ -137,15 +138,55 @@ def vectors_of(model: Model, tape: Tape, places: list[Site]) -> Iterator[Tensor]
             yield head_results(model.module.get_submodule(out), z, site.heads)[:, :, 0]
 
 
-def said(tail: Tail, normed: Tensor, reads: Reads, wanted: list[tuple[int, ...]] | None, top: int) -> Said:
-    with torch.no_grad():
-        logprobs = tail.logits(normed, reads).float().log_softmax(-1)
-    best = logprobs.topk(top, -1)
-    if wanted is None:
-        return best.indices.cpu(), best.values.cpu(), None, None
-    each = torch.stack([row[:, list(ids)].amax(-1) for row, ids in zip(logprobs, wanted, strict=True)])
-    rank = (logprobs > each[..., None]).sum(-1)
-    return best.indices.cpu(), best.values.cpu(), each.cpu(), rank.cpu()
+@dataclass(frozen=True, eq=False)
+class LensReader:
+    """What a lens asks at every place of one run: where, which answers, and how many words."""
+
+    tail: Tail
+    reads: Reads
+    wanted: list[tuple[int, ...]] | None
+    top: int
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        x: Inputs,
+        tape: Tape,
+        end: Site,
+        tower: Tower,
+        *,
+        positions: Positions,
+        answers: Any,
+        top: int,
+    ) -> LensReader:
+        """From a run that recorded `end`, the residual that its logits were made from."""
+        logits = tape["logits"]
+        reads = Reads(columns_of(x, logits, positions, tower), None)
+        wanted = None if answers is None else wanted_of(model, answers, len(logits))
+        if not 1 <= top <= logits.shape[-1]:
+            raise InputsError(f"top is 1 to {logits.shape[-1]} tokens, got {top}.")
+        tail = Tail(model.module, tower, model.called_with(x.kwargs), left=tape[end], logits=logits)
+        return cls(tail, reads, wanted, top)
+
+    def lens(self, model: Model, sites: Sequence[str], normed: Iterable[Tensor], meta: Mapping[str, Any]) -> Lens:
+        """What the vectors of each place, behind the norm, say."""
+        with torch.no_grad():
+            best, logprobs, chance, rank = zip(*map(self._said, normed), strict=True)
+        ids, asked = torch.stack(best), self.wanted is not None
+        return Lens(
+            tuple(sites), self.reads.positions, ids, finite(torch.stack(logprobs), "log-probabilities"),
+            torch.stack(chance) if asked else None, torch.stack(rank) if asked else None, names_of(model, ids), meta,
+        )  # fmt: skip
+
+    def _said(self, normed: Tensor) -> Said:
+        logprobs = self.tail.logits(normed, self.reads).float().log_softmax(-1)
+        best = logprobs.topk(self.top, -1)
+        if self.wanted is None:
+            return best.indices.cpu(), best.values.cpu(), None, None
+        each = torch.stack([row[:, list(ids)].amax(-1) for row, ids in zip(logprobs, self.wanted, strict=True)])
+        rank = (logprobs > each[..., None]).sum(-1)
+        return best.indices.cpu(), best.values.cpu(), each.cpu(), rank.cpu()
 
 
 def names_of(model: Model, ids: Tensor) -> dict[int, str]:
