@@ -62,6 +62,21 @@ class Family:
         wanted = re.compile(rf"(?:.*\.)?(?:{ends})$")
         return ((name, module) for name, module in root.named_modules() if wanted.match(name))
 
+    def part(self, attention: nn.Module, name: str) -> nn.Module:
+        """A module inside an attention module, by the name that the family says; heads are seen as it is called."""
+        try:
+            return attention.get_submodule(name)
+        except AttributeError:
+            found = _looked_up(attention, name)
+        names = ", ".join(name for name, _ in attention.named_modules() if name) or "none"
+        what = "there is nothing of that name" if found is None else f"that is a {type(found).__name__}"
+        raise ModelError(
+            f"the family {self.name!r} names {name!r} in {type(attention).__name__}, and {what}. What a family names is"
+            f" a module, which is seen when it is called; those inside are: {names}. A model that multiplies by a bare"
+            " parameter can hold it in an nn.Linear, or call torch's scaled_dot_product_attention: no family is needed"
+            " then."
+        )
+
     def count(self, what: str, root: nn.Module, module: nn.Module, *, otherwise: int | None = None) -> int:
         """A number of heads, looked up where the family says."""
         for owner in (

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.anatomy.lengths import longest
 from interp.hooks.denoisers.calls import call_of, denoises
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.examples.heard import beside_words
@@ -36,7 +37,9 @@ def example(
         raise InputsError(f"an example needs at least one row and one word, got batch={batch}, length={length}.")
     if padding not in (None, "left", "right"):
         raise InputsError(f"padding is None, 'left' or 'right', got {padding!r}.")
-    ask = Ask(_underlying(module), batch, length, padding, torch.Generator().manual_seed(seed))
+    inner = _underlying(module)
+    length = min(length, longest(getattr(inner, "config", None)) or length)
+    ask = Ask(inner, batch, length, padding, torch.Generator().manual_seed(seed))
     if denoises(ask.module):
         return moved(call_of(ask.module, batch=batch, random=ask.random), ask.device, ask.dtype)
     try:

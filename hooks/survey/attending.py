@@ -144,7 +144,9 @@ def at_borders(root: nn.Module, family: Family) -> list[tuple[str, Seen]]:
         heads = family.count(family.heads, root, attention)
         crosses = bool(getattr(attention, "is_cross_attention", False)) or _named_cross(name, attention)
         kv_heads = family.count(family.kv_heads, root, attention, otherwise=heads) if family.kv_heads else heads
-        d_head = _input_width(attention.get_submodule(family.out)) // heads
+        for part in filter(None, (family.q, family.k, family.v)):
+            family.part(attention, part.module)
+        d_head = _input_width(family.part(attention, family.out)) // heads
         found.append(
             (
                 name,

@@ -278,3 +278,11 @@ def test_what_other_models_are_called_with_is_tried_on_the_model(model_type: str
     module = build(model_type)
     with torch.no_grad():
         module(**example(module, batch=batch))
+
+
+def test_words_are_no_more_than_a_model_has_positions() -> None:
+    config = transformers.GPT2Config(n_positions=4, n_embd=16, n_layer=1, n_head=2, vocab_size=20)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    made = example(model)
+    assert made["input_ids"].shape == (1, 4)
+    model(**made)

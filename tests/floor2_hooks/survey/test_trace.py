@@ -144,6 +144,30 @@ def test_a_module_without_a_family_says_what_to_pass() -> None:
         interp.attach(nn.ReLU().eval(), family=family, example={"input": torch.zeros(1, 3)}).check()
 
 
+class Bare(Unknown):
+    """Multiplies by a parameter that is in no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bare = nn.Parameter(torch.ones(16, 16))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids) @ self.bare
+
+
+@pytest.mark.parametrize(
+    ("named", "said"), [({"out": "bare"}, "bare"), ({"out": "four", "q": "gone"}, "gone"), ({"out": "twos"}, "twos")]
+)
+def test_a_family_that_names_what_is_no_module_is_told_so_in_words(named: dict[str, str], said: str) -> None:
+    torch.manual_seed(0)
+    holder = nn.Sequential(Bare()).eval()
+    q = interp.families.Projection(named["q"]) if "q" in named else None
+    family = interp.families.Family("lanes", (), "0", out=named["out"], heads="n_lanes", q=q)
+    what = "that is a Parameter" if said == "bare" else "there is nothing of that name"
+    with pytest.raises(ModelError, match=rf"names '{said}' in Bare, and {what}.*embed, one, two, three, four"):
+        interp.attach(holder, family=family, example={"input": torch.tensor([[1, 2, 3]])}).check()
+
+
 def test_nothing_but_modules_can_be_attached() -> None:
     with pytest.raises(ModelError, match="expected a torch module"):
         interp.attach("gpt2")
