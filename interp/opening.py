@@ -9,8 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from interp.cells.journal import PLAN, planned, progress
 from interp.hooks.sealed import understood
-from interp.journal import PLAN, planned, progress
 from interp.kernels.errors import InterpError
 from interp.results.effects import Effects
 

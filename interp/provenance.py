@@ -7,6 +7,7 @@ import hashlib
 import platform
 import weakref
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,26 @@ def versions() -> tuple[tuple[str, str], ...]:
     """Versions of what computed the numbers."""
     found = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
     return (("python", platform.python_version()), *found.items())
+
+
+@functools.cache
+def _code() -> tuple[tuple[str, str], ...]:
+    import interp
+
+    total, files = hashlib.sha256(), dict[str, Path]()
+    root = Path(interp.__file__).resolve().parent
+    for floor in ("hooks", "kernels", ""):  # links in a clone, which a walk may follow or not
+        folder = (root / floor).resolve()
+        for file in folder.rglob("*.py"):
+            files.setdefault(f"{floor}/{file.relative_to(folder).as_posix()}".lstrip("/"), file)
+    for name in sorted(files):
+        total.update(name.encode() + b"\0" + files[name].read_bytes() + b"\0")
+    return ("interp", interp.__version__), ("sources", total.hexdigest()[:16])
+
+
+def code() -> dict[str, str]:
+    """The version of this package and a digest of its sources, which an edit of them changes."""
+    return dict(_code())
 
 
 def model_hash(module: nn.Module) -> str:

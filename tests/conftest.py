@@ -36,7 +36,7 @@ import typed
 from areas import areas
 from torch.utils import _device
 
-ON_REQUEST = ("gpu", "slow", "real", "device")
+ON_REQUEST = ("gpu", "slow", "real", "device", "scale")
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -56,11 +57,39 @@ def quicker(x: Tensor) -> str:
     return _quicker(x.shape[-1], torch.get_num_threads())
 
 
+def settled(x: Tensor) -> str:
+    """The same by what the processor is and not by a time, which a busy machine stretches: for work whose parts have to
+    be made alike wherever they are made."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.shape[-1] < NARROW:
+        return DEFAULT
+    return _settled(x.shape[-1]) if torch.backends.mkldnn.is_available() and _slow_default() else DEFAULT
+
+
 @cache
-def _quicker(width: int, threads: int) -> str:
+def _slow_default() -> bool:
+    """Whether torch's default product is known to be the slow one here: on AMD's processors."""
+    said = Path("/proc/cpuinfo")
+    return said.exists() and "AuthenticAMD" in said.read_text(errors="replace")
+
+
+@cache
+def _settled(width: int) -> str:
+    a, b, exact = _probe(width)
+    _, error = _tried(DEFAULT, a, b, exact)
+    found = PACKED if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ONEDNN
+    return found if all(_tried(name, a, b, exact)[1] <= WORSE * error for name in {ONEDNN, found}) else DEFAULT
+
+
+def _probe(width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two factors, and their product."""
     random = torch.Generator().manual_seed(0)
     a, b = torch.randn(ROWS, width, generator=random), torch.randn(width, width, generator=random)
-    exact = a.double() @ b.double()
+    return a, b, a.double() @ b.double()
+
+
+@cache
+def _quicker(width: int, threads: int) -> str:
+    a, b, exact = _probe(width)
     seconds, error = _tried(DEFAULT, a, b, exact)
     found = PACKED if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ONEDNN
     tried = [_tried(name, a, b, exact) for name in dict.fromkeys((ONEDNN, found))]

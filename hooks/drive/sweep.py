@@ -68,7 +68,7 @@ class Sweep:
         tell: Callable[[int], object] = lambda done: None,
     ) -> None:
         self.module, self.anatomy, self.base, self.kwargs, self.family = module, anatomy, base, dict(kwargs), family
-        self.product = product or quicker(torch.empty(0, _width(anatomy), dtype=_dtype(module)))
+        self.product = product or quicker(activations(module, anatomy))
         self.replays: dict[str, Replay | str] = {}
         self.budget = budget if budget is not None else min(free_memory() // SHARE, MOST)
         self.tell = tell
@@ -394,9 +394,8 @@ def _gap(cell: Cell, whole: Tensor, found: Tensor) -> float:
     return gap
 
 
-def _width(anatomy: Anatomy) -> int:
-    return max(tower.width for tower in anatomy.towers.values())
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+def activations(module: nn.Module, anatomy: Anatomy) -> Tensor:
+    """None of them, as wide and of the type that the model's widest tower has."""
+    width = max(tower.width for tower in anatomy.towers.values())
+    kind = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return torch.empty(0, width, dtype=kind)

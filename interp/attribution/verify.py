@@ -30,8 +30,9 @@ from interp.hooks.drive.questions import Cell
 from interp.hooks.errors import InputsError
 from interp.hooks.sites import Site
 from interp.patching.cells import Target
-from interp.patching.exact import Prepared, Question, prepare, run
+from interp.patching.exact import Prepared, Question, prepare
 from interp.patching.sources import Given
+from interp.patching.swept import exactly
 
 Estimate = Callable[[Pair], Tensor]
 AFFORDABLE = 4096
@@ -143,8 +144,7 @@ def _prepared(pair: Pair, seed: int) -> Prepared:
 def _exact(ready: Prepared, cells: Sequence[Cell]) -> Tensor:
     """[cell, row], in one sweep."""
     grid = replace(ready.grid, cells=tuple(cells), labels=("",) * len(cells))
-    ready = replace(ready, grid=grid)
-    return run(ready, ready.sweep.chunks(ready.cells, ready.judges.reads))[0][""]
+    return exactly(replace(ready, grid=grid))[""]
 
 
 def _report(pair: Pair, values: Tensor, live: Tensor, checked: Checked, magnitudes: bool) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from interp.hooks.sites import parse
 from interp.metrics.judge import Metric
 from interp.metrics.reading import reading
 from interp.patching.cells import targets
-from interp.patching.exact import Question, effects
+from interp.patching.exact import Question
+from interp.patching.swept import effects
 from interp.provenance import about
 from interp.pruning.cut import copied
 from interp.records import Method, register

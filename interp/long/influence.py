@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import random as chance
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.cells.journal import Values
+from interp.cells.shards import Asked, Frame, Shard, ShardDone, asked, framed, mark, part, refuse_shard
+from interp.cells.work import Bounds, Builder, Floors, begin, gathered, read_back
 from interp.finite import finite
 from interp.heads.sets import known, mask_edits
 from interp.hooks.anatomy.lengths import longest
@@ -43,7 +46,6 @@ from interp.hooks.run.session import Session
 from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
-from interp.journal import Journal, Values
 from interp.long.needles import attention_sites, head_names, ids_of
 from interp.provenance import about, refuse_unwritten
 from interp.reading import stream
@@ -71,11 +73,16 @@ def influence(
     batch: int = 8,
     chunk: int = 256,
     out: str | Path | None = None,
-) -> Influence:
+    shard: Asked = None,
+    engine: Any = None,
+) -> Influence | ShardDone:
     """Score every text of a JSONL file (its field `column`) or a list by how much it needs `heads` ("L1.H0", ...).
 
     `random` sets of as many other heads are held against them; `max_tokens` cuts texts earlier than the model must.
+    `shard=(0, 4)` does the first of four parts of the chunks (of `chunk` texts) into a directory of its own, and
+    `interp.scale.merge` makes the result of all four; `engine` does chunks elsewhere (`interp/cells/work.py`).
     """
+    mine = asked(shard, out)
     if weights not in ("visible", "full") or random < 0 or batch < 1 or chunk < 1:
         raise InputsError(
             f"weights is 'visible' or 'full', random at least 0, batch and chunk at least 1; got {weights!r}, {random},"
@@ -83,22 +90,54 @@ def influence(
         )
     names = head_names(model, attention_sites(model))
     wanted = known(list(heads), names)
-    work = _Work(model, (wanted, *_others(wanted, names, random, seed)), weights, _room(model, max_tokens), batch)
+    sets = (wanted, *_others(wanted, names, random, seed))
     texts = _Corpus(corpus, column)
-    facts = about(model.module, None)
     task = {"method": "AttentionInfluence", "heads": wanted, "weights": weights, "random": random, "seed": seed,
-            "max_tokens": work.room, "batch": batch, "corpus": texts.digest, "texts": texts.count,
-            "model": facts["model_hash"], **{name: facts[name] for name in facts if name == "edits"}}  # fmt: skip
+            "max_tokens": _room(model, max_tokens), "batch": batch, "corpus": texts.digest, "texts": texts.count,
+            **_facts(model)}  # fmt: skip
+    work = Losses(model, sets, texts, task, chunk)
     if out is not None:
         refuse_unwritten(model.module)
-    parts = list(_chunks(work, texts, chunk, task, out))
-    held = {name: torch.cat([part[name] for part in parts])[:, 0] for name in parts[0]}
-    sets = torch.stack([held[f"set{n}"] for n in range(1, random + 1)]) if random else torch.zeros(0, texts.count)
-    found = Influence(held["base"], held["set0"], sets.double(), held["tokens"].long(), held["cut"].bool(),
-                      work.sets[0], work.sets[1:], {**facts, **task})  # fmt: skip
+    return _scored(work, out, mine, engine)
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    """What the plan says of the model."""
+    facts = about(model.module, None)
+    kept = ("versions", "attention", "dtype", "edits")
+    return {"model": facts["model_hash"], **{name: facts[name] for name in kept if name in facts}}
+
+
+def _scored(work: Losses, out: str | Path | None, shard: Shard | None, engine: Any) -> Influence | ShardDone:
+    """Do the chunks; of a shard, write down what the result needs beside them."""
+    meta = {**about(work.model.module, None), **work.task}
+    frame = Frame({"sets": work.sets, "meta": meta})
+    if shard is None:
+        refuse_shard(out)
+    elif out is not None:
+        mark(out, "interp.long.influence", shard)
+    begun = begin(work, out=None if out is None else Path(out) / "journal", shard=shard)
+    values, _ = gathered(work, begun.run(engine))
+    if shard is not None and out is not None:
+        framed(out, frame)
+        return part(out, "interp.long.influence", shard)
+    found = _result(frame, values)
     if out is not None:
         found.save(out)
     return found
+
+
+def _result(frame: Frame, values: Values) -> Influence:
+    held, (heads, *others) = {name: one[:, 0] for name, one in values.items()}, map(tuple, frame.facts["sets"])
+    losses = [held[f"set{n}"] for n in range(1, len(others) + 1)]
+    random = torch.stack(losses) if losses else torch.zeros(0, len(held["base"]), dtype=torch.double)
+    return Influence(held["base"], held["set0"], random, held["tokens"].long(), held["cut"].bool(), heads,
+                     tuple(others), frame.facts["meta"])  # fmt: skip
+
+
+def finished(folder: Path, frame: Frame) -> None:
+    """The result of a corpus all of whose chunks are there, as the call itself writes it."""
+    _result(frame, read_back(folder / "journal")[0]).save(folder)
 
 
 def _others(heads: Sequence[str], names: Sequence[str], count: int, seed: int) -> list[tuple[str, ...]]:
@@ -131,6 +170,8 @@ class _Corpus:
         if not self.count:
             raise InputsError("the corpus is empty: give texts, or a JSONL file of objects with a text each.")
         self.digest = digest.hexdigest()[:16]
+        self.reader: Iterator[str] | None = None
+        self.at = 0
 
     def texts(self) -> Iterator[str]:
         if isinstance(self.given, str | Path):
@@ -141,49 +182,56 @@ class _Corpus:
                 raise InputsError(f"a corpus is texts, or the path of a JSONL file; text {n} is {text!r:.80}.")
             yield text
 
-
-def _chunks(work: _Work, corpus: _Corpus, size: int, task: dict[str, Any], out: str | Path | None) -> Iterator[Values]:
-    journal = None if out is None else Journal(Path(out) / "journal")
-    plan = None if journal is None else journal.known(task)
-    bounds = [(low, min(low + size, corpus.count)) for low in range(0, corpus.count, size)]
-    if journal is not None and plan is not None:
-        journal.must_cover(plan["chunks"], corpus.count)
-        bounds = plan["chunks"]
-    elif journal is not None:
-        journal.begin(task, bounds, "torch")
-    texts = corpus.texts()
-    for low, high in bounds:
-        some = list(islice(texts, high - low))
-        done = None if journal is None else journal.read(low, high, work.names)
-        values = work.losses(some) if done is None else done[0]
-        if journal is not None and done is None:
-            journal.write(low, high, values, {})
-        yield values
+    def some(self, low: int, high: int) -> list[str]:
+        """Texts by number; those after the last that were asked for are read on from there."""
+        if self.reader is None or low < self.at:
+            self.reader, self.at = self.texts(), 0
+        found = list(islice(self.reader, low - self.at, high - self.at))
+        self.at = high
+        return found
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What is done with each batch of texts."""
+class Losses:
+    """What is done with the texts of a corpus: a cell is a text."""
 
     model: Model
     sets: tuple[tuple[str, ...], ...]
-    weights: Weights
-    room: int | None
-    batch: int
+    corpus: _Corpus
+    task: Mapping[str, Any]
+    size: int
+    product: str = "torch"
+
+    @property
+    def count(self) -> int:
+        """How many texts there are."""
+        return self.corpus.count
 
     @property
     def names(self) -> dict[str, int]:
         """What is written down of a text, one number each."""
         return dict.fromkeys(("base", *(f"set{n}" for n in range(len(self.sets))), "tokens", "cut"), 1)
 
-    def losses(self, texts: Sequence[str]) -> Values:
+    @property
+    def recipe(self) -> Builder:
+        """The corpus is read by whoever does a chunk of it."""
+        how = {"sets": self.sets, "task": self.task, "size": self.size}
+        given = self.corpus.given if isinstance(self.corpus.given, str | Path) else tuple(self.corpus.given)
+        return Builder("interp.long.influence:built", {**how, "corpus": given, "column": self.corpus.column})
+
+    def bounds(self) -> Bounds:
+        """As many texts at a time as were asked for."""
+        return [(low, min(low + self.size, self.count)) for low in range(0, self.count, self.size)]
+
+    def compute(self, low: int, high: int) -> tuple[Values, Floors]:
         """By name, [text, 1]: the losses bare and with each set of heads masked, tokens, and whether it was cut."""
-        parts = [self._batch(texts[n : n + self.batch]) for n in range(0, len(texts), self.batch)]
-        return {name: torch.cat([part[name] for part in parts])[:, None] for name in parts[0]}
+        texts, batch = self.corpus.some(low, high), int(self.task["batch"])
+        parts = [self._batch(texts[n : n + batch]) for n in range(0, len(texts), batch)]
+        return {name: torch.cat([part[name] for part in parts])[:, None].double() for name in parts[0]}, {}
 
     def _batch(self, texts: Sequence[str]) -> dict[str, Tensor]:
         rows = [ids_of(self.model.prepare(text, chat=False))[0].tolist() for text in texts]
-        kept = [row[: self.room] for row in rows]
+        kept = [row[: self.task["max_tokens"]] for row in rows]
         x = self.model.prepare(kept)
         found = {"base": self._loss(x, [])}
         for n, heads in enumerate(self.sets):
@@ -194,7 +242,7 @@ class _Work:
 
     def _edits(self, heads: Sequence[str], x: Inputs) -> list[Edit]:
         uniform = mask_edits(heads, "uniform")
-        if self.weights == "visible":
+        if self.task["weights"] == "visible":
             return uniform
         seen = x.valid.cumsum(1).double()
         share = (seen / x.valid.sum(1, keepdim=True))[:, :, None, None]
@@ -240,6 +288,13 @@ class _Work:
         if logits is None:
             raise ModelError(f"{type(model.module).__name__} has no logits, so it has no loss on a text.")
         return session.recorded()[last], logits
+
+
+def built(
+    model: Model, *, sets: Any, task: Mapping[str, Any], size: int, corpus: str | Path | Sequence[str], column: str
+) -> Losses:
+    """The same work in another process, on a model that is the same."""
+    return Losses(model, sets, _Corpus(corpus, column), task, size)
 
 
 register(

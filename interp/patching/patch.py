@@ -15,14 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from interp.cells.shards import Asked, ShardDone, asked, part
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Metric
 from interp.metrics.reading import hands_over
 from interp.patching.alignment import How, Reduce
 from interp.patching.cells import Group, targets
-from interp.patching.exact import Question, effects, is_run
+from interp.patching.exact import Question, is_run
 from interp.patching.sources import Source
+from interp.patching.swept import effects, shard_of
 from interp.records import Method, register
 from interp.results.effects import Effects
 
@@ -57,7 +59,9 @@ def patch(
     out: str | Path | None = None,
     budget: int | None = None,
     seed: int = 0,
-) -> Effects | dict[str, Effects]:
+    shard: Asked = None,
+    engine: Any = None,
+) -> Effects | dict[str, Effects] | ShardDone:
     """The effect of every cell: `L*.H*.z` has one per layer and head, `L*.resid_pre` one per layer.
 
     `positions="joint"` patches all positions of a site together, "each" makes the position an axis, anything else says
@@ -69,8 +73,11 @@ def patch(
     `reduce=` (`interp/patching/alignment.py`). `source_model` runs the source in another model of the same shape.
     Several metrics at once are a dict by name, and so is then the result. `both=True` also patches the base into the
     source; that is `Effects.reverse`. `out=` is a directory that the sweep is written to as it goes: killed, the same
-    call goes on from there. `budget` bounds the bytes that are under way together.
+    call goes on from there. `budget` bounds the bytes that are under way together: a chunk. `shard=(0, 4)` does the
+    first of four parts of the chunks, into a directory of its own, and gives back what was done; `interp.scale.merge`
+    makes the result of all four. `engine` does the chunks elsewhere (`interp/cells/work.py`).
     """
+    mine = asked(shard, out)
     model.ready()
     chosen = targets(model, sites, cells, window, pairs=pairs)
     question = Question(model, chosen, positions, align, reduce, source_model, seed, out, budget)
@@ -79,9 +86,16 @@ def patch(
         raise InputsError("no metric was given.")
     if both and (source_model is not None or not is_run(source)):
         raise InputsError("both=True turns base and source around: it needs a source that is inputs to this model.")
-    found = effects(question, model.inputs(base), source, metrics)
+    x = model.inputs(base)
+    y: Any = model.inputs(source) if both else source
+    if mine is not None:
+        done = shard_of(mine, question, x, y, metrics, engine)
+        if both:
+            shard_of(mine, question.turned(), y, x, metrics, engine)
+        return part(done.folder, done.call, mine) if both else done
+    found = effects(question, x, y, metrics, engine)
     if both:
-        back = effects(question.turned(), model.inputs(source), model.inputs(base), metrics)
+        back = effects(question.turned(), y, x, metrics, engine)
         found = {name: replace(one, reverse=back[name]) for name, one in found.items()}
     return found if isinstance(metric, Mapping) else found[""]
 

@@ -33,7 +33,7 @@ from interp.reporting.steps.budget import asked
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.steps import Say, Steps
 from interp.reporting.steps.subject import Subject, Wanted, name_of, revision_of
-from interp.reporting.work import Work
+from interp.reporting.work import Underway
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def report(
     plan |= {"results": [repr(one) for one in given]}
     files = [name for section in sections() for name in section.writes]
     steps = Steps(out, plan, resume=resume, overwrite=overwrite, say=say, files=files)
-    work = Work(model, called, given, plan, steps)
+    work = Underway(model, called, given, plan, steps)
     if subject is None:
         work.closed()
     else:

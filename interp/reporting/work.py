@@ -35,7 +35,7 @@ EVERY = 20.0
 """Seconds between two pages of a report that is not complete."""
 
 
-class Work:
+class Underway:
     """One report under way."""
 
     def __init__(self, model: Model, called: str, given: list[Any], plan: Mapping[str, Any], steps: Steps) -> None:

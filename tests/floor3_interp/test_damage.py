@@ -124,7 +124,7 @@ def test_a_shard_covers_its_chunk(tmp_path: Path) -> None:
     shutil.copy(second, first)
     with pytest.raises(interp.InterpError, match=rf"{first.name} is damaged.*checksum"):
         sweep(m, tmp_path)
-    from interp.journal import _sum
+    from interp.cells.journal import _sum
 
     first.with_suffix(".sha256").write_bytes(_sum(first, first.read_bytes()))
     with pytest.raises(interp.InterpError, match="does not cover cells 0 to"):

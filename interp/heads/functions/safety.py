@@ -21,8 +21,9 @@ from interp.hooks.edits.edits import UniformAttention
 from interp.hooks.sites import Site
 from interp.metrics.shipped import KL
 from interp.patching.cells import targets
-from interp.patching.exact import Question, prepare, run
+from interp.patching.exact import Question, prepare
 from interp.patching.sources import Given
+from interp.patching.swept import exactly
 
 NAME = "safety"
 MOVES = "divergence without its attention (Ships)"
@@ -41,7 +42,7 @@ def measure(asked: FunctionGround) -> Numbers:
     cells = [f"{name}.z" for name in asked.names]
     ready = prepare(Question(model, targets(model, cells, (), 1, pairs=False)), x, Given(values, "uniform attention"),
                     {"": KL.to(logits, x, negate=False)})  # fmt: skip
-    found, _ = run(ready, ready.sweep.chunks(ready.cells, ready.judges.reads), None)
+    found = exactly(ready)
     return {MOVES: found[""].double().cpu()}
 
 

@@ -36,8 +36,9 @@ from interp.hooks.sites import Site
 from interp.hooks.stand.ports import head_results
 from interp.metrics.shipped import Accuracy, Probability
 from interp.patching.cells import targets
-from interp.patching.exact import Question, prepare, run
+from interp.patching.exact import Question, prepare
 from interp.patching.sources import Given
+from interp.patching.swept import exactly
 from interp.provenance import about
 from interp.records import Method, Trial, register
 from interp.results.heads_table import HeadResult, HeadTable
@@ -163,7 +164,7 @@ def _effects(
     cells = targets(model, [f"{name}.z" for name in names], (), 1, pairs=False)
     metric = Probability(task.answer_ids)
     ready = prepare(Question(model, cells, "last"), x, Given(given, "mean over prompts"), {"": metric})
-    found, _ = run(ready, ready.sweep.chunks(ready.cells, ready.judges.reads), None)
+    found = exactly(ready)
     return found[""].double().cpu()
 
 

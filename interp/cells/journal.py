@@ -1,9 +1,10 @@
 """A sweep written down chunk by chunk, so that one that was killed goes on where it was and ends with the same bytes.
 
-`plan.json` comes first, sealed: which sweep this is, its chunks and its choice of matrix products, fixed for good. Each
-finished chunk is a parquet shard written under another name and renamed, beside its checksum (as `sha256sum` writes it,
-`sha256sum -c` reads it); a shard is held against it, and has to cover its chunk, before its numbers are used. The
-result follows when all are there.
+`plan.json` comes first, sealed: which sweep this is, its chunks and its choice of matrix products, fixed for good, and
+by which code. Each finished chunk is a parquet file written under another name and renamed, beside its checksum (as
+`sha256sum` writes it, `sha256sum -c` reads it); it is held against that, and has to cover its chunk, before its numbers
+are used. A chunk that could not be computed leaves a file that says why, until it is. The result follows when all are
+there.
 Limits: the same bytes need the same machine, versions and number of threads.
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from torch import Tensor
 
 from interp.hooks.sealed import damaged, opened, parsed, sealed, understood, unsealed
 from interp.kernels.errors import InterpError
+from interp.provenance import code
 from interp.saving import renamed
 
 FORMAT = 2
 PLAN = "plan.json"
 SUM = ".sha256"
+FAILED = ".failed"
 Values = dict[str, Tensor]
 """By metric, [cell of the chunk, example]."""
 
@@ -34,36 +38,55 @@ class Journal:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with kept(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def known(self, task: Mapping[str, Any]) -> dict[str, Any] | None:
         """The plan that is there already, if it is this sweep's."""
         path = self.folder / PLAN
         if not path.exists():
             return None
-        plan = _plan(path)
+        plan = plan_of(path)
         mine = json.loads(json.dumps(dict(task)))
         other = [name for name in {**plan["task"], **mine} if plan["task"].get(name) != mine.get(name)]
         if other:
-            name, theirs, ours = _differing(other[0], plan["task"].get(other[0]), mine.get(other[0]))
+            name, theirs, ours = differing(other[0], plan["task"].get(other[0]), mine.get(other[0]))
             raise InterpError(
-                f"{self.folder} holds another sweep: its {name} is {_short(theirs)}, this one's is {_short(ours)}."
+                f"{self.folder} holds another sweep: its {name} is {short(theirs)}, this one's is {short(ours)}."
                 " Give another directory, or remove that one."
+            )
+        if plan["code"] not in (None, code()):
+            raise InterpError(
+                f"{self.folder} was begun by other code of interp, {_coded(plan['code'])}, and this is"
+                f" {_coded(code())}: go on with that, or give another directory."
             )
         return plan
 
     def begin(self, task: Mapping[str, Any], chunks: Sequence[tuple[int, int]], product: str) -> None:
         """Fix the chunks and the choice of matrix products."""
         plan = {"format": FORMAT, "task": dict(task), "chunks": list(map(list, chunks)), "product": product}
-        renamed(self.folder / PLAN, sealed(plan))
+        with kept(self.folder):
+            renamed(self.folder / PLAN, sealed({**plan, "code": code()}))
+
+    def plan(self) -> dict[str, Any]:
+        """What is planned here: task, chunks, product, code."""
+        return plan_of(self.folder / PLAN)
 
     def must_cover(self, chunks: Sequence[tuple[int, int]], cells: int) -> None:
         """Raise where the chunks of the plan are not all the cells there are."""
         if (chunks[-1][1] if chunks else 0) != cells:
             raise damaged(self.folder / PLAN, f"its chunks do not cover the {cells} cells of this sweep")
 
-    def _shard(self, low: int, high: int) -> Path:
+    def chunk(self, low: int, high: int) -> Path:
+        """The file of a chunk, which need not be there."""
         return self.folder / "chunks" / f"{low:06d}-{high:06d}.parquet"
+
+    def failed(self, low: int, high: int, why: str) -> None:
+        """Write down that a chunk could not be computed."""
+        path = self.chunk(low, high).with_suffix(FAILED)
+        with kept(self.folder):
+            path.parent.mkdir(exist_ok=True)
+            renamed(path, sealed({"cells": [low, high], "why": why}))
 
     def write(self, low: int, high: int, values: Values, floors: Mapping[str, float]) -> None:
         """One finished chunk: a row per metric, cell and example."""
@@ -78,19 +101,24 @@ class Journal:
             columns["example"] += list(range(examples)) * cells
             columns["effect"] += part.double().flatten().tolist()
         table = arrow.table(columns).replace_schema_metadata({"floors": json.dumps(dict(floors))})
-        path = self._shard(low, high)
-        path.parent.mkdir(exist_ok=True)
+        path = self.chunk(low, high)
         sink = arrow.BufferOutputStream()
         parquet.write_table(table, sink)
-        data = sink.getvalue().to_pybytes()
-        renamed(path.with_suffix(SUM), _sum(path, data))  # first: a shard without it is not there yet
-        renamed(path, data)
+        self.put(path, sink.getvalue().to_pybytes())
+
+    def put(self, path: Path, data: bytes) -> None:
+        """The bytes of a chunk's file, with their checksum."""
+        with kept(self.folder):
+            path.parent.mkdir(exist_ok=True)
+            renamed(path.with_suffix(SUM), _sum(path, data))  # first: a chunk without it is not there yet
+            renamed(path, data)
+            path.with_suffix(FAILED).unlink(missing_ok=True)
 
     def read(
         self, low: int, high: int, wanted: Mapping[str, int] | None = None
     ) -> tuple[Values, dict[str, float]] | None:
         """A chunk that is finished; `wanted` says which metrics it must have, and how many examples of each."""
-        path = self._shard(low, high)
+        path = self.chunk(low, high)
         if not path.exists():
             return None
         data, beside = path.read_bytes(), path.with_suffix(SUM)
@@ -130,7 +158,19 @@ def _values(path: Path, data: bytes, low: int, high: int) -> tuple[Values, dict[
     return values, floors
 
 
-def _plan(path: Path) -> dict[str, Any]:
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """While inside, a disk that takes no more is an error that says what there is to do."""
+    try:
+        yield
+    except OSError as why:
+        raise InterpError(
+            f"{why.filename or folder} cannot be written: {why.strerror}. What was finished before is kept, and the"
+            " same call goes on from there once there is room for it; or give a directory elsewhere."
+        ) from why
+
+
+def plan_of(path: Path) -> dict[str, Any]:
     """What is planned: chunks that follow each other from the first cell on, of some task."""
     plan, _ = unsealed(path, FORMAT)
     with understood(path):
@@ -140,7 +180,7 @@ def _plan(path: Path) -> dict[str, Any]:
             raise damaged(path, "its chunks do not follow each other from the first cell on")
         if not isinstance(plan["product"], str):
             raise damaged(path, "it names no choice of matrix products")
-        return {"task": dict(task), "chunks": chunks, "product": plan["product"]}
+        return {"task": dict(task), "chunks": chunks, "product": plan["product"], "code": plan.get("code")}
 
 
 def planned(folder: str | Path) -> dict[str, Any]:
@@ -161,14 +201,19 @@ def progress(folder: str | Path) -> tuple[int, int] | None:
         return sum(f"{low:06d}-{high:06d}" in shards for low, high in chunks), len(chunks)
 
 
-def _differing(name: str, a: Any, b: Any) -> tuple[str, Any, Any]:
+def differing(name: str, a: Any, b: Any) -> tuple[str, Any, Any]:
     """What is not the same in two values, by its name inside them."""
     if not (isinstance(a, Mapping) and isinstance(b, Mapping)):
         return name, a, b
     inner = next(key for key in {**a, **b} if a.get(key) != b.get(key))
-    return _differing(inner if name == "model" else f"{name} {inner}", a.get(inner), b.get(inner))
+    return differing(inner if name == "model" else f"{name} {inner}", a.get(inner), b.get(inner))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value for a message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _coded(known: Mapping[str, Any]) -> str:
+    return f"version {known.get('interp')} ({known.get('sources')})"

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 import interp
-from interp.journal import Journal, progress
+from interp.cells.journal import Journal, progress
 from interp.metrics.shipped import LogitDifference
 from interp.saving import renamed
 from interp.zoo.families import tiny
@@ -23,7 +23,7 @@ KILLS = """
 import os, random, signal, sys, time, torch, interp
 from pathlib import Path
 from interp.zoo.families import tiny
-from interp.journal import Journal, progress
+from interp.cells.journal import Journal, progress
 from interp.metrics import LogitDifference
 torch.set_num_threads(1)
 m = interp.attach(tiny("llama"))
