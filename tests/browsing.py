@@ -44,7 +44,9 @@ def opened(chromium: Any, html: str, folder: Path, *, fragment: str = "", width:
 
 
 def downloaded(tab: Any, name: str) -> bytes:
-    """What a button saves."""
+    """What a menu saves: "Save heads as SVG" opens the menu "Save heads" and takes its "SVG"."""
+    menu, _, kind = name.partition(" as ")
+    tab.get_by_role("button", name=menu, exact=True).click()
     with tab.expect_download() as waiting:
-        tab.get_by_role("button", name=name, exact=True).click()
+        tab.get_by_role("menuitem", name=kind, exact=True).click()
     return Path(waiting.value.path()).read_bytes()

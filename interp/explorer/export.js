@@ -49,13 +49,6 @@ const csv = (rows) => rows.map((row) => row.map(cell).join(",")).join("\r\n") + 
 
 const tableOfScores = (keep) => [DATA.scores.map((one) => one.name), ...(COLUMNS.site || []).map((_, row) => row).filter(keep).map((row) => DATA.scores.map((one) => COLUMNS[one.name][row]))];
 
-function exportsOf(name, picture, rows) {
-  const button = (kind, act) => el("button", { type: "button", click: act, "aria-label": `Save ${name} as ${kind}`, text: kind });
-  return el("span", { class: "exports", role: "group", "aria-label": `Save ${name}` }, "Save ",
-    picture ? [button("SVG", () => save(`${name}.svg`, "image/svg+xml", asText(picture()))), button("PNG", () => savePng(`${name}.png`, picture()))] : null,
-    rows ? button("CSV", () => save(`${name}.csv`, "text/csv", csv(rows()))) : null);
-}
-
 // All that is known about what is selected, with the state of the page.
 function selection() {
   const about = (i) => ({ ...HEADS[i], tower: TOWERS[HEADS[i].tower].name, kv: HEADS[i].kv,
@@ -64,4 +57,3 @@ function selection() {
   return { title: DATA.title, link: fragment(), metric: METHODS[state.metric] || null, head: state.head === null ? null : about(state.head), pinned: state.pins.map(about),
     attention: lockedAttention(), circuit: circuitShown(), provenance: DATA.provenance };
 }
-const saveSelection = () => save("selection.json", "application/json", JSON.stringify(selection(), null, 1) + "\n");

@@ -1,38 +1,6 @@
-// Search, tables, checks and provenance; then everything is put on the page.
+// Tables, checks and provenance; then everything is put on the page.
 
-const SPELLED = /^(?:(?!layer|blocks)([a-z_]+)[.\s])?\s*(?:blocks\.|layer\s*)?[al]?(\d+(?:@\d+)?)\s*[.,:\-\s]?\s*(?:h|head\s*)?(\d+)$/i;
 const MOST_ROWS = 3000;
-
-// Heads by name (L5H3, 5.3, a5.h3, vision 0.1), or by a word of their roles, notes and group.
-function heads(query) {
-  const text = query.trim().toLowerCase(), spelled = SPELLED.exec(text);
-  if (!text) return null;
-  if (spelled) {
-    const [, tower, layer, head] = spelled;
-    return HEADS.map((_, i) => i).filter((i) => String(HEADS[i].layer) === layer.replace(/^0+(?=\d)/, "") && HEADS[i].head === Number(head) && (!tower || TOWERS[HEADS[i].tower].name.toLowerCase() === tower));
-  }
-  const said = (i) => {
-    const card = DATA.cards[HEADS[i].site] || {};
-    return [HEADS[i].site, HEADS[i].kv || "", ...(card.roles || []).map(([name]) => name), ...(card.notes || []), ...(card.promotes || []).map(([name]) => name)].join("\n").toLowerCase();
-  };
-  return HEADS.map((_, i) => i).filter((i) => said(i).includes(text));
-}
-
-function searchBar() {
-  const list = el("ul", { id: "found", class: "found", "aria-label": "Heads found" }), said = el("output", { "aria-live": "polite" });
-  const box = el("input", { type: "search", id: "search", autocomplete: "off", spellcheck: "false", placeholder: "L5H3, 5.3, induction", input: () => look(), keydown: (event) => { if (event.key === "Enter") { const some = heads(box.value); if (some && some.length) select(some[0]); } } });
-  const look = () => {
-    const some = heads(box.value);
-    said.textContent = some === null ? "" : `${some.length} ${some.length === 1 ? "head" : "heads"}`;
-    list.replaceChildren(...(some || []).slice(0, 12).map((i) => el("li", {}, el("button", { type: "button", click: () => select(i), text: HEADS[i].site }))));
-    change({ found: some === null ? null : new Set(some) });
-  };
-  const pins = el("span", { class: "pins" });
-  const showPins = () => pins.replaceChildren(...(state.pins.length ? ["Pinned ", ...state.pins.map((i) => el("button", { type: "button", click: () => select(i), text: HEADS[i].site }))] : []));
-  views.push((touched) => touched.has("pins") && showPins());
-  showPins();
-  $("bar").append(el("label", { for: "search", class: "choice" }, "Find a head ", box), said, list, pins);
-}
 
 function plainTable(rows, caption = null) {
   const [head, ...body] = rows;
@@ -127,10 +95,13 @@ Object.assign(state, understood(pairs(location.hash)));
 opening();
 leadView();
 searchBar();
+keysDialog();
 mapView();
+thumbsView();
 rankingView();
 scatterView();
 cardView();
+compareView();
 circuitView();
 curvesView();
 tablesView();

@@ -46,7 +46,9 @@ function inWords(method, head) {
   return parts.join(", ");
 }
 
-const state = { head: null, metric: 0, x: 0, y: Math.min(1, METHODS.length - 1), pins: [], example: 0, token: null, way: "from", root: false, edges: 60, found: null };
+// `head` is chosen, and `locked` once somebody chose it; `peek` is the head under the pointer while none is locked.
+const state = { head: null, locked: false, peek: null, metric: 0, x: 0, y: Math.min(1, METHODS.length - 1), pins: [], example: 0, token: null, way: "from", root: false, own: false, lines: false, layer: null, role: null,
+  edges: 60, found: null };
 const views = [];
 
 function change(next) {
@@ -64,7 +66,7 @@ function fragment() {
   const name = (i) => (METHODS[i] ? METHODS[i].name : null);
   const kept = { head: state.head === null ? null : HEADS[state.head].site, metric: name(state.metric), x: name(state.x), y: name(state.y),
     pins: state.pins.map((i) => HEADS[i].site).join("+") || null, example: state.example || null, token: state.token,
-    way: state.way === "to" ? "to" : null, root: state.root ? 1 : null, edges: state.edges === 60 ? null : state.edges };
+    way: state.way === "to" ? "to" : null, root: state.root ? 1 : null, own: state.own ? 1 : null, lines: state.lines ? 1 : null, lock: state.locked ? 1 : null, layer: state.layer, role: state.role, edges: state.edges === 60 ? null : state.edges };
   return "#" + Object.entries(kept).filter(([, v]) => v !== null && v !== undefined).map(([k, v]) => `${k}=${encodeURIComponent(v)}`).join("&");
 }
 
@@ -95,7 +97,9 @@ function understood(given) {
   if (whole(given.example) !== null && whole(given.example) < DATA.examples.length) next.example = whole(given.example);
   if (whole(given.token) !== null) next.token = whole(given.token);
   if (given.way) next.way = given.way === "to" ? "to" : "from";
-  if (given.root) next.root = given.root === "1";
+  for (const [key, name] of [["root", "root"], ["own", "own"], ["lines", "lines"], ["lock", "locked"]]) if (given[key]) next[name] = given[key] === "1";
+  if (given.layer && HEADS.some((one) => String(one.layer) === given.layer)) next.layer = given.layer;
+  if (given.role) next.role = given.role;
   if (whole(given.edges)) next.edges = whole(given.edges);
   return next;
 }
@@ -116,5 +120,9 @@ function listen() {
   });
 }
 
-const select = (head) => change({ head });
+// Chosen by hand: it stays, whatever the pointer passes over, until it is let go.
+const hold = (head) => change({ head, locked: true, peek: null });
+const select = hold;
+const letGo = () => change({ locked: false });
+const headShown = () => state.peek ?? state.head;
 const pin = (head) => change({ pins: state.pins.includes(head) ? state.pins.filter((one) => one !== head) : [...state.pins, head] });

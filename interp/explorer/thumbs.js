@@ -1,0 +1,133 @@
+// Every head's pattern, small: the pointer shows a head in its card, a click locks it there.
+
+const POOLED = 64; // cells of a thumbnail
+
+function thumbsView() {
+  const home = $("thumbs");
+  if (!DATA.patterns.length) { home.hidden = true; return; }
+  const grid = el("div", { class: "thumbs", role: "grid", "aria-label": "Patterns of heads; arrow keys move, Enter locks", "aria-describedby": "thumbs-said" });
+  const said = el("p", { class: "about", id: "thumbs-said", "aria-live": "polite" }), menus = el("div", { class: "controls" });
+  home.append(el("h2", { id: "thumbs-title", text: "Every head's pattern" }), menus, said, grid);
+  menus.append(exampleOf(), ...layerAndRole(), exportsOf("patterns", () => thumbSheet(grid), () => [["head", "layer", "largest weight", "pattern kept"], ...picked().map((i) => { const found = attentionOf(i, thumbExample(i)); return [HEADS[i].site, HEADS[i].layer, found && Number(found.top.toPrecision(4)), Boolean(found)]; })]));
+  const seen = typeof IntersectionObserver === "undefined" ? null : new IntersectionObserver((all) => all.filter((one) => one.isIntersecting).forEach(({ target }) => { seen.unobserve(target); paintThumb(target); }), { rootMargin: "300px" });
+  let cells = [];
+  const fill = () => {
+    const some = picked(), held = grid.contains(document.activeElement) ? document.activeElement.dataset.head : null;
+    if (seen) seen.disconnect();
+    cells = thumbRows(grid, some);
+    said.textContent = thumbWords(some);
+    const stop = roving(grid, cells, () => {}), now = cells.find((cell) => HEADS[cell.head].site === held) || cells.find((cell) => cell.head === state.head);
+    if (now) { stop(now); if (held) now.node.focus({ preventScroll: true }); }
+    for (const cell of cells) if (seen) seen.observe(cell.node); else paintThumb(cell.node);
+    mark();
+  };
+  const mark = () => {
+    for (const { node, head } of cells) {
+      node.setAttribute("aria-selected", String(state.head === head));
+      node.classList.toggle("pinned", state.pins.includes(head));
+    }
+  };
+  window.addEventListener("beforeprint", () => cells.forEach(({ node }) => paintThumb(node)));
+  hearThumbs(grid);
+  views.push((touched) => {
+    if (["found", "layer", "role", "example", "root", "own"].some((name) => touched.has(name))) fill();
+    else if (touched.has("head") || touched.has("pins")) mark();
+  });
+  fill();
+}
+
+const picked = () => HEADS.map((_, i) => i).filter((i) => (!state.found || state.found.has(i)) && (state.layer === null || String(HEADS[i].layer) === state.layer) && (state.role === null || rolesOf(i).includes(state.role)));
+
+// The chosen example, or the same number of it in the head's own tower.
+function thumbExample(head) {
+  const some = examplesOf(head);
+  return some.includes(state.example) ? state.example : null;
+}
+
+function thumbWords(some) {
+  const kept = some.filter((i) => thumbExample(i) !== null).length, lost = some.length - kept;
+  const scale = state.own ? "each on its own scale" : "the same scale for every head";
+  return `${some.length} of ${HEADS.length} heads, ${scale}; queries down, keys across.` + (lost ? ` Of ${lost} ${lost === 1 ? "head" : "heads"} no pattern was kept in this example (hatched).` : "");
+}
+
+function thumbRows(grid, some) {
+  const side = some.length <= 24 ? 92 : some.length <= 100 ? 62 : 42, lines = new Map();
+  some.forEach((i) => { const key = `${HEADS[i].tower}/${HEADS[i].layer}`; lines.set(key, [...(lines.get(key) || []), i]); });
+  grid.style.setProperty("--side", `${side}px`);
+  const cells = [];
+  grid.replaceChildren(...[...lines.values()].map((line, row) => {
+    const first = HEADS[line[0]], name = `${TOWERS.length > 1 ? `${readable(TOWERS[first.tower].name)} ` : ""}L${first.layer}`;
+    return el("div", { role: "row", class: "thumb-row" }, el("span", { role: "rowheader", class: "thumb-layer", text: name }), el("div", { role: "presentation", class: "thumb-line" }, line.map((i, column) => {
+      const node = el("div", { role: "gridcell", class: "thumb", "data-head": HEADS[i].site, tabindex: -1, "aria-label": thumbName(i) }, el("span", { "aria-hidden": "true", text: HEADS[i].head }));
+      cells.push({ node, row, column, head: i });
+      return node;
+    })));
+  }));
+  return cells;
+}
+
+function thumbName(head) {
+  const found = attentionOf(head, thumbExample(head));
+  return `${HEADS[head].site}${rolesOf(head).length ? `, ${shorten(rolesOf(head).join(", "), 40)}` : ""}${found ? `, largest weight ${number(found.top)}` : ", pattern not kept"}`;
+}
+
+function paintThumb(node) {
+  if (node.querySelector("canvas, .lost")) return;
+  const head = BY_SITE.get(node.dataset.head), found = attentionOf(head, thumbExample(head));
+  if (!found) { node.prepend(el("span", { class: "lost", "aria-hidden": "true" })); return; }
+  node.prepend(paintRaster(el("canvas", { "aria-hidden": "true" }), raster(found, POOLED), found, scaleOf(found)));
+}
+
+const thumbAt = (event) => { const node = event.target.closest ? event.target.closest(".thumb") : null; return node ? BY_SITE.get(node.dataset.head) : null; };
+
+function hearThumbs(grid) {
+  let waiting = null;
+  const peek = (head) => { clearTimeout(waiting); waiting = setTimeout(() => { if (!state.locked) change({ peek: head }); }, 60); };
+  const choose = (head) => (state.locked && state.head === head ? letGo() : hold(head));
+  put(grid, {
+    pointerover: (event) => { if (event.pointerType !== "touch" && thumbAt(event) !== null) peek(thumbAt(event)); },
+    pointerleave: () => peek(null),
+    click: (event) => { const head = thumbAt(event); if (head === null) return; clearTimeout(waiting); if (event.shiftKey) pin(head); else choose(head); },
+    focusin: (event) => { if (thumbAt(event) !== null && event.target.matches(":focus-visible")) peek(thumbAt(event)); },
+    focusout: () => peek(null),
+    keydown: (event) => { const head = thumbAt(event); if (head !== null && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); clearTimeout(waiting); choose(head); } },
+  }, []);
+}
+
+function exampleOf() {
+  const all = DATA.examples.map((_, i) => i), home = el("span");
+  const fill = () => home.replaceChildren(exampleMenu("thumbs-example", all, state.example));
+  views.push((touched) => touched.has("example") && fill());
+  fill();
+  return home;
+}
+
+function layerAndRole() {
+  const menu = (name, first, values) => {
+    const box = el("select", { id: `thumbs-${name}`, change: () => change({ [name]: box.value === "" ? null : box.value }) }, el("option", { value: "", text: first }), values.map((value) => el("option", { value, text: shorten(value, 40) })));
+    const show = () => { box.value = state[name] ?? ""; };
+    views.push((touched) => touched.has(name) && show());
+    show();
+    return el("label", { class: "choice", for: `thumbs-${name}` }, `${name === "layer" ? "Layer" : "Role"} `, box);
+  };
+  const roles = [...new Set(HEADS.flatMap((_, i) => rolesOf(i)))].sort();
+  return [menu("layer", "all", [...new Set(HEADS.map((one) => String(one.layer)))]), roles.length ? menu("role", "any", roles) : null].filter(Boolean);
+}
+
+// All thumbnails as one picture, in rows of layers as on the page.
+function thumbSheet(grid) {
+  const side = 64, gap = 6, most = 16, drawn = [];
+  let y = 0, wide = 0;
+  for (const row of grid.querySelectorAll(".thumb-row")) {
+    drawn.push(draw("text", { x: 0, y: y + 12, "font-size": 11, text: row.querySelector(".thumb-layer").textContent }));
+    [...row.querySelectorAll(".thumb")].forEach((node, i) => {
+      paintThumb(node);
+      const canvas = node.querySelector("canvas"), x = 60 + (i % most) * (side + gap), top = y + Math.floor(i / most) * (side + 18);
+      wide = Math.max(wide, x + side + gap);
+      drawn.push(canvas ? draw("image", { href: canvas.toDataURL(), x, y: top, width: side, height: side, preserveAspectRatio: "none", "image-rendering": "pixelated" }) : "", draw("rect", { x, y: top, width: side, height: side, fill: "none", stroke: "#777777" }),
+        draw("text", { x, y: top + side + 11, "font-size": 10, text: node.dataset.head + (canvas ? "" : " not kept") }));
+    });
+    y += Math.ceil(row.querySelectorAll(".thumb").length / most) * (side + 18);
+  }
+  return sheet("Patterns of heads", [draw("svg", { width: Math.max(wide, 100), height: y, viewBox: `0 0 ${Math.max(wide, 100)} ${y}` }, drawn)]);
+}
