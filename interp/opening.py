@@ -42,6 +42,7 @@ SAVED = {
     "virtual_heads.json": "interp.heads.weights.virtual:VirtualHeads.load",
     "functions.json": "interp.heads.functions.result:HeadFunctions.load",
     "function_vector.json": "interp.heads.functions.vectors:FunctionVector.load",
+    "corpus.json": "interp.scale.corpora.read:CorpusHeads.load",
     "roles.json": "interp.results.roles:HeadRoles.load",
     "atlas.json": "interp.heads.patterns.result:Atlas.load",
     "visual_heads.json": "interp.vision.heads:VisualHeads.load",

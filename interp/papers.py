@@ -64,6 +64,8 @@ _KNOWN = (
     Paper("1906.04341", "clark2019bert",
           "Clark, Kevin and Khandelwal, Urvashi and Levy, Omer and Manning, Christopher D.",
           "What Does BERT Look At? An Analysis of BERT's Attention", 2019),
+    Paper("1908.10693", "masson2019ddsketch", "Masson, Charles and Rim, Jee E. and Lee, Homin K.",
+          "DDSketch: A Fast and Fully-Mergeable Quantile Sketch with Relative-Error Guarantees", 2019),
     Paper("2004.10102", "kobayashi2020norms",
           "Kobayashi, Goro and Kuribayashi, Tatsuki and Yokoi, Sho and Inui, Kentaro",
           "Attention is Not Only a Weight: Analyzing Transformers with Vector Norms", 2020),

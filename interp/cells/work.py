@@ -110,7 +110,7 @@ class Begun:
                 if done is None:
                     raise InterpError(f"{self.journal.chunk(low, high)} went away while it was read.")
                 yield low, high, *done
-        for low, high, values, floors in _by(engine, self.journal).run(self.work, left) if left else ():
+        for low, high, values, floors in engine_of(engine, self.journal).run(self.work, left) if left else ():
             if self.journal is not None:
                 self.journal.write(low, high, values, floors)
             yield low, high, values, floors
@@ -182,7 +182,8 @@ class Here:
             yield low, high, *done
 
 
-def _by(engine: Any, journal: Journal | None) -> Engine:
+def engine_of(engine: Any, journal: Journal | None = None) -> Engine:
+    """Who does the chunks: this process where nobody is named."""
     if engine is None:
         return Here(journal)
     if isinstance(engine, str) and engine in ENGINES:

@@ -1,0 +1,253 @@
+"""Heads over a corpus of any length: what is measured of each document is added up at once, and the text is let go.
+
+Files of lines, parquet and texts are read block by block (`interp/scale/corpora/documents.py`). Of each measure there
+are kept: the mean over all rows with its standard error, the least and the largest document, and where asked quantiles
+over documents and the documents with the largest values, in tensors whose size does not depend on the corpus. Sums are
+exact, so that blocks may be added in any order: a run that was killed and goes on, shards that are merged, and workers
+give the same bytes. After each block the state is written down with `out=`. Cost: that of the measures
+(`interp/scale/corpora/measures.py`), once a document.
+Limits: quantiles are within 1 % of a document's value (DDSketch, Masson et al. 2019, arXiv 1908.10693) and of
+documents, not of rows; a document is cut where the model's positions end or at `max_tokens`, and how many were is said;
+documents of one token have no rows to measure and are counted as short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count as naturals
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from interp.cells.journal import Values
+from interp.cells.shards import Asked, Shard, ShardDone, asked, mark
+from interp.cells.work import Bounds, Builder, Floors, engine_of
+from interp.finite import finite
+from interp.hooks.anatomy.lengths import longest
+from interp.hooks.errors import InputsError
+from interp.long.needles import ids_of
+from interp.provenance import about, refuse_unwritten
+from interp.records import Method, register
+from interp.scale.corpora.documents import Bad, Document, Documents, documents
+from interp.scale.corpora.measures import Measure, measures
+from interp.scale.corpora.read import CorpusHeads, Reduction, reductions
+from interp.scale.corpora.state import Kept, State
+from interp.scale.corpora.tally import Tally
+
+if TYPE_CHECKING:
+    from interp.model import Model
+
+OnError = Literal["raise", "skip"]
+CALL = "interp.scale.corpus"
+WINDOW = 256
+"""Documents that are held at a time."""
+
+
+def corpus(
+    model: Model,
+    texts: Any,
+    *,
+    stats: Any = ("entropy", "first"),
+    reduce: Sequence[str] | str = ("mean",),
+    heads: str = "L*",
+    column: str = "text",
+    max_tokens: int | None = None,
+    batch: int = 8,
+    on_error: OnError = "raise",
+    out: str | Path | None = None,
+    shard: Asked = None,
+    engine: Any = None,
+    block_bytes: int = 4 << 20,
+) -> CorpusHeads | ShardDone:
+    """Measure heads on every document of `texts`: a path (.jsonl, .txt, .parquet, a directory, a pattern), several, or
+    texts themselves.
+
+    `reduce` names what is kept: "mean" (always), "least", "most", "quantile:0.5", "top:10". `on_error="skip"` passes
+    over lines and files that cannot be read, and the result lists them. `shard=(0, 4)` does every fourth block into a
+    directory of its own; `interp.scale.merge` adds four of them up.
+    """
+    if on_error not in ("raise", "skip") or batch < 1:
+        raise InputsError(f"on_error is 'raise' or 'skip' and batch at least 1; got {on_error!r} and {batch}.")
+    kept, mine = reductions(reduce), asked(shard, out)
+    read = documents(texts, column=column, block_bytes=block_bytes)
+    work = Reading(model, read, measures(stats, heads), kept, _room(model, max_tokens), batch, on_error)
+    facts = about(model.module, None)
+    task = {"method": "corpus", "stats": [name for one in work.measures for name in one.names], "heads": heads,
+            "reduce": list(kept.names), "max_tokens": work.room, "batch": batch, "on_error": on_error,
+            "corpus": read.about(), "model": facts["model_hash"],
+            **{name: facts[name] for name in ("dtype", "attention", "versions", "edits") if name in facts}}  # fmt: skip
+    labels = {name: one.labels(model) for one in work.measures for name in one.names}
+    if out is not None:
+        refuse_unwritten(model.module)
+    if out is not None and mine is not None:
+        mark(out, CALL, mine)
+    state = _through(work, Kept(out, {"task": task, "labels": labels, "meta": {**facts, **task}}), mine, engine)
+    if out is not None and mine is not None:
+        count = read.count or 0
+        return ShardDone(CALL, Path(out), mine.index, mine.of, len(range(mine.index, count, mine.of)), count)
+    found = CorpusHeads.of(state, labels, kept, {**facts, **task})
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def _room(model: Model, max_tokens: int | None) -> int | None:
+    limit = longest(model.config)
+    if max_tokens is not None and (max_tokens < 2 or (limit is not None and max_tokens > limit)):
+        raise InputsError(f"max_tokens is from 2 to the model's {limit} positions, got {max_tokens}.")
+    return max_tokens if max_tokens is not None else limit
+
+
+def _through(work: Reading, kept: Kept, part: Shard | None, engine: Any) -> State:
+    """Add up the blocks that are this process's and not yet in the state."""
+    following, state = kept.begun()
+    whole = work.nothing() if state is None else state
+    for number, made in _blocks(work, following, part, engine):
+        whole, following = whole + made, number + 1
+        kept.write(following, whole, over=False)
+    kept.write(following, whole, over=True)
+    return whole
+
+
+def _blocks(work: Reading, following: int, part: Shard | None, engine: Any) -> Iterator[tuple[int, State]]:
+    """The blocks from `following` on, in their order, each with what it adds."""
+    count = work.documents.count
+    mine = (
+        n for n in (naturals(following) if count is None else range(following, count)) if part is None or part.has(n)
+    )
+    if engine is None:
+        for number in mine:
+            made = work.block(number)
+            if count is None and not made.anything:
+                return
+            yield number, made
+        return
+    if count is None:
+        raise InputsError(
+            "engine= asks for blocks by number, which a generator of texts has not: give files or a list."
+        )
+    waiting: dict[int, State] = {}
+    wanted = iter(todo := list(mine))
+    expected = next(wanted, None)
+    for low, _, values, _ in engine_of(engine).run(work, [(n, n + 1) for n in todo]):
+        waiting[low] = State.read(values)
+        while expected in waiting:
+            yield expected, waiting.pop(expected)
+            expected = next(wanted, None)
+
+
+@dataclass(eq=False)
+class Reading:
+    """The blocks of a corpus as work: what is done with each, wherever that is."""
+
+    model: Model
+    documents: Documents
+    measures: tuple[Measure, ...]
+    kept: Reduction
+    room: int | None
+    batch: int
+    on_error: OnError
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are."""
+        return self.documents.count or 0
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """Nothing is journaled of it: the state is written down instead."""
+        return {"method": "corpus"}
+
+    names: Mapping[str, int] = field(default_factory=dict)
+    product: str = "torch"
+
+    @property
+    def recipe(self) -> Builder:
+        """How another process reads blocks of the same corpus."""
+        return Builder(
+            "interp.scale.corpora.corpus:reading",
+            {"documents": self.documents, "measures": self.measures, "kept": self.kept, "room": self.room,
+             "batch": self.batch, "on_error": self.on_error},
+        )  # fmt: skip
+
+    def bounds(self) -> Bounds:
+        """A block each."""
+        return [(n, n + 1) for n in range(self.count)]
+
+    def compute(self, low: int, high: int) -> tuple[Values, Floors]:
+        """What some blocks add up to, as tensors."""
+        total = self.nothing()
+        for number in range(low, high):
+            total = total + self.block(number)
+        return total.tensors(), {}
+
+    def nothing(self, *, bad: Sequence[Bad] = (), short: int = 0) -> State:
+        """A state of no document that was measured."""
+        return State.empty(self.kept.top, bool(self.kept.quantiles), bad=bad, short=short)
+
+    def block(self, number: int) -> State:
+        """What a block adds."""
+        state = self.nothing()
+        for some in _windows(self.documents.read(number)):
+            state = state + self._window(some)
+        return state
+
+    def _window(self, some: Sequence[Document | Bad]) -> State:
+        bad = [one for one in some if isinstance(one, Bad)]
+        if bad and self.on_error == "raise":
+            raise bad[0].error()
+        rows = [(one, self._ids(one.text)) for one in some if isinstance(one, Document)]
+        read = sorted((row for row in rows if len(row[1]) > 1), key=lambda row: len(row[1]))
+        state = self.nothing(bad=bad, short=len(rows) - len(read))
+        for n in range(0, len(read), self.batch):
+            state = state + self._batch(read[n : n + self.batch])
+        return state
+
+    def _ids(self, text: str) -> list[int]:
+        if not text.strip():
+            return []
+        found: list[int] = ids_of(self.model.prepare(text, chat=False))[0].tolist()
+        return found
+
+    def _batch(self, rows: Sequence[tuple[Document, list[int]]]) -> State:
+        kept = [ids[: self.room] for _, ids in rows]
+        x, at = self.model.prepare(kept), torch.tensor([[one.block, one.number] for one, _ in rows])
+        top, quantiles = self.kept.top, bool(self.kept.quantiles)
+        tally = Tally({}, top, quantiles)
+        for measure in self.measures:
+            for name, (v, w) in measure.of(self.model, x).items():
+                v = finite(v.double().cpu(), name)
+                tally = tally + Tally.of(name, v, w.double().cpu(), at, top=top, quantiles=quantiles)
+        return State.of(
+            tally, {"documents": len(rows), "tokens": sum(map(len, kept)),
+                    "cut": sum(len(a) < len(b) for a, (_, b) in zip(kept, rows, strict=True))},
+            [one for one, _ in rows],
+        )  # fmt: skip
+
+
+def reading(model: Model, **arguments: Any) -> Reading:
+    """The same work in another process."""
+    return Reading(model, **arguments)
+
+
+def _windows(found: Iterator[Document | Bad]) -> Iterator[list[Document | Bad]]:
+    """So many documents at a time, which are sorted by length and let go."""
+    while some := [one for _, one in zip(range(WINDOW), found, strict=False)]:
+        yield some
+
+
+register(
+    Method(
+        "interp.scale.corpus",
+        number="the mean of a statistic or kind of head over all rows of a corpus",
+        shown="map",
+        papers=("1908.10693",),
+        needs=("needles",),
+        unfit={"vit": "it reads no text"},
+        passes=lambda t: len(t.texts),
+        values=None,
+        example=lambda t: corpus(t.reader, list(t.texts), stats=("entropy", "previous"), reduce=("mean", "top:1")),
+    )
+)
