@@ -1,4 +1,4 @@
-// Stored attention weights of a head on an example: bytes times one scale a block, or the largest keys of each row.
+// Stored attention weights of a head on an example: bytes times the scale of their head, or the largest keys of each row.
 
 const blockBytes = new Map(), attentions = new Map();
 const BLOCKS = HEADS.map(() => []); // by head: block and place in it
@@ -28,7 +28,7 @@ function readAttention(n, h) {
   const start = h * rows.length * wide, end = start + rows.length * wide, rowAt = new Map(rows.map((at, r) => [at, r]));
   const mine = indices ? indices.subarray(start, end) : null, bytes = weights.subarray(start, end);
   const keyAt = mine ? null : new Map(keys.map((at, k) => [at, k]));
-  const weight = (byte) => (byte * block.scale) / 255;
+  const unit = block.tops ? block.tops[h] : block.scale, weight = (byte) => (byte * unit) / 255;
   const row = (position) => {
     const r = rowAt.get(position);
     if (r === undefined) return null;
@@ -46,7 +46,7 @@ function readAttention(n, h) {
   const places = [...new Set([...rows, ...looked])].sort((a, b) => a - b);
   const nearest = (indices || keys).reduce((least, key) => Math.min(least, key), tokens), across = nearest > rows[rows.length - 1];
   const top = weight(bytes.reduce((most, byte) => Math.max(most, byte), 0)) || block.scale;
-  return { rows, keys, across, row, received, places, scale: block.scale, top, sampled: Boolean(block.rows || block.keys || indices), partial: Boolean(indices), wide, tokens, bytes, indices: mine, nearest: across ? nearest : 0,
+  return { rows, keys, across, row, received, places, scale: block.scale, unit, top, sampled: Boolean(block.rows || block.keys || indices), partial: Boolean(indices), wide, tokens, bytes, indices: mine, nearest: across ? nearest : 0,
     rowOf: (position) => rowAt.get(position) ?? null };
 }
 
@@ -100,7 +100,7 @@ function ramp(root) {
 function paintRaster(canvas, cells, found, scale) {
   canvas.width = cells.columns;
   canvas.height = cells.rows;
-  const pen = canvas.getContext("2d"), image = pen.createImageData(cells.columns, cells.rows), colours = ramp(state.root), gain = found.scale / scale;
+  const pen = canvas.getContext("2d"), image = pen.createImageData(cells.columns, cells.rows), colours = ramp(state.root), gain = found.unit / scale;
   cells.cells.forEach((byte, i) => { const [red, green, blue] = colours[Math.min(255, Math.round(byte * gain))]; image.data.set([red, green, blue, 255], 4 * i); });
   pen.putImageData(image, 0, 0);
   return canvas;
