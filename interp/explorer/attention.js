@@ -1,8 +1,9 @@
 // Stored attention weights of a head on an example: bytes times the scale of their head, or the largest keys of each row.
 
 const blockBytes = new Map(), attentions = new Map();
+const blockWhole = (block) => block.width > 0 && (block.rows || DATA.examples[block.example].tokens).length > 0;
 const BLOCKS = HEADS.map(() => []); // by head: block and place in it
-DATA.patterns.forEach((block, n) => block.sites.forEach((site, h) => BLOCKS[BY_SITE.get(site)].push([n, h])));
+DATA.patterns.forEach((block, n) => blockWhole(block) && block.sites.forEach((site, h) => BLOCKS[BY_SITE.get(site)].push([n, h])));
 
 function unpacked(n) {
   if (!blockBytes.has(n)) {
@@ -51,7 +52,15 @@ function readAttention(n, h) {
 }
 
 const examplesOf = (head) => [...new Set(BLOCKS[head].map(([n]) => DATA.patterns[n].example))].sort((a, b) => a - b);
-const exampleShown = (head) => { const some = head === null ? [] : examplesOf(head); return some.includes(state.example) ? state.example : (some[0] ?? null); };
+const TOWER_EXAMPLES = TOWERS.map((_, t) => [...new Set(HEADS.flatMap((head, i) => (head.tower === t ? examplesOf(i) : [])))].sort((a, b) => a - b));
+
+// The chosen example, or that of the same number in the head's own tower; null where this head's pattern was not kept.
+function keptExample(head) {
+  const mine = TOWER_EXAMPLES[HEADS[head].tower], home = TOWER_EXAMPLES.find((some) => some.includes(state.example)) || [];
+  const wanted = mine.includes(state.example) ? state.example : mine[home.indexOf(state.example)] ?? mine[0];
+  return examplesOf(head).includes(wanted) ? wanted : null;
+}
+const exampleShown = (head) => (head === null ? null : keptExample(head) ?? examplesOf(head)[0] ?? null);
 // The weight that the darkest colour stands for: one for all heads of a block, or the head's own largest.
 const scaleOf = (found) => (state.own ? found.top : found.scale);
 

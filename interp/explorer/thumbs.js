@@ -8,16 +8,15 @@ function thumbsView() {
   const grid = el("div", { class: "thumbs", role: "grid", "aria-label": "Patterns of heads; arrow keys move, Enter locks", "aria-describedby": "thumbs-said" });
   const said = el("p", { class: "about", id: "thumbs-said", "aria-live": "polite" }), menus = el("div", { class: "controls" });
   home.append(el("h2", { id: "thumbs-title", text: "Every head's pattern" }), menus, said, grid);
-  menus.append(exampleOf(), ...layerAndRole(), exportsOf("patterns", () => thumbSheet(grid), () => [["head", "layer", "largest weight", "pattern kept"], ...picked().map((i) => { const found = attentionOf(i, thumbExample(i)); return [HEADS[i].site, HEADS[i].layer, found && Number(found.top.toPrecision(4)), Boolean(found)]; })]));
-  const seen = typeof IntersectionObserver === "undefined" ? null : new IntersectionObserver((all) => all.filter((one) => one.isIntersecting).forEach(({ target }) => { seen.unobserve(target); paintThumb(target); }), { rootMargin: "300px" });
-  let cells = [];
+  menus.append(exampleOf(), ...layerAndRole(), exportsOf("patterns", () => thumbSheet(grid), () => [["head", "layer", "largest weight", "pattern kept"], ...picked().map((i) => { const found = attentionOf(i, keptExample(i)); return [HEADS[i].site, HEADS[i].layer, found && Number(found.top.toPrecision(4)), Boolean(found)]; })]));
+  const seen = typeof IntersectionObserver === "undefined" ? null : new IntersectionObserver((all) => all.filter((one) => one.isIntersecting).forEach(({ target }) => { seen.unobserve(target); paintThumb(target); }), { root: grid, rootMargin: "300px" });
+  let cells = [], made = new Map();
   const fill = () => {
     const some = picked(), held = grid.contains(document.activeElement) ? document.activeElement.dataset.head : null;
-    if (seen) seen.disconnect();
-    cells = thumbRows(grid, some);
+    cells = thumbRows(grid, some, made);
     said.textContent = thumbWords(some);
-    const stop = roving(grid, cells, () => {}), now = cells.find((cell) => HEADS[cell.head].site === held) || cells.find((cell) => cell.head === state.head);
-    if (now) { stop(now); if (held) now.node.focus({ preventScroll: true }); }
+    const now = cells.find((cell) => HEADS[cell.head].site === held) || cells.find((cell) => cell.head === state.head) || cells[0];
+    if (now) { stopAt(cells, now); if (held) now.node.focus({ preventScroll: true }); }
     for (const cell of cells) if (seen) seen.observe(cell.node); else paintThumb(cell.node);
     mark();
   };
@@ -28,8 +27,9 @@ function thumbsView() {
     }
   };
   window.addEventListener("beforeprint", () => cells.forEach(({ node }) => paintThumb(node)));
-  hearThumbs(grid);
+  hearThumbs(grid, () => cells);
   views.push((touched) => {
+    if (["example", "root", "own"].some((name) => touched.has(name))) made = new Map();
     if (["found", "layer", "role", "example", "root", "own"].some((name) => touched.has(name))) fill();
     else if (touched.has("head") || touched.has("pins")) mark();
   });
@@ -38,19 +38,14 @@ function thumbsView() {
 
 const picked = () => HEADS.map((_, i) => i).filter((i) => (!state.found || state.found.has(i)) && (state.layer === null || String(HEADS[i].layer) === state.layer) && (state.role === null || rolesOf(i).includes(state.role)));
 
-// The chosen example, or the same number of it in the head's own tower.
-function thumbExample(head) {
-  const some = examplesOf(head);
-  return some.includes(state.example) ? state.example : null;
-}
-
 function thumbWords(some) {
-  const kept = some.filter((i) => thumbExample(i) !== null).length, lost = some.length - kept;
+  const kept = some.filter((i) => keptExample(i) !== null).length, lost = some.length - kept;
   const scale = state.own ? "each on its own scale" : "the same scale for every head";
   return `${some.length} of ${HEADS.length} heads, ${scale}; queries down, keys across.` + (lost ? ` Of ${lost} ${lost === 1 ? "head" : "heads"} no pattern was kept in this example (hatched).` : "");
 }
 
-function thumbRows(grid, some) {
+// Nodes that were made stay, with what is drawn in them, while the filters change.
+function thumbRows(grid, some, made) {
   const side = some.length <= 24 ? 92 : some.length <= 100 ? 62 : 42, lines = new Map();
   some.forEach((i) => { const key = `${HEADS[i].tower}/${HEADS[i].layer}`; lines.set(key, [...(lines.get(key) || []), i]); });
   grid.style.setProperty("--side", `${side}px`);
@@ -58,7 +53,8 @@ function thumbRows(grid, some) {
   grid.replaceChildren(...[...lines.values()].map((line, row) => {
     const first = HEADS[line[0]], name = `${TOWERS.length > 1 ? `${readable(TOWERS[first.tower].name)} ` : ""}L${first.layer}`;
     return el("div", { role: "row", class: "thumb-row" }, el("span", { role: "rowheader", class: "thumb-layer", text: name }), el("div", { role: "presentation", class: "thumb-line" }, line.map((i, column) => {
-      const node = el("div", { role: "gridcell", class: "thumb", "data-head": HEADS[i].site, tabindex: -1, "aria-label": thumbName(i) }, el("span", { "aria-hidden": "true", text: HEADS[i].head }));
+      if (!made.has(i)) made.set(i, el("div", { role: "gridcell", class: "thumb", "data-head": HEADS[i].site, tabindex: -1, "aria-label": thumbName(i) }, el("span", { "aria-hidden": "true", text: HEADS[i].head })));
+      const node = made.get(i);
       cells.push({ node, row, column, head: i });
       return node;
     })));
@@ -67,20 +63,32 @@ function thumbRows(grid, some) {
 }
 
 function thumbName(head) {
-  const found = attentionOf(head, thumbExample(head));
+  const found = attentionOf(head, keptExample(head));
   return `${HEADS[head].site}${rolesOf(head).length ? `, ${shorten(rolesOf(head).join(", "), 40)}` : ""}${found ? `, largest weight ${number(found.top)}` : ", pattern not kept"}`;
 }
 
 function paintThumb(node) {
   if (node.querySelector("canvas, .lost")) return;
-  const head = BY_SITE.get(node.dataset.head), found = attentionOf(head, thumbExample(head));
+  const head = BY_SITE.get(node.dataset.head), found = attentionOf(head, keptExample(head));
   if (!found) { node.prepend(el("span", { class: "lost", "aria-hidden": "true" })); return; }
   node.prepend(paintRaster(el("canvas", { "aria-hidden": "true" }), raster(found, POOLED), found, scaleOf(found)));
 }
 
 const thumbAt = (event) => { const node = event.target.closest ? event.target.closest(".thumb") : null; return node ? BY_SITE.get(node.dataset.head) : null; };
 
-function hearThumbs(grid) {
+const stopAt = (cells, now) => { for (const cell of cells) cell.node.setAttribute("tabindex", cell === now ? "0" : "-1"); };
+
+// The thumbnail that an arrow key goes to: beside this one, or the nearest of the next layer.
+function thumbBeside(cells, now, key) {
+  const line = cells.filter((cell) => cell.row === now.row), at = line.indexOf(now);
+  if (key === "Home" || key === "End") return line[key === "Home" ? 0 : line.length - 1];
+  if (key === "ArrowLeft" || key === "ArrowRight") return line[at + (key === "ArrowLeft" ? -1 : 1)];
+  const next = cells.filter((cell) => cell.row === now.row + (key === "ArrowUp" ? -1 : 1));
+  return next[Math.min(now.column, next.length - 1)];
+}
+const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
+
+function hearThumbs(grid, cells) {
   let waiting = null;
   const peek = (head) => { clearTimeout(waiting); waiting = setTimeout(() => { if (!state.locked) change({ peek: head }); }, 60); };
   const choose = (head) => (state.locked && state.head === head ? letGo() : hold(head));
@@ -90,7 +98,11 @@ function hearThumbs(grid) {
     click: (event) => { const head = thumbAt(event); if (head === null) return; clearTimeout(waiting); if (event.shiftKey) pin(head); else choose(head); },
     focusin: (event) => { if (thumbAt(event) !== null && event.target.matches(":focus-visible")) peek(thumbAt(event)); },
     focusout: () => peek(null),
-    keydown: (event) => { const head = thumbAt(event); if (head !== null && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); clearTimeout(waiting); choose(head); } },
+    keydown: (event) => { const head = thumbAt(event); if (head !== null && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); clearTimeout(waiting); choose(head); }
+      if (head === null || !MOVES.includes(event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      const next = thumbBeside(cells(), cells().find((cell) => cell.head === head), event.key);
+      if (next) { stopAt(cells(), next); next.node.focus(); } },
   }, []);
 }
 
