@@ -17,6 +17,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.session import edits_on
 
 _HASHES: weakref.WeakKeyDictionary[nn.Module, tuple[int, str]] = weakref.WeakKeyDictionary()
+_NAMES: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 def about(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
@@ -33,6 +34,23 @@ def about(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
         "dtype": str(parameter.dtype).removeprefix("torch.") if parameter is not None else None,
         **({"edits": edits} if edits else {}),
     }
+
+
+def remember_name(module: nn.Module, name: str) -> None:
+    """Keep what a model was loaded by; its config holds that only where transformers read it."""
+    _NAMES[module] = name
+
+
+def name_of(module: nn.Module) -> str:
+    """What people call the model: where it was loaded from (a hub's name, `package:NAME`, `zoo:NAME`, of a directory or
+    a file its own name without the way to it), else its class."""
+    said = _NAMES.get(module) or str(getattr(getattr(module, "config", None), "_name_or_path", None) or "")
+    path = Path(said).expanduser()
+    if not said or said.startswith(("zoo:", "package:")) or not (path.is_absolute() or path.exists()):
+        return said or type(module).__name__
+    if path.parent.name == "snapshots":  # a hub's cache: models--owner--name/snapshots/commit
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return path.name or path.resolve().name or said
 
 
 def refuse_unwritten(module: nn.Module) -> None:

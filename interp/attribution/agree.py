@@ -40,6 +40,7 @@ from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import Graph, graph
 from interp.hooks.stand.call import NUMBERS, Call, part_of
 from interp.metrics.judge import Metric, judged
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.patching.cells import expanded
 from interp.provenance import about
@@ -88,7 +89,7 @@ def agree(
     picks = [asked.every.index(site) for site in asked.chosen]
     attention, own = (torch.cat(parts)[picks] for parts in (looks, owes))
     curves, drawn = asked.deleted(attention.mean(0), relevance, counted, tuple(shares), random, seed)
-    meta = {**about(model.module, asked.x), "metric": repr(metric), "seed": seed,
+    meta = {**about(model.module, asked.x), "metric": metric_name(metric), "seed": seed,
             "attribution": "gradient x input" if attribution is None else type(attribution).__name__,
             "passes": 2 + len(shares) * (2 + random)}  # fmt: skip
     towers = (model.anatomy.tower(asked.sites[0].tower, text=heads).name,) * len(names)

@@ -22,6 +22,7 @@ from interp.attribution.pair import STEPS, Pair, Setting, paired
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.patching.alignment import How, Reduce
 from interp.patching.sources import Source
@@ -99,8 +100,9 @@ def _effects(asked: Pair, values: Tensor, said: Mapping[str, Any]) -> Effects:
     return Effects(
         sites=sites, positions=columns, values=values.cpu(), base=asked.score.cpu(),
         source=None if asked.other is None else asked.other.cpu(), noise_floor=0.0,
-        meta={**about(asked.model.module, asked.base), "direction": "source into base", "metric": repr(asked.metric),
-              "corruption": corruption, "align": None if asked.align is None else str(asked.align), **said},
+        meta={**about(asked.model.module, asked.base), "direction": "source into base",
+              "metric": metric_name(asked.metric), "corruption": corruption,
+              "align": None if asked.align is None else str(asked.align), **said},
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from interp.hooks.slopes.rules import Rules
 from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import ALIGN, Metric, judged, must_line_up
 from interp.metrics.judges import columns_wanted
+from interp.metrics.named import metric_name
 from interp.metrics.reading import site_of
 from interp.metrics.shipped import Reading
 from interp.patching.alignment import Alignment, How, Reduce
@@ -292,4 +293,4 @@ def _given(
 
 
 def _short(metric: Metric) -> str:
-    return type(metric).__name__ if isinstance(metric, Reading) else repr(metric)
+    return type(metric).__name__ if isinstance(metric, Reading) else metric_name(metric)

@@ -39,6 +39,7 @@ from interp.hooks.slopes.gradients import frozen, refuse_rounding
 from interp.hooks.slopes.rules import Rules, applicable
 from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import Metric, judged
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over, site_of
 from interp.records import Kind, Method, Passes, Variant, register, variants
 from interp.results.figures.maps import overlay, salient
@@ -131,7 +132,7 @@ def relevance(
         values = values.masked_fill(~positions.valid.cpu(), 0.0)
     if not bool(torch.isfinite(values).all()):
         raise ModelError(f"the relevance by {method} is not finite: a rule divided by 0 in this model.")
-    return Relevance(values, positions, method, {"metric": repr(metric), "tower": stack.name})
+    return Relevance(values, positions, method, {"metric": metric_name(metric), "tower": stack.name})
 
 
 @dataclass(eq=False)

@@ -20,6 +20,7 @@ from interp.circuits.graph.changes import GraphPair
 from interp.circuits.graph.running import Ablation, Runner
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Method, register
@@ -61,7 +62,7 @@ def acdc(
             if now - before < threshold:
                 kept, before = without, now
     meta = {
-        **about(model.module, pair.base), "method": "acdc", "threshold": threshold, "metric": repr(metric),
+        **about(model.module, pair.base), "method": "acdc", "threshold": threshold, "metric": metric_name(metric),
         "ablation": ablation, "passes": runner.count, "found_on": pair.base.digest(), "unpruned": int(kept.sum()),
     }  # fmt: skip
     return Circuit(graph, graph.pruned(kept), "edge", meta, scores)

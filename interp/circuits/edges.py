@@ -48,6 +48,7 @@ from interp.circuits.graph.exact import exact
 from interp.circuits.graph.slopes import Scored
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Kind, Method, Passes, Variant, register, variants
@@ -82,8 +83,8 @@ def edges(
     taken = known[method].how.get("steps", STEPS) if steps is None else steps
     found, score, other, said = known[method].run(pair, taken)
     meta = {
-        **about(model.module, pair.base), "method": method, "metric": repr(metric), "passes": pair.passes, **said,
-        "source": "none" if source is None else source if isinstance(source, str) else "run",
+        **about(model.module, pair.base), "method": method, "metric": metric_name(metric), "passes": pair.passes,
+        **said, "source": "none" if source is None else source if isinstance(source, str) else "run",
     }  # fmt: skip
     return Edges(pair.graph, found.cpu(), score.double().cpu(), None if other is None else other.double().cpu(), meta)
 

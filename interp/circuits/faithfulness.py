@@ -39,6 +39,7 @@ from interp.circuits.judged import GRID, Faithfulness
 from interp.circuits.real.ground import Ground
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import reading
 from interp.provenance import about
 from interp.records import Method, register
@@ -114,7 +115,7 @@ class _Trial:
         magnitude = self.f(self.run(self._largest(mask))) if random else math.nan
         meta = {
             **about(ground.pair.model.module, ground.pair.base), "ablation": ground.ablation, "level": self.level,
-            "metric": repr(ground.pair.metric), "task": None if self.task is None else self.task.name,
+            "metric": metric_name(ground.pair.metric), "task": None if self.task is None else self.task.name,
             "edges": len(self.circuit), "fraction": self.circuit.fraction, "nodes": len(self.circuit.nodes),
             "same_data": self.circuit.meta.get("found_on") == ground.pair.base.digest(),
             "circuit": dict(self.circuit.meta), "passes": ground.runner.count - before,

@@ -77,7 +77,7 @@ def run_report(options: argparse.Namespace) -> int:
     exact: Any = {"auto": "auto", "yes": True, "no": False}[options.exact]
     task = task_of(model, options, PASSES)
     made = report(
-        model, task=task, out=options.out, name=options.model, seed=options.seed, exact=exact,
+        model, task=task, out=options.out, seed=options.seed, exact=exact,
         top=options.top, examples=options.examples, draws=options.draws, random=options.random,
         circuit=not options.no_circuit, budget=options.budget, prompts="auto" if options.n is None else "all",
         resume=options.resume, overwrite=options.overwrite, say=common.say,

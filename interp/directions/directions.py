@@ -23,6 +23,7 @@ from interp.hooks.edits.edits import Project, Set, ValueEdit
 from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, lined_up, reads_of
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.records import Method, register
 
@@ -122,7 +123,7 @@ def exchange(
         random=torch.stack(drawn) if drawn else torch.empty(0, len(plain), dtype=torch.float64),
         base=plain.cpu(), source=judge(reads.of(new["logits"])).double().cpu(),
         noise_floor=float(effect([Set(str(one), old[one], **where)]).abs().max()),
-        meta={**old.meta, "method": "subspace exchange", "metric": repr(metric), "seed": seed},
+        meta={**old.meta, "method": "subspace exchange", "metric": metric_name(metric), "seed": seed},
     )  # fmt: skip
 
 

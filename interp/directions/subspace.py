@@ -24,6 +24,7 @@ from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Positions
 from interp.metrics.judge import Judge, Metric, reads_of
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.records import Method, register
 from interp.results.intervals import interval
@@ -114,7 +115,7 @@ def subspace(
         tuple(map(str, chosen)), tuple(ranks), torch.stack(values), torch.stack(drawn),
         judge(reads.of(plain["logits"])).double().cpu(), {str(s): p[1].cpu() for s, p in found.items()},
         {str(s): p[2].cpu() for s, p in found.items()},
-        {**plain.meta, "method": "singular vectors", "metric": repr(metric), "seed": seed},
+        {**plain.meta, "method": "singular vectors", "metric": metric_name(metric), "seed": seed},
     )  # fmt: skip
 
 

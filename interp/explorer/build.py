@@ -16,7 +16,8 @@ from interp.hooks.head_names import head_of
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import plain_layer
 from interp.kernels.errors import InterpError
-from interp.provenance import about
+from interp.metrics.named import unit
+from interp.provenance import about, name_of
 from interp.results.heads_table import method_of, read_heads
 from interp.results.intervals import spanned
 from interp.tasks.task import Task
@@ -54,11 +55,12 @@ def payload(
         raise ExplorerError(f"nothing to show of {type(model.module).__name__}. {' '.join(warnings)}")
     used = {row["method"] for row in rows}
     methods |= {name: one for name, one in described().items() if name in used and name not in methods}
-    kind = type(model.module).__name__
+    called = name_of(model.module)
     made: dict[str, Any] = {
-        "title": title or f"Heads of {kind}",
-        "finding": finding or f"How every head of {kind} attends on {x.batch} examples.",
-        "facts": [(name, str(one).partition(": ")[2]) for name, one in model.towers.items()]
+        "title": title or f"Heads of {called}",
+        "finding": finding or f"How every head of {called} attends on {x.batch} examples.",
+        "facts": [("model", _in_full(called, type(model.module).__name__))]
+        + [(name, str(one).partition(": ")[2]) for name, one in model.towers.items()]
         + [("examples", str(x.batch))],
         "warnings": warnings,
         "towers": [_tower(tower) for tower in model.towers.values()],
@@ -72,6 +74,10 @@ def payload(
     if circuit is not None:
         made["circuit"] = {"title": "Circuit", "about": repr(circuit), "edges": circuit.to_frame()}
     return made
+
+
+def _in_full(called: str, kind: str) -> str:
+    return called if called == kind else f"{called} ({kind})"
 
 
 def _statistics(
@@ -176,7 +182,7 @@ def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
 def _described(result: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     meta, floor = getattr(result, "meta", None) or {}, getattr(result, "noise_floor", None)
     signed = floor is not None or any(row["estimate"] < 0 for row in rows)
-    metric = str(meta.get("metric") or "").partition("(")[0]
+    metric = unit(meta.get("metric"))
     words = f"{type(result).__name__}, {len(rows)} heads" + (
         f", {rows[0]['n']} examples" if rows and "n" in rows[0] else ""
     )

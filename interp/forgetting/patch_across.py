@@ -31,6 +31,7 @@ from interp.hooks.errors import ModelError
 from interp.hooks.head_names import columns_of, is_head, layer_number
 from interp.hooks.sites import parse
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import reading
 from interp.patching.cells import targets
 from interp.patching.exact import Question
@@ -146,7 +147,7 @@ def patch_across(
         )
     values = torch.stack([found[name].values + base for name, base in (("before", knew), ("after", forgot))])
     meta = {**about(model.module, x), "method": "patch_across", "before": about(before.module, None)["model_hash"],
-            "metric": repr(metric)}  # fmt: skip
+            "metric": metric_name(metric)}  # fmt: skip
     floor = max(one.noise_floor for one in found.values())
     return AcrossModels(found["after"].sites, finite(values, "patched metrics"), knew, forgot, floor, meta)
 

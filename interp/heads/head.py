@@ -31,11 +31,12 @@ from interp.hooks.run.weights import Rows
 from interp.hooks.sites import Site
 from interp.kernels.errors import InterpError
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import on
 from interp.metrics.shipped import LogitDifference, Reading
 from interp.patching.direct_effect import direct_effect
 from interp.patching.patch import patch
-from interp.provenance import about
+from interp.provenance import about, name_of
 from interp.records import Method, register
 from interp.results.card import HeadCard, Look, Number
 from interp.results.intervals import mean_interval
@@ -61,7 +62,7 @@ def head(
         data if isinstance(data, Task) and data.model is model else data.on(model) if isinstance(data, Task) else None
     )
     x = model.inputs(data) if task is None else task.clean
-    card = HeadCard(str(place), type(model.module).__name__, meta={**about(model.module, x), "method": "head card"})
+    card = HeadCard(str(place), name_of(model.module), meta={**about(model.module, x), "method": "head card"})
     made = _Making(model, place, x, card)
     made.add("roles", lambda: _roles(model, place, x, seed))
     made.add("weights", lambda: _weights(model, place))
@@ -109,7 +110,7 @@ class _Making:
         except InterpError as why:
             self.card = replace(self.card, left_out={**self.card.left_out, "effects": str(why)})
             return
-        self.card = replace(self.card, meta={**self.card.meta, "metric": repr(chosen)})
+        self.card = replace(self.card, meta={**self.card.meta, "metric": metric_name(chosen)})
         self.add("direct effect", lambda: _direct(model, place, x, chosen))
         for source in ("mean", "zero"):
             self.add(f"{source} ablation", lambda source=source: _ablated(model, place, x, chosen, source))  # type: ignore[misc]

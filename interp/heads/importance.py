@@ -43,6 +43,7 @@ from interp.heads.measures.measured import Measured, Order
 from interp.heads.measures.table import Importance
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.places import At
 from interp.metrics.reading import site_of
 from interp.metrics.shipped import Reading
@@ -99,7 +100,7 @@ def importance(
     made = tuple(found[name] for name in chosen)
     classes = () if question.labels is None else tuple(str(row[0]) for row in question.labels)
     meta = {
-        **about(model.module, question.x), "metric": repr(question.metric), "seed": seed, "draws": draws,
+        **about(model.module, question.x), "metric": metric_name(question.metric), "seed": seed, "draws": draws,
         "passes": {one.method: one.passes for one in made},
         "notes": {one.method: dict(one.notes) for one in made if one.notes},
         "seconds": round(time.perf_counter() - start, 3),

@@ -16,6 +16,7 @@ from interp.hooks.head_names import head_name, head_place
 from interp.hooks.sealed import understood
 from interp.hooks.sites import layer_of
 from interp.kernels.errors import InterpError
+from interp.metrics.named import unit
 from interp.reading import parquet
 from interp.results.effects import Effects
 from interp.results.heads_table import POSITIONS, method_of, read_heads
@@ -75,7 +76,7 @@ def _of_effects(effects: Effects, anatomy: Anatomy, given: Mapping[str, Any]) ->
         "method": effects.meta.get("method", "patch"),
         "direction": direction(effects),
         "ablation": "resample" if corruption == "run" else corruption,
-        "metric": str(effects.meta.get("metric", "")).partition("(")[0],
+        "metric": unit(effects.meta.get("metric")),
     }
     return _filled(read_heads(effects), anatomy, {**known, **given})
 

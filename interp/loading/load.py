@@ -23,6 +23,7 @@ from interp.loading.packages import PREFIX, model_in
 from interp.loading.parts import Parts, Single
 from interp.model import Model, attach
 from interp.preparing.processors import processor_of
+from interp.provenance import remember_name
 
 ZOO = "zoo:"
 Source = str | Path
@@ -59,6 +60,7 @@ def load(
     module, processor = read(source, options)
     if str(source) != str(Path(name).expanduser()) and hasattr(module, "config"):
         module.config._name_or_path = str(name)
+    remember_name(module, str(name))
     return attach(module, processor)
 
 

@@ -28,6 +28,7 @@ from interp.hooks.stand.part import Part
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Window
 from interp.metrics.edited import EditedScores
+from interp.metrics.named import metric_name
 from interp.operators.common.operator import Operator, softmax_numbers
 from interp.operators.readouts import label
 from interp.operators.visiting import one_call_each, places_of
@@ -122,7 +123,7 @@ def replaceable(
         others(together), others.base.clone(), operator.saving(part),
         softmax_numbers(part) / operator.numbers(part),
         meta={**about(model.module, x), "method": "replaceable", "operator": label(operator), "tolerance": tolerance,
-              "metric": repr(metric), "seconds": _seconds(operator, part) if timed and operator.fast else None},
+              "metric": metric_name(metric), "seconds": _seconds(operator, part) if timed and operator.fast else None},
     )  # fmt: skip
 
 

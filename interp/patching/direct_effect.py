@@ -21,6 +21,7 @@ from interp.hooks.drive.tail import Tail, last_tower
 from interp.hooks.errors import InputsError
 from interp.hooks.run.writes import Writes
 from interp.metrics.judge import Judge, Metric, answer_ids, reads_of
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.metrics.shipped import Logit
 from interp.records import Method, register
@@ -60,7 +61,7 @@ def direct_effect(
         sites=(*map(str, writes.parts), "bias", "remainder"), positions=None,
         values=torch.stack([*values, bias, rest]).cpu(), base=value.cpu(), source=None,
         noise_floor=_rounding(tape["logits"], values),
-        meta={**tape.meta, "metric": repr(metric), "method": "direct effect", "corruption": "none",
+        meta={**tape.meta, "metric": metric_name(metric), "method": "direct effect", "corruption": "none",
               "norm": "scale held at this run's"},
     )  # fmt: skip
 

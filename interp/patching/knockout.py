@@ -28,6 +28,7 @@ from interp.hooks.run.writes import spelled
 from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import Judge, Metric, reads_of
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Method, register
@@ -74,7 +75,7 @@ def knockout(
         sites=tuple(cells), positions=None, values=torch.stack(blocked).double().cpu() - base.cpu(), base=base.cpu(),
         source=None, noise_floor=floor,
         meta={**about(model.module, x), "method": "attention knockout", "corruption": "hidden keys",
-              "edges": [[str(a), str(b)] for a, b in edges], "window": window, "metric": repr(metric)},
+              "edges": [[str(a), str(b)] for a, b in edges], "window": window, "metric": metric_name(metric)},
     )  # fmt: skip
 
 

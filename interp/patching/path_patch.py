@@ -32,6 +32,7 @@ from interp.hooks.run.tape import tower_inputs
 from interp.hooks.run.writes import Writes
 from interp.hooks.sites import Site
 from interp.metrics.judge import Judge, Metric, lined_up, reads_of
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.patching.paths import READS, Freeze, Norms, Paths, before
 from interp.records import Method, register
@@ -88,7 +89,7 @@ def path_patch(
         sites=tuple(map(str, out)), positions=None, values=values.cpu(), base=plain.cpu(),
         source=judge(reads.of(new["logits"])).cpu(), noise_floor=floor,
         meta={**old.meta, "method": "path patching", "corruption": "run", "direction": "source into base",
-              "freeze": freeze, "ln": ln, "receivers": [str(site) for site in into], "metric": repr(metric)},
+              "freeze": freeze, "ln": ln, "receivers": [str(site) for site in into], "metric": metric_name(metric)},
     )  # fmt: skip
 
 

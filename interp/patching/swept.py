@@ -26,6 +26,7 @@ from interp.hooks.drive.faster import settled
 from interp.hooks.drive.sweep import Answer, Cell, ReplayDiffers, activations
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import Tape
+from interp.metrics.named import metric_name
 from interp.patching.exact import Metrics, Prepared, Question, is_run, prepare
 from interp.patching.sources import Average, Source
 from interp.provenance import about, refuse_unwritten
@@ -256,7 +257,7 @@ def _result(ready: Prepared, name: str, values: Tensor, floor: float, task: Mapp
     engine = sweep.engine(tower)
     meta = {
         **about(question.model.module, sweep.base), "direction": "source into base", "corruption": ready.new.kind,
-        "metric": repr(ready.judges.judges[name].metric), "seed": question.seed, "engine": type(engine).__name__,
+        "metric": metric_name(ready.judges.judges[name].metric), "seed": question.seed, "engine": type(engine).__name__,
         "products": sweep.product, "positions": task["positions"], "align": task["align"],
         "halvings": sweep.halvings,
     }  # fmt: skip

@@ -22,6 +22,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.metrics.ids import Ids
 from interp.metrics.judge import Metric, judged
+from interp.metrics.named import metric_name
 from interp.metrics.reading import reading
 from interp.metrics.shipped import Accuracy
 from interp.pruning.choose import best, every, labels, means, units
@@ -103,8 +104,9 @@ def curve(
             if mine:
                 kept = round(share * len(scores))
                 rows.append({"order": name, "kept": kept, "share": kept / len(scores), **_summed(mine, seed)})
-    meta = {"metric": "accuracy" if metric is None else repr(metric), "random": random, "rounds": rounds, "seed": seed,
-            "examples": sum(x.batch for x, _ in parts), "cut": cutting, "threads": torch.get_num_threads()}  # fmt: skip
+    meta = {"metric": "accuracy" if metric is None else metric_name(metric), "random": random, "rounds": rounds,
+            "seed": seed, "examples": sum(x.batch for x, _ in parts), "cut": cutting,
+            "threads": torch.get_num_threads()}  # fmt: skip
     return Curve(tuple(rows), meta)
 
 

@@ -25,14 +25,14 @@ from interp.cost import Cost
 from interp.hooks.html import Told
 from interp.kernels.errors import InterpError
 from interp.loading.task_named import task_named
-from interp.provenance import about, refuse_unwritten
+from interp.provenance import about, name_of, refuse_unwritten
 from interp.records import Method, register
 from interp.reporting.pages.files import write_files, write_run
 from interp.reporting.sections import sections
 from interp.reporting.steps.budget import asked
 from interp.reporting.steps.gathered import Gathered
 from interp.reporting.steps.steps import Say, Steps
-from interp.reporting.steps.subject import Subject, Wanted, name_of, revision_of
+from interp.reporting.steps.subject import Subject, Wanted, revision_of
 from interp.reporting.work import Underway
 from interp.tasks.task import Task
 
@@ -99,7 +99,7 @@ def report(
     """
     if exact != "auto" and not isinstance(exact, bool):
         raise InterpError(f"exact is 'auto', True or False, got {exact!r}.")
-    given, called = [*results] if not hasattr(results, "to_frame") else [results], name or name_of(model)
+    given, called = [*results] if not hasattr(results, "to_frame") else [results], name or name_of(model.module)
     if prompts not in (None, "auto", "all"):
         raise InterpError(f"prompts is 'auto' or 'all', got {prompts!r}.")
     asked(budget)

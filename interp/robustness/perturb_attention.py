@@ -34,6 +34,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import real_positions, site_inputs
 from interp.hooks.sites import Site, parse
 from interp.metrics.judge import Metric, judged
+from interp.metrics.named import metric_name
 from interp.metrics.reading import on, reading
 from interp.metrics.shipped import KL, Reading, narrow
 from interp.provenance import about
@@ -83,7 +84,7 @@ def perturb_attention(
     found = torch.stack([torch.stack(one) for one in worst]).permute(2, 0, 1, 3)
     count = (len(NUMBERS), len(radii), 0, len(space.cells), x.batch)
     drawn = torch.stack([torch.stack(one) for one in random]).permute(3, 0, 1, 2, 4) if draws else torch.empty(count)
-    how = {"by": by, "of": of, "along": along, "steps": steps, "seed": seed, "metric": repr(metric)}
+    how = {"by": by, "of": of, "along": along, "steps": steps, "seed": seed, "metric": metric_name(metric)}
     meta = {**about(model.module, x), "method": "perturb_attention", **how}
     return AttentionPerturbation(
         tuple(space.cells), tuple(map(float, radii)), found, drawn, finite(plain.metric, "metrics"), rate, meta

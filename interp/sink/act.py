@@ -27,6 +27,7 @@ from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.metrics.edited import EditedScores
+from interp.metrics.named import metric_name
 from interp.provenance import about
 from interp.records import Method, register
 from interp.results.heads_table import HeadResult, HeadTable
@@ -142,8 +143,9 @@ def act(
         sites=sites, effects=effects, sinks=counts, kept=kept, edits=_edits(chosen, **how), before=others.base,
         after=others(_edits(chosen, **how)), random=torch.stack([others(_edits(some, **how)) for some in sets]),
         every=others(_edits(able, **how)),
-        meta={**about(model.module, found.clean), "method": "act", "task": found.name, "metric": repr(found.metric),
-              "heldout_hash": judged.clean.digest(), "calibrate": how, "sure": sure, "seed": seed},
+        meta={**about(model.module, found.clean), "method": "act", "task": found.name,
+              "metric": metric_name(found.metric), "heldout_hash": judged.clean.digest(),
+              "calibrate": how, "sure": sure, "seed": seed},
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site, parse
 from interp.metrics.edited import EditedScores
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.provenance import about
 from interp.records import Method, register
 from interp.results.saved import Saved
@@ -98,7 +99,7 @@ def sink_knockout(
     drawn = [_drawn(found, free, random) for _ in range(draws)]
     effects = [scores(_edits(sinks.sites, keys, rows)) - scores.base for keys in (found, *drawn)]
     meta = {**about(model.module, x), "method": "sink knock-out", "epsilon": epsilon, "which": which,
-            "seed": seed, "metric": repr(metric)}  # fmt: skip
+            "seed": seed, "metric": metric_name(metric)}  # fmt: skip
     has = found.any(-1)
     return SinkKnockout(
         heads=tuple(site for site, some in zip(sinks.sites, has.any(1).tolist(), strict=True) if some),

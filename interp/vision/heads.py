@@ -28,6 +28,7 @@ from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.hooks.sites import nearest
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.shipped import LogProb
 from interp.patching.knockout import knockout
 from interp.provenance import about
@@ -162,7 +163,7 @@ def heads(
     except (ModelError, InputsError) as why:
         left_out[VHD] = str(why)
     boxes, sizes = _places(x, left_out)
-    meta = {**about(model.module, x), "method": what, "rows": str(rows), "metric": repr(judge)}
+    meta = {**about(model.module, x), "method": what, "rows": str(rows), "metric": metric_name(judge)}
     return VisualHeads(
         tuple(tower.names), values, finite(looks, "weights on the image"), boxes, sizes, float(effects.noise_floor),
         left_out, meta,

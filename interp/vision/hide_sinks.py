@@ -22,6 +22,7 @@ from interp.hooks.edits.edits import MaskKeys
 from interp.hooks.errors import InputsError
 from interp.metrics.edited import EditedScores
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.provenance import about
 from interp.records import NO_IMAGE_IN_TEXT, Method, register
 from interp.results.saved import Saved
@@ -87,7 +88,7 @@ def hide_sinks(
         tuple(layer for layer, has in zip(sinks.layers, some.any(1).tolist(), strict=True) if has),
         float(found.sum() / some.any(1).sum() / len(image)), scores.base, hidden(found),
         torch.stack([hidden(one) for one in drawn]),
-        meta={**about(model.module, x), "method": "visual sinks hidden", "seed": seed, "metric": repr(metric)},
+        meta={**about(model.module, x), "method": "visual sinks hidden", "seed": seed, "metric": metric_name(metric)},
     )  # fmt: skip
 
 

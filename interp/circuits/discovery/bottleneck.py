@@ -33,6 +33,7 @@ from interp.circuits.graph.running import Runner
 from interp.circuits.graph.soft import Soft
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Method, register
@@ -87,9 +88,9 @@ def bottleneck(
 
     runs = over_seeds(graph, learned, seeds=seeds, seed=seed)
     meta = {
-        **about(model.module, pair.base), "method": "bottleneck", "metric": repr(metric), "steps": steps, "beta": beta,
-        "rate": rate, "seeds": seeds, "seed": seed, "passes": runner.count, "found_on": pair.base.digest(),
-        "told": float(told(runs.mean(0), varied).sum()),
+        **about(model.module, pair.base), "method": "bottleneck", "metric": metric_name(metric), "steps": steps,
+        "beta": beta, "rate": rate, "seeds": seeds, "seed": seed, "passes": runner.count,
+        "found_on": pair.base.digest(), "told": float(told(runs.mean(0), varied).sum()),
     }  # fmt: skip
     return circuit_of(graph, runs, count, meta)
 

@@ -32,6 +32,7 @@ from interp.circuits.graph.changes import GraphPair, refuse_filled
 from interp.circuits.graph.running import Runner
 from interp.circuits.graph.soft import Soft
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Method, register
@@ -77,7 +78,7 @@ def edge_pruning(
     plan = _Plan(loss, len(pair.graph.edges), count / len(pair.graph.edges), steps, warm, rate, str(model.device))
     runs = over_seeds(pair.graph, plan.learned, seeds=seeds, seed=seed)
     meta = {
-        **about(model.module, pair.base), "method": "edge-pruning", "metric": repr(metric), "steps": steps,
+        **about(model.module, pair.base), "method": "edge-pruning", "metric": metric_name(metric), "steps": steps,
         "rate": rate, "seeds": seeds, "seed": seed, "passes": runner.count, "found_on": pair.base.digest(),
     }  # fmt: skip
     return circuit_of(pair.graph, runs, count, meta)

@@ -32,6 +32,7 @@ from interp.hooks.inputs.positions import resolve
 from interp.hooks.run.tape import tower_inputs
 from interp.hooks.sites import Site
 from interp.metrics.judge import Metric
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.provenance import about
 from interp.records import Method, register
@@ -54,7 +55,7 @@ def span_edges(
     more, score, other = pair.changes()
     slopes = _SpanSlopes(pair, more, list(masks.values()))
     slopes.add(first_order=True)
-    meta = {**about(model.module, pair.base), "method": "peap", "metric": repr(metric), "passes": pair.passes,
+    meta = {**about(model.module, pair.base), "method": "peap", "metric": metric_name(metric), "passes": pair.passes,
             "source": source if isinstance(source, str) else "run"}  # fmt: skip
     found = slopes.scores.unflatten(1, (len(masks), len(masks), -1))
     last = None if other is None else other.double().cpu()

@@ -26,6 +26,7 @@ from interp.hooks.inputs.inputs import Positions
 from interp.hooks.sites import Site
 from interp.hooks.slopes.gradients import graph
 from interp.metrics.judge import Judge, Metric, reads_of
+from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.patching.lenses.fitted import last_residual
 from interp.patching.lenses.said import columns_of, names_of, places_of
@@ -113,7 +114,8 @@ def backward_lens(
     ends = [torch.stack([(sign * value).topk(top, -1).indices for value, _ in said]) for sign in (1, -1)]
     return BackwardLens(
         tuple(map(str, places)), columns, ends[0], ends[1], torch.stack([size for _, size in said]),
-        names_of(model, torch.cat(ends)), {**about(model.module, x), "method": "backward lens", "metric": repr(metric)},
+        names_of(model, torch.cat(ends)),
+        {**about(model.module, x), "method": "backward lens", "metric": metric_name(metric)},
     )  # fmt: skip
 
 

@@ -129,11 +129,6 @@ class Subject:
                 "score": self.task.score, **asdict(self.wanted)}  # fmt: skip
 
 
-def name_of(model: Model) -> str:
-    """What the model says it is: where it was loaded from, else its class."""
-    return str(getattr(model.config, "_name_or_path", "") or type(model.module).__name__)
-
-
 def revision_of(model: Model) -> str:
     """The commit it was loaded from, where the hub says so."""
     return str(getattr(model.config, "_commit_hash", None) or "")

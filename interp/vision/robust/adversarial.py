@@ -29,6 +29,7 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.stand.output import logits_of, no_logits
 from interp.metrics.judge import Metric, judged
+from interp.metrics.named import metric_name
 from interp.provenance import about
 from interp.records import NO_PICTURE, Method, register
 from interp.results.figures.figure import Figure
@@ -126,7 +127,13 @@ def adversarial(
         draws.append(_score(model, x, asked.inputs(pictures).kwargs["pixel_values"], metric))
     remedied = [[_score(model, x, pixels, metric, temperature=t) for pixels in (start, best)] for t in remedies]
     under = torch.stack([torch.stack(one) for one in remedied]) if remedied else torch.empty(0, 2, x.batch).double()
-    meta = {**about(model.module, x), "method": "adversarial", "metric": repr(metric), "steps": steps, "rate": rate}
+    meta = {
+        **about(model.module, x),
+        "method": "adversarial",
+        "metric": metric_name(metric),
+        "steps": steps,
+        "rate": rate,
+    }
     curve = finite(torch.stack(found), "metrics of patched pictures")
     return Adversarial(curve, torch.stack(draws), under, tuple(map(float, remedies)), tuple(places), best.cpu(), meta)
 

@@ -22,6 +22,7 @@ from interp.finite import finite
 from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric, judged
+from interp.metrics.named import metric_name
 from interp.provenance import about
 from interp.records import NO_PICTURE, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
@@ -105,7 +106,7 @@ def mixing(
             tries.append((judged(metric, y, logits).double().cpu() - base, on, expected))
         found.append([torch.stack(some).mean(0) for some in zip(*tries, strict=True)])
     values, on, expected = (torch.stack(some) for some in zip(*found, strict=True))
-    meta = {**about(model.module, x), "method": "mixing", "metric": repr(metric), "draws": draws, "seed": seed}
+    meta = {**about(model.module, x), "method": "mixing", "metric": metric_name(metric), "draws": draws, "seed": seed}
     return Mixed(
         watching.sites, finite(values, "effects of foreign parts"), base, on.double(), expected.double(),
         tuple(float(one) for one in shares), meta,

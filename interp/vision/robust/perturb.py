@@ -28,6 +28,7 @@ from interp.hooks.edits.edits import Edit
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 from interp.metrics.judge import Metric, judged
+from interp.metrics.named import metric_name
 from interp.provenance import about
 from interp.records import NO_PICTURE, Method, register
 from interp.results.heads_table import HeadResult, HeadTable
@@ -123,7 +124,7 @@ def perturb(
             drawn += (_on(y, other, boxes) - _on(x, looks, boxes)) / count
     values = finite(torch.stack(effects), "effects of spoilt cells").reshape(len(ways), -1, len(base))
     names = tuple(way if isinstance(way, str) else getattr(way, "__name__", "function") for way in ways)
-    meta = {**about(model.module, x), "method": "perturb", "metric": repr(metric), "seed": seed,
+    meta = {**about(model.module, x), "method": "perturb", "metric": metric_name(metric), "seed": seed,
             "edits": [repr(edit) for edit in edits]}  # fmt: skip
     return Perturbed(watching.sites, values, base, moved, drawn, names, shape, meta)
 
