@@ -127,7 +127,5 @@ def harmful() -> dict[str, Any]:
     payload["checks"] = [{"name": one, "ok": False, "detail": one} for one in HARM]
     payload["links"] = [(one, "heads.csv") for one in HARM]
     payload["provenance"] = {one: {one: one} for one in HARM}
-    payload["images"] = [
-        {"name": first, "png": np.zeros((4, 4, 3), np.uint8), "grid": [2, 2], "positions": [0, 1, 2, None]}
-    ]
+    payload["images"] = [{"name": first, "png": np.zeros((4, 4, 3), np.uint8), "grid": [2, 2], "positions": [None] * 4}]
     return payload

@@ -29,7 +29,7 @@ function readAttention(n, h) {
   const start = h * rows.length * wide, end = start + rows.length * wide, rowAt = new Map(rows.map((at, r) => [at, r]));
   const mine = indices ? indices.subarray(start, end) : null, bytes = weights.subarray(start, end);
   const keyAt = mine ? null : new Map(keys.map((at, k) => [at, k]));
-  const unit = block.tops ? block.tops[h] : block.scale, weight = (byte) => (byte * unit) / 255;
+  const most = block.tops ? block.tops[h] : block.scale, weight = (byte) => (byte * most) / 255;
   const row = (position) => {
     const r = rowAt.get(position);
     if (r === undefined) return null;
@@ -47,7 +47,7 @@ function readAttention(n, h) {
   const places = [...new Set([...rows, ...looked])].sort((a, b) => a - b);
   const nearest = (indices || keys).reduce((least, key) => Math.min(least, key), tokens), across = nearest > rows[rows.length - 1];
   const top = weight(bytes.reduce((most, byte) => Math.max(most, byte), 0)) || block.scale;
-  return { rows, keys, across, row, received, places, scale: block.scale, unit, top, sampled: Boolean(block.rows || block.keys || indices), partial: Boolean(indices), wide, tokens, bytes, indices: mine, nearest: across ? nearest : 0,
+  return { rows, keys, across, row, received, places, example: block.example, scale: block.scale, most, top, sampled: Boolean(block.rows || block.keys || indices), partial: Boolean(indices), wide, tokens, bytes, indices: mine, nearest: across ? nearest : 0,
     rowOf: (position) => rowAt.get(position) ?? null };
 }
 
@@ -64,8 +64,8 @@ const exampleShown = (head) => (head === null ? null : keptExample(head) ?? exam
 // The weight that the darkest colour stands for: one for all heads of a block, or the head's own largest.
 const scaleOf = (found) => (state.own ? found.top : found.scale);
 
-// The token that weights are shown of: the locked one, else the last row that is there.
-const tokenShown = (found) => (state.token !== null && state.token < found.tokens ? state.token : found.rows[found.rows.length - 1]);
+// The token that weights are shown of: the locked one, else the class token of a picture or the last row that is there.
+const tokenShown = (found) => (state.token !== null && state.token < found.tokens ? state.token : firstQuery(found) ?? found.rows[found.rows.length - 1]);
 const weightsAt = (found, position, way = state.way) => (way === "from" ? found.row(position) : found.received(position));
 
 function lockedAttention() {
@@ -109,7 +109,7 @@ function ramp(root) {
 function paintRaster(canvas, cells, found, scale) {
   canvas.width = cells.columns;
   canvas.height = cells.rows;
-  const pen = canvas.getContext("2d"), image = pen.createImageData(cells.columns, cells.rows), colours = ramp(state.root), gain = found.unit / scale;
+  const pen = canvas.getContext("2d"), image = pen.createImageData(cells.columns, cells.rows), colours = ramp(state.root), gain = found.most / scale;
   cells.cells.forEach((byte, i) => { const [red, green, blue] = colours[Math.min(255, Math.round(byte * gain))]; image.data.set([red, green, blue, 255], 4 * i); });
   pen.putImageData(image, 0, 0);
   return canvas;

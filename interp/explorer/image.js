@@ -1,5 +1,15 @@
 // A head's attention over a picture, on the grid of patches that the model really has.
 
+// The tokens of an example that its pictures show.
+const drawnAt = (example) => new Set(DATA.images.filter((image) => image.example === example).flatMap((image) => image.positions.filter((at) => at !== null)));
+
+// The row to begin with where every late row is a patch: the class token, or the patch in the middle; else none.
+function firstQuery(found) {
+  const drawn = drawnAt(found.example), patches = found.rows.filter((at) => drawn.has(at));
+  if (!patches.length || !drawn.has(found.rows[found.rows.length - 1])) return null;
+  return found.rows.find((at) => !drawn.has(at)) ?? patches[Math.floor(patches.length / 2)];
+}
+
 function overlay(image, found) {
   const [rows, columns] = image.grid;
   const width = clamp(columns * 16, 200, 300), height = Math.round((width * image.height) / image.width);

@@ -38,7 +38,7 @@ function jumpTo(at, total, example, focused) {
   const shown = total <= SHOWN_TOKENS || (at >= reading.start && at < reading.start + SHOWN_TOKENS);
   if (!shown) arrive(windowAround(at, total));
   reading.jumped = at;
-  const node = $("card").querySelector(`.tokens [data-place="${at}"], .lines [data-place="${at}"][data-way="to"]`);
+  const node = $("card").querySelector(`.tokens [data-place="${at}"], .lines [data-place="${at}"][data-way="to"], .picture [data-place="${at}"]`);
   if (!node) return;
   node.classList.add("reached");
   setTimeout(() => node.classList.remove("reached"), 2500);

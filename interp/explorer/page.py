@@ -24,6 +24,7 @@ from interp.results.figures import colours
 PARTS = (
     "base",
     "state",
+    "tips",
     "colour",
     "export",
     "menu",
@@ -45,6 +46,7 @@ PARTS = (
     "curves",
     "main",
 )
+STYLES = ("style", "pictures")
 LIMIT = 10_000_000
 """Bytes of a page: more than this no browser opens with pleasure."""
 SLOT = re.compile("@(POLICY|STYLE|SCRIPT|DATA|TITLE|FINDING)@")
@@ -55,7 +57,7 @@ KEPT = "\u200d"
 def page(payload: Mapping[str, Any], *, limit: int = LIMIT) -> str:
     """The page as text; `interp/explorer/payload/payload.py` says what it takes."""
     data = shown(payload)
-    style, script = _part("style.css"), _script()
+    style, script = "\n".join(_part(f"{name}.css") for name in STYLES), _script()
     values = {
         "POLICY": _policy(style, script),
         "STYLE": style,

@@ -19,14 +19,20 @@ function tokenStrip(example, found, about, tell) {
   const node = el("div", { class: found.tokens > SHOWN_TOKENS ? "tokens long" : "tokens", role: "group", "aria-label": "Tokens; Enter locks one, Escape lets go" });
   const strip = { node, cells: [] };
   strip.fill = (rest) => {
-    const start = startOf(example, rest, found.tokens), end = Math.min(found.tokens, start + SHOWN_TOKENS);
+    const drawn = drawnAt(example), start = drawn.size ? 0 : startOf(example, rest, found.tokens), end = drawn.size ? found.tokens : Math.min(found.tokens, start + SHOWN_TOKENS), nodes = [];
     strip.cells = [];
-    for (let at = start; at < end; at++) {
+    for (let at = start, inside = 0; at < end; at++) {
+      if (drawn.has(at)) { // patches are in the picture
+        inside++;
+        if (!drawn.has(at + 1)) { nodes.push(gap(inside, "patches, in the picture")); inside = 0; }
+        continue;
+      }
       const one = el("button", { type: "button", class: "token", "data-place": at, "aria-pressed": String(state.token === at), title: `${at}${about.roles ? ` ${shorten(about.roles[at], 40)}` : ""}`,
         mouseenter: () => tell(at), focus: () => tell(at), mouseleave: () => tell(null), click: () => lockToken(at) }, el("bdi", { text: piece(about.tokens[at]) }));
-      strip.cells.push({ node: one, row: 0, column: at - start, at });
+      nodes.push(one);
+      strip.cells.push({ node: one, row: 0, column: strip.cells.length, at });
     }
-    node.replaceChildren(start ? gap(start, "before") : "", ...strip.cells.map((cell) => cell.node), end < found.tokens ? gap(found.tokens - end, "after") : "");
+    node.replaceChildren(start ? gap(start, "before") : "", ...nodes, end < found.tokens ? gap(found.tokens - end, "after") : "");
     const home = strip.cells.find((cell) => cell.at === rest);
     for (const cell of strip.cells) cell.node.setAttribute("tabindex", cell === (home || strip.cells[0]) ? "0" : "-1");
   };
@@ -65,7 +71,7 @@ function shadeTokens(cells, found, position) {
 
 // Above a long text: what the shown token looks at in all of it, the part that is on the page, and ways to go elsewhere.
 function overviewOf(example, found, about, jump) {
-  if (found.tokens <= SHOWN_TOKENS) return null;
+  if (found.tokens <= SHOWN_TOKENS || drawnAt(example).size) return null;
   const bins = Math.min(600, found.tokens), canvas = el("canvas", { "aria-hidden": "true", width: bins, height: 1 }), seen = el("div", { class: "seen" });
   const place = (at) => `${(100 * at) / found.tokens}%`;
   const slider = el("input", { type: "range", "data-act": "part", min: 0, max: found.tokens - SHOWN_TOKENS, step: 1, "aria-label": "Part of the text that is shown", input: () => { reading.start = Number(slider.value); overview.moved(); } });
@@ -101,7 +107,7 @@ function nextWord(tokens, word, after) {
 
 // What a token looks at most, each a button that goes there.
 function saidAbout(said, found, about, position, jump, way = state.way) {
-  const weights = weightsAt(found, position, way), long = found.tokens > SHOWN_TOKENS;
+  const weights = weightsAt(found, position, way), long = found.tokens > SHOWN_TOKENS && !drawnAt(found.example).size;
   const token = el("p", {}, el("b", { text: `${position} ` }), about.tokens[position] === "" ? "(empty)" : folded(about.tokens[position]), about.roles ? ` (${shorten(about.roles[position], 40)})` : "", state.token === position ? ", locked" : "");
   if (weights === null) { said.replaceChildren(token, el("p", { text: "This row is not in the sample." })); return; }
   const top = [...weights].filter(([, w]) => w > 0).sort((a, b) => b[1] - a[1]).slice(0, long ? 8 : 5);

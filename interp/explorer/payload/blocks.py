@@ -1,4 +1,8 @@
-"""Attention patterns and pictures in few bytes: one byte a weight, on a scale that all heads of a block share."""
+"""Attention patterns and pictures in few bytes: one byte a weight, on a scale of its own head.
+
+A head that looks everywhere has weights of 1 / tokens, which a scale that it shares with a head that looks at one token
+would round to nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,24 +47,35 @@ def block(given: Mapping[str, Any], n: int, tokens: Sequence[int], places: Place
     wanted = (len(sites), tokens[example] if rows is None else len(rows), wide)
     if weights.shape != wanted:
         raise ExplorerError(f"{where}.weights is {list(weights.shape)}, expected [head, row, key] = {list(wanted)}.")
-    scale, packed = quantised(weights, given.get("scale"), where)
+    scale, tops, packed = quantised(weights, given.get("scale"), where)
     return {
         "example": example, "sites": sites, "rows": rows, "keys": keys, "width": wide, "scale": scale,
+        "tops": tops,
         "bytes": base64.b64encode(packed.tobytes()).decode(),
         "indices": None if indices is None else base64.b64encode(indices.tobytes()).decode(),
     }  # fmt: skip
 
 
-def quantised(weights: np.ndarray, scale: int | float | None, where: str) -> tuple[float, np.ndarray]:
-    """weight ~ byte * scale / 255; the scale is the largest weight of the block unless it is given."""
+def quantised(
+    weights: np.ndarray, scale: int | float | None, where: str
+) -> tuple[float, list[float] | None, np.ndarray]:
+    """The largest weight of the block, the largest of each head, and bytes: weight ~ byte * top of its head / 255. On
+    one scale (None for the heads) where the weights are bytes already or the scale is given."""
     if weights.dtype == np.uint8:
         if scale is None:
             raise ExplorerError(f"{where}: weights in bytes need scale=, the weight that 255 stands for.")
-        return float(scale), weights
+        return float(scale), None, weights
     if not np.isfinite(weights).all() or weights.min(initial=0) < 0 or weights.max(initial=0) > 1 + 1e-3:
         raise ExplorerError(f"{where}.weights must be attention weights, between 0 and 1 and finite.")
-    top = float(scale) if scale is not None else float(f"{weights.max(initial=0):.6g}") or 1.0
-    return top, np.clip(np.rint(weights.astype(np.float64) * (255 / top)), 0, 255).astype(np.uint8)
+    if scale is not None:
+        return float(scale), None, _bytes(weights, float(scale))
+    largest = [float(f"{top:.6g}") for top in weights.max((1, 2), initial=0).tolist()]
+    tops = [top or 1.0 for top in largest]
+    return max(largest, default=0.0) or 1.0, tops, _bytes(weights, np.array(tops)[:, None, None])
+
+
+def _bytes(weights: np.ndarray, top: Any) -> np.ndarray:
+    return np.clip(np.rint(weights.astype(np.float64) * (255 / top)), 0, 255).astype(np.uint8)
 
 
 def _positions(given: Any, tokens: int, where: str) -> list[int] | None:
