@@ -1,7 +1,7 @@
 // Two scales: one for signed numbers, white at zero, and one for sizes. Both run evenly in lightness on either side. BLUE, ORANGE
 // and CIVIDIS come from the one table of colours (results/figures/colours.py).
 
-
+const SIGNED = [...[...BLUE].reverse(), ...ORANGE.slice(1)];
 const parts = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
 function along(stops, share) {
@@ -29,19 +29,28 @@ const shade = (weight, scale, root) => along(ORANGE, root ? Math.sqrt(weight / s
 const hatch = () => draw("defs", {}, draw("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse" },
   draw("rect", { width: 6, height: 6, fill: "#ffffff" }), draw("path", { d: "M0 6L6 0", stroke: "#999999", "stroke-width": 1 })));
 
-function legend(method) {
-  const width = 180, steps = 36;
-  const from = method.kind === "signed" ? -method.bound : method.low;
-  const bar = Array.from({ length: steps }, (_, i) => draw("rect", {
-    x: 4 + (i * width) / steps, y: 2, width: width / steps + 0.5, height: 12,
-    fill: colour(method, from + ((method.bound - from) * (i + 0.5)) / steps) }));
-  const tick = (value, x, anchor) => draw("text", { x, y: 27, "text-anchor": anchor, text: number(value, method.kind === "signed") });
-  const words = method.kind === "signed" ? "+ −: beyond the noise; dark outline: interval without 0" : "the same scale for every head";
-  const m = METHODS.indexOf(method), checked = ROWS[m].some((_, i) => !missing(score(m, i, "verified")));
-  const svg = draw("svg", { class: "legend", width: 330, height: checked ? 76 : 62, viewBox: `0 0 330 ${checked ? 76 : 62}`, "font-size": 11, "font-family": FONT, "aria-hidden": "true" },
-    bar, draw("rect", { x: 4, y: 2, width, height: 12, fill: "none", stroke: "#555555", "stroke-width": 0.7 }),
-    tick(from, 4, "start"), method.kind === "signed" ? tick(0, 4 + width / 2, "middle") : null, tick(method.bound, 4 + width, "end"),
-    draw("text", { x: 4, y: 42, text: shorten(method.unit || "", 50) }), draw("text", { x: 4, y: method.unit ? 57 : 42, fill: "#444444", text: words }),
-    checked ? draw("text", { x: 4, y: 71, fill: "#444444", text: "corner: exact patching agrees; cross: it does not" }) : null);
-  return svg;
+// A bar of colours with its ends, and what else the marks mean.
+function scaleBar(stops, x, y, width, height = 12) {
+  const steps = 36;
+  return [Array.from({ length: steps }, (_, i) => draw("rect", { x: x + (i * width) / steps, y, width: width / steps + 0.5, height, fill: along(stops, (i + 0.5) / steps) })),
+    draw("rect", { x, y, width, height, fill: "none", stroke: "#555555", "stroke-width": 0.7 })];
 }
+
+// Whether the sign can be trusted: the interval leaves 0 out, or where there is none the value is beyond the noise.
+const sure = (m, head) => (missing(score(m, head, "low")) || missing(score(m, head, "high")) ? beyond(m, head) : clear(m, head));
+
+function legend(method) {
+  const width = 180, signed = method.kind === "signed", from = signed ? -method.bound : method.low;
+  const tick = (value, x, anchor) => draw("text", { x, y: 27, "text-anchor": anchor, text: number(value, signed) });
+  const m = METHODS.indexOf(method), has = (name) => ROWS[m].some((_, i) => !missing(score(m, i, name)));
+  const words = [shorten(method.unit || "", 44), signed ? (has("low") ? "bold, + or −: the interval leaves out 0; dark outline too" : "bold, + or −: beyond the noise") : "the same scale for every head",
+    has("verified") ? "corner: exact patching agrees; cross: it does not" : ""].filter(Boolean);
+  const height = 30 + words.length * 15;
+  return draw("svg", { class: "legend", width: 290, height, viewBox: `0 0 290 ${height}`, "font-size": 11, "font-family": FONT, "aria-hidden": "true" },
+    scaleBar(signed ? SIGNED : CIVIDIS, 4, 2, width), tick(from, 4, "start"), signed ? tick(0, 4 + width / 2, "middle") : null, tick(method.bound, 4 + width, "end"),
+    words.map((text, n) => draw("text", { x: 4, y: 42 + 15 * n, fill: n || !method.unit ? "#444444" : "#000000", text })));
+}
+
+// What the colours of weights mean, from 0 to the largest.
+const weightKey = (top, words) => draw("svg", { class: "legend", width: 240, height: 32, viewBox: "0 0 240 32", "font-size": 11, "font-family": FONT, "aria-hidden": "true" }, scaleBar(ORANGE, 4, 2, 150),
+  draw("text", { x: 4, y: 27, text: "0" }), draw("text", { x: 154, y: 27, "text-anchor": "end", text: number(top) }), draw("text", { x: 160, y: 12, fill: "#444444", text: words }));

@@ -1,6 +1,5 @@
 // Curves beside their baselines; points differ by shape and lines by dashes, so they can be told apart in grey.
 
-const INKS = ["#12467f", "#b4560a", "#4d4d4d", "#6a8d00", "#7a3b8f", "#007a72"];
 const STROKES = [null, "7 3", "2 3", "9 3 2 3", "4 2", "1 2"];
 
 function curvesView() {

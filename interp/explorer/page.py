@@ -26,6 +26,7 @@ PARTS = (
     "state",
     "tips",
     "colour",
+    "fit",
     "export",
     "menu",
     "find",
@@ -97,7 +98,7 @@ def _part(name: str) -> str:
 @cache
 def _script() -> str:
     whole = "\n".join(_part(f"{name}.js") for name in PARTS)
-    table = {"BLUE": colours.NEGATIVE, "ORANGE": colours.POSITIVE, "CIVIDIS": colours.SIZE}
+    table = {"BLUE": colours.NEGATIVE, "ORANGE": colours.POSITIVE, "CIVIDIS": colours.SIZE, "INKS": colours.LINES}
     said = "".join(f"const {name} = {json.dumps(stops, separators=(',', ':'))};\n" for name, stops in table.items())
     return f'(() => {{\n"use strict";\n{said}{whole}}})();\n'
 

@@ -8,14 +8,10 @@ from typing import Any
 
 from interp.explorer.page import readable
 from interp.explorer.payload.payload import shown
+from interp.results.figures import colours
 
 CELL, LEFT, TOP = 22, 40, 62
-STOPS = {
-    "negative": ("#f7f7f7", "#c3dcec", "#7fb2d9", "#3a7dbb", "#12467f"),
-    "positive": ("#f7f7f7", "#fddcae", "#f8ab59", "#d96f14", "#853a05"),
-    "sequential": ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838"),
-}
-"""The colours of the page (colour.js)."""
+STOPS = {"negative": colours.NEGATIVE, "positive": colours.POSITIVE, "sequential": colours.SIZE}
 
 
 def png(payload: Mapping[str, Any], *, method: str | None = None) -> bytes:

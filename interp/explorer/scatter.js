@@ -6,53 +6,75 @@ const SHAPES = ["circle", "square", "diamond", "triangle"];
 function scatterView() {
   const home = $("scatter");
   if (!METHODS.length) { home.hidden = true; return; }
-  const box = el("div", { class: "scroll" }), said = el("output", { class: "said", "aria-live": "off", id: "scatter-said" });
+  const box = el("div", { class: "scroll" });
   const first = [[LAYER, "layer"]];
   home.append(el("h2", { id: "scatter-title", text: "Two measures of each head" }),
-    el("div", { class: "controls" }, chooser("Across", "x", first), chooser("Up", "y", first), exportsOf("scatter", () => sheet("Heads", [box.querySelector("svg")]), () => scatterRows())), box, said);
+    el("div", { class: "controls" }, chooser("Across", "x", first), chooser("Up", "y", first), exportsOf("scatter", () => sheet("Heads", [box.querySelector("svg")]), () => scatterRows())), box);
   const render = () => {
     const held = box.contains(document.activeElement);
-    const [svg, stop, points] = scatterPicture(said);
+    const [svg, stop, points] = scatterPicture(roomOf(box));
     box.replaceChildren(svg);
     const now = points.find((one) => one.head === state.head);
     if (now) { stop(now); if (held) now.node.focus(); }
   };
   views.push((touched) => { if (["x", "y", "head", "pins", "found"].some((name) => touched.has(name))) render(); });
   render();
+  fitted(box, render);
 }
 
 const depth = (head) => (typeof head.layer === "number" ? head.layer : TOWERS[head.tower].layers.indexOf(head.layer));
 const onAxis = (axis, head) => (axis === LAYER ? depth(HEADS[head]) : score(axis, head));
 const axisName = (axis) => (axis === LAYER ? "layer" : METHODS[axis].name + (METHODS[axis].unit ? ` (${METHODS[axis].unit})` : ""));
 
-function scatterPicture(said) {
-  const box = { left: 56, top: 12, width: 380, height: 260 };
+function scatterPicture(room) {
+  const width = clamp(room, LEAST, 1100), box = { left: 56, top: 12, width: width - 70, height: clamp(Math.round(width * 0.5), 220, 420) }, foot = box.top + box.height + 46;
   const heads = HEADS.map((_, i) => i).filter((i) => !missing(onAxis(state.x, i)) && !missing(onAxis(state.y, i)));
   const [x, y] = [axis(heads.map((i) => onAxis(state.x, i)), box.left, box.left + box.width), axis(heads.map((i) => onAxis(state.y, i)), box.top + box.height, box.top)];
-  const svg = draw("svg", { width: 450, height: 318, viewBox: "0 0 450 318", "font-size": 11, "font-family": FONT, role: "listbox",
+  const svg = draw("svg", { width, height: foot + 34, viewBox: `0 0 ${width} ${foot + 34}`, "font-size": 11, "font-family": FONT, role: "listbox",
     "aria-label": `Heads by ${readable(axisName(state.x))} and ${readable(axisName(state.y))}; arrow keys go from left to right` });
-  svg.append(...frame(box, x, y, shorten(axisName(state.x), 60), shorten(axisName(state.y), 40)));
+  svg.append(...frame(box, x, y, shorten(axisName(state.x), Math.floor(box.width / 6)), shorten(axisName(state.y), 40)), scatterKey(heads, box.left, foot));
   const order = [...heads].sort((a, b) => onAxis(state.x, a) - onAxis(state.x, b) || onAxis(state.y, a) - onAxis(state.y, b));
-  const points = order.map((head, column) => ({ head, row: 0, column, node: point(head, x(onAxis(state.x, head)), y(onAxis(state.y, head)), said) }));
+  const points = order.map((head, column) => ({ head, row: 0, column, node: point(head, x(onAxis(state.x, head)), y(onAxis(state.y, head))) }));
   const late = (one) => (one.head === state.head ? 2 : state.pins.includes(one.head) ? 1 : 0);
   [...points].sort((a, b) => late(a) - late(b)).forEach((one) => svg.append(one.node));
+  svg.append(draw("g", { "aria-hidden": "true", "pointer-events": "none" }, labels(heads, x, y, box)));
   const stop = roving(svg, points, (one) => select(one.head));
-  if (!heads.length) svg.append(draw("text", { x: 240, y: 140, "text-anchor": "middle", text: "no head has both measures" }));
+  if (!heads.length) svg.append(draw("text", { x: width / 2, y: 140, "text-anchor": "middle", text: "no head has both measures" }));
   return [svg, stop, points];
 }
 
-function point(head, x, y, said) {
-  const one = HEADS[head], chosen = state.head === head, pinned = state.pins.includes(head);
-  const r = chosen ? 7 : pinned ? 6 : 4;
+// Names of the chosen head, of pinned ones, and of those farthest from the crowd, where there is room for them.
+const NAMED = 12;
+function labels(heads, x, y, box) {
+  const middle = (axis) => { const some = heads.map((i) => onAxis(axis, i)).sort((a, b) => a - b); return some[some.length >> 1]; };
+  const [mx, my] = [x(middle(state.x)), y(middle(state.y))], away = (i) => ((x(onAxis(state.x, i)) - mx) / box.width) ** 2 + ((y(onAxis(state.y, i)) - my) / box.height) ** 2;
+  const mine = [state.head, ...state.pins].filter((i) => heads.includes(i));
+  const far = heads.filter((i) => !mine.includes(i)).sort((a, b) => away(b) - away(a)).slice(0, NAMED);
+  const label = labeller([], box.left, box.left + box.width);
+  return [...new Set([...mine, ...far])].map((i) => label(x(onAxis(state.x, i)), y(onAxis(state.y, i)), state.head === i ? 7 : 5, HEADS[i].site)).filter(Boolean);
+}
+
+// The colour is a head's layer, the shape its tower.
+function scatterKey(heads, left, top) {
+  const layers = TOWERS.length === 1 ? TOWERS[0].layers : ["first", "last"], end = layers[layers.length - 1];
+  const parts = [draw("text", { x: left, y: top + 11, text: "layer" }), scaleBar(CIVIDIS, left + 34, top + 2, 90, 10), draw("text", { x: left + 34, y: top + 25, text: layers[0] }), draw("text", { x: left + 124, y: top + 25, "text-anchor": "end", text: end })];
+  if (TOWERS.length > 1) TOWERS.forEach((tower, t) => parts.push(draw("path", { d: outline(t, left + 146, top + 7 + 13 * (t % 2), 4), fill: "#ffffff", stroke: "#000000", transform: `translate(${80 * Math.floor(t / 2)} 0)` }),
+    draw("text", { x: left + 156 + 80 * Math.floor(t / 2), y: top + 11 + 13 * (t % 2), text: shorten(tower.name, 10) })));
+  return draw("g", { "aria-hidden": "true", class: "legend" }, parts);
+}
+
+function outline(tower, x, y, r) {
   const paths = { circle: `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0`, square: `M${x - r} ${y - r}h${2 * r}v${2 * r}h${-2 * r}Z`,
     diamond: `M${x} ${y - r * 1.3}L${x + r * 1.3} ${y}L${x} ${y + r * 1.3}L${x - r * 1.3} ${y}Z`, triangle: `M${x} ${y - r * 1.2}L${x + r * 1.2} ${y + r}H${x - r * 1.2}Z` };
-  const words = `${one.site}: ${number(onAxis(state.x, head))} across, ${number(onAxis(state.y, head))} up`;
-  const layers = TOWERS[one.tower].layers;
-  const fill = along(CIVIDIS, layers.length > 1 ? layers.indexOf(one.layer) / (layers.length - 1) : 0.5);
-  const marks = [draw("path", { d: paths[SHAPES[one.tower % SHAPES.length]], fill, stroke: "#000000", "stroke-width": chosen ? 2.5 : 0.7 })];
-  if (chosen || pinned) marks.push(draw("text", { x: x > 340 ? x - r - 3 : x + r + 3, y: y + 4, "text-anchor": x > 340 ? "end" : "start", "paint-order": "stroke", stroke: "#ffffff", "stroke-width": 3, fill: "#000000", text: one.site }));
-  return draw("g", { role: "option", "aria-label": words, "aria-selected": String(chosen), class: "point", "data-head": one.site, opacity: state.found && !state.found.has(head) ? 0.2 : 1,
-    click: (event) => (event.shiftKey ? pin(head) : select(head)), mouseenter: () => { said.textContent = words; } }, marks);
+  return paths[SHAPES[tower % SHAPES.length]];
+}
+
+function point(head, x, y) {
+  const one = HEADS[head], chosen = state.head === head, pinned = state.pins.includes(head), layers = TOWERS[one.tower].layers;
+  const fill = along(CIVIDIS, layers.length > 1 ? layers.indexOf(one.layer) / (layers.length - 1) : 0.5), values = [[state.x, "across"], [state.y, "up"]].map(([axis, way]) => [axis, number(onAxis(axis, head)), way]);
+  const node = draw("g", { role: "option", "aria-label": `${one.site}: ${values.map(([, value, way]) => `${value} ${way}`).join(", ")}`, "aria-selected": String(chosen), class: "point", "data-head": one.site, opacity: state.found && !state.found.has(head) ? 0.2 : 1,
+    click: (event) => (event.shiftKey ? pin(head) : select(head)) }, draw("path", { d: outline(one.tower, x, y, chosen ? 7 : pinned ? 6 : 4), fill, stroke: "#000000", "stroke-width": chosen ? 2.5 : 0.7 }));
+  return tipped(node, () => [one.site, ...values.map(([axis, value]) => `${shorten(axisName(axis), 48)} ${value}`), pinned ? "pinned" : ""]);
 }
 
 // A linear axis over some values, with round ticks; a function from value to place.
