@@ -27,6 +27,7 @@ from interp.cells.work import Bounds, Builder, Floors, engine_of
 from interp.finite import finite
 from interp.hooks.anatomy.lengths import longest
 from interp.hooks.errors import InputsError
+from interp.hooks.inputs.inputs import Inputs
 from interp.long.needles import ids_of
 from interp.provenance import about, refuse_unwritten
 from interp.records import Method, register
@@ -198,33 +199,38 @@ class Reading:
         bad = [one for one in some if isinstance(one, Bad)]
         if bad and self.on_error == "raise":
             raise bad[0].error()
-        rows = [(one, self._ids(one.text)) for one in some if isinstance(one, Document)]
-        read = sorted((row for row in rows if len(row[1]) > 1), key=lambda row: len(row[1]))
-        state = self.nothing(bad=bad, short=len(rows) - len(read))
-        for n in range(0, len(read), self.batch):
-            state = state + self._batch(read[n : n + self.batch])
+        read = sorted((one for one in some if isinstance(one, Document)), key=lambda one: len(one.text))
+        there = [one for one in read if one.text.strip()]
+        state = self.nothing(bad=bad, short=len(read) - len(there))
+        for n in range(0, len(there), self.batch):
+            state = state + self._batch(there[n : n + self.batch])
         return state
 
-    def _ids(self, text: str) -> list[int]:
-        if not text.strip():
-            return []
-        found: list[int] = ids_of(self.model.prepare(text, chat=False))[0].tolist()
-        return found
+    def _batch(self, texts: Sequence[Document]) -> State:
+        x = self.model.prepare([one.text for one in texts], chat=False)
+        rows = [ids[valid].tolist() for ids, valid in zip(ids_of(x), x.valid, strict=True)]
+        kept = [(one, row) for one, row in zip(texts, rows, strict=True) if len(row) > 1]
+        if not kept:
+            return self.nothing(short=len(texts))
+        cut = [len(row) > (self.room or len(row)) for _, row in kept]
+        if any(cut) or len(kept) < len(texts):
+            x = self.model.prepare([row[: self.room] for _, row in kept])
+        counts = {
+            "documents": len(kept),
+            "tokens": int(x.valid.sum()),
+            "cut": sum(cut),
+            "short": len(texts) - len(kept),
+        }
+        return State.of(self._tally(x, [one for one, _ in kept]), counts, [one for one, _ in kept])
 
-    def _batch(self, rows: Sequence[tuple[Document, list[int]]]) -> State:
-        kept = [ids[: self.room] for _, ids in rows]
-        x, at = self.model.prepare(kept), torch.tensor([[one.block, one.number] for one, _ in rows])
+    def _tally(self, x: Inputs, read: Sequence[Document]) -> Tally:
         top, quantiles = self.kept.top, bool(self.kept.quantiles)
-        tally = Tally({}, top, quantiles)
+        at, tally = torch.tensor([[one.block, one.number] for one in read]), Tally({}, top, quantiles)
         for measure in self.measures:
             for name, (v, w) in measure.of(self.model, x).items():
                 v = finite(v.double().cpu(), name)
                 tally = tally + Tally.of(name, v, w.double().cpu(), at, top=top, quantiles=quantiles)
-        return State.of(
-            tally, {"documents": len(rows), "tokens": sum(map(len, kept)),
-                    "cut": sum(len(a) < len(b) for a, (_, b) in zip(kept, rows, strict=True))},
-            [one for one, _ in rows],
-        )  # fmt: skip
+        return tally
 
 
 def reading(model: Model, **arguments: Any) -> Reading:

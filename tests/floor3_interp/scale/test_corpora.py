@@ -143,9 +143,9 @@ def test_what_cannot_be_read_is_named_by_file_and_line_and_fatal_or_passed_over(
 
 
 def test_the_numbers_are_those_of_all_documents_at_once(m: interp.Model, tmp_path: Path) -> None:
-    texts = sentences(40)
+    texts = sentences(12)
     found = corpus(m, jsonl(tmp_path / "a.jsonl", texts), stats=["entropy", "previous", "induction", "retrieval"],
-                   reduce=["mean", "least", "most", "quantile:0.5", "top:2"], batch=3, block_bytes=300)  # fmt: skip
+                   reduce=["mean", "least", "most", "quantile:0.5", "top:2"], batch=3, block_bytes=200)  # fmt: skip
     singles = [m.prepare(one, chat=False) for one in texts]
     stats = [m.attention(x, stats=("entropy", "previous", "argmax")) for x in singles]
     for name in ("entropy", "previous"):
@@ -163,18 +163,18 @@ def test_the_numbers_are_those_of_all_documents_at_once(m: interp.Model, tmp_pat
     assert torch.allclose(found["retrieval"][:4], (hits / rows_counted).double())
     best = found.examples("entropy", "L0.H0")
     means = [float(one.values[site]["entropy"][0, 0].double().mean()) for one in stats]
-    assert [text for _, text, _ in best] == [texts[n] for n in sorted(range(40), key=lambda n: -means[n])[:2]]
+    assert [text for _, text, _ in best] == [texts[n] for n in sorted(range(12), key=lambda n: -means[n])[:2]]
     frame = found.to_frame()
     assert set(frame["method"]) == {"entropy", "previous", "induction", "retrieval"}
     assert "quantile 0.5" in frame
     assert (frame["low"] <= frame["estimate"]).all()
-    assert "40 documents" in repr(found)
+    assert "12 documents" in repr(found)
 
 
 def test_killed_and_gone_on_and_in_another_order_the_bytes_are_the_same(m: interp.Model, tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", sentences(40))
+    path = jsonl(tmp_path / "a.jsonl", sentences(12))
     asked: dict[str, Any] = {"stats": ["entropy", "previous token"], "reduce": ["mean", "top:2", "quantile:0.9"],
-                             "block_bytes": 400, "batch": 4}  # fmt: skip
+                             "block_bytes": 120, "batch": 4}  # fmt: skip
     corpus(m, path, **asked, out=tmp_path / "whole")
     stopped = Stopping(["entropy", "previous token"], 4)
     with pytest.raises(KeyboardInterrupt):
@@ -217,11 +217,12 @@ def test_the_loss_without_heads_is_that_of_influence(m: interp.Model) -> None:
     assert found.labels["influence"] == ("L1.H0",)
 
 
-def test_texts_that_come_once_are_read_once(m: interp.Model) -> None:
-    texts = sentences(300)
-    listed, coming = corpus(m, texts, batch=64), corpus(m, iter(texts), batch=64)
+def test_texts_that_come_once_are_read_once(m: interp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interp.scale.corpora.documents.TEXTS", 4)
+    texts = sentences(10)
+    listed, coming = corpus(m, texts), corpus(m, iter(texts))
     assert torch.equal(listed["entropy"], coming["entropy"])
-    assert coming.counts["documents"] == 300
+    assert coming.counts["documents"] == 10
     with pytest.raises(InterpError, match="could be measured"):
         corpus(m, iter([]))
 
