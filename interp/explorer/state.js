@@ -98,7 +98,7 @@ function understood(given) {
   if (whole(given.token) !== null) next.token = whole(given.token);
   if (given.way) next.way = given.way === "to" ? "to" : "from";
   for (const [key, name] of [["root", "root"], ["own", "own"], ["lines", "lines"], ["lock", "locked"]]) if (given[key]) next[name] = given[key] === "1";
-  if (given.layer && HEADS.some((one) => String(one.layer) === given.layer)) next.layer = given.layer;
+  if (given.layer && (TOWERS.some((one) => one.name === given.layer) || HEADS.some((one) => one.site.startsWith(`${given.layer}.H`)))) next.layer = given.layer;
   if (given.role) next.role = given.role;
   if (whole(given.edges)) next.edges = whole(given.edges);
   return next;

@@ -36,7 +36,9 @@ function thumbsView() {
   fill();
 }
 
-const picked = () => HEADS.map((_, i) => i).filter((i) => (!state.found || state.found.has(i)) && (state.layer === null || String(HEADS[i].layer) === state.layer) && (state.role === null || rolesOf(i).includes(state.role)));
+const layerOf = (head) => HEADS[head].site.replace(/\.H\d+$/, "");
+// Heads that the search and the menus leave.
+const picked = () => HEADS.map((_, i) => i).filter((i) => (!state.found || state.found.has(i)) && (state.layer === null || layerOf(i) === state.layer || TOWERS[HEADS[i].tower].name === state.layer) && (state.role === null || rolesOf(i).includes(state.role)));
 
 function thumbWords(some) {
   const kept = some.filter((i) => keptExample(i) !== null).length, lost = some.length - kept;
@@ -123,7 +125,7 @@ function layerAndRole() {
     return el("label", { class: "choice", for: `thumbs-${name}` }, `${name === "layer" ? "Layer" : "Role"} `, box);
   };
   const roles = [...new Set(HEADS.flatMap((_, i) => rolesOf(i)))].sort();
-  return [menu("layer", "all", [...new Set(HEADS.map((one) => String(one.layer)))]), roles.length ? menu("role", "any", roles) : null].filter(Boolean);
+  return [menu("layer", "all", [...(TOWERS.length > 1 ? TOWERS.map((one) => one.name) : []), ...new Set(HEADS.map((_, i) => layerOf(i)))]), roles.length ? menu("role", "any", roles) : null].filter(Boolean);
 }
 
 // All thumbnails as one picture, in rows of layers as on the page.

@@ -110,7 +110,7 @@ def test_thumbnails_are_the_patterns_and_are_filtered(show: Open) -> None:
         assert drawn[:2] == [18, 18]
         assert (blue.argmin(1) == weights.argmax(1)).mean() > 0.9, "the darkest key of a row is the heaviest"
         assert (blue[np.triu_indices(18, 1)] > 240).all(), "nothing is looked at that comes later"
-        tab.locator("#thumbs-layer").select_option("12")
+        tab.locator("#thumbs-layer").select_option("L12")
         assert tab.locator(".thumb").count() == 9
         tab.locator("#thumbs-layer").select_option("")
         tab.locator("#thumbs-role").select_option("induction")
