@@ -1,10 +1,10 @@
 // Examples by what they say: a menu of texts, and what is different where they begin alike.
 
-const PLACE = /^\(\d+,\d+\)$/; // a patch by its place is no text
+const NO_WORD = /^\s*(?:\(\d+,\d+\)|<[^<>\s]+>|\[[A-Z]+\]|special .*)$/; // patches by their place, and marks such as <bos>
 
 function textOf(example) {
-  const words = DATA.examples[example].tokens.filter((token) => !PLACE.test(token));
-  return words.length * 2 < DATA.examples[example].tokens.length ? "" : words.slice(0, 400).join(words.some((word) => /^[\s▁Ġ]/.test(word)) ? "" : " ").replace(/[▁Ġ]/g, " ").replace(/\s+/g, " ").trim();
+  const words = DATA.examples[example].tokens.filter((token) => !NO_WORD.test(token));
+  return words.slice(0, 400).join(words.some((word) => /^[\s▁Ġ]/.test(word)) ? "" : " ").replace(/[▁Ġ]/g, " ").replace(/\s+/g, " ").trim();
 }
 
 function sharedStart(texts) {

@@ -12,8 +12,8 @@ function attentionPart(head) {
   const peek = (at, way = state.way) => { if (state.token !== null) return; const shown = at ?? position, from = at === null ? state.way : way; show(shown, from); saidAbout(said, found, about, shown, jump, from); };
   const jump = (at, focused = null, from = null) => {
     if (from !== null && state.token !== from) change({ token: from });
-    if (state.lines && from !== null && found.tokens > SHOWN_TOKENS) change({ lines: false });
-    jumpTo(at, found.tokens, example, focused);
+    if (state.lines && from !== null && isLong(found)) change({ lines: false });
+    jumpTo(at, found, focused);
   };
   const overview = state.lines ? null : overviewOf(example, found, about, jump);
   const strip = state.lines ? null : tokenStrip(example, found, about, peek);
@@ -34,9 +34,9 @@ function attentionPart(head) {
 
 let arrive = () => {};
 // Puts a token on the page, in its place in the text, with the focus on it.
-function jumpTo(at, total, example, focused) {
-  const shown = total <= SHOWN_TOKENS || (at >= reading.start && at < reading.start + SHOWN_TOKENS);
-  if (!shown) arrive(windowAround(at, total));
+function jumpTo(at, found, focused) {
+  const shown = !isLong(found) || (at >= reading.start && at < reading.start + SHOWN_TOKENS);
+  if (!shown) arrive(windowAround(at, found.tokens));
   reading.jumped = at;
   const node = $("card").querySelector(`.tokens [data-place="${at}"], .lines [data-place="${at}"][data-way="to"], .picture [data-place="${at}"]`);
   if (!node) return;

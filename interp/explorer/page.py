@@ -47,7 +47,7 @@ PARTS = (
     "curves",
     "main",
 )
-STYLES = ("style", "pictures")
+STYLES = ("style", "looking", "pictures")
 LIMIT = 10_000_000
 """Bytes of a page: more than this no browser opens with pleasure."""
 SLOT = re.compile("@(POLICY|STYLE|SCRIPT|DATA|TITLE|FINDING)@")

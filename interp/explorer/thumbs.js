@@ -51,6 +51,7 @@ function thumbRows(grid, some, made) {
   const side = some.length <= 24 ? 92 : some.length <= 100 ? 62 : 42, lines = new Map();
   some.forEach((i) => { const key = `${HEADS[i].tower}/${HEADS[i].layer}`; lines.set(key, [...(lines.get(key) || []), i]); });
   grid.style.setProperty("--side", `${side}px`);
+  grid.style.setProperty("--name", `${Math.min(12, Math.max(2, ...some.map((i) => layerOf(i).length)) * 0.6 + 0.4)}em`);
   const cells = [];
   grid.replaceChildren(...[...lines.values()].map((line, row) => {
     const first = HEADS[line[0]], name = `${TOWERS.length > 1 ? `${readable(TOWERS[first.tower].name)} ` : ""}L${first.layer}`;

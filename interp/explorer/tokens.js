@@ -6,9 +6,11 @@ let reading = { example: null, start: 0, near: null }; // where the reader is in
 
 const windowAround = (at, total) => clamp(at - Math.floor(SHOWN_TOKENS / 2), 0, Math.max(0, total - SHOWN_TOKENS));
 
+// More words than are on the page at a time; patches do not count, which are in their picture.
+const isLong = (found) => found.tokens - drawnAt(found.example).size > SHOWN_TOKENS;
+
 // The first token that is on the page: where the reader went, unless the locked token has changed since.
 function startOf(example, position, total) {
-  if (total <= SHOWN_TOKENS) return 0;
   const seen = position >= reading.start && position < reading.start + SHOWN_TOKENS;
   if (reading.example !== example || (reading.near !== position && !seen)) reading = { example, start: windowAround(position, total) };
   reading.near = position;
@@ -16,15 +18,15 @@ function startOf(example, position, total) {
 }
 
 function tokenStrip(example, found, about, tell) {
-  const node = el("div", { class: found.tokens > SHOWN_TOKENS ? "tokens long" : "tokens", role: "group", "aria-label": "Tokens; Enter locks one, Escape lets go" });
+  const node = el("div", { class: isLong(found) ? "tokens long" : "tokens", role: "group", "aria-label": "Tokens; Enter locks one, Escape lets go" });
   const strip = { node, cells: [] };
   strip.fill = (rest) => {
-    const drawn = drawnAt(example), start = drawn.size ? 0 : startOf(example, rest, found.tokens), end = drawn.size ? found.tokens : Math.min(found.tokens, start + SHOWN_TOKENS), nodes = [];
+    const drawn = drawnAt(example), start = isLong(found) ? startOf(example, rest, found.tokens) : 0, end = isLong(found) ? Math.min(found.tokens, start + SHOWN_TOKENS) : found.tokens, nodes = [];
     strip.cells = [];
     for (let at = start, inside = 0; at < end; at++) {
       if (drawn.has(at)) { // patches are in the picture
         inside++;
-        if (!drawn.has(at + 1)) { nodes.push(gap(inside, "patches, in the picture")); inside = 0; }
+        if (!drawn.has(at + 1) || at + 1 === end) { nodes.push(gap(inside, "patches, in the picture")); inside = 0; }
         continue;
       }
       const one = el("button", { type: "button", class: "token", "data-place": at, "aria-pressed": String(state.token === at), title: `${at}${about.roles ? ` ${shorten(about.roles[at], 40)}` : ""}`,
@@ -71,7 +73,7 @@ function shadeTokens(cells, found, position) {
 
 // Above a long text: what the shown token looks at in all of it, the part that is on the page, and ways to go elsewhere.
 function overviewOf(example, found, about, jump) {
-  if (found.tokens <= SHOWN_TOKENS || drawnAt(example).size) return null;
+  if (!isLong(found)) return null;
   const bins = Math.min(600, found.tokens), canvas = el("canvas", { "aria-hidden": "true", width: bins, height: 1 }), seen = el("div", { class: "seen" });
   const place = (at) => `${(100 * at) / found.tokens}%`;
   const slider = el("input", { type: "range", "data-act": "part", min: 0, max: found.tokens - SHOWN_TOKENS, step: 1, "aria-label": "Part of the text that is shown", input: () => { reading.start = Number(slider.value); overview.moved(); } });
@@ -107,7 +109,7 @@ function nextWord(tokens, word, after) {
 
 // What a token looks at most, each a button that goes there.
 function saidAbout(said, found, about, position, jump, way = state.way) {
-  const weights = weightsAt(found, position, way), long = found.tokens > SHOWN_TOKENS && !drawnAt(found.example).size;
+  const weights = weightsAt(found, position, way), long = isLong(found);
   const token = el("p", {}, el("b", { text: `${position} ` }), about.tokens[position] === "" ? "(empty)" : folded(about.tokens[position]), about.roles ? ` (${shorten(about.roles[position], 40)})` : "", state.token === position ? ", locked" : "");
   if (weights === null) { said.replaceChildren(token, el("p", { text: "This row is not in the sample." })); return; }
   const top = [...weights].filter(([, w]) => w > 0).sort((a, b) => b[1] - a[1]).slice(0, long ? 8 : 5);
