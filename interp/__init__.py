@@ -47,8 +47,8 @@ _HOME = {
 }
 _ROOMS = (
     "attribution", "circuits", "diffusion", "directions", "edits", "explorer", "families", "figures", "forgetting",
-    "formats", "heads", "long", "metrics", "operators", "patching", "reporting", "robustness", "sink", "tasks",
-    "vision",
+    "formats", "heads", "long", "metrics", "operators", "patching", "reporting", "robustness", "scale", "sink",
+    "tasks", "vision",
 )  # fmt: skip
 _MOVED = {
     **dict.fromkeys(("Average", "Noise", "align", "direct_effect", "knockout", "Effects"), "patching"),

@@ -1,0 +1,235 @@
+"""What one plan does in one worker: edits of z in their requests, and what is kept of z and of the weights.
+
+Everything is reduced where it is read. Keys that statistics need are kept for as long as their request asks for more
+rows, so statistics are the same whether a prompt came at once or in chunks, and go on while the request generates:
+each chunk's rows meet all keys so far, and `interp.kernels.stats.concat` puts the chunks together exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from interp.hooks.edits.edits import ValueEdit
+from interp.hooks.stand.call import Call
+from interp.kernels.attention import attend
+from interp.kernels.masks.symbols import Causal, Mask, Window
+from interp.kernels.stats import concat
+from interp.scale.serving.packed import Rows, Segment, Where, gathered, last_wanted
+from interp.scale.serving.plans import Change, Heads, Plan
+
+
+@dataclass(frozen=True)
+class Here:
+    """The heads of a layer that this worker holds: the first one's number, how many, and the layer's window."""
+
+    first: int
+    count: int
+    window: int | None = None
+
+    def local(self, heads: Sequence[int]) -> list[tuple[int, int]]:
+        """Of some heads, those held here: place in the given order, and place in the worker's own."""
+        return [(n, h - self.first) for n, h in enumerate(heads) if self.first <= h < self.first + self.count]
+
+    @property
+    def mask(self) -> Mask:
+        return Causal() if self.window is None else Causal() & Window(self.window)
+
+
+class Keys:
+    """The keys of one request in one layer, in a buffer that grows by doubling."""
+
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
+        self.length = 0
+
+    def add(self, k: Float[Tensor, "kv n d"], start: int) -> Float[Tensor, "kv m d"]:
+        """Put keys at `start`, over those of an earlier time; all up to the last of them."""
+        end = start + k.shape[1]
+        if self.buffer is None or self.buffer.shape[1] < end:
+            grown = k.new_empty(k.shape[0], max(end, 2 * self.length), k.shape[2])
+            if self.buffer is not None:
+                grown[:, :start] = self.buffer[:, :start]
+            self.buffer = grown
+        self.buffer[:, start:end] = k
+        self.length = end
+        return self.buffer[:, :end]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The rows of a segment whose statistics are taken now, and whether its request asks for more later."""
+
+    segment: Segment
+    rows: Tensor
+    more: bool
+
+
+@dataclass
+class Work:
+    """A plan with what it has brought so far."""
+
+    plan: Plan
+    values: Mapping[str, Tensor]
+    here: Mapping[int, Here]
+    trouble: str | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sums over positions [row, ...] by name."""
+    kept: dict[int, list[Tensor]] = field(default_factory=dict)
+    parts: dict[tuple[int, int], list[dict[str, Tensor]]] = field(default_factory=dict)
+    """Statistics of the chunks of a request in a layer."""
+    keys: dict[tuple[int, int], Keys] = field(default_factory=dict)
+    tokens: list[Rows] = field(default_factory=list)
+    asked: list[_Asked] = field(default_factory=list)
+    now: Rows | None = None
+    found: Sequence[Segment] = ()
+
+    def __post_init__(self) -> None:
+        self.edits = {layer: self._changes(layer) for layer in self.here}
+        self.z = {layer: self._mine(self.plan.z, layer) for layer in self.here}
+        self.attending = {layer: self._mine(self.plan.stat_heads, layer) for layer in self.here}
+        self.layers = {n for n in self.here if self.edits[n] or self.z[n] or self.attending[n]}
+        self._where: dict[tuple[int, Where], Tensor] = {}
+
+    def _mine(self, heads: Heads, layer: int) -> list[int]:
+        return [local for _, local in self.here[layer].local(heads.get(layer, ()))]
+
+    def _changes(self, layer: int) -> list[tuple[int, Where, list[int], ValueEdit]]:
+        """Set of edits, where, local heads and the edit itself, for the heads that are held here."""
+        found = []
+        for n, some in enumerate(self.plan.edits):
+            for change in (c for c in some if c.layer == layer):
+                places = self.here[layer].local(change.heads)
+                if places:
+                    found.append((n, change.positions, [b for _, b in places], self._edit(change, places)))
+        return found
+
+    def _edit(self, change: Change, places: Sequence[tuple[int, int]]) -> ValueEdit:
+        made = change.at([a for a, _ in places], self.values)
+        assert isinstance(made, ValueEdit)
+        return made
+
+    def idle(self) -> None:
+        """Nothing of it runs, until `step` says what does."""
+        self.found, self.now, self.asked, self._where = (), None, [], {}
+
+    def step(self, found: Sequence[Segment], device: torch.device) -> None:
+        """What runs now; from here on it counts as taken."""
+        self.found = found
+        for one in found:
+            if one.start > one.held.done and self.trouble is None:
+                self.trouble = (
+                    f"tokens {one.held.done} to {one.start - 1} of request {one.held.row} never ran in this engine:"
+                    " they came from a cache."
+                )
+        if self.plan.z or self.plan.stats:
+            self.now = gathered(found, self.plan.positions, device)
+            self._count(self.now)
+        if self.plan.stats:
+            self.asked = [a for one in found if (a := self._ask(one, device)) is not None]
+        for one in found:
+            one.held.done = max(one.held.done, one.start + one.high - one.low)
+
+    def _ask(self, one: Segment, device: torch.device) -> _Asked | None:
+        last, end = last_wanted(self.plan.positions, one.held.prompt), one.start + one.high - one.low
+        if last is not None and one.held.done > last:
+            return None
+        rows = gathered([one], self.plan.positions, device).index - one.low
+        return _Asked(one, rows, last is None or end <= last)
+
+    def _count(self, rows: Rows) -> None:
+        """Which positions of each request are taken, or only how many where they are reduced."""
+        count = self._sum("count", torch.Size(), rows.owner)
+        count.index_add_(0, rows.owner, torch.ones_like(rows.owner, dtype=count.dtype))
+        if self.plan.reduce is None:
+            self.tokens.append(rows)
+
+    def _sum(self, name: str, shape: torch.Size, like: Tensor) -> Tensor:
+        if name not in self.sums:
+            self.sums[name] = torch.zeros(self.plan.rows, *shape, dtype=torch.float32, device=like.device)
+        return self.sums[name]
+
+    def act(self, layer: int, call: Call) -> None:
+        """Edit z, then keep of it what is asked for."""
+        if not self.found or layer not in self.layers:
+            return
+        z = call.z.view(call.q.shape[2], call.q.shape[1], -1)
+        for n, where, heads, edit in self.edits[layer]:
+            self._change(z, self._rows(n, where, z.device), heads, edit)
+        if self.z[layer] and self.now is not None and len(self.now):
+            self._keep(layer, z, self.now)
+        if self.attending[layer]:
+            for one in self.asked:
+                self._attend(layer, call, one)
+
+    def _rows(self, edits: int, where: Where, device: torch.device) -> Tensor:
+        """The tokens of this step that a set of edits touches, however often they were computed."""
+        if (edits, where) not in self._where:
+            mine = [s for s in self.found if s.held.edits == edits]
+            self._where[edits, where] = gathered(mine, where, device, fresh=False).index
+        return self._where[edits, where]
+
+    @staticmethod
+    def _change(z: Float[Tensor, "token head d"], rows: Tensor, heads: list[int], edit: ValueEdit) -> None:
+        if len(rows):
+            at = rows[:, None], torch.tensor(heads, device=z.device)[None]
+            z[at] = edit.change(z[at][None], None)[0].to(z.dtype)
+
+    def _keep(self, layer: int, z: Float[Tensor, "token head d"], rows: Rows) -> None:
+        heads = self.z[layer]
+        some = z[rows.index] if len(heads) == z.shape[1] else z[rows.index[:, None], torch.tensor(heads)[None]]
+        if self.plan.reduce is None:
+            self.kept.setdefault(layer, []).append(some)
+            return
+        some = some.float().norm(dim=-1) if self.plan.reduce == "norm" else some.float()
+        self._sum(f"z.{layer}", some.shape[1:], some).index_add_(0, rows.owner, some)
+
+    def _attend(self, layer: int, call: Call, one: _Asked) -> None:
+        """Statistics of the rows asked for, and the keys for those to come."""
+        heads, row = self.attending[layer], one.segment.held.row
+        some, group = slice(one.segment.low, one.segment.high), call.q.shape[1] // call.k.shape[1]
+        shared = sorted({h // group for h in heads})
+        held = self.keys.setdefault((row, layer), Keys())
+        k = held.add(call.k[0, shared, some], one.segment.start)
+        if len(one.rows):
+            each = [shared.index(h // group) for h in heads]
+            q = call.q[0, heads, some]
+            found = attend(
+                q[None], k[each][None], None, mask=self.here[layer].mask, scale=call.scale, softcap=call.softcap,
+                sinks=None if call.sinks is None else call.sinks.flatten()[heads], stats=self.plan.stats,
+                rows=None if len(one.rows) == q.shape[1] else one.rows,
+            )  # fmt: skip
+            self._note(layer, row, {name: x[0] for name, x in found.stats.items()})
+        if not one.more:
+            del self.keys[row, layer]
+
+    def _note(self, layer: int, row: int, found: dict[str, Tensor]) -> None:
+        if self.plan.reduce is None:
+            self.parts.setdefault((row, layer), []).append({name: x[None] for name, x in found.items()})
+            return
+        for name, x in found.items():
+            self._sum(f"s.{layer}.{name}", x.shape[:1], x)[row] += x.float().sum(1)
+
+    def taken(self) -> tuple[str, bytes]:
+        """Everything, with the numbers of the heads that it is of."""
+        tensors = dict(self.sums)
+        if self.tokens:
+            tensors["owner"] = torch.cat([r.owner for r in self.tokens])
+            tensors["position"] = torch.cat([r.position for r in self.tokens])
+            for layer, parts in self.kept.items():
+                tensors[f"z.{layer}"] = torch.cat(parts)
+                if len(tensors[f"z.{layer}"]) != len(tensors["owner"]) and self.trouble is None:
+                    self.trouble = f"layer {layer} did not run in every step: the engine skips it for some tokens."
+        for (row, layer), parts in self.parts.items():
+            tensors |= {f"s.{layer}.{name}.{row}": x[0] for name, x in concat(parts).items()}
+        held = {"z": self._numbers(self.z), "stats": self._numbers(self.attending), "trouble": self.trouble}
+        return json.dumps(held), save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
+
+    def _numbers(self, local: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+        return {layer: [h + self.here[layer].first for h in heads] for layer, heads in local.items() if heads}
