@@ -204,7 +204,7 @@ def _prompt(n: int, given: Any) -> Any:
     if isinstance(given, str) and given:
         return given
     ids = given.tolist() if isinstance(given, Tensor) else given
-    if isinstance(ids, Sequence) and ids and all(isinstance(i, Integral) and i >= 0 for i in ids):
+    if isinstance(ids, Sequence) and ids and all(isinstance(i, Integral) and int(i) >= 0 for i in ids):
         return {"prompt_token_ids": [int(i) for i in ids]}
     raise InputsError(f"prompt {n} is {given!r:.60}: expected a text that is not empty, or token ids.")
 

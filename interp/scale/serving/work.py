@@ -226,8 +226,8 @@ class Work:
                 tensors[f"z.{layer}"] = torch.cat(parts)
                 if len(tensors[f"z.{layer}"]) != len(tensors["owner"]) and self.trouble is None:
                     self.trouble = f"layer {layer} did not run in every step: the engine skips it for some tokens."
-        for (row, layer), parts in self.parts.items():
-            tensors |= {f"s.{layer}.{name}.{row}": x[0] for name, x in concat(parts).items()}
+        for (row, layer), chunks in self.parts.items():
+            tensors |= {f"s.{layer}.{name}.{row}": x[0] for name, x in concat(chunks).items()}
         held = {"z": self._numbers(self.z), "stats": self._numbers(self.attending), "trouble": self.trouble}
         return json.dumps(held), save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
 
