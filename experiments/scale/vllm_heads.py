@@ -39,7 +39,7 @@ TEXTS = [
     "Attention is all you need, said the paper, and then it went on to say that",
     "Water",
     "In 1969 people walked on the moon for the first time. In 1969 people walked on the",
-    "The quick brown fox jumps over the lazy dog. " * 6,
+    "The quick brown fox jumps over the lazy dog. " * 3,
 ]
 ROUNDS = 3
 
@@ -121,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.module.save_pretrained(folder)
         model.processor.save_pretrained(folder)
-        llm = LLM(folder, dtype="float32", max_model_len=256, max_num_seqs=16, max_num_batched_tokens=512,
+        llm = LLM(folder, dtype="float32", max_model_len=256, max_num_seqs=8, max_num_batched_tokens=256,
                   **interp.scale.vllm_arguments())  # fmt: skip
     with interp.scale.vllm(llm) as served:
         print(served)
@@ -139,12 +139,12 @@ def main() -> None:
         moved = (plain[0].z["L24"][:12] - mixed[0].z["L24"][:12]).abs().max().item()
         print(f"first request edited: {edited:.1e} from transformers' edit, moved by {moved:.2g}; others {same:.1e}")
         draw = torch.Generator().manual_seed(0)
-        long = torch.randint(0, 40000, (32, 120), generator=draw).tolist()
-        short = torch.randint(0, 40000, (32, 24), generator=draw).tolist()
+        long = torch.randint(0, 40000, (12, 64), generator=draw).tolist()
+        short = torch.randint(0, 40000, (8, 16), generator=draw).tolist()
         found = {}
-        for name, prompts, new in (("prompts", long, 1), ("generated", short, 16)):
+        for name, prompts, new in (("prompts", long, 1), ("generated", short, 12)):
             best = speed(served, prompts, new)
-            best["transformers"] = loop(model, prompts[:8], new) * len(prompts) / 8
+            best["transformers"] = loop(model, prompts[:4], new) * len(prompts) / 4
             tokens = sum(map(len, prompts)) + new * len(prompts)
             print(f"{name}: " + ", ".join(f"{who} {tokens / s:.0f} tokens/s" for who, s in best.items()))
             found[name] = best
