@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.explorer.crossed import Crossed, crossed_example, crossed_patterns, crossings
-from interp.explorer.looks import ROOM, example, patterns, stacks
+from interp.explorer.looks import FEWEST, ROOM, example, fitting, patterns, stacks
 from interp.explorer.measures import crossed_measures, described, measured
 from interp.explorer.payload.plain import ExplorerError
 from interp.explorer.pictured import Pictures, images, pixels
@@ -34,7 +34,7 @@ def payload(
     *,
     results: Mapping[str, Any] | Sequence[Any] = (),
     circuit: Any = None,
-    examples: int = 2,
+    examples: int | None = None,
     pictures: Sequence[Any] | None = None,
     title: str | None = None,
 ) -> dict[str, Any]:
@@ -117,13 +117,14 @@ def _looks(
     x: Inputs,
     towers: list[tuple[Tower, Inputs]],
     across: list[Crossed],
-    count: int,
+    count: int | None,
     pictures: Pictures,
 ) -> dict[str, list[Any]]:
     held: dict[str, list[Any]] = {"examples": [], "patterns": [], "images": []}
     room = ROOM // max(1, len(towers) + len(across))
     for tower, own in towers:
-        chosen, start = range(min(count, own.batch)), len(held["examples"])
+        wanted = fitting(tower, own, room) if count is None else count
+        chosen, start = range(min(wanted, own.batch)), len(held["examples"])
         if not chosen:
             continue
         suffix = f", {tower.name}" if len(towers) > 1 else ""
@@ -132,7 +133,7 @@ def _looks(
         held["patterns"] += [{**block, "example": start + block["example"]} for block in blocks]
         held["images"] += [one for row in chosen for one in images(own, row, start + row, pictures)]
     for one in across:
-        chosen, start = range(min(count, one.rows.batch)), len(held["examples"])
+        chosen, start = range(min(FEWEST if count is None else count, one.rows.batch)), len(held["examples"])
         if not chosen:
             continue
         held["examples"] += [crossed_example(one, row) for row in chosen]

@@ -76,12 +76,13 @@ def explore(
     *,
     results: Mapping[str, Any] | Sequence[Any] = (),
     circuit: Any = None,
-    examples: int = 2,
+    examples: int | None = None,
     pictures: Sequence[Any] | None = None,
     title: str | None = None,
 ) -> Explorer:
     """The heads of a model on `data`: texts, `Inputs` or a task. `results` are values with a table of heads, by name
-    or in order; `examples` says of how many rows patterns are shown; `pictures` are those of the data (PIL), read off
+    or in order; `examples` says of how many rows patterns are shown,
+    two to four as there is room if not given; `pictures` are those of the data (PIL), read off
     a task or the model's pixels if not given."""
     return Explorer(
         payload(model, data, results=results, circuit=circuit, examples=examples, pictures=pictures, title=title)

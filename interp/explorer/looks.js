@@ -51,7 +51,7 @@ let unfolded = null;
 const wholePattern = (matrix, open) => el("details", { class: "matrix", open }, el("summary", { text: "The whole pattern", click: (event) => { unfolded = !event.currentTarget.parentNode.open; } }), el("div", { class: "scroll" }, matrix));
 
 const sampledWords = (found, about) => found.partial && found.rows.length === about.tokens.length ? `Of each query row the ${found.wide} keys with the most weight.` : found.across ? `The tokens that look stand first, then what they look at: ${found.rows.length} query rows, ` + (found.partial ? `of each the ${found.wide} keys with the most weight.` : `${found.keys.length} keys.`)
-  : `A sample of a longer text: ${found.rows.length.toLocaleString("en")} of ${about.tokens.length.toLocaleString("en")} query rows` + (found.partial ? `, of each the ${found.wide} keys with the most weight.` : `, ${found.keys.length} keys.`);
+  : `A sample of a longer text: ${found.rows.length.toLocaleString("en")} of ${about.tokens.length.toLocaleString("en")} query rows` + (found.partial ? `, of each the ${found.wide} keys with the most weight.` : `, ${found.keys.length} keys.`) + (state.lines ? "" : " The tokens of these rows are underlined.");
 
 function attentionControls(head, example) {
   const way = el("select", { id: "choose-way", "data-act": "way", change: () => change({ way: way.value }) }, el("option", { value: "from", text: "attends to" }), el("option", { value: "to", text: "is attended from" }));

@@ -30,6 +30,8 @@ ROOM = 1_500_000
 """Bytes of patterns of a page."""
 ROWS, KEYS = 48, 8
 """Rows of a longer text, and keys of each."""
+FEWEST, MOST = 2, 4
+"""Examples of a page that does not say how many."""
 INDEX = 5
 """Bytes of one such key: its weight and its number."""
 
@@ -87,6 +89,16 @@ def patterns(
         return _rows(model, x, tower, own, rows, min(ROWS, max(1, room // (heads * len(rows) * longest))))
     count = min(ROWS, max(1, room // (heads * len(rows) * KEYS * INDEX)))
     return _largest(model, x, tower, own, rows, count)
+
+
+def fitting(tower: Tower, own: Inputs, room: int) -> int:
+    """Of how many rows whole patterns have room, between the fewest and the most."""
+    heads = sum(layer.heads for layer in tower.layers if layer.kind == "self")
+    lengths = own.valid.sum(1).tolist()
+    whole = (
+        n for n in range(MOST, FEWEST, -1) if max(lengths[:n]) <= WHOLE and heads * n * max(lengths[:n]) ** 2 <= room
+    )
+    return next(whole, FEWEST)
 
 
 def _sites(model: Model, tower: Tower) -> list[str]:

@@ -29,7 +29,7 @@ function tokenStrip(example, found, about, tell) {
         if (!drawn.has(at + 1) || at + 1 === end) { nodes.push(gap(inside, "patches, in the picture")); inside = 0; }
         continue;
       }
-      const one = el("button", { type: "button", class: "token", "data-place": at, "aria-pressed": String(state.token === at), title: `${at}${about.roles ? ` ${shorten(about.roles[at], 40)}` : ""}`,
+      const one = el("button", { type: "button", class: found.sampled && found.rows.length < found.tokens && found.rowOf(at) !== null ? "token kept" : "token", "data-place": at, "aria-pressed": String(state.token === at), title: `${at}${about.roles ? ` ${shorten(about.roles[at], 40)}` : ""}`,
         mouseenter: () => tell(at), focus: () => tell(at), mouseleave: () => tell(null), click: () => lockToken(at) }, el("bdi", { text: piece(about.tokens[at]) }));
       nodes.push(one);
       strip.cells.push({ node: one, row: 0, column: strip.cells.length, at });
@@ -111,7 +111,11 @@ function nextWord(tokens, word, after) {
 function saidAbout(said, found, about, position, jump, way = state.way) {
   const weights = weightsAt(found, position, way), long = isLong(found);
   const token = el("p", {}, el("b", { text: `${position} ` }), about.tokens[position] === "" ? "(empty)" : folded(about.tokens[position]), about.roles ? ` (${shorten(about.roles[position], 40)})` : "", state.token === position ? ", locked" : "");
-  if (weights === null) { said.replaceChildren(token, el("p", { text: "This row is not in the sample." })); return; }
+  if (weights === null) {
+    const near = found.rows.reduce((best, at) => (Math.abs(at - position) < Math.abs(best - position) ? at : best));
+    said.replaceChildren(token, el("p", {}, "This row is not in the sample. ", el("button", { type: "button", "data-act": "nearest", click: () => { change({ token: near }); jump(near); }, text: `The nearest that is: ${near} ${piece(about.tokens[near])}` })));
+    return;
+  }
   const top = [...weights].filter(([, w]) => w > 0).sort((a, b) => b[1] - a[1]).slice(0, long ? 8 : 5);
   const around = (from, to) => about.tokens.slice(Math.max(0, from), to).map((text) => shorten(text, 12)).join("").replaceAll("␣", " ");
   said.replaceChildren(token, el("p", { text: way === "from" ? "attends most to" : "is attended to most from" }),

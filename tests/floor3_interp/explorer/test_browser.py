@@ -354,6 +354,10 @@ def test_a_sample_of_a_long_text_says_so(show: Open) -> None:
         tab.get_by_role("button", name="Go to t42 at 42").click()
         tab.locator('.token[data-place="42"]').click()
         assert "This row is not in the sample." in tab.locator("#card .said").inner_text()
+        tab.get_by_role("button", name="The nearest that is: 100 t100").click()
+        assert tab.evaluate("document.activeElement.dataset.place") == "100"
+        assert tab.locator(".token.here.kept").all_inner_texts() == ["t100"]
+        assert "t0 at 0: 0.5" in tab.locator("#card ol.top").inner_text()
 
 
 def test_a_notebook_shows_it_in_a_frame(chromium: Any, tmp_path: Path) -> None:

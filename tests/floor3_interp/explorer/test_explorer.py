@@ -247,6 +247,14 @@ def test_padding_is_left_out(ioi: tuple[Any, Any], room: int) -> None:
             assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_as_many_examples_are_shown_as_have_room(ioi: tuple[Any, Any]) -> None:
+    model, task = ioi
+    [(tower, own)], _ = looks.stacks(model, task.clean)
+    one = 32 * own.length**2
+    assert [looks.fitting(tower, own, n * one) for n in (0, 2, 3, 9)] == [2, 2, 3, 4]
+    assert len(built(model, task.clean)["examples"]) == min(4, task.clean.batch)
+
+
 def test_rows_that_look_at_a_picture_keep_all_their_keys() -> None:
     """A map drawn from the eight heaviest of 257 patches shows what eight patches look like, not where a head looks."""
     from encoders import many_patches

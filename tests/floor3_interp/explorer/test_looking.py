@@ -184,7 +184,7 @@ def test_pinned_heads_lie_side_by_side_on_one_scale(show: Open) -> None:
         assert panels.locator("h3").all_inner_texts() == pins[1:]
         said = tab.locator("#compare > .about").inner_text()
         assert "The last 4 of 5 pinned heads." in said
-        top = float(re.search(r"0 to ([\d.]+);", said)[1])
+        top = float(re.findall(r"0 to ([\d.]+);", said)[0])
         assert top == pytest.approx(weights[at].max(), abs=0.01)
         names = panels.locator("svg.pattern").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
         assert len({name.rpartition("weights")[2] for name in names}) == 1
@@ -338,7 +338,7 @@ def test_examples_are_chosen_by_their_text(show: Open) -> None:
     with show(measured(), fragment="#head=L1.H2") as tab:
         menu = tab.get_by_role("region", name="Head L1.H2").get_by_label("Example")
         said = menu.locator("option").all_inner_texts()
-        assert [re.search("(Mary|Anna) \\(prompt [01]\\)$", one)[1] for one in said] == ["Mary", "Anna"]
+        assert [re.findall("(Mary|Anna) \\(prompt [01]\\)$", one)[0] for one in said] == ["Mary", "Anna"]
         menu.select_option("1")
         assert tab.locator(".token").last.inner_text().endswith("Anna")
         assert tab.locator("#thumbs").get_by_label("Example").input_value() == "1"
