@@ -11,7 +11,7 @@ WORKERS ?= 2
 BENCHES := $(filter-out experiments/bench/_% experiments/bench/real.py,$(wildcard experiments/bench/*.py))
 STUDIES := $(filter-out experiments/real/_%,$(wildcard experiments/real/*.py)) experiments/bench/real.py
 
-.PHONY: demo test device check bench real release clean
+.PHONY: demo test device check bench real docs release clean
 
 demo: $(VENV)/.base
 	$(BIN)/interp demo
@@ -38,6 +38,11 @@ real: $(VENV)/.real
 	$(BIN)/pytest -n 0 -m real $(ARGS)
 	@set -e; for study in $(STUDIES); do echo "== $$study"; $(BIN)/python $$study; done
 
+# The documentation as a site: open build/site/index.html, which needs no server and no network.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/build.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Both archives built and checked, and the wheel at work in an environment that has nothing else.
 release: $(VENV)/.test
 	rm -rf build dist $(VENV)/fresh
@@ -48,7 +53,7 @@ release: $(VENV)/.test
 	cd $(VENV)/fresh && bin/interp demo
 
 clean:
-	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.real $(VENV)/.browser $(VENV)/fresh build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.real $(VENV)/.docs $(VENV)/.browser $(VENV)/fresh build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +64,10 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[$(TEST_EXTRAS)]'
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[docs]'
 	@touch $@ $(VENV)/.base
 
 # The package's weights are read from its files: none of what it depends on is needed.

@@ -1,6 +1,6 @@
 """interp: look inside attention heads, and change what they do, in any transformer.
 
-What is used daily stands here, the rest in rooms (`interp.long.influence`). Everything is loaded when first used, so
+Names of daily use are here, the rest in rooms (`interp.long.influence`). Everything is loaded when first used, so
 that `import interp` is quick.
 """
 
@@ -73,7 +73,9 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"interp.{name}")
     if name in _MOVED:
-        raise AttributeError(f"interp.{name} is interp.{_MOVED[name]}.{name} now.")
+        raise AttributeError(
+            f"interp.{name} is interp.{_MOVED[name]}.{name} now, since version 0.2. This hint stays until version 1.0."
+        )
     if name not in _HOME:
         raise AttributeError(f"interp has no {name!r}; it has {', '.join(__all__)}")
     module, _, renamed = _HOME[name].partition(":")

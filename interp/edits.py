@@ -1,4 +1,4 @@
-"""Every edit there is, in one place: `from interp.edits import Calibrate`. The ones used daily stand at the root
+"""Every edit there is, in one place: `from interp.edits import Calibrate`. Those of daily use are at the root
 too."""
 
 from __future__ import annotations

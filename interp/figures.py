@@ -1,4 +1,4 @@
-"""Figures that need more than one result, each one call: attention on tokens, heads beside each other, two measures
+"""Figures that need more than one result, each one call: attention on tokens, heads side by side, two measures
 against each other, maps over a picture.
 
 What one result shows is `result.figure("x.pdf")`. All give a `Figure`: it shows itself in a notebook, `path` (or its
@@ -46,7 +46,7 @@ def attention(
     across: int = 3,
     width: Width = "page",
 ) -> Figure:
-    """The patterns of heads on the tokens of one row, beside each other and on one scale. `heads` are sites such as
+    """The patterns of heads on the tokens of one row, side by side and on one scale. `heads` are sites such as
     "L1.H7" or ["L0.H*", "L1.H2"]; `positions` takes some tokens only."""
     x = model.prepare(inputs) if not hasattr(inputs, "kwargs") else inputs
     if x.tokens is None:

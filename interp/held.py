@@ -170,7 +170,7 @@ class Held(Told):
         return {name: moved(value, device) for name, value in kwargs.items()}
 
     def inputs(self, inputs: Any) -> Inputs:
-        """Whatever stands for inputs, as `Inputs`."""
+        """Anything that can be inputs, as `Inputs`."""
         if isinstance(inputs, Inputs):
             return self._completed(inputs, inputs.kwargs)
         if torch.is_tensor(inputs) and inputs.ndim == 4 and self.config is None:

@@ -67,6 +67,7 @@ AREAS: dict[str, str] = {
     "floor4_studies/test_zoo": "zoo",
     "floor4_studies/test_notebooks": "product",
     "repository/test_docs": "product",
+    "repository/test_site": "product",
 }
 
 

@@ -106,7 +106,7 @@ class Layer:
 
     @property
     def gated(self) -> bool:
-        """Whether something stands between the attention and its output projection: z is what the projection reads."""
+        """Whether something is between the attention and its output projection: z is what the projection reads."""
         return self.seen and "z" in self.ports
 
     @property
@@ -146,6 +146,7 @@ class Tower:
 
     @cached_property
     def by_index(self) -> dict[int, Layer]:
+        """Its layers by their number."""
         return {layer.index: layer for layer in self.layers}
 
     @property
@@ -281,7 +282,7 @@ class Anatomy:
         return site
 
     def layer(self, site: Site) -> Layer:
-        """The layer a site lies in."""
+        """The layer of a site."""
         assert site.layer is not None
         return self.tower(site.tower, text=str(site)).layer(site.layer)
 

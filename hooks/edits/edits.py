@@ -78,7 +78,7 @@ class Edit(ByContent):
 
     @cached_property
     def written(self) -> str:
-        """What is written down of it beside results: how it prints, and a digest of its content."""
+        """What results keep of it: how it prints, and a digest of its content."""
         return f"{self!r} {hashlib.sha256(repr(self._content()).encode()).hexdigest()[:16]}"
 
 
@@ -281,7 +281,7 @@ class AttentionEdit(Edit):
 
 
 class KernelEdit(AttentionEdit):
-    """One that the kernels do on the way."""
+    """One that the kernels do while they attend."""
 
     def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
         keys = {name: place.keys(spec) for name, spec in self.key_sets().items()}

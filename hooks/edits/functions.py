@@ -39,6 +39,7 @@ class Unwritten:
         return f"{self!r} (a function)"
 
     def refuse_unwritten(self) -> None:
+        """Raise: a function cannot be written down."""
         raise EditError(
             f"{self!r} holds a function, which cannot be written down, so a directory would not say what was run: leave"
             " out= out, or use an edit that is a value."
@@ -105,7 +106,7 @@ class Program(Unwritten, AttentionEdit):
 
     An object with `z(part)`, the output [example, head, query, d], and `pattern(part)`, its weights [example, head,
     query, key] or None where it has none; or a function of the part that gives z. `part` is what the call received for
-    these heads (`interp.hooks.stand.part.Part`): q, k, v, mask, scale and so on, with the model's own mathematics at
+    these heads (`interp.hooks.stand.part.Part`): q, k, v, mask, scale and so on, with the model's own computation at
     hand, so that `part.read(part.softmax(part.scores()))` changes nothing. A recorded pattern and statistics are those
     of the program's pattern, and refused where it has none. Gradients flow through. An object that also has `start`,
     `grow` and `answer` goes on from a state of its own while the model generates (`interp.hooks.stand.program`).

@@ -23,7 +23,7 @@ from interp.hooks.stand.call import Call
 class RouteHeads(ValueEdit):
     """Of the site's heads ("L*.z", "L*.H4-7.z") let `keep` write at each token, those with the longest queries.
 
-    `shared` are heads that always write, beside those: their numbers, or how many from head 0 on. Heads that the site
+    `shared` are further heads that always write: their numbers, or how many from head 0 on. Heads that the site
     leaves out are not touched.
     """
 

@@ -139,10 +139,10 @@ class Inputs:
         return replace(self, towers={**self.towers, tower: every})
 
     def mask(self, spec: Positions) -> Bool[Tensor, "batch position"]:
-        """The real positions a specification stands for.
+        """The real positions that a specification means.
 
         A role (`"image"`, `"text"`, `"bos"`, `"image:0"`, `"newline"`, `"cls"`), `"all" "first" "last"`, `"prompt"
-        "continuation" "last_prompt"`, a text that stands once in every row, a `Span`, a column, columns, columns per
+        "continuation" "last_prompt"`, a text that occurs once in every row, a `Span`, a column, columns, columns per
         row, a slice, a range, or a mask.
         Negative numbers count from each row's last real token; a number that is padding in some row is an error.
         """
@@ -151,7 +151,7 @@ class Inputs:
         return resolve(spec, self.valid, self.roles, self.continuation)
 
     def _only(self, text: str) -> str | Span:
-        """The tokens of a text that stands once in every row; the text as it is where it stands in none."""
+        """The tokens of a text that occurs once in every row; the text as it is where it stands in none."""
         counts = [one.count(text) for one in self.texts or ()]
         if not any(counts):
             return text

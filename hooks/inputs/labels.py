@@ -39,11 +39,11 @@ class Roles:
     sizes: tuple[tuple[int, int], ...] | None = None
     fit: Fit | None = None
     seconds: float | None = None
-    """Of sound: the time that a position stands for, position n from `n * seconds` on."""
+    """Of sound: the time of a position; position n begins at `n * seconds`."""
 
     @property
     def newline(self) -> Tensor:
-        """Tokens that end a row of patches and stand for no patch."""
+        """Tokens that end a row of patches and are no patch."""
         return self.tags.get("newline", torch.zeros_like(self.patch))
 
     @property
@@ -53,7 +53,7 @@ class Roles:
 
     @property
     def patch(self) -> Tensor:
-        """Positions that stand for a cell of a grid."""
+        """Positions that are a cell of a grid."""
         return self.row >= 0
 
     def names(self) -> tuple[str, ...]:

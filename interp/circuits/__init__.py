@@ -1,6 +1,6 @@
 """Which connections carry a behaviour: `edges` scores them, `span_edges` tells them apart by tokens, `acdc` prunes
 them, `edge_pruning` and `bottleneck` learn which to keep. A `Circuit` is some of them, `faithfulness` judges it, and
-`judge` asks whether it is real. How scores are computed lies in `graph/`, ways to find edges in `discovery/`.
+`judge` asks whether it is real. `graph/` computes scores, `discovery/` has ways to find edges.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Heads of diffusers' denoisers over the steps of a pipeline: what words reach, and what perturbed heads do.
+"""Heads of diffusers' denoisers over the steps of a pipeline: where words reach, and what perturbed heads do.
 
 `interp.attach(pipe)` holds the denoiser of a pipeline, `m.watch(record=..., steps=...)` around `pipe(...)` records and
 edits its calls. Here are `perturbed` (guidance by heads that look at themselves), `hunt` (which heads to perturb),

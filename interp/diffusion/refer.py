@@ -70,7 +70,7 @@ def refer(
 
 
 def pointing(point: Tensor, boxes: Sequence[Sequence[float | int]], *, grid: tuple[int, int]) -> Tensor:
-    """[example]: whether the middle of the cell that was pointed at lies in the example's box, (left, top, right,
+    """[example]: whether the middle of the cell that was pointed at is in the example's box, (left, top, right,
     bottom) as fractions of the picture."""
     if len(boxes) != len(point) or any(len(box) != 4 for box in boxes):
         raise InputsError(f"expected one box of four numbers for each of {len(point)} examples, got {len(boxes)}.")

@@ -52,7 +52,7 @@ class Filling:
 
 @dataclass(frozen=True, eq=False)
 class Unmasked(Told):
-    """An answer, when each of its words was put down, and what was recorded on the way."""
+    """An answer, the step at which each of its words was written, and what was recorded."""
 
     ids: Tensor
     when: Tensor

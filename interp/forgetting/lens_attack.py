@@ -56,7 +56,7 @@ class LensAttack(Saved):
 
     sites: tuple[str, ...]
     ranks: Tensor
-    """Of rise and fall the first layer has none and stands at the number of words."""
+    """The first layer has no rise and fall: its rank is the number of words."""
     said: Tensor
     """[example]: the answer's place in the model's own output."""
     budget: Tensor

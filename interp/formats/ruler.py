@@ -31,7 +31,7 @@ class RulerPrompt:
         return self.input + self.answer_prefix
 
     def string_match(self, answer: str) -> float:
-        """The share of outputs that stand in the answer."""
+        """The share of outputs that the answer contains."""
         return sum(output.lower() in answer.lower() for output in self.outputs) / len(self.outputs)
 
     def any_match(self, answer: str) -> float:

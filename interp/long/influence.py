@@ -78,7 +78,7 @@ def influence(
 ) -> Influence | ShardDone:
     """Score every text of a JSONL file (its field `column`) or a list by how much it needs `heads` ("L1.H0", ...).
 
-    `random` sets of as many other heads are held against them; `max_tokens` cuts texts earlier than the model must.
+    `random` sets of as many other heads are compared with them; `max_tokens` cuts texts earlier than the model must.
     `shard=(0, 4)` does the first of four parts of the chunks (of `chunk` texts) into a directory of its own, and
     `interp.scale.merge` makes the result of all four; `engine` does chunks elsewhere (`interp/cells/work.py`).
     """

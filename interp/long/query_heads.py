@@ -48,7 +48,7 @@ def query_heads(
 ) -> RetrievalHeads:
     """Score every head on a task whose `positions` name the "question" and the passages that answer it.
 
-    `null` stands in for the question: a text the tokenizer knows, or ids where the prompts are ids. Name as question
+    `null` replaces the question: a text the tokenizer knows, or ids where the prompts are ids. Name as question
     all that belongs to it: in the paper the instruction before it is part of it, and so is all that follows.
     """
     sites = attention_sites(model)

@@ -1,4 +1,4 @@
-"""How a run is judged: by its logits (`shipped`) or by what stands at another place (`places`), and how any of these is
+"""How a run is judged: by its logits (`shipped`) or by the value at another site (`places`), and how any of these is
 asked (`judge`, `judges`, `reading`)."""
 
 from __future__ import annotations

@@ -44,13 +44,14 @@ def reads_of(metric: Metric, x: Inputs, logits: Tensor) -> Reads:
 
 
 def answer_ids(model: Model, answers: Any) -> Ids:
-    """One tuple of ids a row, from a tensor, or from ids, words, or lists of either."""
+    """One tuple of ids a row, from a tensor, or from ids, words, or lists of either; one word is one row."""
     from interp.prompts.vocabulary import Vocabulary
 
     if torch.is_tensor(answers):
         return ids(answers)
     words = Vocabulary(model)
-    rows = [row if isinstance(row, (list, tuple)) else [row] for row in answers]
+    given = [answers] if isinstance(answers, (str, int)) else answers
+    rows = [row if isinstance(row, (list, tuple)) else [row] for row in given]
     return tuple(tuple(words.single(i, "answer") for i in row) for row in rows)
 
 

@@ -36,7 +36,7 @@ Vectors = Float[Tensor, "row d"]
 
 @dataclass(frozen=True, eq=False)
 class At:
-    """Any function of what stands at a site: `At("L5.resid_post", lambda value, inputs: value[:, 0, 7])`."""
+    """Any function of the value at a site: `At("L5.resid_post", lambda value, inputs: value[:, 0, 7])`."""
 
     site: str
     function: Callable[[Tensor, Any], Tensor]

@@ -3,7 +3,7 @@
     with m.edited([Linear("L5.H*", "elu")]): ...
 
 Linear in length (`linear/`), softmax over fewer keys by position (`windows/`) or by content (`routed/`), and others
-(`other/`), one operator a file. `compare` reads operators beside the heads' own softmax, `mimic` fits one to heads,
+(`other/`), one operator a file. `compare` compares operators with the heads' own softmax, `mimic` fits one to heads,
 `find_blocks` finds the blocks that heads read, `route_heads` learns which heads each token needs, `replaceable` says
 where the model goes on without its softmax, `dependency_tree` is the tree that a pattern draws.
 """

@@ -100,7 +100,7 @@ def route_heads(
     seed: int = 0,
 ) -> Routes:
     """Train a router for each layer of `heads` on `data`, for `seeds` runs from seed, seed + 1, ..., and judge them on
-    `heldout`. Each token keeps `keep` heads beside the `shared` ones: their numbers, or how many from head 0 on.
+    `heldout`. Each token keeps `keep` heads and the `shared` ones: their numbers, or how many from head 0 on.
     `loss(logits, inputs)` is what shall stay small, a number or one a row."""
     if steps < 0 or seeds < 1 or balance < 0:
         raise InputsError(f"steps and balance are at least 0 and seeds at least 1; got {steps}, {balance} and {seeds}.")

@@ -19,7 +19,7 @@ LEAST = 1e-12
 
 
 def dependency_tree(pattern: Float[Tensor, "row key"], *, root: int | None = None) -> list[int]:
-    """For each token the one that it hangs on, -1 for the root; `pattern` is of one head, or of several added up."""
+    """For each token its parent in the tree, -1 for the root; `pattern` is of one head, or of several added up."""
     n = pattern.shape[0]
     if pattern.shape[1] != n or n == 0 or not bool((pattern >= 0).all()):
         raise InputsError(

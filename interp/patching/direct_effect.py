@@ -39,7 +39,7 @@ def direct_effect(
 ) -> Effects:
     """Every part's share of the metric of this run, per example.
 
-    `metric` is a logit difference or any other metric; `answers`, ids or words a row, stands for the mean of their
+    `metric` is a logit difference or any other metric; `answers`, ids or words a row, means the mean of their
     logits. The parts are `embed`, `L*.H*.result`, `L*.mlp_write`, `bias` and `remainder`.
     """
     anatomy = model.ready()

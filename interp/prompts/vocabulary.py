@@ -95,7 +95,7 @@ class Vocabulary:
         if self.unknown(ids):
             raise TaskError(f"expected {what}s this tokenizer knows, and it has no token for {word!r}")
         pieces = [self.tokenizer.convert_ids_to_tokens(i) for i in ids]
-        raise TaskError(f"expected a {what} of one token, got {len(ids)} for {word!r}: {pieces}; choose another {what}")
+        raise TaskError(f"expected one token for the {what} {word!r}, got {len(ids)}: {pieces}; choose another {what}")
 
     def pool(self, words: Sequence[str], what: str, *, least: int) -> tuple[str, ...]:
         """Those of the toolkit's words that are one token after a blank; an error where too few are left."""

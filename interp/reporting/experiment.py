@@ -35,7 +35,7 @@ PRIMARY = ("patch", "denoise")
 
 @dataclass(frozen=True, eq=False)
 class Experiment(Told):
-    """Where the grid lies; `stability` has a row per pair of cells of one model and task."""
+    """The directory of the grid; `stability` has a row per pair of cells of one model and task."""
 
     folder: Path
     cells: tuple[dict[str, Any], ...]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Report(Told):
-    """Where a report lies, its rows, and what it found in a sentence."""
+    """The directory of a report, its rows, and what it found in one sentence."""
 
     folder: Path
     rows: Any
@@ -93,7 +93,7 @@ def report(
     results that you have, or both.
 
     `exact` forces patching of every head or estimates; `top` heads get cards; `examples` prompts are shown; `draws`
-    sets of random heads and `random` random circuits stand beside what was found. `budget` is a number of forward
+    sets of random heads and `random` random circuits are compared with what was found. `budget` is a number of forward
     passes or minutes ("10 min"). `prompts="auto"` takes as many of a task's prompts as the intervals need, "all" all of
     them; unless said, "auto" where a task is named without `n`.
     """

@@ -122,7 +122,7 @@ class Agreement(HeadResult):
         return pandas.concat(parts, ignore_index=True)
 
     def auc(self) -> Any:
-        """One row per order: the area under its curve, and by how much it lies below that of random orders. A faithful
+        """One row per order: the area under its curve, and how far it is below that of random orders. A faithful
         order has a small area."""
         import pandas
 

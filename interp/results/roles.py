@@ -74,7 +74,7 @@ class HeadRoles(HeadResult):
     def top(self, n: int = 10, *, kind: str | None = None, method: str | None = None) -> Any:
         """The n heads with most of one kind (which is its method). Without one, each head's best kind: what it stands
         out in. `above` is in standard deviations over the mean of all heads, since some kinds are common to all; values
-        below 0 count as none. Heads that stand out most come first."""
+        below 0 count as none. The most extreme heads come first."""
         frame = self.to_frame(kind or method)
         if kind or method:
             return largest(frame, n, by="high")

@@ -89,7 +89,7 @@ class Sinks(HeadResult):
         return pandas.DataFrame(rows, columns=["site", "example", "position", "dim", "magnitude", "times_median"])
 
     def outliers(self, *, fence: float = 3.0, times: float = 2.0) -> Any:
-        """One row per token whose norm stands apart in its layer, the largest first.
+        """One row per token whose norm is extreme in its layer, the largest first.
 
         The bound is each layer's own: Tukey's outer fence, `fence` quartile distances above the upper quartile, over
         the logarithms of the norms of its words or patches, and at least `times` their median. `received` is alpha_k in

@@ -1,4 +1,4 @@
-"""How much rests on the exact attention: the worst change of scores or patterns within a radius, beside random changes
+"""How much depends on the exact attention: the worst change of scores or patterns in a radius, and random changes
 of the same norm (`perturb_attention`; how a direction is found is in `directions`)."""
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def compare(
 
     `clean` are prompts that the model should answer with `answer` rather than with `wrong`, `corrupt` the same prompts
     with one thing changed, token by token as long as they. One text or one a row; an answer of one row may be several
-    words. Words are written as they stand in the text, with the blank before them, and are one token each. Without
+    words. Write words as in the text, with the blank before them; each is one token. Without
     `wrong` the score is the log-probability of the answer. `images` are one a row, and the corrupt ones are the same
     unless `corrupt_images` says otherwise.
     """

@@ -63,7 +63,7 @@ class Task(Told):
     reads: Reads = ("final_norm", "mean")
     """Of a similarity."""
     chat: str | None = None
-    """What the user asks for, where the prompts stand in the model's chat template."""
+    """What the user asks for, if the prompts are in the model's chat template."""
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -245,7 +245,7 @@ class Task(Told):
         return task.take(rows)
 
     def save(self, path: str | Path) -> Path:
-        """Write JSONL: a head line, then one line a row; pictures go to a folder beside it."""
+        """Write JSONL: a head line, then one line a row; pictures go to a folder next to it."""
         head = (self.name, self.score, self.whole, self.recipe, self.reads, self.chat)
         return files.save(head, self.rows, Path(path))
 

@@ -60,7 +60,7 @@ class VisualSinks(HeadResult):
     image: Tensor
     """Bool [example, position]: the image tokens."""
     dims: tuple[int, ...]
-    """D; none where nothing stands out at the first token, and then there are no sinks."""
+    """D; none where no dimension is extreme at the first token, and then there are no sinks."""
     tau: float
     meta: Mapping[str, Any] = field(default_factory=dict)
 

@@ -11,9 +11,11 @@ from house import ROOT
 
 import interp
 
-README, OVERVIEW, PROMISES, CALLS = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/overview.md", "docs/promises.md", "docs/calls.md")
+README, OVERVIEW, PROMISES = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/overview.md", "docs/promises.md")
 )
+DEPRECATIONS = (ROOT / "docs" / "deprecations.md").read_text()
+REFERENCE = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
 
 
 ROOMS = [name for name in interp.__all__ if inspect.ismodule(getattr(interp, name))]
@@ -33,7 +35,7 @@ def test_every_name_of_a_room_loads_and_says_what_it_is(room: str, name: str) ->
     thing = getattr(getattr(interp, room), name)
     assert inspect.getdoc(thing)
     assert not inspect.ismodule(thing), f"{room}.{name} is the file, not the call"
-    assert f"## `interp.{name}`" in CALLS or f"## `interp.{room}.{name}`" in CALLS, "run python docs/build.py"
+    assert f"## `interp.{name}`" in REFERENCE or f"## `interp.{room}.{name}`" in REFERENCE, "run python docs/build.py"
 
 
 @pytest.mark.parametrize("name", interp._MOVED)
@@ -43,6 +45,11 @@ def test_a_name_that_moved_says_where_it_is(name: str) -> None:
     where = re.search(r"is interp\.(\w+)\.(\w+) now", str(told.value))
     assert where
     assert getattr(getattr(interp, where[1]), where[2])
+    assert "since version 0.2" in str(told.value)
+    assert "until version 1.0" in str(told.value)
+    row = re.search(rf"^\|.*`{name}`.*\| `interp\.(\w+)` \|$", DEPRECATIONS, re.MULTILINE)
+    assert row, f"docs/deprecations.md does not say where {name} is"
+    assert row[1] == where[1]
 
 
 def test_about_forty_names_stand_at_the_root() -> None:

@@ -31,11 +31,12 @@ EXTRAS = {
     "peers",
     "dist",
     "vllm",
+    "docs",
     "dev",
     "notebooks",
     "all",
 }
-TARGETS = {"demo", "test", "device", "check", "bench", "real", "clean", "release"}
+TARGETS = {"demo", "test", "device", "check", "bench", "real", "docs", "clean", "release"}
 
 
 def fault(file: Path, name: str) -> str | None:

@@ -25,7 +25,7 @@ class Measured:
     reduce: Reduce = "mean"
     """Over examples the mean; then over the l2 norm of the layer's heads, or against `other`."""
     other: Tensor | None = None
-    """[head, example] of the data it is held against."""
+    """[head, example] of the data it is compared with."""
     seeds: Tensor | None = None
     """[seed, head], the estimates of each seed, where there are several."""
     unit: Literal["example", "seed"] = "example"

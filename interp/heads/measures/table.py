@@ -84,7 +84,7 @@ class Importance(HeadResult):
 
     def scores(self, method: str, *, signed: bool = False) -> dict[str, float]:
         """By site, larger where the measure ranks higher: what a pruner takes. `signed` keeps the sign where magnitude
-        ranks, so that heads that stand in the way come last."""
+        ranks, so that heads that work against the answer come last."""
         one, estimate = self.measure(method), self.estimate(method)
         ranked = estimate if signed and one.order == "abs" else one.oriented(estimate)
         return dict(zip(self.sites, ranked.tolist(), strict=True))

@@ -30,7 +30,7 @@ class Chunks(Choosing):
     whole = True
 
     budget: int = 64
-    """Keys that a row keeps, its own beside them."""
+    """Keys that a row keeps, without its own."""
     count: int = 8
     """How many chunks, where the keys say where they begin."""
     starts: tuple[int, ...] | None = None

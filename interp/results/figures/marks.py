@@ -39,7 +39,7 @@ class Heatmap:
     sure: Any = None
     """Bool [row, column]: where the interval leaves out 0, so that a sign may be shown. None: everywhere."""
     picture: Any = None
-    """[row, column, 3] in 0 to 255: what lies under the grid."""
+    """[row, column, 3] in 0 to 255: the picture under the grid."""
     title: str = ""
     square: bool = False
 
@@ -72,7 +72,7 @@ class Heatmap:
         return min(0.0, float(known.min(initial=0.0))), high
 
     def share(self, value: Number) -> float:
-        """How far along the scale a number lies."""
+        """The place of a number on the scale, from 0 to 1."""
         low, high = self.limits
         return (value - low) / (high - low)
 
@@ -102,7 +102,7 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """One bar a name, or several beside each other."""
+    """One bar for each name, or several side by side."""
 
     names: Sequence[str]
     series: Sequence[Series]
@@ -140,7 +140,7 @@ class Lines:
     ticks: Sequence[Number] = ()
     """Where the axis across has its numbers, if not anywhere."""
     names: Sequence[str] = ()
-    """What stands at 0, 1, 2 and so on, where places have names instead of numbers."""
+    """The labels at 0, 1, 2 and so on, if places have names and not numbers."""
     square: bool = False
 
 

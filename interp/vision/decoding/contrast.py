@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Two branches of a model, and how they are held against each other; nothing has run yet."""
+    """Two branches of a model, and how they are compared; nothing has run yet."""
 
     model: Model = field(repr=False)
     inputs: Inputs

@@ -101,7 +101,7 @@ class Grounding(HeadResult):
         return torch.tensor(found, dtype=torch.float64)
 
     def chance(self, truth: Sequence[Any]) -> Tensor:
-        """[example]: how often a place drawn anywhere in the picture lies in a box."""
+        """[example]: how often a random place in the picture is in a box."""
         found = []
         for (height, width), boxes in zip(self.sizes, self._truth(truth), strict=True):
             inside = torch.zeros(height, width)

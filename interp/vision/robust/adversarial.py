@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Adversarial(Saved):
-    """The metric step by step, beside random patches and under temperatures."""
+    """The metric step by step, compared with random patches, and under temperatures."""
 
     STEM = "adversarial"
 

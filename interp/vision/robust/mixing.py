@@ -47,7 +47,7 @@ class Mixed(HeadResult):
     looks: Tensor
     """[share, head, example]: of a head's looks, the share on foreign cells; NaN where tokens have no place."""
     expected: Tensor
-    """[share, example]: foreign tokens among all that stand for the picture."""
+    """[share, example]: foreign tokens among all tokens of the picture."""
     shares: tuple[float, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 

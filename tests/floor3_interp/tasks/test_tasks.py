@@ -622,13 +622,13 @@ def test_what_does_not_line_up_is_refused():
     row = Row("Mary and John left. John saw", "Mary left. John saw", (" Mary",), (" John",))
     with pytest.raises(TaskError, match="equal length, got"):
         Task("mine", (row,)).on(model)
-    with pytest.raises(TaskError, match="answer of one token, got"):
+    with pytest.raises(TaskError, match="one token for the answer"):
         Task("mine", (replace(row, corrupt=row.clean, answers=(" Zoltan",)),)).on(model)
     with pytest.raises(TaskError, match="no wrong answer"):
         Task("mine", (replace(row, wrong=()),))
     with pytest.raises(TaskError, match="at least one row"):
         Task("mine", ())
-    with pytest.raises(TaskError, match="name of one token, got"):
+    with pytest.raises(TaskError, match="one token for the name"):
         tasks.ioi(model, n=2, names=["Zoltan", *interp.prompts.names.NAMES["train"][:20]])
     with pytest.raises(TaskError, match="mode 'L'"):
         Task("mine", (replace(row, image=Image.new("L", (8, 8))),))
