@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Heads of a language model
 #
-# A head reads from some tokens and writes to others. In ten minutes: which heads of a small model matter for one
-# behaviour, where they look, and what they write. The model ships with the toolkit, so nothing is downloaded; put your
-# own directory or hub name in place of `zoo:ioi` and the rest stays as it is.
+# A head reads from some tokens and writes to others. In ten minutes you will see which heads of a small model matter
+# for one behaviour, where they look, and what they write. The model ships with the toolkit, so nothing is downloaded.
+# To use your own model, write its directory or hub name instead of `zoo:ioi`.
 
 # %%
 import torch
@@ -18,7 +18,7 @@ task = interp.tasks.ioi(m, n=24).filter()
 interp.explore(m, task, title="Who was given the drink?")  # where every head looks, to click through
 
 # %% [markdown]
-# Numbers come after checks: what this toolkit says about the model is held against the model itself.
+# First come checks, then numbers. The toolkit compares what it says about the model with the model itself.
 
 # %%
 m.check()
@@ -26,8 +26,9 @@ m.check()
 # %% [markdown]
 # ## The behaviour
 #
-# "When Mary and John went to the store, John gave a drink to" should go on with "Mary". A task holds many such prompts,
-# a corrupted twin of each, and a metric: the logit of the right name minus that of the wrong one.
+# After "When Mary and John went to the store, John gave a drink to", the model should say "Mary". A task holds many
+# such prompts. For each prompt it has a corrupted one, and a metric: the logit of the right name minus the logit of the
+# wrong name.
 
 # %%
 print(task.rows[0].clean, "|", *task.rows[0].answers)
@@ -37,8 +38,9 @@ print(task.metric(m.run(task.clean)["logits"], task.clean).mean())
 # %% [markdown]
 # ## Which heads matter
 #
-# Put each head's output of the clean run into the corrupted one, and see how far the answer comes back. Every number is
-# exact: the model is run again from the head on, and three cells of every sweep are compared with plain full passes.
+# For each head, put its output from the clean run into the corrupted run, and measure how far the answer comes back.
+# Every number is exact: the model is run again from this head on. In every sweep, three cells are compared with plain
+# full passes.
 
 # %%
 effects = interp.patch(m, base=task.corrupt, source=task.clean, metric=task.metric, sites="L*.H*.z")
@@ -48,7 +50,8 @@ effects.top(5)
 effects.plot()
 
 # %% [markdown]
-# Effects smaller than the noise floor are no effects; it is what unchanged rows of the same batches gave.
+# An effect that is smaller than the noise floor is not an effect. The noise floor is what unchanged rows of the same
+# batches give.
 
 # %%
 effects.noise_floor
@@ -57,14 +60,14 @@ effects.noise_floor
 # ## What they write
 #
 # A head can matter because it writes the answer, or because a later head needs what it found. The direct effect is what
-# it adds to the answer with nothing in between.
+# a head adds to the answer without any later layer.
 
 # %%
 direct = interp.patching.direct_effect(m, task.clean, metric=task.metric).only("result")
 direct.top(5)
 
 # %% [markdown]
-# Seen through the unembedding, the best writer should say the right name.
+# If we read the output of the best writer through the unembedding, it should say the right name.
 
 # %%
 writer = direct.top(1).site.item().removesuffix(".result")
@@ -74,8 +77,8 @@ said
 # %% [markdown]
 # ## Where it looks
 #
-# Patterns are computed for the head and the rows you name, from what the attention call was given, under the
-# implementation your model already uses.
+# A pattern is computed only for the head and the rows that you name. It is computed from the inputs of the attention
+# call. The model keeps its own attention implementation.
 
 # %%
 interp.figures.attention(m, task.clean, writer, row=0)
@@ -89,7 +92,7 @@ sorted(zip(weights, task.clean.tokens[0], strict=True), reverse=True)[:5]
 # %% [markdown]
 # ## Roles
 #
-# The same heads by the published definitions, on random tokens said several times.
+# These are the same heads by the published definitions of roles, measured on random tokens that are said several times.
 
 # %%
 roles = interp.head_roles(m)
@@ -101,7 +104,7 @@ roles.figure(n=8)
 # %% [markdown]
 # ## Now you
 #
-# - Turn the question around: `base=task.clean, source=task.corrupt`. Which heads are necessary, and which were only
+# - Ask the opposite question: `base=task.clean, source=task.corrupt`. Which heads are necessary? Which were only
 #   sufficient?
 # - `positions="each"` with `sites="L*.resid_pre"` shows when the name arrives at the last token.
-# - `interp.head(m, writer, task)` puts everything about one head on one card.
+# - `interp.head(m, writer, task)` shows everything about one head on one card.

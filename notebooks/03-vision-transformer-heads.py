@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Heads of a vision transformer
 #
-# The same calls, on pictures. Tokens are patches; which row and column each one is comes from the processor and the
-# model, never from a square root.
+# The same calls work on pictures. Tokens are patches. The row and the column of each patch come from the processor and
+# the model, never from a square root.
 
 # %%
 import torch
@@ -21,7 +21,7 @@ x.roles.row[0], x.roles.col[0]
 # %% [markdown]
 # ## Which heads matter
 #
-# The corrupted picture has another shape in the same place.
+# The corrupted picture has another shape at the same place.
 
 # %%
 heads = interp.patch(m, base=task.corrupt, source=task.clean, metric=task.metric, sites="L*.H*.z")
@@ -30,7 +30,7 @@ heads.top(5)
 # %% [markdown]
 # ## Which patches matter
 #
-# One layer's residual, patch by patch, over the picture.
+# We patch the residual of one layer, patch by patch, and draw the effects over the picture.
 
 # %%
 patches = interp.patch(
@@ -41,7 +41,7 @@ patches.over_image(task.clean, task.rows[0].image, row=0)
 # %% [markdown]
 # ## How far they look
 #
-# Statistics are taken beside the kernel, without a pattern; distance is in patches on the grid.
+# Statistics are computed together with the attention, without a pattern. The distance is in patches on the grid.
 
 # %%
 stats = m.attention(x, stats=["entropy", "distance", "received"])
@@ -50,7 +50,7 @@ stats["distance"].mean(["example", "position"]).round(2).to_pandas()
 # %% [markdown]
 # ## Which can go
 #
-# Importance by several measures, and what is left when the least important go.
+# We measure importance in several ways. Then we take out the least important heads and see what is left.
 
 # %%
 table = interp.importance(m, task, by=["zero", "gradient", "norm"])
@@ -59,7 +59,7 @@ table.agreement()
 # %% [markdown]
 # ## Now you
 #
-# - `interp.load("zoo:shapes-vit-registers")` has four tokens that stand for no patch. Where does the attention go that
-#   rested on patches before? `interp.sinks` says.
-# - `interp.relevance(m, x, method="chefer", ...)` is a picture of the same question by gradients. Do both agree with
+# - `interp.load("zoo:shapes-vit-registers")` has four tokens that belong to no patch. Where does the attention go that
+#   rested on patches before? `interp.sinks` says it.
+# - `interp.relevance(m, x, method="chefer", ...)` answers the same question with gradients. Does it agree with
 #   patching?

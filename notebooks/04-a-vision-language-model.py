@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Why does it say that there is a circle?
 #
-# A vision-language model is shown a picture without a circle and says that there is one. Which heads look at the
-# picture when it is right, where do they look when it is wrong, and what has to be hidden from them so that it says no?
+# A vision-language model gets a picture without a circle, and says that there is one. Which heads look at the picture
+# when the model is right? Where do they look when it is wrong? What must be hidden from them so that the model says no?
 
 # %%
 import numpy as np
@@ -20,8 +20,8 @@ print(m.check())
 # %% [markdown]
 # ## It says so, and not everywhere
 #
-# The same question about pictures of one thing that is no circle, and about pictures of a circle. In the scenes that
-# the model was trained on, a circle often came with a cross.
+# We ask the same question about pictures of one thing that is not a circle, and about pictures of a circle. In the
+# training scenes, a circle often came with a cross.
 
 # %%
 QUESTION = "<image> " + ask("circle")
@@ -52,8 +52,8 @@ for shape in ("circle", "cross", "square", "ring"):
 pd.Series(rates, name="says that there is a circle").round(2)
 
 # %% [markdown]
-# So it is not the question alone, and not any shape: it is the cross. Keep the pictures of a cross in which it says
-# yes.
+# So the question alone is not the reason, and not every shape is: it is the cross. We keep the pictures of a cross in
+# which the model says yes.
 
 # %%
 pictures, boxes = scenes("cross", n=120, seed=1)
@@ -66,9 +66,9 @@ pictures[0]
 # %% [markdown]
 # ## Which heads would have to look
 #
-# On pictures that do have a circle: each head's weight on the image, what hiding the image from that head does to the
-# answer (`knock-out`), and how far its output turns on the picture (`vhd`). They need not agree, so they stand side by
-# side.
+# We take pictures that do have a circle, and measure three things for each head: its weight on the image, what happens
+# to the answer when the image is hidden from this head (`knock-out`), and how far its output depends on the picture
+# (`vhd`). The three may disagree, so the table shows all of them.
 
 # %%
 true, circles = scenes("circle", seed=2)
@@ -80,8 +80,9 @@ table.sort_values("knock-out").head(6).round(3)
 looking.agreement().round(2)
 
 # %% [markdown]
-# The three agree little. A head that looks much may do nothing for this answer, and a head whose loss others make up
-# for has no effect by itself. Take four heads by each, and let the false circle decide between them.
+# The three do not agree much. A head that looks at the picture may do nothing for this answer. A head can have no
+# effect alone because other heads make up for its loss. So we take the four best heads by each measure, and test them
+# on the false circle.
 
 # %%
 heads = {
@@ -94,8 +95,8 @@ heads
 # %% [markdown]
 # ## Where they look when it is wrong
 #
-# `ground` takes the looks of the word "circle" and puts them onto the picture. Do the heads point at the circle, where
-# there is one, and at the cross, where there is none? `chance` is a point anywhere.
+# `ground` takes where the word "circle" looks, and puts it on the picture. If there is a circle, do the heads point at
+# it? If there is none, do they point at the cross? `chance` is a random point.
 
 # %%
 right, misled = (interp.vision.ground(m, given, about="circle") for given in (asked(true), fooled))
@@ -119,8 +120,9 @@ Image.fromarray((seen / seen.max() * 255).to(torch.uint8).numpy()).resize((192, 
 # %% [markdown]
 # ## Hide the cross from them
 #
-# A map is no cause. Hide the image tokens that touch the cross from four heads alone, in the rows of the question, and
-# from four drawn at random, ten times. Heads that read the circle off the cross must then say no.
+# A map does not show a cause. So we hide the image tokens of the cross from four heads only, in the rows of the
+# question. For comparison we hide them from four random heads, ten times. If heads read the circle from the cross, the
+# model must then say no.
 
 # %%
 cells = fooled.roles.boxes()
@@ -149,13 +151,14 @@ pd.DataFrame(
 ).T.round(2)
 
 # %% [markdown]
-# One of the three finds the heads: with the cross hidden from these four, the model says no about as surely as with the
-# cross hidden from all. Cutting one head at a time could not find them, because the others still see the cross.
+# One of the three measures finds the heads. With the cross hidden from these four, the model says no about as surely as
+# with the cross hidden from all heads. One could not find them by taking out one head at a time, because the other
+# heads still see the cross.
 
 # %% [markdown]
 # ## And in the picture itself
 #
-# Spoil each part of a picture by itself: the parts that matter for the false yes are those of the cross.
+# We spoil each part of a picture separately. The parts that matter for the false yes are the parts of the cross.
 
 # %%
 spoilt = interp.vision.perturb(m, pictures[:6], [QUESTION] * 6, metric=says_yes, how="grey")
@@ -167,7 +170,7 @@ pd.Series({"cells of the cross": float(effects[inside].mean()), "others": float(
 # %% [markdown]
 # ## Now you
 #
-# - Ask for a cross in pictures of a circle. Are the heads that would have to look the same ones?
-# - `interp.vision.redistribute` and `interp.vision.reinforce` make heads look more. Does the false circle go away, and
-#   what happens to the true ones?
+# - Ask for a cross in pictures of a circle. Do the same heads matter?
+# - `interp.vision.redistribute` and `interp.vision.reinforce` make heads look at the picture more. Does the false
+#   circle go away? What happens to the true ones?
 # - `interp.explore(m, asked(true), results=[looking], pictures=true)` shows every head's map on the picture.

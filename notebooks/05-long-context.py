@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Long contexts
 #
-# No N x N tensor anywhere: statistics, masks and edits are computed inside or beside the attention kernel, so what
-# works on a sentence works on a book. Here: heads that fetch a needle out of a long text, and heads that rest on the
-# first token.
+# There is no N x N tensor anywhere. Statistics, masks and edits are computed together with the attention. So what works
+# on a sentence works on a book. This lesson is about heads that find a needle in a long text, and about heads that rest
+# on the first token.
 
 # %%
 import torch
@@ -18,8 +18,8 @@ print(needles.rows[0].clean[:300])
 # %% [markdown]
 # ## Retrieval heads
 #
-# A head retrieves where the one key it weighs most is the token that is about to be said, inside the needle. One
-# prefill of prompt and answer, and only the answer's rows are looked at.
+# A head retrieves if the key with its largest weight is the token that the model is about to say, inside the needle. We
+# run prompt and answer once, and read only the rows of the answer.
 
 # %%
 found = interp.retrieval_heads(m, needles)
@@ -31,7 +31,8 @@ found.curve()
 # %% [markdown]
 # ## Looking is not doing
 #
-# So take the best ones away, on other needles, beside random heads of the same layers and output norm.
+# So we take the best heads out, on other needles. For comparison we take out random heads with the same layers and a
+# similar output norm.
 
 # %%
 others = interp.tasks.needle(m, whole=True, lengths=[64, 128], depths=[0.3, 0.7], seed=1)
@@ -41,7 +42,8 @@ masked
 # %% [markdown]
 # ## Sinks
 #
-# How much of each head's attention rests on the first token, corrected for how many rows can see it.
+# How much of each head's attention rests on the first token? The number is corrected for how many rows can see this
+# token.
 
 # %%
 rest = interp.sinks(m, needles.clean)
@@ -50,8 +52,8 @@ rest.top(6)
 # %% [markdown]
 # ## Any length
 #
-# Entropy and received attention of every head. `chunk=` reads the prompt in pieces through the cache, with the same
-# numbers.
+# We compute entropy and received attention of every head. `chunk=` reads the prompt in pieces, through the cache, with
+# the same numbers.
 
 # %%
 long = interp.tasks.needle(m, whole=True, lengths=[256], depths=[0.5])
@@ -61,6 +63,6 @@ stats
 # %% [markdown]
 # ## Now you
 #
-# - `generated=True` lets the model say the answer itself, as the paper does.
-# - `m.generate(x, edits=[interp.edits.Streaming("L*", first=4, recent=32)])` keeps the first tokens and the latest ones
-#   only. Which questions still work?
+# - `generated=True` lets the model generate the answer itself, as in the paper.
+# - `m.generate(x, edits=[interp.edits.Streaming("L*", first=4, recent=32)])` keeps only the first tokens and the latest
+#   ones. Which questions still work?

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Coming from TransformerLens and nnsight
 #
-# The model stays the transformers model it is. Names you know are read, and the numbers are the same: this page checks
-# both.
+# The model stays a model of transformers. The names that you know are read, and the numbers are the same: this page
+# checks both. `docs/from-transformer-lens.md` and `docs/from-nnsight.md` have thirty calls side by side.
 
 # %%
 import torch
@@ -35,7 +35,7 @@ tape["blocks.1.attn.hook_z"].shape, tape["L0.pattern"].shape
 # %% [markdown]
 # ## The same numbers as TransformerLens
 #
-# A bridge around a copy of the same weights.
+# We put a bridge around a copy of the same weights.
 
 # %%
 import copy
@@ -50,7 +50,7 @@ with torch.no_grad():
 torch.testing.assert_close(tape["L1.z"], cache["blocks.1.attn.hook_z"].view_as(tape["L1.z"]))
 
 # %% [markdown]
-# A bridge can be attached itself: `interp.attach(bridge)`. And recordings go back under TransformerLens' names:
+# You can attach a bridge too: `interp.attach(bridge)`. Recordings can be given back under the names of TransformerLens:
 
 # %%
 list(tape.to_transformer_lens())
@@ -58,7 +58,7 @@ list(tape.to_transformer_lens())
 # %% [markdown]
 # ## Inside nnsight
 #
-# An nnsight model is attached where it stands, and its traces see the edited run.
+# You attach an nnsight model as it is. Its traces see the edited run.
 
 # %%
 from nnsight import NNsight
@@ -72,8 +72,8 @@ torch.testing.assert_close(logits, n.run(x, edits=[interp.Zero("L1.H2.z")])["log
 # %% [markdown]
 # ## A sweep in one call
 #
-# Every head's z, in a fraction of the forward passes that a loop takes. `experiments/bench/patching.py` measures by how
-# much.
+# One call patches the z of every head. It needs much less work than a loop of forward passes;
+# `experiments/bench/patching.py` measures how much.
 
 # %%
 other = torch.cat([ids[:, :4], torch.randint(0, 97, (2, 6))], 1)
@@ -85,5 +85,5 @@ effects.to_array()
 # %% [markdown]
 # ## Now you
 #
-# - Attach your own model, read `m.check()`, and see what a pattern means in it: `m.sites("L*.H0.z")`.
-# - Move one of your hook functions over: what it changes is an edit, a value you can print and save.
+# - Attach your own model, read `m.check()`, and look at what a site means in it: `m.sites("L*.H0.z")`.
+# - Move one of your hook functions to interp. What it changes becomes an edit, a value that you can print and save.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Heads of a denoiser, step by step
 #
-# A small diffusion transformer draws a coloured shape from noise. Its pipeline is one of diffusers, and everything here
-# works on those you have. A step is one call of the denoiser.
+# A small diffusion transformer draws a coloured shape from noise. Its pipeline is a pipeline of diffusers, and
+# everything here works with your own pipelines. A step is one call of the denoiser.
 
 # %%
 import torch
@@ -25,8 +25,8 @@ picture.resize((192, 192), 0)
 # %% [markdown]
 # ## Where a word is
 #
-# Cells of the picture read the words in a tower of its own, `cross`. The map of a word is what each cell gives to it,
-# in every step and head, taken while the pipeline runs.
+# The cells of the picture read the words in a separate tower, `cross`. The map of a word shows how much weight each
+# cell gives to the word, in every step and head. It is recorded while the pipeline runs.
 
 # %%
 words = {word: interp.diffusion.columns(m, prompt, word) for word in ("red", "star")}
@@ -34,7 +34,7 @@ maps = interp.diffusion.maps(m, sample, words=words, per=("step", "layer", "head
 maps.plot("star", picture)
 
 # %% [markdown]
-# A step and a head at a time: the weight in the cell where a head gives most.
+# For each step and head: the weight in the cell that gives the word the most.
 
 # %%
 table = maps.to_frame().query("word == 'star'")
@@ -43,8 +43,8 @@ table.pivot_table(index="place", columns="step", values="highest").round(2)
 # %% [markdown]
 # ## The picture over the steps
 #
-# What each step made of the noise, from left to right. Then the same with "star" hidden from every cell, in the first
-# four steps and in the last four; the rows without the prompt are left as they are. When is the shape decided?
+# The pictures show what each step made of the noise, from left to right. Then "star" is hidden from every cell, in the
+# first four steps and in the last four. Rows without the prompt are not changed. When is the shape decided?
 
 
 # %%
@@ -70,7 +70,7 @@ pipe.pil(torch.cat(strips, -2))[0].resize((960, 288), 0)
 # %% [markdown]
 # ## Another run's heads
 #
-# What the heads of `cross` write in a run about a blue star, put into this one at the same steps.
+# We take what the heads of `cross` write in a run about a blue star, and put it into this run at the same steps.
 
 # %%
 with m.watch(record="cross.L*.z") as blue:
@@ -87,7 +87,8 @@ swapped.resize((192, 192), 0)
 # %% [markdown]
 # ## Now you
 #
-# - Put in the blue run's values at the last five steps alone, or for the cells of one half (`positions=`). What is
+# - Put in the values of the blue run at the last five steps only, or for the cells of one half (`positions=`). What is
 #   decided when?
-# - `interp.diffusion.perturbed(m, "denoiser.L1-2.H*")` leads away from what heads make of looking at themselves, which
-#   helps where there is no other guidance (`guidance_scale=1`); `hunt` looks for the heads worth it.
+# - `interp.diffusion.perturbed(m, "denoiser.L1-2.H*")` guides the picture away from what heads make when each token
+#   looks only at itself. This helps where there is no other guidance (`guidance_scale=1`). `hunt` looks for the heads
+#   that help most.
