@@ -28,7 +28,7 @@ from interp.finite import finite
 from interp.hooks.anatomy.lengths import longest
 from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
-from interp.long.needles import ids_of
+from interp.preparing.rows import from_texts
 from interp.provenance import about, refuse_unwritten
 from interp.records import Method, register
 from interp.scale.corpora.documents import Bad, Document, Documents, documents
@@ -75,10 +75,13 @@ def corpus(
     read = documents(texts, column=column, block_bytes=block_bytes)
     work = Reading(model, read, measures(stats, heads), kept, _room(model, max_tokens), batch, on_error)
     facts = about(model.module, None)
-    task = {"method": "corpus", "stats": [name for one in work.measures for name in one.names], "heads": heads,
-            "reduce": list(kept.names), "max_tokens": work.room, "batch": batch, "on_error": on_error,
-            "corpus": read.about(), "model": facts["model_hash"],
-            **{name: facts[name] for name in ("dtype", "attention", "versions", "edits") if name in facts}}  # fmt: skip
+    names = [name for one in work.measures for name in one.names]
+    task: dict[str, Any] = {
+        "method": "corpus", "stats": names, "heads": heads, "reduce": list(kept.names), "max_tokens": work.room,
+        "batch": batch, "on_error": on_error, "corpus": read.about(), "blocks": read.count,
+        "model": facts["model_hash"],
+        **{name: facts[name] for name in ("dtype", "attention", "versions", "edits") if name in facts},
+    }  # fmt: skip
     labels = {name: one.labels(model) for one in work.measures for name in one.names}
     if out is not None:
         refuse_unwritten(model.module)
@@ -207,14 +210,14 @@ class Reading:
         return state
 
     def _batch(self, texts: Sequence[Document]) -> State:
-        x = self.model.prepare([one.text for one in texts], chat=False)
-        rows = [ids[valid].tolist() for ids, valid in zip(ids_of(x), x.valid, strict=True)]
+        if self.model.tokenizer is None:
+            raise InputsError("texts need a tokenizer: attach the model with its processor.")
+        rows = from_texts(self.model.tokenizer, [one.text for one in texts], special=True).ids
         kept = [(one, row) for one, row in zip(texts, rows, strict=True) if len(row) > 1]
         if not kept:
             return self.nothing(short=len(texts))
         cut = [len(row) > (self.room or len(row)) for _, row in kept]
-        if any(cut) or len(kept) < len(texts):
-            x = self.model.prepare([row[: self.room] for _, row in kept])
+        x = self.model.prepare([list(row[: self.room]) for _, row in kept])
         counts = {
             "documents": len(kept),
             "tokens": int(x.valid.sum()),

@@ -153,8 +153,8 @@ class LossWithout:
     heads: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if isinstance(self.heads, str) or not self.heads:
-            raise InputsError(f"heads are names, such as ('L5.H1', 'L6.H0'); got {self.heads!r}.")
+        if not isinstance(self.heads, tuple) or not self.heads:
+            raise InputsError(f"heads are a tuple of names, such as ('L5.H1', 'L6.H0'); got {self.heads!r}.")
 
     @property
     def names(self) -> tuple[str, ...]:
