@@ -7,7 +7,7 @@ a traced call (`hooks/survey/trace.py`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
@@ -17,6 +17,7 @@ import torch
 
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.refusals import refuse
+from interp.hooks.anatomy.spread import divided
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.anatomy.unwrap import Unwrapped, forced_eager
 from interp.hooks.denoisers.calls import denoises
@@ -136,9 +137,16 @@ class Held(Told):
             anatomy = self.anatomy
             with forced_eager():
                 report = check(self.module, anatomy, self.called_with(self.example()), family=self.family)
-            report = replace(report, ask=self.capabilities)
+            report = replace(report, ask=self._answered(anatomy))
             self._report = report if report.passed else None
             return report
+
+    def _answered(self, anatomy: Anatomy) -> Callable[[], Capabilities]:
+        """How to find out what can be done; at once where several processes have to take part, of which one prints."""
+        if not divided(anatomy):
+            return self.capabilities
+        known = self.capabilities()
+        return lambda: known
 
     def capabilities(self) -> Capabilities:
         """Whether recording, edits and gradients work with the model as it is held, by trying, and how it is swept;

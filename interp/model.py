@@ -23,6 +23,7 @@ from interp.attention import attention
 from interp.generate import generate
 from interp.held import Held
 from interp.hooks.anatomy.family import Family
+from interp.hooks.anatomy.spread import divided
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.anatomy.unwrap import unwrap
 from interp.hooks.edits.edits import Edit
@@ -62,6 +63,7 @@ class Model(Held):
         dtype: torch.dtype | None = None,
         budget: int | None = None,
         source_model: Model | None = None,
+        gather: bool = True,
     ) -> Tape:
         """One forward pass with edits (one, or several); the tape holds the logits and what was asked for.
 
@@ -70,7 +72,8 @@ class Model(Held):
         `positions` are those recorded (of patterns: the query rows), `keys` the key columns of patterns. `store` is
         where recordings go: the model's device, "cpu", or a directory (which `interp.open` reads). `budget` bounds
         them in bytes (half of what is free unless said); they are estimated first. `source_model` runs that model
-        instead and records it under this model's sites.
+        instead and records it under this model's sites. Where heads are in several processes each gets all of them;
+        with `gather=False` its own, under their names (`tape.gathered()` puts them together later).
         """
         if source_model is not None:
             return self._source(source_model).run(
@@ -83,11 +86,14 @@ class Model(Held):
                 store=store,
                 dtype=dtype,
                 budget=budget,
+                gather=gather,
             )
         anatomy = self.ready()
         x = self.inputs(inputs)
         sites = _wanted(anatomy, record)
         wish = _wish(sites, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
+        wish.gather = gather or grad
+        _refuse_one_folder(anatomy, wish)
         _within(wish, estimate(anatomy, wish, x, dtype=self.dtype))
         session = Session(self.module, anatomy, edits=edits, wish=wish, inputs=x, family=self.family)
         with self.on(session), torch.enable_grad() if grad else torch.no_grad():
@@ -220,6 +226,14 @@ def _wish(
     free = shutil.disk_usage(shelf.folder).free if isinstance(shelf, Shelf) else free_memory()
     limit = budget if budget is not None else free // 2
     return Wish(sites, positions, keys, grad, dtype, shelf, store != "device", limit)
+
+
+def _refuse_one_folder(anatomy: Anatomy, wish: Wish) -> None:
+    if isinstance(wish.shelf, Shelf) and divided(anatomy):
+        raise InputsError(
+            "the heads of this model are in several processes, each of which would write the same directory: store="
+            "'cpu' and save the tape in one of them."
+        )
 
 
 def _within(wish: Wish, needed: int) -> None:

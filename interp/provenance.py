@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.anatomy.spread import cut_weight, some_values
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.session import edits_on
 
@@ -95,6 +96,9 @@ def model_hash(module: nn.Module) -> str:
     total = hashlib.sha256()
     for name, p in module.named_parameters():
         total.update(f"{name} {tuple(p.shape)} {p.dtype}\n".encode())
+        if cut_weight(p):
+            total.update(repr(some_values(p, 64).tolist()).encode())
+            continue
         for values in _plain(_held(module, name, p).detach()):
             total.update(repr(_spread(values.reshape(-1)).double().tolist()).encode())
     digest = total.hexdigest()[:16]

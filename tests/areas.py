@@ -53,6 +53,7 @@ AREAS: dict[str, str] = {
     "floor3_interp/reporting/": "product",
     "floor3_interp/commands/": "product",
     "devices/": "device",
+    "processes/": "scale",
     "floor4_studies/test_attention": "kernels",
     "floor4_studies/test_interop": "hooks",
     "floor4_studies/test_patching": "patching",

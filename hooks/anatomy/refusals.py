@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from interp.hooks.anatomy.attributes import refuse_attributes
+from interp.hooks.anatomy.spread import refuse_stages
 from interp.hooks.denoisers.refused import why_not
 from interp.hooks.errors import ModelError
 
@@ -12,6 +13,7 @@ from interp.hooks.errors import ModelError
 def refuse(module: nn.Module) -> None:
     """Raise for train mode, for weights that are not there, and for what a config says that would be misread."""
     refuse_attributes(module)
+    refuse_stages(module)
     if (why := why_not(module)) is not None:
         raise ModelError(f"{why}.")
     training = [

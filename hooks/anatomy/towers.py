@@ -69,6 +69,24 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which part of a layer's heads this process has, where they lie over several (`hooks/anatomy/spread.py`)."""
+
+    number: int
+    """Of this process, from 0."""
+    of: int
+    group: str
+    """torch's name of the processes that have the others."""
+    units: bool = False
+    """Whether the units of the MLP are cut likewise."""
+
+    def own(self, count: int) -> range:
+        """The own ones of so many heads."""
+        each = count // self.of
+        return range(self.number * each, (self.number + 1) * each)
+
+
+@dataclass(frozen=True)
 class Layer:
     """One block with one attention: sizes seen in a traced call, and where each component is."""
 
@@ -92,6 +110,8 @@ class Layer:
     """Who reads z, where no one projection reads all of it and nothing else (`out` is None then)."""
     nth: Nth | None = None
     """Which of the passes of its block it is, where its index is a `LayerPass` with one."""
+    share: Share | None = None
+    """Which of the heads are in this process, where they are not all; `heads` and `kv_heads` count all of them."""
 
     @property
     def projection(self) -> str | None:
@@ -174,7 +194,14 @@ class Tower:
         heads = ", ".join(f"{h} heads x {d}" + (f" over {k} kv heads" if k != h else "") for h, k, d in counts)
         cross = sum(layer.kind == "cross" for layer in self.layers)
         note = f", {cross} of them cross-attention" if 0 < cross < len(self.layers) else ""
-        return f"{self.name}: {self._counted()}{note}, width {self.width}, {heads}"
+        return f"{self.name}: {self._counted()}{note}, width {self.width}, {heads}{self._shared()}"
+
+    def _shared(self) -> str:
+        """Which heads are in this process, where they are not all."""
+        shares = {(layer.share, layer.heads) for layer in self.layers if layer.share is not None}
+        said = sorted(f"{s.own(n).start}-{s.own(n).stop - 1} of {n}" for s, n in shares if s is not None)
+        number = {f"{s.number} of {s.of}" for s, _ in shares if s is not None}
+        return f"; in this process ({', '.join(sorted(number))}) heads {', '.join(said)}" if said else ""
 
     def _counted(self) -> str:
         count, often = len({layer_of(layer.index) for layer in self.layers}), self.often()

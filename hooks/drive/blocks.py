@@ -224,6 +224,8 @@ def _refusal(anatomy: Anatomy, tower: Tower, *, alone: bool) -> str | None:
 def _layer_refusal(layer: Layer, *, alone: bool) -> str | None:
     if layer.nth is not None and layer.nth.calls:
         return "attends several times in one run of its block"
+    if layer.share is not None:
+        return f"has its heads in {layer.share.of} processes"
     if layer.readers:
         return "has a z that several projections read, or one with other numbers beside it"
     if layer.gated:

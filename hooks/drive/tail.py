@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.norms import Frozen, frozen, identity
+from interp.hooks.anatomy.spread import whole
 from interp.hooks.anatomy.towers import Anatomy, Tower
 from interp.hooks.drive.intercept import Intercept
 from interp.hooks.drive.questions import Reads
@@ -93,7 +94,7 @@ class Readout:
         if columns is None or type(self.head) is not nn.Linear:
             made = self.finish(self.head(x))
             return made if columns is None else made[..., list(columns)]
-        weight, bias = self.head.weight, self.head.bias
+        weight, bias = whole(self.head.weight), whole(self.head.bias)
         index = torch.as_tensor(columns, device=weight.device)
         x = x.to(weight.device)
         return self.finish(nn.functional.linear(x, weight[index], None if bias is None else bias[index]))
@@ -205,7 +206,7 @@ def unembedding(tail: Tail) -> Tensor:
     off the head's weight where the model says which module that is, else by asking it for every unit vector."""
     head = tail.head
     if tail.by_position and type(head) is nn.Linear:
-        return head.weight.detach().T
+        return cast(Tensor, whole(head.weight)).detach().T
     return _asked(tail)
 
 

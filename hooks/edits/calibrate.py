@@ -41,6 +41,8 @@ class Calibrate(AttentionEdit):
     In the prefill unless `phase` says more: a decoding step has one row, whose weights are then its column means.
     """
 
+    by_head = True
+
     threshold: float = 0.1
     keep: float = 0.4
     least: int = 1
@@ -83,6 +85,8 @@ def resting(received: Tensor, seen: Tensor, first: Tensor, *, threshold: float, 
 @dataclass(frozen=True, eq=False, repr=False)
 class Streaming(AttentionEdit):
     """Heads see the first `first` tokens and the last `recent` ones, the own token among these, and nothing between."""
+
+    by_head = True
 
     first: int = 4
     recent: int = 512

@@ -63,7 +63,9 @@ class Edit(ByContent):
 
     def __repr__(self) -> str:
         said = [
-            f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self)[1:] if getattr(self, f.name) != f.default
+            f"{f.name}={_short(value)}"
+            for f in fields(self)[1:]
+            if torch.is_tensor(value := getattr(self, f.name)) or value != f.default
         ]
         return f"{type(self).__name__}({', '.join([repr(self.site), *said])})"
 
@@ -275,6 +277,9 @@ AtHeads = tuple[tuple[int, ...], HeadProgram]
 class AttentionEdit(Edit):
     """An edit of how heads attend; `positions` are the query rows."""
 
+    by_head: ClassVar[bool] = False
+    """Whether it does the same to every head, whatever their number and whichever others there are."""
+
     def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
         """What it comes to in a call: head programs with the heads each is for; none where it has nothing to do."""
         raise NotImplementedError
@@ -282,6 +287,8 @@ class AttentionEdit(Edit):
 
 class KernelEdit(AttentionEdit):
     """One that the kernels do while they attend."""
+
+    by_head = True
 
     def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
         keys = {name: place.keys(spec) for name, spec in self.key_sets().items()}

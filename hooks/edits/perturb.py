@@ -34,6 +34,8 @@ class SoftIdentity(AttentionEdit):
     `SoftIdentity("L3.H1", 1.0)` is perturbed attention of one head. With `keep=None` it is the identity itself.
     """
 
+    by_head = True
+
     amount: float = 1.0
     keep: Positions | None = "text"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from interp.hooks.anatomy.spread import CUT, Lift, held
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.edits.edits import AttentionEdit, Edit, Mean, ValueEdit
 from interp.hooks.errors import EditError
@@ -16,6 +17,8 @@ class Placed:
 
     edit: Edit
     site: Site
+    lift: Lift | None = None
+    """How it is done where some of the site's heads are in other processes."""
 
 
 def places(anatomy: Anatomy, edit: Edit) -> list[Site]:
@@ -48,3 +51,37 @@ def _refuse_shared(edit: Edit, site: Site, layer: Layer) -> None:
         f"{edit!r}: {site.component} of query head {head} is kv head {kv}, which {shared} all read. Write"
         f" 'L{site.layer}.K{kv}.{site.component}' to change it for all of them, or expand=True for this head alone."
     )
+
+
+def placed_here(anatomy: Anatomy, placed: Placed) -> Placed | None:
+    """What of an edit is to be done in this process, heads numbered as its attention calls do; None where another
+    process does it."""
+    layer = anatomy.layer(placed.site) if placed.site.layer is not None else None
+    if layer is None or layer.share is None:
+        return placed
+    _refuse_meeting(placed)
+    site = held(layer, placed.site)
+    return None if site is None else Placed(placed.edit, site, Lift.of(layer, placed.site))
+
+
+def _refuse_meeting(placed: Placed) -> None:
+    """Edits of which it is not known that they treat every head by itself."""
+    edit, site = placed.edit, placed.site
+    if site.component in ("result", "neurons"):
+        instead = "z, which it is made of" if site.component == "result" else "mlp_out"
+        raise EditError(
+            f"{edit!r}: the heads of this model are in several processes, and {site.component} is edited in none of"
+            f" them alone: edit {instead}."
+        )
+    learned = [f.name for f in fields(edit) if getattr(getattr(edit, f.name), "requires_grad", False)]
+    if site.component in CUT and learned:
+        raise EditError(
+            f"{edit!r} asks for the gradient of its {learned[0]}, of which each process would have a part: learn it"
+            " with the model in one process, or at a place that all processes have (resid_pre, attn_out)."
+        )
+    alone = edit.by_head if isinstance(edit, AttentionEdit) else type(edit).change_in is ValueEdit.change_in  # type: ignore[attr-defined]
+    if site.component in CUT and not alone:
+        raise EditError(
+            f"{edit!r} may let heads meet or count them, and the heads of this model are in several processes: run it"
+            " in one process, or use an edit that does the same to every head."
+        )

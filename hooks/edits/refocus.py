@@ -39,6 +39,8 @@ class Refocus(AttentionEdit):
     that gives any weight to the image.
     """
 
+    by_head = True
+
     sinks: Positions = "first"
     image: Positions = "image"
     fraction_moved: float = 0.4

@@ -38,7 +38,8 @@ class Editor:
         heads = head_index(self.anatomy, site, x.device)
         part = x if heads is None else x.index_select(head_axis(site.component), heads)
         valid = self.moment.valid(site, rows, length, cross=cross) if edit.needs_valid else None
-        new = (change or edit.change)(part, valid).to(x.dtype)
+        make = change or edit.change
+        new = (make if placed.lift is None else placed.lift.around(make, edit))(part, valid).to(x.dtype)
         if where is not None:
             shape = [1] * x.ndim
             shape[0], shape[axis] = where.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -127,7 +128,7 @@ class HeadTap(BorderTap):
         """An edit of the k or v that one query head reads."""
         heads = placed.site.heads
         assert heads is not None
-        change = partial(self.editor.changed, Placed(placed.edit, placed.site.whole))
+        change = partial(self.editor.changed, replace(placed, site=placed.site.whole))
         changes = Changes(own=(OwnKV(placed.site.component, heads, change),))
         return Standing(program(changes), heads, repr(placed.edit))
 
@@ -153,7 +154,7 @@ class HeadTap(BorderTap):
         return self.moment.keys(spec, site, call.k.shape[2], cross=self.cross)
 
     def _dense(self, placed: Placed, weights: Tensor) -> Tensor:
-        return self.editor.changed(Placed(placed.edit, placed.site.whole), weights, axis=2)
+        return self.editor.changed(replace(placed, site=placed.site.whole), weights, axis=2)
 
     def after(self, call: Call) -> None:
         heads_of = self.layer.heads_of
@@ -173,7 +174,7 @@ class HeadTap(BorderTap):
     def _record_pattern(self, call: Call, site: Site) -> None:
         wish, moment = self.keeper.wish, self.moment
         rows = None if wish.positions is None else moment.mask(wish.positions, site, call.q.shape[2])
-        value = pattern_of(call, site.component, site.heads, rows)
+        value = pattern_of(call, site.component, self.keeper.heads(site), rows)
         if wish.keys is not None:
             value = select(value, self._keys(wish.keys, site, call).to(value.device), axis=3)
         self.keeper.keep(site, call.z, value)

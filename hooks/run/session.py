@@ -17,13 +17,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.family import Family
+from interp.hooks.anatomy.spread import here
 from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.denoisers.calls import denoises
 from interp.hooks.denoisers.direct import through_the_module
 from interp.hooks.denoisers.guidance import branches, listen
 from interp.hooks.edits.edits import Edit, ValueEdit, several
-from interp.hooks.edits.placing import Placed, places
+from interp.hooks.edits.placing import Placed, placed_here, places
 from interp.hooks.errors import EditError, SiteError
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.editor import Editor
@@ -66,7 +67,10 @@ class Session:
         self.root, self.anatomy, self.family = root, anatomy, family
         self.moment = Moment(inputs, describe, partial(branches, root) if denoises(root) else None)
         self.edits = [Placed(edit, site) for edit in several(edits) for site in places(anatomy, edit)]
-        self.editor = Editor(anatomy, self.edits, self.moment)
+        self.here = here(anatomy)
+        """As this process' attention calls have it, where heads lie over several."""
+        self._placed = [one for placed in self.edits if (one := placed_here(anatomy, placed)) is not None]
+        self.editor = Editor(self.here, self._placed, self.moment)
         self.wish = wish or Wish()
         self.keeper = Keeper(anatomy, self.wish, self.moment)
         self.states = States()
@@ -127,7 +131,7 @@ class Session:
         self._on(self.root.register_forward_pre_hook(self._root_begins, with_kwargs=True, prepend=True))
         for members in self._by_attention().values():
             self._stand_at_heads(members)
-        for placed in self.edits:
+        for placed in self._placed:
             self._stand_to_edit(placed)
         for site in self.wish.sites:
             self._stand_to_record(site)
@@ -143,13 +147,13 @@ class Session:
 
     def _by_attention(self) -> dict[tuple[str, Nth | None], tuple[Layer, list[Placed], list[Site]]]:
         found: dict[tuple[str, Nth | None], tuple[Layer, list[Placed], list[Site]]] = {}
-        for placed in self.edits:
+        for placed in self._placed:
             if self._in_call(placed.site):
-                layer = self.anatomy.layer(placed.site)
+                layer = self.here.layer(placed.site)
                 found.setdefault((layer.attention, layer.nth), (layer, [], []))[1].append(placed)
         for site in self.wish.sites:
             if self._in_call(site):
-                layer = self.anatomy.layer(site)
+                layer = self.here.layer(site)
                 found.setdefault((layer.attention, layer.nth), (layer, [], []))[2].append(site)
         return found
 
@@ -197,7 +201,7 @@ class Session:
             self._at(self._port(site), partial(self._record_gated, site))
             return
         if site.component == "result":
-            layer = self.anatomy.layer(site)
+            layer = self.here.layer(site)
             out = layer.projection
             if out is None:
                 raise SiteError(f"{site}: the output projection of this layer was not found.")
@@ -250,12 +254,12 @@ class Session:
         return z.unflatten(-1, (layer.heads, layer.d_value))
 
     def _edit_gated(self, placed: Placed, x: Tensor) -> Tensor:
-        z = self._by_head(x, self.anatomy.layer(placed.site))
+        z = self._by_head(x, self.here.layer(placed.site))
         new = self.editor.changed(placed, z)
         return x if new is z else new.flatten(-2)
 
     def _record_gated(self, site: Site, x: Tensor) -> Tensor:
-        z = self._by_head(x, self.anatomy.layer(site))
+        z = self._by_head(x, self.here.layer(site))
         new = self.keeper.keep_heads(site, z)
         return x if new is z and not self.wish.grad else new.flatten(-2)
 
@@ -276,7 +280,8 @@ class Session:
 
     def _record_results(self, site: Site, layer: Layer, z: Tensor) -> Tensor:
         assert layer.projection is not None
-        heads = site.heads if site.heads is not None else tuple(range(layer.heads))
+        some = self.keeper.heads(site)
+        heads = some if some is not None else tuple(range(layer.heads))
         projection = self.root.get_submodule(layer.projection)
         self.keeper.keep(site, z, head_results(projection, self._by_head(z, layer), heads))
         return z

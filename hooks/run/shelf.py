@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port, Reader, Tower
+from interp.hooks.anatomy.towers import Anatomy, Layer, Nth, Port, Reader, Share, Tower
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sealed import damaged, digest, inside, loaded, sealed, understood, unsealed
 from interp.hooks.sites import LayerPass, Site
@@ -129,7 +129,8 @@ def _layer(fields: Mapping[str, Any]) -> Layer:
     ports = {name: _port(port) for name, port in fields["ports"].items()}
     readers = tuple(Reader(**one) for one in fields.get("readers", ()))
     index = _index(fields["index"])
-    return Layer(**{**fields, "ports": ports, "index": index, "nth": _nth(fields), "readers": readers})
+    share = Share(**fields["share"]) if fields.get("share") is not None else None
+    return Layer(**{**fields, "share": share, "ports": ports, "index": index, "nth": _nth(fields), "readers": readers})
 
 
 def _tower(fields: Mapping[str, Any]) -> Tower:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.anatomy.spread import Order, axis_of, layer_here
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.inputs.inputs import Inputs, Positions
@@ -98,6 +99,7 @@ class StatTap(Tap):
     request: Request
     site: Site
     layer: Layer
+    """As the whole model has it."""
     inputs: Inputs
     offset: Callable[[], int]
     parts: list[dict[str, Tensor]] = field(default_factory=list)
@@ -118,7 +120,7 @@ class StatTap(Tap):
 
     def attend(self, call: Call, inner: Callable[[], None]) -> None:
         """In the place of the model's implementation: z and the statistics in one pass."""
-        heads = tuple(range(self.layer.heads))
+        heads = self.heads
         if taken := by_numbers(call, heads):
             raise InputsError(
                 f"{self.site}: impl= computes z and statistics in one kernel, and heads {list(taken)} attend otherwise"
@@ -131,7 +133,13 @@ class StatTap(Tap):
 
     def record(self, call: Call) -> None:
         if self.request.impl is None:
-            self._take(call, self.site.heads or tuple(range(self.layer.heads)), z=False)
+            self._take(call, self.heads, z=False)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Those that it looks at, numbered as in the calls of this process."""
+        some = axis_of(self.layer, self.site)
+        return tuple(range(layer_here(self.layer).heads)) if some is None else some
 
     def _take(self, call: Call, heads: tuple[int, ...], *, z: bool) -> Tensor | None:
         queries, keys = call.q.shape[2], call.k.shape[2]
@@ -289,9 +297,16 @@ class StatTap(Tap):
         from interp.kernels.stats import reduce_groups
 
         whole = concat(self.parts) if len(self.parts) > 1 else dict(self.parts[0])
-        whole = {name.replace(FIRST, "first"): value for name, value in whole.items()}
+        whole = {name.replace(FIRST, "first"): value for name, value in self._of_all(whole).items()}
         how = self.request.reduce_groups
         return reduce_groups(whole, self.layer.kv_heads, how) if how is not None else whole
+
+    def _of_all(self, stats: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of all heads, where some are in other processes: gathered now, once."""
+        if self.layer.share is None:
+            return stats
+        order = Order.of(self.layer, self.site)
+        return {name: order.gathered(value, 1) for name, value in stats.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,6 +383,6 @@ def stream(
     _of_one_sequence(taps, request)
     with ExitStack() as undo:
         for tap in taps.values():
-            undo.callback(watch(root, tap.layer, tap))
+            undo.callback(watch(root, layer_here(tap.layer), tap))
         forward()
     return taps

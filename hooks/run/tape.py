@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.hooks.anatomy.towers import Anatomy
+from interp.hooks.anatomy.spread import CUT, Order, gathered, labelled
+from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.errors import InputsError, SiteError
 from interp.hooks.html import Told
 from interp.hooks.inputs.inputs import Inputs, Positions
@@ -139,6 +140,32 @@ class Tape(Told, Mapping[str, Any]):
                 " beside the model, and a layer whose output is dropped has no gradient; leave them out of sites=."
             )
         return {str(s): g for s, g in zip(wanted, grads, strict=True) if g is not None}
+
+    def gathered(self) -> Tape:
+        """With the heads of all processes, where a recording with `gather=False` holds this one's; every process has to
+        ask, and each gets all of them."""
+        found = dict[Site, Tensor]()
+        for site, tensor in self._tensors.items():
+            layer = None if site.layer is None else self.anatomy.layer(site)
+            if layer is None or layer.share is None:
+                found[site] = tensor
+            elif site.component == "neurons" and layer.share.units:
+                found[site] = torch.cat(gathered(tensor, layer.share), -1)
+            elif site.component in CUT:
+                self._whole_only(site, layer)
+                axis = head_axis(site.component)
+                found[site.whole] = Order.of(layer, site.whole).gathered(tensor, axis)
+            else:
+                found[site] = tensor
+        return Tape(self.anatomy, self.inputs, found, meta=self.meta)
+
+    @staticmethod
+    def _whole_only(site: Site, layer: Layer) -> None:
+        if labelled(layer, site.whole) != site:
+            raise SiteError(
+                f"{site} is some of the heads of this process: record whole layers with gather=False, or these heads"
+                " with gather=True."
+            )
 
     def to_transformer_lens(self) -> Any:
         """The same tensors under TransformerLens' names, as its ActivationCache where it is installed, else a dict."""

@@ -1,7 +1,8 @@
 """Attention weights a few rows at a time: read while the model runs, and forgotten.
 
 The weights of the rows are computed beside the model from what the call received, edits included, so any definition
-over a pattern can be summed up at any length: at no time are more than a few million of its numbers in memory.
+over a pattern can be summed up at any length: at no time are more than a few million of its numbers in memory. Where
+heads are in several processes, the rows of all of them are brought to each.
 Cost: one forward pass and about one more attention per layer. Limits: attention that goes through transformers'
 interface or whose family gives a recipe for its scores; no cache.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.family import Family
+from interp.hooks.anatomy.spread import Order, axis_of, layer_here
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.errors import InputsError, NotFired
 from interp.hooks.sites import Site
@@ -40,8 +42,8 @@ Read = Callable[[Rows], None]
 class _Reader(BorderTap):
     """Stands at one layer's attention."""
 
-    def __init__(self, site: Site, shape: Sequence[int], read: Read) -> None:
-        self.site, self.shape, self.read, self.ran = site, tuple(shape), read, False
+    def __init__(self, site: Site, layer: Layer, shape: Sequence[int], read: Read) -> None:
+        self.site, self.layer, self.shape, self.read, self.ran = site, layer, tuple(shape), read, False
         self.thread = get_ident()
 
     def record(self, call: Call) -> None:
@@ -56,7 +58,9 @@ class _Reader(BorderTap):
         for at in row_chunks(call):
             rows = torch.zeros(batch, queries, dtype=torch.bool, device=call.q.device)
             rows[:, at] = True
-            self.read(Rows(self.site, at, pattern_of(call, "pattern", self.site.heads, rows)))
+            found = pattern_of(call, "pattern", axis_of(self.layer, self.site), rows)
+            whole = found if self.layer.share is None else Order.of(self.layer, self.site).gathered(found, 1)
+            self.read(Rows(self.site, at, whole))
 
 
 def read_weights(
@@ -70,10 +74,10 @@ def read_weights(
     family: Family | None = None,
 ) -> None:
     """Run `forward` and hand `read` the weights of every site's attention; `shape` is [example, position]."""
-    readers = [_Reader(site, shape, read) for site in sites]
+    readers = [_Reader(site, anatomy.layer(site), shape, read) for site in sites]
     with ExitStack() as undo:
         for reader in readers:
-            _stand(root, anatomy.layer(reader.site), reader, family, undo)
+            _stand(root, layer_here(reader.layer), reader, family, undo)
         forward()
     if silent := [str(reader.site) for reader in readers if not reader.ran]:
         raise NotFired(f"no attention call was seen at {silent[0]} for these inputs.")

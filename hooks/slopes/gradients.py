@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.quantised import quantised, rounds_its_input
+from interp.hooks.anatomy.spread import divided
 from interp.hooks.anatomy.towers import Anatomy
 from interp.hooks.drive.blocks import called
 from interp.hooks.drive.intercept import Calls, Intercept
@@ -57,7 +58,9 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
-        return None if ctx.dropped.layer == ctx.layer else grad, None, None
+        if ctx.dropped.layer != ctx.layer:
+            return grad, None, None
+        return torch.zeros_like(grad) if ctx.dropped.zeros else None, None, None
 
 
 @dataclass(eq=False)
@@ -66,6 +69,8 @@ class Dropped:
 
     layer: tuple[str | None, int] | None = None
     layers: dict[tuple[str | None, int], None] = field(default_factory=dict)
+    zeros: bool = False
+    """Whether nothing is written out as zeros: what sums gradients over processes takes no gradient for a mistake."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +88,7 @@ class _Gate(ValueEdit):
 
 def gates(anatomy: Anatomy, dropped: Dropped) -> list[Edit]:
     """One at each write of every block: GradDrop's stop."""
-    one = len(anatomy.towers) == 1
+    one, dropped.zeros = len(anatomy.towers) == 1, divided(anatomy)
     return [
         _Gate(str(Site(None if one else name, layer.index, part)), dropped=dropped, layer=(name, layer.index))
         for name, tower in anatomy.towers.items()

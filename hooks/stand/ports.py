@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.anatomy.spread import fitting_part, own_columns
 from interp.hooks.anatomy.towers import Port
 from interp.hooks.errors import ModelError
 from interp.hooks.passes import Count
@@ -151,9 +152,10 @@ def head_results(out: nn.Module, z: Tensor, heads: tuple[int, ...]) -> Tensor:
     From the weight where it is a plain matrix at hand; otherwise (quantised, offloaded, adapters) by running the
     projection on one head's z at a time.
     """
-    weight = getattr(out, "weight", None)
+    weight = fitting_part(getattr(out, "weight", None), z.shape[-2:].numel())
     plain = type(out) is nn.Linear or type(out).__name__ == "Conv1D"
-    if plain and type(weight) is nn.Parameter and weight.is_floating_point() and weight.device == z.device:
+    at_hand = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.device == z.device
+    if plain and at_hand:
         by_head = (weight if type(out).__name__ == "Conv1D" else weight.T).unflatten(0, z.shape[-2:])
         return torch.einsum("...hd,hdo->...ho", z[..., list(heads), :], by_head[list(heads)])
     nothing = projected(out, torch.zeros_like(z.flatten(0, -3)[:1]))
@@ -162,7 +164,7 @@ def head_results(out: nn.Module, z: Tensor, heads: tuple[int, ...]) -> Tensor:
 
 def projected(out: nn.Module, z: Tensor) -> Tensor:
     """What an output projection makes of z [..., head, d_head], also where it returns more than that (I-BERT)."""
-    return outer_tensor(out.forward(z.flatten(-2)))[1]
+    return outer_tensor(out.forward(own_columns(getattr(out, "weight", None), z.flatten(-2))))[1]
 
 
 def _only(z: Tensor, head: int) -> Tensor:

@@ -32,6 +32,12 @@ Undo = Callable[[], None]
 
 def watch(root: nn.Module, layer: Layer, tap: Tap) -> Undo:
     """Send the attention calls of a layer through a tap; refused where they are not seen. Returns what undoes it."""
+    if layer.share is not None:
+        raise ModelError(
+            f"{layer.attention} has {layer.heads} heads in {layer.share.of} processes, and {tap} reads the calls of"
+            " one: recordings, edits, statistics and what is made of them gather heads; this does not. Run the model"
+            " in one process."
+        )
     module = root.get_submodule(layer.attention)
     if layer.nth is not None:
         return _in_its_pass(layer, root, tap, lambda one: watch(root, replace(layer, nth=None), one))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from interp.hooks.anatomy.family import Family, family_of
 from interp.hooks.anatomy.quantised import quantised, rounds_its_input
+from interp.hooks.anatomy.spread import cut_weight, everyones
 from interp.hooks.anatomy.towers import Anatomy, Layer
 from interp.hooks.anatomy.unwrap import forced_eager, unwrap
 from interp.hooks.edits.edits import Add, Scale
@@ -146,11 +147,11 @@ class _Attempt:
     def _reading(self, read: dict[int, list[Tensor]]) -> Iterator[None]:
         """Plain torch hooks at the output projections, in no way ours."""
 
-        def keep(number: int) -> Callable[..., None]:
-            return lambda _, args: read[number].append(args[0].detach().clone())
+        def keep(layer: Layer) -> Callable[..., None]:
+            return lambda _, args: read[layer_of(layer.index)].append(everyones(layer, args[0].detach().clone()))
 
-        found = {layer.out: layer_of(layer.index) for layer in self.tower.layers if layer.out is not None}
-        hooks = [self.root.get_submodule(out).register_forward_pre_hook(keep(number)) for out, number in found.items()]
+        found = {layer.out: layer for layer in self.tower.layers if layer.out is not None}
+        hooks = [self.root.get_submodule(out).register_forward_pre_hook(keep(layer)) for out, layer in found.items()]
         try:
             yield
         finally:
@@ -174,7 +175,9 @@ class _Attempt:
         return f"{where} zeroed moves the logits by {gap(edited, self.plain):.2g}, as by hand"
 
     def _zeroed(self, out: str, head: int) -> Tensor:
-        columns = slice(head * self.layer.d_value, (head + 1) * self.layer.d_value)
+        own = range(self.layer.heads) if self.layer.share is None else self.layer.share.own(self.layer.heads)
+        at = (head - own.start) * self.layer.d_value if head in own else 0
+        columns = slice(at, at + self.layer.d_value * (head in own))
         if isinstance(self.root.get_submodule(out.rpartition(".")[0]), nn.MultiheadAttention):
             with without(self.root, self.layer, head), torch.no_grad():
                 return (
@@ -303,8 +306,14 @@ def _among(read: list[Tensor], z: Tensor, nth: int | None) -> bool:
 def held(root: nn.Module, how: str = "") -> tuple[str, ...]:
     """How a model is held, in words: in what, compiled, offloaded, quantised, adapted; `plain` if none of these."""
     inside = [how.strip(" ()")] if how else []
-    found = [*inside, *_compiled(root), *_offloaded(root), *_quantised(root), *_adapted(root)]
+    found = [*inside, *_compiled(root), *_offloaded(root), *_quantised(root), *_adapted(root), *_spread(root)]
     return tuple(found) or ("plain",)
+
+
+def _spread(root: nn.Module) -> Iterator[str]:
+    cut = {p.device_mesh.size() for p in root.parameters() if cut_weight(p)}  # type: ignore[attr-defined]
+    if cut:
+        yield f"over {max(cut)} processes, each with some of the heads (tensor parallel)"
 
 
 def _compiled(root: nn.Module) -> Iterator[str]:

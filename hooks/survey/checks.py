@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from interp.hooks import html
 from interp.hooks.anatomy.family import Family
 from interp.hooks.anatomy.quantised import rounds_its_input
+from interp.hooks.anatomy.spread import layer_here
 from interp.hooks.anatomy.towers import Anatomy, Layer, Tower
 from interp.hooks.edits.edits import Scale
 from interp.hooks.errors import CheckFailed
@@ -188,7 +189,7 @@ class _Seen:
                 (layer.attention, layer.nth): layer for layer in every if layer.seen
             }  # streams have theirs in common
             for layer in once.values():
-                undo.callback(watch(module, layer, self.calls))
+                undo.callback(watch(module, layer_here(layer), self.calls))
             self.recorded_logits = self._forward()
         self.missing = [str(s) for s in self.sites if s not in self.session.pieces]
         self.session.wish.sites = [s for s in self.sites if s in self.session.pieces]
@@ -349,7 +350,7 @@ class _Seen:
         with ExitStack() as undo:
             session = undo.enter_context(Session(self.module, self.anatomy, wish=Wish(sites), family=self.family))
             for layer in layers:
-                undo.callback(watch(self.module, layer, without))
+                undo.callback(watch(self.module, layer_here(layer), without))
             self._forward()
         for site, z in session.recorded().items():
             if bool(z[:, :, -1].any()):

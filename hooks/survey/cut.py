@@ -11,18 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from interp.hooks.anatomy.spread import cut_weight, whole
 from interp.hooks.anatomy.towers import Layer
 from interp.hooks.stand.call import Tap
 from interp.hooks.stand.standpoints import watch
 
 
 def plain_weight(projection: nn.Module) -> Tensor | None:
-    """The weight of a projection, where it is a matrix at hand."""
+    """The weight of a projection, where it is a matrix at hand, or put together from those of several processes."""
     weight = projection._parameters.get("weight")
+    if cut_weight(weight):
+        return cast(Tensor, whole(weight))
     plain = type(weight) is nn.Parameter and weight.is_floating_point() and weight.ndim == 2
     return weight if plain and weight is not None and weight.device.type != "meta" else None
 
@@ -55,7 +58,7 @@ def without_head(root: nn.Module, layer: Layer, head: int) -> Callable[..., Any]
     else:
         cut[:, columns] = 0
     twin: Any = copy.copy(projection)
-    twin._parameters = {**projection._parameters, "weight": cut}
+    twin._parameters = {**{name: whole(p) for name, p in projection._parameters.items()}, "weight": cut}
     return partial(type(projection).forward, twin)
 
 

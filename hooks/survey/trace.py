@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from interp.hooks.anatomy.family import Family, family_of
+from interp.hooks.anatomy.spread import spread
 from interp.hooks.anatomy.towers import Anatomy, Layer, Port, Tower
 from interp.hooks.denoisers.calls import denoises
 from interp.hooks.inputs.sound import SOUND
@@ -64,7 +65,8 @@ def traced(
     known = {s.name: f"{s.name}.{family.out}" for s in seen.values() if family and s.standpoint == "border"}
     events = _events(module, inputs, set(blocks.values()), watch, seen, known)
     made = _assemble(module, seen, blocks, events, family, inputs)
-    return replace(made, unheld={**unheld(module, softmaxes, seen, set(blocks.values())), **apart}), family
+    made = replace(made, unheld={**unheld(module, softmaxes, seen, set(blocks.values())), **apart})
+    return spread(module, made), family
 
 
 def _forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ from interp.finite import finite
 from interp.forgetting.dampened import Dampened
 from interp.forgetting.head_weights import WeightsByHead, squared
 from interp.heads.measures.asked import Asked, asked
+from interp.hooks.anatomy.spread import refuse_cut
 from interp.hooks.errors import InputsError
 from interp.provenance import about
 from interp.records import Method, register
@@ -98,6 +99,7 @@ def _asked(model: Model, data: Any, labels: Any, heads: str, name: str) -> Asked
 
 def _named(model: Model, own: WeightsByHead, scope: Scope) -> dict[str, nn.Parameter]:
     """The parameters that are looked at."""
+    refuse_cut(model.module, "what its weights carry is not taken head by head")
     every = dict(model.module.named_parameters())
     wanted = own.names() if scope == "heads" else [name for name, p in every.items() if p.is_floating_point()]
     return {name: every[name] if name in every else model.module.get_parameter(name) for name in wanted}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.anatomy.spread import refuse_cut
 from interp.hooks.anatomy.towers import Layer
 from interp.hooks.edits.edits import Edit, Zero
 from interp.hooks.errors import ModelError
@@ -59,6 +60,7 @@ def cut(model: Model, rests: Mapping[str, list[Rest]], edits: Sequence[Edit]) ->
 
 def copied(model: Model) -> Model:
     """The same model with weights of its own."""
+    refuse_cut(model.module, "the model is not copied to change its weights")
     return attach(copy.deepcopy(model.module), model.processor, family=model.family, example=model.example())
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.quantised import quantised
+from interp.hooks.anatomy.spread import cut_weight
 from interp.hooks.anatomy.towers import Layer, Tower
 from interp.hooks.errors import ModelError, SiteError
 from interp.hooks.run.keeper import Wish
@@ -73,6 +74,8 @@ def _parameters(root: nn.Module, layer: Layer) -> Iterator[tuple[str, nn.Paramet
         if (kind := quantised(module)) is not None or hasattr(module, "base_layer"):
             raise ModelError(f"{path} is {kind or 'an adapter'}: rows of it cannot be cut. Use how='mask'.")
         for name, p in module.named_parameters(recurse=False):
+            if cut_weight(p):
+                raise ModelError(f"{path}.{name} lies in several processes: rows of it cannot be cut. Use how='mask'.")
             if p.is_floating_point() and p.device.type != "meta":
                 yield f"{path}.{name}", p
 

@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from interp.hooks.anatomy.norms import Frozen, frozen
+from interp.hooks.anatomy.spread import whole
 from interp.hooks.drive.blocks import called, keeps
 from interp.hooks.drive.intercept import Intercept
 from interp.hooks.drive.tail import Tail, last_tower, unembedding
@@ -289,7 +290,7 @@ class HeadMatrices:
     def embedding(self) -> Tensor:
         """W_E [vocabulary, d]."""
         words = self._embedding()
-        return words.weight.detach()
+        return cast(Tensor, whole(words.weight)).detach()
 
     def _embedding(self) -> nn.Embedding:
         module: Any = self.model.module
