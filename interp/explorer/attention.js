@@ -46,8 +46,9 @@ function readAttention(n, h) {
   const looked = mine ? [...new Set(mine.filter((_, i) => bytes[i]))] : keys;
   const places = [...new Set([...rows, ...looked])].sort((a, b) => a - b);
   const nearest = (indices || keys).reduce((least, key) => Math.min(least, key), tokens), across = nearest > rows[rows.length - 1];
-  const top = weight(bytes.reduce((most, byte) => Math.max(most, byte), 0)) || block.scale;
-  return { rows, keys, across, row, received, places, example: block.example, scale: block.scale, most, top, sampled: Boolean(block.rows || block.keys || indices), partial: Boolean(indices), wide, tokens, bytes, indices: mine, nearest: across ? nearest : 0,
+  const largest = (some) => weight(some.reduce((most, byte) => Math.max(most, byte), 0));
+  const top = largest(bytes) || block.scale, later = largest(bytes.subarray(Math.floor(rows.length / 8) * wide)) || top;
+  return { rows, keys, across, row, received, places, example: block.example, scale: block.scale, most, top, later, sampled: Boolean(block.rows || block.keys || indices), partial: Boolean(indices), wide, tokens, bytes, indices: mine, nearest: across ? nearest : 0,
     rowOf: (position) => rowAt.get(position) ?? null };
 }
 
@@ -61,8 +62,9 @@ function keptExample(head) {
   return examplesOf(head).includes(wanted) ? wanted : null;
 }
 const exampleShown = (head) => (head === null ? null : keptExample(head) ?? examplesOf(head)[0] ?? null);
-// The weight that the darkest colour stands for: one for all heads of a block, or the head's own largest.
-const scaleOf = (found) => (state.own ? found.top : found.scale);
+// The weight that the darkest colour stands for: one for all heads of a block, or the head's own largest, the first rows
+// left out, which have few keys to choose from and so large weights in every head.
+const scaleOf = (found) => (state.own ? found.later : found.scale);
 
 // The token that weights are shown of: the locked one, else the class token of a picture or the last row that is there.
 const tokenShown = (found) => (state.token !== null && state.token < found.tokens ? state.token : firstQuery(found) ?? found.rows[found.rows.length - 1]);

@@ -30,7 +30,7 @@ function linesPicture(head, found, about, position, tell) {
     const way = column ? "to" : "from", x = column ? right : 2;
     const node = draw("g", { role: "button", class: "word", "data-place": at, "data-way": way, "aria-pressed": String(state.token === at && state.way === way), "aria-label": `${column ? "key" : "query"} ${at} ${piece(about.tokens[at])}`,
       mouseenter: () => tell(at, way), focus: () => tell(at, way), mouseleave: () => tell(null), click: () => lockToken(at, { way }) },
-      draw("rect", { x, y: y - line / 2 + 1, width: left - 2, height: line - 2, rx: 3, fill: "#ffffff", stroke: "none" }), draw("text", { x: column ? right + 4 : left - 4, y: y + 4, "text-anchor": column ? "start" : "end", text: piece(about.tokens[at], 16) }));
+      draw("rect", { x, y: y - line / 2 + 1, width: left - 2, height: line - 2, rx: 3, fill: "#ffffff", stroke: "none" }), draw("text", { x: column ? right + 4 : left - 4, y: y + 4, "text-anchor": column ? "start" : "end", text: whole ? piece(about.tokens[at], 16) : column ? `${piece(about.tokens[at], 11)} ${at}` : `${at} ${piece(about.tokens[at], 11)}` }));
     cells.push({ node, row: i, column, at });
     svg.append(node);
   };

@@ -58,5 +58,5 @@ function attentionControls(head, example) {
   way.value = state.way;
   const box = (name, text) => { const id = `choose-${name}`, one = el("input", { type: "checkbox", id, "data-act": name, change: () => change({ [name]: one.checked }) }); one.checked = state[name]; return el("label", { class: "choice", for: id }, one, ` ${text}`); };
   return el("div", { class: "controls" }, exampleMenu("choose-example", examplesOf(head), example), el("label", { class: "choice", for: "choose-way" }, "The token ", way),
-    box("lines", "lines"), box("root", "show small weights (square root)"), box("own", "this head's own scale"));
+    box("lines", "lines"), box("root", "show small weights (square root)"), box("own", "its own scale"));
 }

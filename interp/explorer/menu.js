@@ -48,8 +48,9 @@ function giveLink(item) {
   const said = el("p", { class: "about", "aria-live": "polite", text: "Ctrl+C copies it." });
   item.after(box, said);
   item.remove();
+  box.focus();
   box.select();
-  if (navigator.clipboard) navigator.clipboard.writeText(link).then(() => { said.textContent = "Copied."; }, () => { said.textContent = "Ctrl+C copies it."; });
+  if (navigator.clipboard && window.parent === window) navigator.clipboard.writeText(link).then(() => { said.textContent = "Copied."; }, () => { said.textContent = "Ctrl+C copies it."; });
 }
 
 const asObjects = ([names, ...rows]) => rows.map((row) => Object.fromEntries(names.map((name, i) => [name, row[i] ?? null])));

@@ -8,19 +8,19 @@ function thumbsView() {
   const grid = el("div", { class: "thumbs", role: "grid", "aria-label": "Patterns of heads; arrow keys move, Enter locks", "aria-describedby": "thumbs-said" });
   const said = el("p", { class: "about", id: "thumbs-said", "aria-live": "polite" }), menus = el("div", { class: "controls" });
   home.append(el("h2", { id: "thumbs-title", text: "Every head's pattern" }), menus, said, grid);
-  menus.append(exampleOf(), ...layerAndRole(), exportsOf("patterns", () => thumbSheet(grid), () => [["head", "layer", "largest weight", "pattern kept"], ...picked().map((i) => { const found = attentionOf(i, keptExample(i)); return [HEADS[i].site, HEADS[i].layer, found && Number(found.top.toPrecision(4)), Boolean(found)]; })]));
+  menus.append(exampleOf(), ...layerAndRole(), ticked("thumbs-own", "own", "own scales"), exportsOf("patterns", () => thumbSheet(grid), () => [["head", "layer", "largest weight", "pattern kept"], ...picked().map((i) => { const found = attentionOf(i, keptExample(i)); return [HEADS[i].site, HEADS[i].layer, found && Number(found.top.toPrecision(4)), Boolean(found)]; })]));
   const seen = typeof IntersectionObserver === "undefined" ? null : new IntersectionObserver((all) => all.filter((one) => one.isIntersecting).forEach(({ target }) => { seen.unobserve(target); paintThumb(target); }), { root: grid, rootMargin: "300px" });
   let cells = [], made = new Map();
   const fill = () => {
     const some = picked(), held = grid.contains(document.activeElement) ? document.activeElement.dataset.head : null;
     cells = thumbRows(grid, some, made);
-    said.textContent = thumbWords(some);
     const now = cells.find((cell) => HEADS[cell.head].site === held) || cells.find((cell) => cell.head === state.head) || cells[0];
     if (now) { stopAt(cells, now); if (held) now.node.focus({ preventScroll: true }); }
     for (const cell of cells) if (seen) seen.observe(cell.node); else paintThumb(cell.node);
     mark();
   };
   const mark = () => {
+    said.textContent = thumbWords(cells.map((cell) => cell.head));
     for (const { node, head } of cells) {
       node.setAttribute("aria-selected", String(state.head === head));
       node.classList.toggle("pinned", state.pins.includes(head));
@@ -31,7 +31,7 @@ function thumbsView() {
   views.push((touched) => {
     if (["example", "root", "own"].some((name) => touched.has(name))) made = new Map();
     if (["found", "layer", "role", "example", "root", "own"].some((name) => touched.has(name))) fill();
-    else if (touched.has("head") || touched.has("pins")) mark();
+    else if (["head", "pins", "locked"].some((name) => touched.has(name))) mark();
   });
   fill();
 }
@@ -43,15 +43,18 @@ const picked = () => HEADS.map((_, i) => i).filter((i) => (!state.found || state
 function thumbWords(some) {
   const kept = some.filter((i) => keptExample(i) !== null).length, lost = some.length - kept;
   const scale = state.own ? "each on its own scale" : "the same scale for every head";
-  return `${some.length} of ${HEADS.length} heads, ${scale}; queries down, keys across.` + (lost ? ` Of ${lost} ${lost === 1 ? "head" : "heads"} no pattern was kept in this example (hatched).` : "");
+  return `${some.length} of ${HEADS.length} heads, ${scale}; queries down, keys across.` + (lost ? ` Of ${lost} ${lost === 1 ? "head" : "heads"} no pattern was kept in this example (hatched).` : "") + (state.locked && state.head !== null ? ` ${HEADS[state.head].site} is locked: click it again or press Esc to look at others by pointing at them.` : "");
 }
 
 // Nodes that were made stay, with what is drawn in them, while the filters change.
 function thumbRows(grid, some, made) {
-  const side = some.length <= 24 ? 92 : some.length <= 100 ? 62 : 42, lines = new Map();
+  const lines = new Map();
   some.forEach((i) => { const key = `${HEADS[i].tower}/${HEADS[i].layer}`; lines.set(key, [...(lines.get(key) || []), i]); });
+  // As large as there are few, and as a layer fits into one line.
+  const name = Math.min(12, Math.max(2, ...some.map((i) => layerOf(i).length)) * 0.5 + 0.6), most = Math.max(1, ...[...lines.values()].map((line) => line.length));
+  const side = clamp(Math.floor((grid.clientWidth - 15 * name - 24) / most) - 8, 42, some.length <= 24 ? 92 : some.length <= 100 ? 66 : 48);
   grid.style.setProperty("--side", `${side}px`);
-  grid.style.setProperty("--name", `${Math.min(12, Math.max(2, ...some.map((i) => layerOf(i).length)) * 0.6 + 0.4)}em`);
+  grid.style.setProperty("--name", `${name}em`);
   const cells = [];
   grid.replaceChildren(...[...lines.values()].map((line, row) => {
     const first = HEADS[line[0]], name = `${TOWERS.length > 1 ? `${readable(TOWERS[first.tower].name)} ` : ""}L${first.layer}`;
@@ -107,6 +110,14 @@ function hearThumbs(grid, cells) {
       const next = thumbBeside(cells(), cells().find((cell) => cell.head === head), event.key);
       if (next) { stopAt(cells(), next); next.node.focus(); } },
   }, []);
+}
+
+// A box for something that is on or off.
+function ticked(id, name, text) {
+  const box = el("input", { type: "checkbox", id, change: () => change({ [name]: box.checked }) }), show = () => { box.checked = state[name]; };
+  views.push((touched) => touched.has(name) && show());
+  show();
+  return el("label", { class: "choice", for: id }, box, ` ${text}`);
 }
 
 function exampleOf() {

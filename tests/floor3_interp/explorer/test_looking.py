@@ -88,6 +88,7 @@ def test_where_a_head_looks_comes_first_and_its_measures_are_folded(show: Open) 
 def test_thumbnails_are_the_patterns_and_are_filtered(show: Open) -> None:
     payload = large()
     weights = payload["patterns"][0]["weights"][11]  # L1.H2
+    payload["patterns"][0]["weights"][46] *= 0.01  # L5.H1, of which nothing is seen on the scale of the others
     payload["patterns"][0] |= {
         "sites": payload["patterns"][0]["sites"][:264],
         "weights": payload["patterns"][0]["weights"][:264],
@@ -121,6 +122,12 @@ def test_thumbnails_are_the_patterns_and_are_filtered(show: Open) -> None:
         assert tab.locator(".thumb").evaluate_all("all => all.map(one => one.dataset.head)") == [
             f"L5.H{n}" for n in range(9)
         ]
+        pale = "one => Math.min(...one.querySelector('canvas').getContext('2d').getImageData(0, 0, 18, 18).data)"
+        before = thumb(tab, "L5.H1").evaluate(pale)
+        tab.get_by_label("own scales").check()
+        assert "9 of 270 heads, each on its own scale" in tab.locator("#thumbs-said").inner_text()
+        thumb(tab, "L5.H1").locator("canvas").wait_for()
+        assert thumb(tab, "L5.H1").evaluate(pale) < before - 100
         downloaded(tab, "Save patterns as PNG")
 
 
