@@ -327,6 +327,7 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys(("Site", "InterpError", "Model", "Inputs", "Tape"), VALUE),
     "attach": "every model here was attached",
     "load": "test_load.py",
+    **dict.fromkeys(("scale.merge", "scale.status"), "reads files"),
     **dict.fromkeys(("open", "reporting.difference", *(f"formats.{name}" for name in FILES)), "reads files"),
     **dict.fromkeys((f"figures.{name}" for name in DRAWN), "a value, or drawn from numbers that are there"),
     "reporting.experiment": "loads models and calls report",

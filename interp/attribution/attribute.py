@@ -13,20 +13,30 @@ state that LRP (relp, attnlrp, cp-lrp) is patented technology, free for personal
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from interp.attribution.pair import STEPS, Pair, Setting, paired
+from interp.attribution.verify import Check, checks, question, report, work_of
+from interp.cells.calls import frame_without
+from interp.cells.journal import PLAN, plan_of
+from interp.cells.shards import Asked, Frame, Shard, ShardDone, asked, framed, mark, part, refuse_shard
+from interp.cells.work import begin, read_back
+from interp.hooks.drive.faster import settled
+from interp.hooks.drive.sweep import activations
 from interp.hooks.errors import InputsError
-from interp.hooks.inputs.inputs import Positions
+from interp.hooks.inputs.inputs import Inputs, Positions
 from interp.metrics.judge import Metric
 from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
 from interp.patching.alignment import How, Reduce
 from interp.patching.sources import Source
-from interp.provenance import about
+from interp.patching.swept import run, task_of
+from interp.provenance import about, refuse_unwritten
 from interp.records import Method, Variant, register, variants
 from interp.results.effects import Effects
 
@@ -39,7 +49,13 @@ def methods() -> dict[str, Variant]:
     return variants("interp.attribute", room="attribution")
 
 
-@hands_over
+@overload
+def attribute(model: Model, *, shard: None = None, **how: Any) -> Effects: ...
+@overload
+def attribute(model: Model, *, shard: tuple[int, int] | str, **how: Any) -> ShardDone: ...
+
+
+@hands_over  # type: ignore[misc]  # the overloads leave the rest to this
 @torch.enable_grad()
 def attribute(
     model: Model,
@@ -56,31 +72,124 @@ def attribute(
     steps: int = STEPS,
     verify: Literal["auto", "all"] | int = "auto",
     seed: int = 0,
-) -> Effects:
+    out: str | Path | None = None,
+    shard: Asked = None,
+    engine: Any = None,
+) -> Effects | ShardDone:
     """The estimated effect of every cell, labelled as by `interp.patch`.
 
     `rules` replaces a method's relevance rules; `steps` are those of ig and conductance. `verify` patches exactly
     beside it: "all" cells, a sample of `n`, 0 for none, "auto" for all where affordable; see `.meta["verify"]`.
     Inputs that do not line up say how with `align=` and `reduce=`, as in `interp.patch`; a base token takes what its
     partner in the source has, tokens without one count for nothing, and the methods along a path refuse.
+    `out=` is a directory that the exact cells are written to as they are patched: killed, the same call estimates again
+    and goes on with those. `shard=(0, 4)` patches the first of four parts of them into a directory of its own (each
+    shard makes the estimates, which cost next to nothing beside that), and `interp.scale.merge` makes the result of all
+    four; `engine` patches elsewhere (`interp/cells/work.py`).
     """
+    mine = asked(shard, out)
     chosen = _chosen(method, rules)
     setting = Setting(None if rules is None else tuple(rules), steps)
     wanted = [sites] if isinstance(sites, str) else list(sites)
-    asked = paired(model, base, source, metric, wanted, positions, align=align, reduce=reduce)
+    pair = paired(model, base, source, metric, wanted, positions, align=align, reduce=reduce)
+    if out is not None:
+        refuse_unwritten(model.module)
+        refuse_shard(out) if mine is None else mark(out, "interp.attribute", mine)
 
     def estimate(other: Pair) -> Tensor:
         found: Tensor = chosen.run(other, setting)
         return found
 
-    values = estimate(asked)
-    passes = asked.passes
-    checked = {}
-    if verify != 0:
-        from interp.attribution.verify import agreement
+    values = estimate(pair)
+    found = _effects(pair, values, {"method": method, "passes": pair.passes, **pair.notes})
+    if verify == 0:
+        return _unverified(found, out, mine, engine)
+    task = {} if out is None else _task(pair, source, method, setting, verify, seed, out)
+    checked, left = checks(
+        pair, values, estimate, how=verify, magnitudes=not chosen.signed, seed=seed, out=out,
+        product=None if out is None else _product(Path(out), model),
+    )  # fmt: skip
+    exact = [_exact(n, one, task, out, mine, engine) for n, one in enumerate(checked.values())]
+    frame = _frame(found, checked, left)
+    if mine is not None and out is not None:
+        framed(out, frame)
+        return part(out, "interp.attribute", mine)
+    found = _verified(found, frame, exact)
+    if out is not None:
+        found.save(out)
+    return found
 
-        checked = {"verify": agreement(asked, values, estimate, how=verify, magnitudes=not chosen.signed, seed=seed)}
-    return _effects(asked, values, {"method": method, "passes": passes, **asked.notes, **checked})
+
+def _unverified(found: Effects, out: str | Path | None, shard: Shard | None, engine: Any) -> Effects:
+    if shard is not None or engine is not None:
+        raise InputsError("shard= and engine= are for the cells that are patched exactly, and verify=0 patches none.")
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def _task(
+    pair: Pair, source: Source, method: str, setting: Setting, verify: Any, seed: int, out: str | Path
+) -> dict[str, Any]:
+    """What makes this check this check, as plain values."""
+    asked = replace(question(pair, seed, out), align=pair.align, reduce=pair.reduce)
+    given: Any = source if isinstance(source, str) or not isinstance(pair.source, Inputs) else pair.source
+    made = task_of(asked, pair.base, given, {"": pair.metric})
+    rules = None if setting.rules is None else list(setting.rules)
+    return {**made, "method": method, "rules": rules, "steps": setting.steps, "verify": verify}
+
+
+def _product(out: Path, model: Model) -> str:
+    """The matrix products of what is patched: those of the plan that is there, else this machine's."""
+    plan = out / _place(0) / PLAN
+    return str(plan_of(plan)["product"]) if plan.exists() else settled(activations(model.module, model.anatomy))
+
+
+def _place(n: int) -> str:
+    """Where a direction's cells lie."""
+    return f"verify{n}"
+
+
+def _exact(
+    n: int, check: Check, task: Mapping[str, Any], out: str | Path | None, shard: Shard | None, engine: Any
+) -> Tensor:
+    """The exact effects [cell, row] of one direction."""
+    work = work_of(check, {**task, "direction": n})
+    return run(work, begin(work, out=None if out is None else Path(out) / _place(n), shard=shard, turn=n), engine)[0][
+        ""
+    ]
+
+
+def _frame(found: Effects, checked: Mapping[str, Check], left: Mapping[str, Any]) -> Frame:
+    """The estimates, and what their check needs beside the exact effects."""
+    made = frame_without(found, [])
+    facts = {name: one.frame.facts for name, one in checked.items()}
+    tensors = {f"{n}.{name}": x for n, one in enumerate(checked.values()) for name, x in one.frame.tensors.items()}
+    return Frame({"effects": made.facts, "checks": facts, "left": dict(left)}, {**made.tensors, **tensors})
+
+
+def _verified(found: Effects, frame: Frame, exact: Sequence[Tensor]) -> Effects:
+    """The estimates with how far they are from the exact effects."""
+    said = {}
+    for n, (name, facts) in enumerate(frame.facts["checks"].items()):
+        mine = {key.partition(".")[2]: x for key, x in frame.tensors.items() if key.startswith(f"{n}.")}
+        said[name] = report(Frame(facts, mine), exact[n])
+    return replace(found, meta={**found.meta, "verify": {**said, **frame.facts["left"]}})
+
+
+def estimated(frame: Frame) -> Effects:
+    """The estimates of a shard, without their check."""
+    tensors = {name: x for name, x in frame.tensors.items() if "." not in name}
+    return Effects.restored(dict(frame.facts["effects"]), tensors)
+
+
+def finished(folder: Path, frame: Frame) -> Effects:
+    """The result all of whose exact cells are there, as the call itself writes it."""
+    found = _verified(
+        estimated(frame), frame, [read_back(folder / _place(n))[0][""] for n in range(len(frame.facts["checks"]))]
+    )
+    found.save(folder)
+    return found
 
 
 def _chosen(method: str, rules: Sequence[str] | None) -> Variant:

@@ -17,22 +17,33 @@ drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from interp.attribution.pair import FlatMetric, Pair
+from interp.cells.calls import CHUNK
+from interp.cells.shards import Frame
+from interp.cells.work import Builder
+from interp.contents import content
 from interp.hooks.drive.questions import Cell
 from interp.hooks.errors import InputsError
+from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.sites import Site
+from interp.metrics.judge import Metric
 from interp.patching.cells import Target
 from interp.patching.exact import Prepared, Question, prepare
 from interp.patching.sources import Given
-from interp.patching.swept import exactly
+from interp.patching.swept import Patches
+
+if TYPE_CHECKING:
+    from interp.model import Model
 
 Estimate = Callable[[Pair], Tensor]
 AFFORDABLE = 4096
@@ -44,6 +55,15 @@ HALVES = 8
 CHANCE = 4.1
 """Of a variance with seven degrees of freedom: one time in forty it is as many times what was found."""
 RESAMPLES = 300
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """One direction before anything is patched: what is, and what its numbers need beside the exact effects."""
+
+    ready: Prepared
+    """The cells to patch: those that were drawn, then random halves of the others."""
+    frame: Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,39 +79,61 @@ class Checked:
     """What the estimates say of each half."""
 
 
-def agreement(
-    pair: Pair, values: Tensor, estimate: Estimate, *, how: Literal["auto", "all"] | int, magnitudes: bool, seed: int
-) -> dict[str, Any]:
-    """Plain numbers by direction, for the result's meta data."""
+def checks(
+    pair: Pair, values: Tensor, estimate: Estimate, *, how: Literal["auto", "all"] | int, magnitudes: bool, seed: int,
+    out: str | Path | None = None, product: str | None = None,
+) -> tuple[dict[str, Check], dict[str, Any]]:  # fmt: skip
+    """What is patched, by direction, and why one of them is left out."""
     if not (how in ("auto", "all") or (isinstance(how, int) and how > 0)):
         raise InputsError(f"verify is 'auto', 'all', a number of cells, or 0 for none; got {how!r}.")
-    found = {"source into base": _direction(pair, values, how, magnitudes, seed)}
+    set_up = partial(_direction, how=how, magnitudes=magnitudes, seed=seed, out=out, product=product)
+    found = {"source into base": set_up(pair, values)}
     other = pair.reverse()
     if other is not None:
         try:
             back = estimate(other)
         except FlatMetric as why:  # held against the source's own run, say: there is nothing to estimate from there
-            return {**found, "base into source left out": str(why)}
-        found["base into source"] = _direction(other, back, how, magnitudes, seed)
-    return found
+            return found, {"base into source left out": str(why)}
+        found["base into source"] = set_up(other, back)
+    return found, {}
 
 
-def _direction(pair: Pair, values: Tensor, how: Any, magnitudes: bool, seed: int) -> dict[str, Any]:
-    ready = _prepared(pair, seed)
+def _direction(
+    pair: Pair, values: Tensor, *, how: Any, magnitudes: bool, seed: int, out: str | Path | None, product: str | None
+) -> Check:
+    ready = _prepared(pair, seed, out, product)
     live = torch.tensor([bool(cell.changed.any()) for cell in ready.cells])
     draw = torch.Generator().manual_seed(seed)
     numbers, weights = _drawn(values.abs().mean(1), live, _count(how, int(live.sum()), values.shape[1]), draw)
     rest = live.clone()
     rest[numbers] = False
     halves = _halves(rest, draw)
-    cells = [*(ready.cells[n] for n in numbers.tolist()), *(_together([ready.cells[n] for n in h]) for h in halves)]
-    exact, moved = _exact(ready, cells).split([len(numbers), len(halves)])
     owed = torch.tensor([float(values[half].mean(1).sum()) for half in halves], dtype=torch.float64)
-    checked = Checked(numbers, exact, weights, moved.mean(1), owed)
-    made = _report(pair, values, live, checked, magnitudes)
-    if halves:
-        made["group test"] = _group_test(checked, int(rest.sum()), made["largest exact"])
-    return made | _costs(pair, ready, cells)
+    some = _some(ready, numbers.tolist(), halves)
+    sites, columns = pair.labels()
+    facts = {"sites": list(sites), "columns": None if columns is None else list(columns), "magnitudes": magnitudes,
+             "rest": int(rest.sum()), "costs": _costs(pair, ready, some.cells), "halves": halves}  # fmt: skip
+    tensors = {"numbers": numbers, "weights": weights, "live": live, "owed": owed,
+               "estimate": values[numbers].mean(1)}  # fmt: skip
+    return Check(some, Frame(facts, tensors))
+
+
+def _some(ready: Prepared, numbers: Sequence[int], halves: Sequence[Sequence[int]]) -> Prepared:
+    """The cells of these numbers, then the halves, each as one cell."""
+    cells = [*(ready.cells[n] for n in numbers), *(_together([ready.cells[n] for n in half]) for half in halves)]
+    return replace(ready, grid=replace(ready.grid, cells=tuple(cells), labels=("",) * len(cells)))
+
+
+def report(frame: Frame, exact: Tensor) -> dict[str, Any]:
+    """What the exact effects [cell, row] of one direction come to, as plain numbers for the result's meta data."""
+    held = {name: one.bool() if name == "live" else one for name, one in frame.tensors.items()}
+    numbers = held["numbers"]
+    halves = exact[len(numbers) :].mean(1)
+    checked = Checked(numbers, exact[: len(numbers)], held["weights"], halves, held["owed"])
+    made = _report(frame, held["estimate"], held["live"], checked)
+    if len(halves):
+        made["group test"] = _group_test(checked, int(frame.facts["rest"]), made["largest exact"])
+    return made | dict(frame.facts["costs"])
 
 
 def _costs(pair: Pair, ready: Prepared, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -132,24 +174,49 @@ def _drawn(size: Tensor, live: Tensor, count: int, draw: torch.Generator) -> tup
     return torch.cat(numbers), torch.cat(weights)
 
 
-def _prepared(pair: Pair, seed: int) -> Prepared:
+def _prepared(pair: Pair, seed: int, out: str | Path | None = None, product: str | None = None) -> Prepared:
     """The pair's cells as `interp.patch` has them; what a head writes is patched as its z, which makes it."""
+    new = Given({site: pair.given(site) for site in pair.whole}, "given", pair.aligned)
+    return prepare(question(pair, seed, out), pair.base, new, {"": pair.metric}, product=product)
+
+
+def question(pair: Pair, seed: int, out: str | Path | None) -> Question:
+    """The pair as what is patched where."""
     sites = [Site(s.tower, s.layer, "z", s.heads) if s.component == "result" else s for s in pair.chosen]
     targets = [Target(((site, None),), str(site)) for site in sites]
-    new = Given({site: pair.given(site) for site in pair.whole}, "given", pair.aligned)
-    question = Question(pair.model, targets, pair.positions, seed=seed, bar=False)
-    return prepare(question, pair.base, new, {"": pair.metric})
+    budget = None if out is None else CHUNK
+    return Question(pair.model, targets, pair.positions, seed=seed, out=out, budget=budget, bar=False)
 
 
-def _exact(ready: Prepared, cells: Sequence[Cell]) -> Tensor:
-    """[cell, row], in one sweep."""
-    grid = replace(ready.grid, cells=tuple(cells), labels=("",) * len(cells))
-    return exactly(replace(ready, grid=grid))[""]
+def built(
+    model: Model,
+    *,
+    x: Inputs,
+    new: Given,
+    metric: Metric,
+    numbers: Sequence[int],
+    halves: Any,
+    product: str,
+    **how: Any,
+) -> Patches:  # fmt: skip
+    """The cells that are patched, in another process."""
+    ready = prepare(Question(model, **how, bar=False), x, new, {"": metric}, product=product)
+    return Patches(_some(ready, numbers, halves))
 
 
-def _report(pair: Pair, values: Tensor, live: Tensor, checked: Checked, magnitudes: bool) -> dict[str, Any]:
-    exact = (checked.exact.abs() if magnitudes else checked.exact).mean(1)
-    estimate, weights = values[checked.numbers].mean(1), checked.weights
+def work_of(check: Check, task: Mapping[str, Any]) -> Patches:
+    """What is patched, as work; the cells were drawn by their estimates, so they belong to the task."""
+    asked, facts, numbers = check.ready.question, check.frame.facts, check.frame.tensors["numbers"].tolist()
+    how = {name: getattr(asked, name) for name in ("targets", "positions", "seed", "budget")}
+    how |= {"x": check.ready.sweep.base, "new": check.ready.new, "metric": check.ready.judges.judges[""].metric,
+            "numbers": numbers, "halves": facts["halves"], "product": check.ready.sweep.product}  # fmt: skip
+    drawn = content(str([numbers, facts["halves"]]))
+    return Patches(check.ready, {**task, "cells": drawn}, Builder("interp.attribution.verify:built", how))
+
+
+def _report(frame: Frame, estimate: Tensor, live: Tensor, checked: Checked) -> dict[str, Any]:
+    exact = (checked.exact.abs() if frame.facts["magnitudes"] else checked.exact).mean(1)
+    weights = checked.weights
     made: dict[str, Any] = {"cells": len(live), "changed": int(live.sum()), "patched": len(exact)}
     if not len(exact):
         return made
@@ -166,7 +233,7 @@ def _report(pair: Pair, values: Tensor, live: Tensor, checked: Checked, magnitud
         "spearman changed": pearson(ranks(estimate, weights), ranks(exact, weights), weights),
         "pearson without the largest": pearson(estimate[small], exact[small], weights[small]),
         f"top {k} overlap": len(_top(estimate, k) & _top(exact, k)) / k,
-        "worst miss": {**_place(pair, int(checked.numbers[worst])), "estimate": float(estimate[worst]),
+        "worst miss": {**_place(frame, int(checked.numbers[worst])), "estimate": float(estimate[worst]),
                        "exact": float(exact[worst])},
         "largest exact": float(exact.abs().max()),
     }  # fmt: skip
@@ -225,8 +292,8 @@ def _top(x: Tensor, k: int) -> set[int]:
     return set(x.abs().topk(k).indices.tolist())
 
 
-def _place(pair: Pair, number: int) -> dict[str, Any]:
-    sites, columns = pair.labels()
+def _place(frame: Frame, number: int) -> dict[str, Any]:
+    sites, columns = frame.facts["sites"], frame.facts["columns"]
     return {"site": sites[number], "position": None if columns is None else columns[number % len(columns)]}
 
 

@@ -62,9 +62,10 @@ class Journal:
             )
         return plan
 
-    def begin(self, task: Mapping[str, Any], chunks: Sequence[tuple[int, int]], product: str) -> None:
-        """Fix the chunks and the choice of matrix products."""
+    def begin(self, task: Mapping[str, Any], chunks: Sequence[tuple[int, int]], product: str, turn: int = 0) -> None:
+        """Fix the chunks, the choice of matrix products, and which shard's turn it is first."""
         plan = {"format": FORMAT, "task": dict(task), "chunks": list(map(list, chunks)), "product": product}
+        plan |= {"turn": turn} if turn else {}
         with kept(self.folder):
             renamed(self.folder / PLAN, sealed({**plan, "code": code()}))
 
@@ -165,8 +166,8 @@ def kept(folder: Path) -> Iterator[None]:
         yield
     except OSError as why:
         raise InterpError(
-            f"{why.filename or folder} cannot be written: {why.strerror}. What was finished before is kept, and the"
-            " same call goes on from there once there is room for it; or give a directory elsewhere."
+            f"{why.filename or folder} cannot be written: {why.strerror}. What was finished before is kept: the same"
+            " call goes on with that once it can be written, or give a directory elsewhere."
         ) from why
 
 
@@ -180,7 +181,8 @@ def plan_of(path: Path) -> dict[str, Any]:
             raise damaged(path, "its chunks do not follow each other from the first cell on")
         if not isinstance(plan["product"], str):
             raise damaged(path, "it names no choice of matrix products")
-        return {"task": dict(task), "chunks": chunks, "product": plan["product"], "code": plan.get("code")}
+        made = {"task": dict(task), "chunks": chunks, "product": plan["product"], "turn": int(plan.get("turn", 0))}
+        return {**made, "code": plan.get("code")}
 
 
 def planned(folder: str | Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Shard:
         return f"{self.index}/{self.of}"
 
 
-def asked(shard: Asked | Shard, out: str | Path | None) -> Shard | None:
+def asked(shard: Any, out: str | Path | None) -> Shard | None:
     """What was asked for; a shard needs a directory."""
     if shard is None or isinstance(shard, Shard):
         return shard

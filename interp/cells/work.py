@@ -125,7 +125,7 @@ def begin(work: Work, *, out: str | Path | None = None, shard: Shard | None = No
     if journal is not None and plan is not None:
         journal.must_cover(bounds, work.count)
     if journal is not None and plan is None:
-        journal.begin(work.task, bounds, work.product)
+        journal.begin(work.task, bounds, work.product, turn)
     mine = bounds if shard is None else [pair for n, pair in enumerate(bounds) if shard.has(n + turn)]
     return Begun(work, journal, bounds, mine)
 

@@ -36,21 +36,27 @@ first-order scores say 0 where the metric, a softmax or an activation is flat.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
+from interp.cells.calls import CHUNK, JOURNAL, answered, frame_without, product_of
+from interp.cells.journal import Values
+from interp.cells.shards import Asked, Frame, Shard, ShardDone, asked
+from interp.cells.work import Builder, Floors
 from interp.circuits.found.edge_scores import Edges
 from interp.circuits.graph import estimates
 from interp.circuits.graph.changes import Filled, GraphPair, Written
-from interp.circuits.graph.exact import exact
+from interp.circuits.graph.exact import Wires, exact
 from interp.circuits.graph.slopes import Scored
+from interp.contents import named
 from interp.hooks.errors import InputsError
 from interp.metrics.judge import Metric
 from interp.metrics.named import metric_name
 from interp.metrics.reading import hands_over
-from interp.provenance import about
+from interp.provenance import about, refuse_unwritten
 from interp.records import Kind, Method, Passes, Variant, register, variants
 
 if TYPE_CHECKING:
@@ -60,7 +66,13 @@ STEPS = 10
 """Points of a path."""
 
 
-@hands_over
+@overload
+def edges(model: Model, *, shard: None = None, **how: Any) -> Edges: ...
+@overload
+def edges(model: Model, *, shard: tuple[int, int] | str, **how: Any) -> ShardDone: ...
+
+
+@hands_over  # type: ignore[misc]  # the overloads leave the rest to this
 @torch.enable_grad()
 def edges(
     model: Model,
@@ -71,9 +83,15 @@ def edges(
     method: str = "eap-ig",
     steps: int | None = None,
     tower: str | None = None,
-) -> Edges:
+    out: str | Path | None = None,
+    shard: Asked = None,
+    engine: Any = None,
+) -> Edges | ShardDone:
     """The score of every edge, per example. `source` is a run that lines up with the base, "zero" or "mean"; `steps`
-    are those of a path, 10 unless its method has a number of its own."""
+    are those of a path, 10 unless its method has a number of its own. `out=` is a directory for the scores, which
+    method="exact" writes as it goes: killed, the same call goes on from there. Its edges can be done in parts,
+    `shard=(0, 4)` (`interp.scale.merge`), and elsewhere, `engine=` (`interp/cells/work.py`)."""
+    mine = asked(shard, out)
     known = variants("interp.edges", room="circuits")
     if method not in known:
         raise InputsError(f"no edge method {method!r}; there are {', '.join(known)}.")
@@ -81,12 +99,51 @@ def edges(
         raise InputsError(f"method={method!r} compares two runs: give source=, a run, 'zero' or 'mean'.")
     pair = GraphPair(model, base, base if source is None else source, metric, tower)
     taken = known[method].how.get("steps", STEPS) if steps is None else steps
+    if method != "exact" and (mine is not None or engine is not None):
+        raise InputsError(f"shard= and engine= are for method='exact', whose edges are cells; got {method!r}.")
+    how = {"method": method, "metric": metric_name(metric),
+           "source": "none" if source is None else source if isinstance(source, str) else "run"}  # fmt: skip
+    if method == "exact" and (out is not None or engine is not None):
+        return _kept(pair, how, out, mine, engine)
     found, score, other, said = known[method].run(pair, taken)
-    meta = {
-        **about(model.module, pair.base), "method": method, "metric": metric_name(metric), "passes": pair.passes,
-        **said, "source": "none" if source is None else source if isinstance(source, str) else "run",
-    }  # fmt: skip
+    made = _made(pair, found, score, other, {**how, "passes": pair.passes, **said})
+    if out is not None:
+        made.save(out)
+    return made
+
+
+def _made(pair: GraphPair, found: Tensor, score: Tensor, other: Tensor | None, said: dict[str, Any]) -> Edges:
+    order = ("method", "metric", "passes", *(name for name in said if name not in ("method", "metric", "source")))
+    meta = {**about(pair.model.module, pair.base), **{name: said[name] for name in (*order, "source")}}
     return Edges(pair.graph, found.cpu(), score.double().cpu(), None if other is None else other.double().cpu(), meta)
+
+
+def _kept(pair: GraphPair, how: dict[str, Any], out: str | Path | None, shard: Shard | None, engine: Any) -> Any:
+    """Exactly, edge by edge, written down."""
+    model, source = pair.model, pair.source
+    refuse_unwritten(model.module)
+    tower = pair.blocks.tower.name
+    task = {"model": about(model.module, pair.base), **how, "metric": named(pair.metric), "tower": tower,
+            "source": source if isinstance(source, str) else source.digest()}  # fmt: skip
+    given = {"base": pair.base, "source": source, "metric": pair.metric, "tower": tower}
+    product = None if out is None else product_of(Path(out) / JOURNAL, task, model)
+    more, score, other = pair.changes()
+    work = Wires(pair, more, task, product=product, budget=CHUNK,
+                 recipe=Builder("interp.circuits.edges:built", {**given, "product": product}))  # fmt: skip
+    bare = _made(pair, torch.zeros(0, 0), score, other, {**how, "passes": pair.passes})
+    frame = frame_without(bare, ["values"], places=work.places.tolist())
+    return answered("interp.edges", work, frame, result, out=out, shard=shard, engine=engine)
+
+
+def built(model: Model, *, base: Any, source: Any, metric: Metric, tower: str, product: str | None) -> Wires:
+    """The edges as work in another process."""
+    pair = GraphPair(model, base, source, metric, tower)
+    return Wires(pair, pair.changes()[0], product=product, budget=CHUNK)
+
+
+def result(frame: Frame, values: Values, floors: Floors) -> Edges:
+    """What the edges come to, without the model."""
+    return Edges.restored(dict(frame.facts), {**frame.tensors, "values": values[""][list(frame.facts["places"])]})
 
 
 def _flow(pair: GraphPair, steps: int) -> Scored:
@@ -106,7 +163,7 @@ def _relp(pair: GraphPair, steps: int) -> Scored:
 
 def _exact(pair: GraphPair, steps: int) -> Scored:
     more, score, other = pair.changes()
-    return estimates.by_edge(pair.graph, exact(pair, more)), score, other, {}
+    return exact(pair, more), score, other, {}
 
 
 def _along(way: Callable[[GraphPair, Written, int], Tensor]) -> Callable[[GraphPair, int], Scored]:

@@ -45,6 +45,7 @@ def add(commands: common.Commands) -> None:
     retrieval.add_argument("--lengths", type=common.count, nargs="+", help="lengths of the text, in tokens")
     retrieval.add_argument("--depths", type=float, nargs="+", help="where the needle stands, 0 to 1")
     common.choice(retrieval, "--mode", "interp.retrieval_heads", room="long", default="event")
+    common.about_shard(retrieval)
     for parser in (heads, sinks, retrieval):
         parser.add_argument("--top", type=common.count, default=10, help="rows to print")
         places.about_out(parser, "write all rows here: .csv, .parquet or .json", ends=places.TABLES)
@@ -94,7 +95,10 @@ def run_retrieval(options: argparse.Namespace) -> int:
     task = needle(model, whole=True, seed=options.seed, **asked)
     common.say(_cost(model, task.clean, 1))
     with counted(model, None, "retrieval"):
-        found = retrieval_heads(model, task, mode=options.mode)
+        into = {} if options.shard is None else {"out": options.out, "shard": options.shard}
+        found: Any = retrieval_heads(model, task, mode=options.mode, **into)
+    if options.shard is not None:
+        return common.shard_done(options, found)
     _told(options, found, found.to_frame(), repr(found))
     return 0
 

@@ -49,6 +49,13 @@ def about_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corruption", help="how the corrupt prompts differ, where the task has a choice")
 
 
+def about_shard(parser: argparse.ArgumentParser) -> None:
+    """The option `--shard`."""
+    parser.add_argument(
+        "--shard", metavar="I/N", help="do part I of N (from 0) into --out, a directory of its own; see interp merge"
+    )
+
+
 class Words:
     """The words that a call takes, read where it has them ("interp.pruning.pruned:How") when they are needed."""
 
@@ -169,6 +176,12 @@ def answer(options: argparse.Namespace, text: str, /, **found: Any) -> None:
         print(json.dumps({"command": options.parser.prog.partition(" ")[2], **found}, default=str), flush=True)
     else:
         print(text, flush=True)
+
+
+def shard_done(options: argparse.Namespace, done: Any) -> int:
+    """What a shard did."""
+    answer(options, repr(done), finding=repr(done), **done.to_dict())
+    return 0
 
 
 def records(frame: Any) -> list[dict[str, Any]]:

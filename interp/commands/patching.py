@@ -33,6 +33,7 @@ def add(commands: common.Commands) -> None:
                             help="denoise puts clean values into corrupt prompts, noise the other way")  # fmt: skip
         parser.add_argument("--top", type=common.count, default=10, help="rows to print")
         places.about_out(parser, "save the result here")
+        common.about_shard(parser)
     common.choice(attribute, "--method", "interp.attribute", room="attribution", default="relp")
     attribute.add_argument("--verify", default="auto", help="auto, all, or how many cells to patch exactly (0: none)")
 
@@ -43,7 +44,9 @@ def run_patch(options: argparse.Namespace) -> int:
 
     model, how = _asked(options)
     how |= {} if options.out is None else {"out": options.out}
-    effects = patch(model, seed=options.seed, **how)
+    effects: Any = patch(model, seed=options.seed, shard=options.shard, **how)
+    if options.shard is not None:
+        return common.shard_done(options, effects)
     _told(options, effects, _written(options.out))
     return 0
 
@@ -51,13 +54,17 @@ def run_patch(options: argparse.Namespace) -> int:
 def run_attribute(options: argparse.Namespace) -> int:
     """Every cell, estimated."""
     from interp.attribution.attribute import attribute
-    from interp.commands.opening import counted, saved
+    from interp.commands.opening import counted
 
     check: Any = options.verify if str(options.verify) in ("auto", "all") else _number(options.verify)
     model, how = _asked(options)
     with counted(model, None, "attributing"):
-        effects = attribute(model, method=options.method, verify=check, seed=options.seed, **how)
-    _told(options, effects, saved(effects, options.out))
+        effects: Any = attribute(
+            model, method=options.method, verify=check, seed=options.seed, out=options.out, shard=options.shard, **how
+        )
+    if options.shard is not None:
+        return common.shard_done(options, effects)
+    _told(options, effects, _written(options.out))
     return 0
 
 

@@ -34,7 +34,7 @@ def checked(options: argparse.Namespace) -> None:
     if not out:
         raise ConfigError("--out is empty: give a path.")
     path = Path(out).absolute()
-    ends = options.out_ends
+    ends = None if getattr(options, "shard", None) else options.out_ends  # a shard is a directory
     if ends and path.suffix not in ends:
         raise ConfigError(f"--out {out}: tables are written as {', '.join(ends[:-1])} or {ends[-1]}.")
     if ends is not None and path.is_dir():

@@ -1,4 +1,5 @@
-"""`interp report`, `interp run` and `interp diff`: one report, a grid of them, and what changed between two."""
+"""`interp report`, `interp run`, `interp diff`, `interp merge`, `interp status`: one report, a grid of them, what
+changed between two, one result of several shards, and how far a directory is."""
 
 from __future__ import annotations
 
@@ -28,9 +29,17 @@ DIFF = """example:
   interp diff runs/before runs/after                      # heads whose effect moved, and how far the ranks agree
   interp diff runs/before runs/after --out changed.html   # the same as a page"""
 
+MERGE = """examples:
+  interp patch zoo:ioi --shard 0/2 --out runs/s0          # two parts, wherever there is time
+  interp patch zoo:ioi --shard 1/2 --out runs/s1
+  interp merge runs/s0 runs/s1 --out runs/ioi             # what one run would have written"""
+STATUS = """examples:
+  interp status runs/ioi                                  # done, missing and failed cells, expected time
+  interp status runs/s0 runs/s1 --json"""
+
 
 def add(commands: common.Commands) -> None:
-    """The three commands."""
+    """The five commands."""
     report = common.command(
         commands, "report", "everything about a model's heads on a task, in one directory", REPORT, run_report
     )
@@ -48,6 +57,11 @@ def add(commands: common.Commands) -> None:
     diff.add_argument("b", help="directory of another")
     places.about_out(diff, "write it as a page too, such as runs/changed.html", ends=())
     diff.add_argument("--top", type=common.count, default=10, help="heads to compare at the top, and rows to print")
+    merge = common.command(commands, "merge", "one result of all the shards of a call", MERGE, run_merge)
+    merge.add_argument("shards", nargs="*", help="the directories of all shards")
+    places.about_out(merge, "a new directory for the result")
+    status = common.command(commands, "status", "how far directories are", STATUS, run_status)
+    status.add_argument("folders", nargs="*", help="directories that a command or a call writes to")
 
 
 def _about_report(parser: argparse.ArgumentParser) -> None:
@@ -129,3 +143,29 @@ def run_diff(options: argparse.Namespace) -> int:
         options, text, finding=repr(found), methods=common.records(found.methods), heads=common.records(found.heads)
     )
     return 0
+
+
+def run_merge(options: argparse.Namespace) -> int:
+    """Shards into one."""
+    from interp.commands.opening import size_of
+    from interp.scale import merge
+
+    common.needed(options, "out")
+    if not options.shards:
+        raise ConfigError("name the directory of every shard, such as: interp merge runs/s0 runs/s1 --out runs/ioi")
+    found = merge(options.shards, options.out)
+    size = size_of(Path(options.out))
+    text = f"{found!r}\nwrote {options.out} ({size / 1e6:.2f} MB) from {len(options.shards)} shards"
+    common.answer(options, text, finding=repr(found), out=options.out, bytes=size, shards=len(options.shards))
+    return 0
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """How far; 1 where cells failed."""
+    from interp.scale import status
+
+    if not options.folders:
+        raise ConfigError("name a directory, such as: interp status runs/ioi")
+    found = [status(folder) for folder in options.folders]
+    common.answer(options, "\n".join(map(repr, found)), directories=[one.to_dict() for one in found])
+    return 1 if any(one.failed for one in found) else 0

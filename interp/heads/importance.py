@@ -31,14 +31,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from interp.attribution.attribute import attribute, methods
+from interp.attribution.attribute import methods
+from interp.cells.shards import Asked as Cut
+from interp.cells.shards import ShardDone, framed, mark, part, refuse_shard
+from interp.cells.shards import asked as cut
 from interp.heads.measures import change, resample
 from interp.heads.measures.asked import Asked, Run, asked
+from interp.heads.measures.kept import Keep, bare, drawn, lost, noted
 from interp.heads.measures.measured import Measured, Order
 from interp.heads.measures.table import Importance
 from interp.hooks.errors import InputsError
@@ -48,8 +53,7 @@ from interp.metrics.places import At
 from interp.metrics.reading import site_of
 from interp.metrics.shipped import Reading
 from interp.patching.direct_effect import direct_effect
-from interp.patching.patch import patch
-from interp.provenance import about
+from interp.provenance import about, refuse_unwritten
 from interp.records import Method, Passes, Variant, register, variants
 from interp.results.effects import Effects
 from interp.tasks.task import Task
@@ -66,7 +70,13 @@ def measures() -> dict[str, Variant]:
     return {**variants("interp.importance", room="heads"), **estimates}
 
 
-@torch.enable_grad()
+@overload
+def importance(model: Model, data: Any, *, shard: None = None, **how: Any) -> Importance: ...
+@overload
+def importance(model: Model, data: Any, *, shard: tuple[int, int] | str, **how: Any) -> ShardDone: ...
+
+
+@torch.enable_grad()  # type: ignore[misc]  # the overloads leave the rest to this
 def importance(
     model: Model,
     data: Any,
@@ -81,21 +91,32 @@ def importance(
     verify: Literal["auto", "all"] | int = "auto",
     gates: dict[str, Any] | None = None,
     seed: int = 0,
-) -> Importance:
+    out: str | Path | None = None,
+    shard: Cut = None,
+    engine: Any = None,
+) -> Importance | ShardDone:
     """Every head's importance on a task, or on inputs with a `metric` (higher is more of the behaviour studied).
 
     `labels` are the right answers' ids or classes where data is no task. `heads` are site patterns of any towers
     (["text.L*.H*", "vision.L*.H*"]). `source` is another side to resample from and attribute against; `retain` a second
     data set for fisher; `draws` how often resampling is drawn; `verify` as in `interp.attribute`; `gates` what is
-    passed on to `interp.heads.gates`.
+    passed on to `interp.heads.gates`. `out=` is a directory that sweeps are written to as they go: killed, the same
+    call goes on from there. `shard=(0, 4)` does the first of four parts of their cells into a directory of its own, and
+    `interp.scale.merge` makes the table of all four; measures that are no sweeps (gradients, fisher, entropy, norm,
+    direct effects, gates) are taken by every shard. `engine` does the cells elsewhere (`interp/cells/work.py`).
     """
+    mine = cut(shard, out)
     chosen = _methods(by)
     if draws < 1:
         raise InputsError(f"draws= is how often heads are resampled, at least 1; got {draws}.")
     start = time.perf_counter()
     question = asked(model, data, metric=metric, labels=labels, source=source, heads=heads)
     kept = None if retain is None else asked(model, retain, metric=metric, heads=heads)
-    run, known = Run(question, kept, draws, verify, dict(gates or {}), seed), measures()
+    if out is not None:
+        refuse_unwritten(model.module)
+        refuse_shard(out) if mine is None else mark(out, "interp.importance", mine)
+    keep = Keep(None if out is None else Path(out), mine, engine)
+    run, known = Run(question, kept, draws, verify, dict(gates or {}), seed, keep), measures()
     found = {one.method: one for group in _shared(chosen, known) for one in known[group[0]].run(run, group)}
     made = tuple(found[name] for name in chosen)
     classes = () if question.labels is None else tuple(str(row[0]) for row in question.labels)
@@ -103,9 +124,16 @@ def importance(
         **about(model.module, question.x), "metric": metric_name(question.metric), "seed": seed, "draws": draws,
         "passes": {one.method: one.passes for one in made},
         "notes": {one.method: dict(one.notes) for one in made if one.notes},
-        "seconds": round(time.perf_counter() - start, 3),
     }  # fmt: skip
-    return Importance(question.names, question.towers, made, question.groups, classes, meta, seed)
+    if out is None:  # what is written down holds no time of its own: see run.json of the sweeps
+        meta["seconds"] = round(time.perf_counter() - start, 3)
+    table = Importance(question.names, question.towers, made, question.groups, classes, meta, seed)
+    if mine is not None and out is not None:
+        framed(out, bare(table))
+        return part(out, "interp.importance", mine)
+    if out is not None:
+        table.save(out)
+    return table
 
 
 def _methods(by: str | Iterable[str]) -> list[str]:
@@ -135,37 +163,44 @@ def removed(run: Run, names: list[str]) -> list[Measured]:
     metrics: dict[str, Metric] = dict(change.metrics(asked, changes)) if changes else {}
     if "zero" in names:
         metrics["zero"] = asked.judged("zero")
-    found = _swept(run, "zero", metrics)
+    found = _swept(run, "zero", "zero", metrics)
     made = []
     for name in names:
         gained = name in change.METHODS and name not in change.LOST
-        values = found[name].values if gained else _lost(found[name])
-        made.append(_exact(asked, name, values, found[name], order=change.ORDER.get(name, "abs")))
+        values = found[name].values if gained else lost(found[name])
+        one = _exact(asked, name, values, found[name], order=change.ORDER.get(name, "abs"))
+        made.append(_said_of(run, one, "gained" if gained else "lost", name, ["zero"]))
     return made
 
 
 def averaged(run: Run, names: list[str]) -> list[Measured]:
     """Ablation by the mean over this data."""
-    found = _swept(run, "mean", {"mean": run.asked.judged("mean")})["mean"]
-    return [_exact(run.asked, "mean", _lost(found), found)]
+    found = _swept(run, "mean", "mean", {"mean": run.asked.judged("mean")})["mean"]
+    return [_said_of(run, _exact(run.asked, "mean", lost(found), found), "lost", "mean", ["mean"])]
 
 
 def resampled(run: Run, names: list[str]) -> list[Measured]:
     """Ablation by another row's values."""
     metric = run.asked.judged("resample")
+    places = [f"resample{n}" for n in range(run.draws)]
     tapes = resample.tapes(run.asked, run.draws, run.seed)
-    found = [_swept(run, tape, {"resample": metric})["resample"] for tape in tapes]
-    each = torch.stack([_lost(one) for one in found])
-    made = _exact(run.asked, "resample", each.mean(0), found[0], draws=run.draws)
-    return [Measured(**{**vars(made), "seeds": each.mean(2) if run.draws > 1 else None})]
+    found = [
+        _swept(run, place, tape, {"resample": metric})["resample"] for place, tape in zip(places, tapes, strict=True)
+    ]
+    values, seeds = drawn(found)
+    made = replace(_exact(run.asked, "resample", values, found[0], draws=run.draws), seeds=seeds)
+    return [_said_of(run, made, "drawn", "resample", places)]
 
 
-def _swept(run: Run, source: Any, metrics: dict[str, Metric]) -> dict[str, Effects]:
+def _swept(run: Run, place: str, source: Any, metrics: dict[str, Metric]) -> dict[str, Effects]:
     asked = run.asked
-    found: dict[str, Effects] = patch(
-        asked.model, base=asked.x, source=source, metric=metrics, sites=asked.spelled, seed=run.seed
-    )
-    return found
+    keep: Keep = run.keep
+    return keep.swept(place, asked.model, metrics, base=asked.x, source=source, sites=asked.spelled, seed=run.seed)
+
+
+def _said_of(run: Run, one: Measured, kind: str, metric: str, places: list[str]) -> Measured:
+    """A measure that says which sweeps it comes from, where these are written down."""
+    return one if run.keep.out is None else noted(one, kind, metric, places)
 
 
 def _exact(asked: Asked, name: str, values: Tensor, one: Effects, *, order: Order = "abs", draws: int = 1) -> Measured:
@@ -177,13 +212,14 @@ def attributed(run: Run, names: list[str]) -> list[Measured]:
     """What the metric would lose by one way of attribution; magnitudes where that gives no sign."""
     asked, method = run.asked, names[0]
     source = "zero" if asked.y is None else asked.y
-    found = attribute(
-        asked.model, base=asked.x, source=source, metric=asked.judged(method), sites=asked.spelled,
+    found = run.keep.estimated(
+        method, asked.model, base=asked.x, source=source, metric=asked.judged(method), sites=asked.spelled,
         method=method, verify=run.verify, seed=run.seed,
     )  # fmt: skip
-    values = _lost(found) if methods()[method].signed else found.values.double()
+    values = lost(found) if methods()[method].signed else found.values.double()
     notes = {name: found.meta[name] for name in ("corruption", "verify") if name in found.meta}
-    return [Measured(method, values, order="abs", passes=float(found.meta["passes"]), notes=notes)]
+    made = Measured(method, values, order="abs", passes=float(found.meta["passes"]), notes=notes)
+    return [made if run.verify == 0 else _said_of(run, made, "estimate", "", [method])]
 
 
 def direct(run: Run, names: list[str]) -> list[Measured]:
@@ -225,10 +261,6 @@ def _cost(metric: Metric) -> Any:
 
 def _said(meta: Any) -> dict[str, Any]:
     return {name: meta[name] for name in ("kind", "penalty", "steps", "seeds", "loss") if name in meta}
-
-
-def _lost(found: Effects) -> Tensor:
-    return 0.0 - found.values.double()
 
 
 def _sweep_passes(asked: Asked) -> float:

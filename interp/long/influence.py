@@ -24,14 +24,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from interp.cells.calls import answered
 from interp.cells.journal import Values
-from interp.cells.shards import Asked, Frame, Shard, ShardDone, asked, framed, mark, part, refuse_shard
-from interp.cells.work import Bounds, Builder, Floors, begin, gathered, read_back
+from interp.cells.shards import Asked, Frame, ShardDone, asked
+from interp.cells.work import Bounds, Builder, Floors
 from interp.finite import finite
 from interp.heads.sets import known, mask_edits
 from interp.hooks.anatomy.lengths import longest
@@ -60,7 +61,15 @@ NUMBERS = 2**24
 """Of logits at a time."""
 
 
+@overload
+def influence(model: Model, corpus: str | Path | Sequence[str], *, shard: None = None, **how: Any) -> Influence: ...
+@overload
 def influence(
+    model: Model, corpus: str | Path | Sequence[str], *, shard: tuple[int, int] | str, **how: Any
+) -> ShardDone: ...
+
+
+def influence(  # type: ignore[misc]  # the overloads leave the rest to this
     model: Model,
     corpus: str | Path | Sequence[str],
     *,
@@ -98,7 +107,11 @@ def influence(
     work = Losses(model, sets, texts, task, chunk)
     if out is not None:
         refuse_unwritten(model.module)
-    return _scored(work, out, mine, engine)
+    frame = Frame({"sets": sets, "meta": {**about(model.module, None), **task}})
+    found: Influence | ShardDone = answered(
+        "interp.long.influence", work, frame, result, out=out, shard=mine, engine=engine
+    )
+    return found
 
 
 def _facts(model: Model) -> dict[str, Any]:
@@ -108,36 +121,13 @@ def _facts(model: Model) -> dict[str, Any]:
     return {"model": facts["model_hash"], **{name: facts[name] for name in kept if name in facts}}
 
 
-def _scored(work: Losses, out: str | Path | None, shard: Shard | None, engine: Any) -> Influence | ShardDone:
-    """Do the chunks; of a shard, write down what the result needs beside them."""
-    meta = {**about(work.model.module, None), **work.task}
-    frame = Frame({"sets": work.sets, "meta": meta})
-    if shard is None:
-        refuse_shard(out)
-    elif out is not None:
-        mark(out, "interp.long.influence", shard)
-    begun = begin(work, out=None if out is None else Path(out) / "journal", shard=shard)
-    values, _ = gathered(work, begun.run(engine))
-    if shard is not None and out is not None:
-        framed(out, frame)
-        return part(out, "interp.long.influence", shard)
-    found = _result(frame, values)
-    if out is not None:
-        found.save(out)
-    return found
-
-
-def _result(frame: Frame, values: Values) -> Influence:
+def result(frame: Frame, values: Values, floors: Floors) -> Influence:
+    """What the losses come to."""
     held, (heads, *others) = {name: one[:, 0] for name, one in values.items()}, map(tuple, frame.facts["sets"])
     losses = [held[f"set{n}"] for n in range(1, len(others) + 1)]
     random = torch.stack(losses) if losses else torch.zeros(0, len(held["base"]), dtype=torch.double)
     return Influence(held["base"], held["set0"], random, held["tokens"].long(), held["cut"].bool(), heads,
                      tuple(others), frame.facts["meta"])  # fmt: skip
-
-
-def finished(folder: Path, frame: Frame) -> None:
-    """The result of a corpus all of whose chunks are there, as the call itself writes it."""
-    _result(frame, read_back(folder / "journal")[0]).save(folder)
 
 
 def _others(heads: Sequence[str], names: Sequence[str], count: int, seed: int) -> list[tuple[str, ...]]:

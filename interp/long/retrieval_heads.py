@@ -24,11 +24,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
+from interp.cells.calls import answered
+from interp.cells.journal import Values
+from interp.cells.shards import Asked, Frame, ShardDone, asked
+from interp.cells.work import Bounds, Builder, Floors
+from interp.contents import content
 from interp.hooks.anatomy.unwrap import forced_eager
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
@@ -37,7 +46,7 @@ from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
 from interp.kernels.errors import InterpError
 from interp.long.needles import alike, answer_span, attention_sites, fitted, head_names
-from interp.provenance import about
+from interp.provenance import about, refuse_unwritten
 from interp.records import Kind, Method, Variant, register, variants
 from interp.results.retrieval import Mode, RetrievalHeads
 from interp.tasks.task import Task
@@ -58,7 +67,13 @@ class RetrievalError(InterpError):
     """A model that does not retrieve has no retrieval heads to name."""
 
 
-def retrieval_heads(
+@overload
+def retrieval_heads(model: Model, needles: Any, *, shard: None = None, **how: Any) -> RetrievalHeads: ...
+@overload
+def retrieval_heads(model: Model, needles: Any, *, shard: tuple[int, int] | str, **how: Any) -> ShardDone: ...
+
+
+def retrieval_heads(  # type: ignore[misc]  # the overloads leave the rest to this
     model: Model,
     needles: Any,
     *,
@@ -68,36 +83,134 @@ def retrieval_heads(
     max_new_tokens: int | None = None,
     batch: int = 8,
     impl: str | None = None,
-) -> RetrievalHeads:
+    out: str | Path | None = None,
+    shard: Asked = None,
+    engine: Any = None,
+) -> RetrievalHeads | ShardDone:
     """Score every head on `interp.tasks.needle(m, whole=True, lengths=..., depths=...)` or a task of your own whose
     `positions` name the "needle"; generated answers are as long as the right ones unless `max_new_tokens` is given.
 
     `impl="auto"` (or a kernel by name) makes the model's attention and its statistics in one pass, in the place of the
-    model's own implementation: on a CPU that is the quicker of the two.
+    model's own implementation: on a CPU that is the quicker of the two. `out=` is a directory that needles are written
+    to as they are read, `batch` at a time: killed, the same call goes on from there. `shard=(0, 4)` does the first of
+    four parts of them into a directory of its own, and `interp.scale.merge` makes the result of all four; `engine` does
+    them elsewhere (`interp/cells/work.py`).
     """
+    mine = asked(shard, out)
     _check(mode, anywhere, max_new_tokens)
-    sites = attention_sites(model)
-    task = fitted(model, needles)
-    scores: dict[int, Tensor] = {}
-    recall = torch.zeros(len(task), dtype=torch.double)
-    for rows, given in alike(task, batch):
+    if out is not None:
+        refuse_unwritten(model.module)
+    work = built(
+        model, task=fitted(model, needles), mode=mode, generated=generated, anywhere=anywhere,
+        max_new_tokens=max_new_tokens, batch=batch, impl=impl,
+    )  # fmt: skip
+    found: RetrievalHeads | ShardDone = answered(
+        "interp.retrieval_heads", work, work.frame(), partial(_result, work), out=out, shard=mine, engine=engine
+    )
+    return found
+
+
+def built(model: Model, *, task: Task, **how: Any) -> Needles:
+    """The needles as work, here or in another process."""
+    mine = task if task.model is model else task.on(model)
+    return Needles(model, mine, how, [*alike(mine, how["batch"])])
+
+
+def result(frame: Frame, values: Values, floors: Floors) -> RetrievalHeads:
+    """What the needles come to, without the model."""
+    return _result(None, frame, values, floors)
+
+
+def _result(work: Needles | None, frame: Frame, values: Values, floors: Floors) -> RetrievalHeads:
+    rows = torch.tensor(frame.facts["rows"]).argsort()
+    scores, recall = values["score"][rows].T.contiguous(), values["recall"][rows, 0]
+    kept, how = recall > PASSED, frame.facts["meta"]
+    if float(kept.double().mean()) < NEAR_ZERO:
+        later = work is not None and how["generated"]
+        _refuse(kept, recall, _later(work.model, work.needles, work.how["max_new_tokens"]) if later and work else "")
+    cells = tuple(dict(one) for one in frame.facts["cells"])
+    return RetrievalHeads(tuple(frame.facts["names"]), scores, kept, recall, how["mode"], cells, how)
+
+
+@dataclass(frozen=True)
+class Needles:
+    """Needles as cells, those that are read together a chunk."""
+
+    model: Model
+    needles: Task
+    how: Mapping[str, Any]
+    batches: Sequence[tuple[list[int], Tensor]]
+    product: str = "torch"
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """Every attention of the model."""
+        return attention_sites(self.model)
+
+    @cached_property
+    def heads(self) -> tuple[str, ...]:
+        """Their heads by name."""
+        return tuple(head_names(self.model, self.sites))
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """Which needles, how they are read, and the model."""
+        spans = [[span.start, span.stop] for span in (answer_span(self.needles, n) for n in range(self.count))]
+        return {"method": "retrieval heads", "model": about(self.model.module, self.needles.clean),
+                "answers": content((tuple(map(tuple, self.needles.answer_ids)), str(spans))), **self.how}  # fmt: skip
+
+    @property
+    def count(self) -> int:
+        """How many needles there are."""
+        return len(self.needles)
+
+    @property
+    def names(self) -> dict[str, int]:
+        """Of a needle every head's score, and whether the answer was said."""
+        return {"score": len(self.heads), "recall": 1}
+
+    @property
+    def recipe(self) -> Builder:
+        """Needles can be sent."""
+        return Builder("interp.long.retrieval_heads:built", {"task": replace(self.needles, model=None), **self.how})
+
+    def bounds(self) -> Bounds:
+        """Those that are read together."""
+        ends = [0, *accumulate(len(rows) for rows, _ in self.batches)]
+        return list(pairwise(ends))
+
+    def frame(self) -> Frame:
+        """What the result needs beside the scores."""
+        meta = {**about(self.model.module, self.needles.clean), "method": "retrieval heads",
+                **{name: self.how[name] for name in ("mode", "generated", "anywhere", "impl")}}  # fmt: skip
+        rows = [row for some, _ in self.batches for row in some]
+        cells = [dict(one) for one in self.needles.meta]
+        return Frame({"names": self.heads, "rows": rows, "cells": cells, "meta": meta})
+
+    def compute(self, low: int, high: int) -> tuple[Values, Floors]:
+        """Scores and recall of needles that are read together."""
+        scores, recalls = [], []
+        for (start, stop), (rows, given) in zip(self.bounds(), self.batches, strict=True):
+            if low <= start and stop <= high:
+                score, recall = self._read(rows, given)
+                scores += score
+                recalls += recall
+        return {"score": torch.stack(scores), "recall": torch.tensor(recalls, dtype=torch.double)[:, None]}, {}
+
+    def _read(self, rows: Sequence[int], given: Tensor) -> tuple[list[Tensor], list[float]]:
+        model, task, how = self.model, self.needles, self.how
+        mode, anywhere, generated, scores, recalls = how["mode"], how["anywhere"], how["generated"], [], []
         wanted = len(task.answer_ids[rows[0]])
-        ids, count = _generated(model, given, wanted, max_new_tokens) if generated else (given, wanted)
+        ids, count = _generated(model, given, wanted, how["max_new_tokens"]) if generated else (given, wanted)
         stat = f"topk:{wanted}" if mode == "r2" else "argmax"
-        said, looked = _read(model, sites, ids, count, stat, impl)
+        said, looked = _read(model, self.sites, ids, count, stat, how["impl"])
         for n, row in enumerate(rows):
             own, words, span = ids[n].cpu(), ids[n, -count:].cpu(), answer_span(task, row)
             at = {name: value[:, n] for name, value in looked.items()}
-            scores[row] = _reached(at, stat, span) if mode == "r2" else _copied(at, own, words, span, mode, anywhere)
-            recall[row] = _recall(words if generated else said[n], task.answer_ids[row], anywhere=generated)
-    kept = recall > PASSED
-    if float(kept.double().mean()) < NEAR_ZERO:
-        _refuse(kept, recall, _later(model, task, max_new_tokens) if generated else "")
-    meta = {**about(model.module, task.clean), "method": "retrieval heads", "mode": mode, "generated": generated,
-            "anywhere": anywhere, "impl": impl}  # fmt: skip
-    stacked = torch.stack([scores[row] for row in range(len(task))], dim=1)
-    cells = tuple(dict(one) for one in task.meta)
-    return RetrievalHeads(head_names(model, sites), stacked, kept, recall, mode, cells, meta)
+            score = _reached(at, stat, span) if mode == "r2" else _copied(at, own, words, span, mode, anywhere)
+            scores.append(score.double())
+            recalls.append(_recall(words if generated else said[n], task.answer_ids[row], anywhere=generated))
+        return scores, recalls
 
 
 def _check(mode: str, anywhere: bool, max_new_tokens: int | None) -> None:

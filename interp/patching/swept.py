@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.cells.journal import Journal, Values
+from interp.cells.calls import CHUNK, product_of
+from interp.cells.journal import PLAN, Values, plan_of
 from interp.cells.shards import Frame, Shard, ShardDone, framed, mark, part, refuse_shard
 from interp.cells.work import Begun, Bounds, Builder, Finished, Floors, begin, gathered, read_back
 from interp.contents import content, named
-from interp.hooks.drive.faster import settled
-from interp.hooks.drive.sweep import Answer, Cell, ReplayDiffers, activations
+from interp.hooks.drive.sweep import Answer, Cell, ReplayDiffers
 from interp.hooks.inputs.inputs import Inputs
 from interp.hooks.run.tape import Tape
 from interp.metrics.named import metric_name
@@ -34,9 +34,6 @@ from interp.results.effects import Effects
 
 if TYPE_CHECKING:
     from interp.model import Model
-
-CHUNK = 2**26
-"""Bytes under way together in a sweep that is written down, unless `budget=` says otherwise."""
 
 
 @dataclass(eq=False)
@@ -157,7 +154,7 @@ def _swept(
     start, out = time.perf_counter(), question.out
     if out is not None:
         refuse_unwritten(question.model.module)
-    task = _task(question, x, source, metrics)
+    task = task_of(question, x, source, metrics)
     question, product = _written(question, task)
     ready = prepare(question, x, source, metrics, product=product)
     work = Patches(ready, task, _recipe(question, x, source, metrics, ready))
@@ -171,8 +168,7 @@ def _written(question: Question, task: Mapping[str, Any]) -> tuple[Question, str
     """A question that is written down, and its products: those of the plan where there is one."""
     if question.out is None:
         return question, None
-    plan, model = Journal(question.out).known(task), question.model
-    product = settled(activations(model.module, model.anatomy)) if plan is None else str(plan["product"])
+    product = product_of(question.out, task, question.model)
     return replace(question, budget=CHUNK if question.budget is None else question.budget), product
 
 
@@ -225,8 +221,12 @@ def _bar(work: Patches, todo: Bounds) -> Any:
 
 def _saved(out: str | Path, found: Mapping[str, Effects]) -> None:
     """Every metric's effects: in the directory itself where there is one metric, else in one of its own."""
-    for n, one in enumerate(found.values()):
-        one.save(out if len(found) == 1 else Path(out) / f"metric{n}")
+    for one, place in zip(found.values(), _places(out, len(found)), strict=True):
+        one.save(place)
+
+
+def _places(out: str | Path, count: int) -> list[Path]:
+    return [Path(out)] if count == 1 else [Path(out) / f"metric{n}" for n in range(count)]
 
 
 def _frame(found: Mapping[str, Effects]) -> Frame:
@@ -237,18 +237,40 @@ def _frame(found: Mapping[str, Effects]) -> Frame:
         for name, value in one.tensors().items()
         if name != "values"
     }
-    return Frame({"metrics": {name: one.facts() for name, one in found.items()}}, tensors)
+    facts = {name: {**one.facts(), "noise_floor": None} for name, one in found.items()}  # one comes with the cells
+    return Frame({"metrics": facts}, tensors)
 
 
-def finished(folder: Path, frame: Frame) -> None:
-    """The result of a sweep all of whose chunks are there, as the call itself writes it."""
-    values, floors = read_back(folder)
+def _restored(frame: Frame, values: Values | None, floors: Floors) -> dict[str, Effects]:
+    """Effects of a frame with their values, or zeros."""
     found = {}
     for n, (name, facts) in enumerate(frame.facts["metrics"].items()):
         tensors = {key.partition(".")[2]: one for key, one in frame.tensors.items() if key.startswith(f"{n}.")}
-        said = {**facts, "noise_floor": floors[name]}
-        found[name] = Effects.restored(said, {**tensors, "values": values[name]})
+        zero = torch.zeros(len(facts["sites"]), len(tensors["base"]), dtype=torch.float64)
+        said = {**facts, "noise_floor": floors.get(name, 0.0)}
+        found[name] = Effects.restored(said, {**tensors, "values": zero if values is None else values[name]})
+    return found
+
+
+def unswept(frame: Frame) -> dict[str, Effects]:
+    """The effects of a shard before it is merged: zeros."""
+    return _restored(frame, None, {})
+
+
+def effects_in(folder: Path) -> dict[str, Effects]:
+    """The effects of a sweep that is whole, by metric."""
+    names = list(plan_of(folder / PLAN)["task"]["metrics"])
+    return {name: Effects.load(place) for name, place in zip(names, _places(folder, len(names)), strict=True)}
+
+
+def finished(folder: Path, frame: Frame) -> Effects | dict[str, Effects]:
+    """The result of a sweep all of whose chunks are there, as the call itself writes it; a reverse one is there."""
+    found = _restored(frame, *read_back(folder))
     _saved(folder, found)
+    if (folder / "reverse" / PLAN).exists():
+        back = effects_in(folder / "reverse")
+        found = {name: replace(one, reverse=back[name]) for name, one in found.items()}
+    return found[""] if list(found) == [""] else found
 
 
 def _result(ready: Prepared, name: str, values: Tensor, floor: float, task: Mapping[str, Any]) -> Effects:
@@ -267,7 +289,7 @@ def _result(ready: Prepared, name: str, values: Tensor, floor: float, task: Mapp
     return Effects(ready.grid.labels, ready.grid.positions, values, base, source, floor, meta)
 
 
-def _task(question: Question, x: Inputs, source: Source, metrics: Metrics) -> dict[str, Any]:
+def task_of(question: Question, x: Inputs, source: Source, metrics: Metrics) -> dict[str, Any]:
     """What makes this sweep this sweep, as plain values."""
     model = question.model
     other = question.source_model

@@ -35,6 +35,7 @@ OVER, UNDER = 1.1, 1 / 5
 NO_METHODS = {
     "attach": "a model", "compare": "a task", "load": "a model", "open": "what was saved",
     "reporting.difference": "two reports that are there", "reporting.experiment": "reports, one a cell",
+    "scale.merge": "shards that are there", "scale.status": "a directory that is there",
     "patching.align": "which tokens belong together", "families.register": "a family of models",
     "diffusion.columns": "which tokens hold a word", "diffusion.encoders": "models",
     "diffusion.pointing": "which points lie in boxes", "directions.mean_difference": "a vector for edits",

@@ -8,11 +8,15 @@ as receiver need no run. Cost: per edge the blocks above its receiver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from interp.cells.journal import Values
+from interp.cells.work import Bounds, Builder, Floors, begin, gathered
 from interp.circuits.graph.changes import GraphPair, Written
 from interp.hooks.drive.questions import Cell, Reads
 from interp.hooks.drive.recording import Recording
@@ -21,10 +25,15 @@ from interp.hooks.drive.tail import Tail
 from interp.hooks.edits.edits import Set
 from interp.hooks.sites import Site
 
+EDGES = 64
+"""In a chunk, at least those of one sender into one layer."""
+
 
 def exact(pair: GraphPair, more: Written) -> Tensor:
-    """[row, sender, receiver]."""
-    return _Exact(pair, more).scores()
+    """[edge, row], in the graph's order."""
+    work = Wires(pair, more)
+    values, _ = gathered(work, begin(work).run())
+    return values[""][work.places]
 
 
 def change_of(pair: GraphPair, more: Written, u: int, dtype: torch.dtype) -> Tensor:
@@ -45,58 +54,102 @@ def change_of(pair: GraphPair, more: Written, u: int, dtype: torch.dtype) -> Ten
         return carries.write(layer, plain + out) - carries.write(layer, plain)
 
 
-class _Exact:
-    def __init__(self, pair: GraphPair, more: Written) -> None:
+class Wires:
+    """Every edge as a cell, in the order they are patched: into a layer sender by sender, then into the logits."""
+
+    def __init__(
+        self, pair: GraphPair, more: Written, task: Mapping[str, Any] | None = None, *, product: str | None = None,
+        budget: int | None = None, recipe: Builder | None = None,
+    ) -> None:  # fmt: skip
         self.pair, self.graph, self.blocks, self.more = pair, pair.graph, pair.blocks, more
+        self.task, self.recipe = task or {}, recipe
         model = pair.model
         self.passed = pair.blocks.record(pair.kwargs(), take=pair.carries.take, wanted=pair.carries.wanted)
         self.judges = pair.judges(self.passed)
-        self.sweep = Sweep(model.module, model.anatomy, pair.base, pair.kwargs(), family=model.family)
+        self.sweep = Sweep(
+            model.module, model.anatomy, pair.base, pair.kwargs(), family=model.family, product=product, budget=budget
+        )
+        self.groups = [*self._groups()]
 
-    def scores(self) -> Tensor:
-        counts = len(self.graph.senders), len(self.graph.receivers)
-        found = torch.zeros(self.pair.base.batch, *counts, dtype=torch.float64)
+    @property
+    def product(self) -> str:
+        """As the sweep has it."""
+        return self.sweep.product
+
+    @property
+    def count(self) -> int:
+        """How many edges there are."""
+        return sum(len(readers) for _, _, readers in self.groups)
+
+    @property
+    def names(self) -> dict[str, int]:
+        """An effect per row."""
+        return {"": self.pair.base.batch}
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Which cell each edge of the graph is, in the graph's order."""
+        cells = {(u, v): n for n, (u, v) in enumerate((u, v) for _, u, readers in self.groups for v in readers)}
+        return torch.tensor([cells[u, v] for u, v in self.graph.edges])
+
+    def _groups(self) -> Iterator[tuple[int | None, int, list[int]]]:
+        """Layer (None for the logits), sender and its receivers there, which are patched in one go."""
+        exists, receivers = self.graph.exists.tolist(), self.graph.receivers
         for layer in self.blocks.layers:
-            for u, v, effect in self._into(layer):
-                found[:, u, v] = effect
-        for u, effect in self._logits():
-            found[:, u, -1] = effect
-        return found
+            here = [v for v, site in enumerate(receivers) if site.layer == layer]
+            here.sort(key=lambda v: receivers[v].heads is None)  # heads first, then the MLP
+            for u, row in enumerate(exists):
+                if readers := [v for v in here if row[v]]:
+                    yield layer, u, readers
+        last = len(receivers) - 1
+        yield from ((None, u, [last]) for u, row in enumerate(exists) if row[last])
+
+    def bounds(self) -> Bounds:
+        """Whole groups, up to `EDGES` of them together."""
+        found, low, high = [], 0, 0
+        for _, _, readers in self.groups:
+            if high > low and high + len(readers) - low > EDGES:
+                found.append((low, high))
+                low = high
+            high += len(readers)
+        return [*found, (low, high)] if high > low else found
+
+    def compute(self, low: int, high: int) -> tuple[Values, Floors]:
+        """The effects of the edges of some groups."""
+        found, at = [], 0
+        for layer, u, readers in self.groups:
+            if low <= at and at + len(readers) <= high:
+                found += self._into(layer, u, readers) if layer is not None else [self._logits(u)]
+            at += len(readers)
+        return {"": torch.stack(found)}, {"": 0.0}
 
     @property
     def reads(self) -> Reads:
+        """What of the logits is read."""
         return self.judges.reads
 
-    def _into(self, layer: int) -> Iterator[tuple[int, int, Tensor]]:
-        """The effects of every edge into a layer, sender by sender."""
-        for u, sender in enumerate(self.graph.senders):
-            cells = self._cells(layer, u)
-            if sender.layer is not None and sender.layer > layer:
-                return
-            for number, answer in enumerate(self.sweep.run([cell for _, cell in cells], self.reads)):
-                gap = (self.judges(answer.logits)[""] - self.judges(answer.unchanged)[""]).double().cpu()
-                yield u, cells[number][0], torch.where(answer.changed, gap, 0.0)
+    def _into(self, layer: int, u: int, readers: list[int]) -> list[Tensor]:
+        """The effects [row] of a sender's edges into a layer."""
+        cells = self._cells(layer, u, readers)
+        found = [torch.empty(0)] * len(cells)
+        for number, answer in enumerate(self.sweep.run(cells, self.reads)):
+            gap = (self.judges(answer.logits)[""] - self.judges(answer.unchanged)[""]).double().cpu()
+            found[number] = torch.where(answer.changed, gap, 0.0)
+        return found
 
-    def _cells(self, layer: int, u: int) -> list[tuple[int, Cell]]:
-        readers = [v for v, site in enumerate(self.graph.receivers) if site.layer == layer and self.graph.exists[u, v]]
-        if not readers:
-            return []
+    def _cells(self, layer: int, u: int, readers: list[int]) -> list[Cell]:
         change, every = self._change(u), torch.ones(self.pair.base.batch, self.passed.length, dtype=torch.bool)
-        entered, found = self.passed.entered[layer], []
-        heads = [v for v in readers if self.graph.receivers[v].heads is not None]
-        at = (
-            self.blocks.run(
-                self.passed, layer, entered + change.to(entered.device), record=["q", "k", "v"], until="qkv"
-            ).at
-            if heads
-            else {}
-        )
-        for v in heads:
+        entered, found, at = self.passed.entered[layer], [], dict[str, Tensor]()
+        if any(self.graph.receivers[v].heads is not None for v in readers):
+            moved = entered + change.to(entered.device)
+            at = dict(self.blocks.run(self.passed, layer, moved, record=["q", "k", "v"], until="qkv").at)
+        for v in readers:
             site = self.graph.receivers[v]
-            part = site.component[0]
-            found.append((v, Cell(Site(site.tower, layer, part, site.heads), at[part], every)))
-        for v in set(readers) - set(heads):
-            found.append((v, Cell(self.blocks.site(layer, "mlp_write"), self._mlp(layer, change), every)))  # noqa: PERF401
+            if site.heads is None:
+                found.append(Cell(self.blocks.site(layer, "mlp_write"), self._mlp(layer, change), every))
+            else:
+                part = site.component[0]
+                found.append(Cell(Site(site.tower, layer, part, site.heads), at[part], every))
         return found
 
     def _mlp(self, layer: int, change: Tensor) -> Tensor:
@@ -112,13 +165,21 @@ class _Exact:
     def _change(self, u: int) -> Tensor:
         return change_of(self.pair, self.more, u, self.passed.left.dtype)
 
-    def _logits(self) -> Iterator[tuple[int, Tensor]]:
-        passed, model = self.passed, self.pair.model
-        tail = Tail(model.module, self.blocks.tower, self.pair.kwargs(), left=passed.left, logits=passed.logits)
+    @cached_property
+    def _tail(self) -> Tail:
+        passed = self.passed
+        return Tail(
+            self.pair.model.module, self.blocks.tower, self.pair.kwargs(), left=passed.left, logits=passed.logits
+        )
+
+    @cached_property
+    def _plain(self) -> Tensor:
+        return self._judged(self._tail, self.passed)
+
+    def _logits(self, u: int) -> Tensor:
+        """The effect [row] of what the logits read of a sender."""
         with torch.no_grad():
-            plain = self._judged(tail, passed)
-            for u in range(len(self.graph.senders)):
-                yield u, self._judged(tail, passed, self._change(u)) - plain
+            return self._judged(self._tail, self.passed, self._change(u)) - self._plain
 
     def _judged(self, tail: Tail, passed: Recording, change: Tensor | None = None) -> Tensor:
         left = passed.left if change is None else passed.left + change.to(passed.left.device)

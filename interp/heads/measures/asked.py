@@ -113,6 +113,8 @@ class Run:
     verify: Any
     gates: dict[str, Any]
     seed: int
+    keep: Any = None
+    """Where its sweeps are written down (`interp.heads.measures.kept.Keep`)."""
 
 
 def asked(

@@ -220,13 +220,14 @@ def test_a_sample_costs_what_its_cells_cost_and_says_where_all_cells_cost_no_mor
 
 def test_halves_are_their_cells_patched_together() -> None:
     from interp.attribution.pair import paired
-    from interp.attribution.verify import _exact, _prepared, _together
+    from interp.attribution.verify import _prepared, _some
+    from interp.patching.swept import exactly
 
     m, asked = random_pair()
     pair = paired(m, asked["base"], asked["source"], asked["metric"], ["L*.H*.z"], "each")
     ready = _prepared(pair, 0)
     some = [n for n, cell in enumerate(ready.cells) if bool(cell.changed.any())][1::3]
-    moved = _exact(ready, [_together([ready.cells[n] for n in some])])[0]
+    moved = exactly(_some(ready, [], [some]))[""][0]
     edits = [edit for n in some for edit in ready.cells[n].edits()]
     plain, edited = (asked["metric"](m.run(asked["base"], edits=e)["logits"], pair.base) for e in ((), edits))
     torch.testing.assert_close(moved, (edited - plain).double(), atol=1e-5, rtol=1e-4)
