@@ -70,7 +70,7 @@ class Status(Told):
     def seconds(self) -> float | None:
         """Expected until it is finished; None where nothing tells."""
         known = [one.seconds for one in self.parts if one.missing]
-        return None if any(one is None for one in known) else sum(one for one in known if one is not None)
+        return None if any(one is None for one in known) else sum((one for one in known if one is not None), 0.0)
 
     def to_frame(self) -> Any:
         """One row a list of cells."""

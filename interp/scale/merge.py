@@ -31,6 +31,8 @@ FINISHED = {
     "interp.importance": "interp.heads.measures.kept:filled",
 }
 """Other calls, and who finishes their directory once its cells are there."""
+ADDED = {"interp.scale.corpus": "interp.scale.corpora.merging:merged"}
+"""Calls whose shards are sums and no lists of cells, and who adds them up."""
 
 
 def merge(shards: Iterable[str | Path], out: str | Path) -> Any:
@@ -38,8 +40,10 @@ def merge(shards: Iterable[str | Path], out: str | Path) -> Any:
     if isinstance(shards, str | Path):
         raise InterpError(f"shards are several directories, got {shards!r}: give a list of them.")
     call, folders = together(list(shards))
+    if call in ADDED:
+        return _named(ADDED[call])(folders, out)
     if call not in RESULTS and call not in FINISHED:
-        there = ", ".join((*RESULTS, *FINISHED))
+        there = ", ".join((*RESULTS, *FINISHED, *ADDED))
         raise InterpError(f"{folders[0]} is a shard of {call!r}, and this version merges {there}.")
     return merged(folders, out, _finished)
 

@@ -187,6 +187,32 @@ def test_killed_and_gone_on_and_in_another_order_the_bytes_are_the_same(m: inter
         corpus(m, path, **{**asked, "batch": 5}, out=tmp_path / "whole")
 
 
+def test_shards_add_up_to_the_bytes_of_one_pass_and_say_what_is_wrong(m: interp.Model, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", sentences(8))
+    asked: dict[str, Any] = {"stats": ["entropy"], "reduce": ["top:2", "quantile:0.5"], "block_bytes": 150}
+    corpus(m, path, **asked, out=tmp_path / "whole")
+    for index in range(3):
+        done = corpus(m, path, **asked, out=tmp_path / f"part{index}", shard=(index, 3))
+        assert f"Shard {index}/3 of interp.scale.corpus" in repr(done)
+    parts = [tmp_path / f"part{n}" for n in range(3)]
+    found = interp.scale.merge(parts, tmp_path / "merged")
+    assert files(tmp_path / "merged") == files(tmp_path / "whole")
+    assert found.counts["documents"] == 8
+    assert interp.scale.status(tmp_path / "whole").finished
+    assert "shard 1/3 of a corpus, finished" in repr(interp.scale.status(parts[1]))
+    with pytest.raises(InterpError, match="is not empty"):
+        interp.scale.merge(parts, tmp_path / "merged")
+    with pytest.raises(InterpError, match="missing: 2/3"):
+        interp.scale.merge(parts[:2], tmp_path / "two")
+    corpus(m, path, **{**asked, "stats": ["first"]}, out=tmp_path / "other", shard=(2, 3))
+    with pytest.raises(InterpError, match="do not belong together: their stats"):
+        interp.scale.merge([*parts[:2], tmp_path / "other"], tmp_path / "mixed")
+    state = next((tmp_path / "part0").glob("state-*.safetensors"))
+    state.write_bytes(state.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(InterpError, match="damaged"):
+        interp.scale.merge(parts, tmp_path / "flipped")
+
+
 class Stopping:
     """The same measures, stopped by a key in the middle."""
 

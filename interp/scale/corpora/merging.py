@@ -1,0 +1,61 @@
+"""Shards of a pass over a corpus added up: the directory that one pass would have written, and how far one is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from interp.cells.merging import ShardsDiffer
+from interp.cells.shards import MARK, marked
+from interp.cells.status import Status, Stretch
+from interp.kernels.errors import InterpError
+from interp.results.saved import tupled
+from interp.saving import whole
+from interp.scale.corpora.read import CorpusHeads, reductions
+from interp.scale.corpora.state import Kept, State, different, finished, planned, restored
+
+
+def merged(folders: Sequence[Path], out: str | Path) -> CorpusHeads:
+    """Add up shards whose marks belong together, into a new or empty directory."""
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise InterpError(f"{out} is not empty: shards are merged into a directory of their own.")
+    plan = planned(folders[0])
+    for folder in folders:
+        mine = planned(folder)
+        if name := different(plan["task"], mine["task"]):
+            raise ShardsDiffer(
+                f"{folders[0]} and {folder} do not belong together: their {name} is {plan['task'].get(name)!r:.80} and"
+                f" {mine['task'].get(name)!r:.80}."
+            )
+        if not finished(folder):
+            raise ShardsDiffer(f"{folder} is not finished: the same call goes on there.")
+    parts = [restored(folder) for folder in folders]
+    states = [state for _, state in parts if state is not None]
+    with whole(out) as new:
+        total = sum(states[1:], states[0])
+        fixed = {name: plan[name] for name in ("task", "labels", "meta")}
+        Kept(new, fixed).write(max(following for following, _ in parts), total, over=True)
+        found = _read(total, fixed)
+        found.save(new)
+    return found
+
+
+def _read(state: State, plan: Any) -> CorpusHeads:
+    labels = {name: tupled(every) for name, every in plan["labels"].items()}
+    return CorpusHeads.of(state, labels, reductions(plan["task"]["reduce"]), plan["meta"])
+
+
+def progress(folder: str | Path) -> Status:
+    """How many blocks of a corpus are added up, of a pass or a shard of one."""
+    folder = Path(folder)
+    shard = marked(folder) if (folder / MARK).exists() else {"index": 0, "of": 1}
+    following, _ = restored(folder)
+    blocks = planned(folder)["task"]["blocks"]
+    of = following if blocks is None else blocks
+    mine = range(shard["index"], of, shard["of"])
+    done = sum(n < following for n in mine)
+    missing = tuple(f"blocks {mine[done]}-{mine[-1]}" for _ in range(done < len(mine)))
+    part = Stretch("", done, len(mine), missing, (), None if missing else 0.0)
+    what = "a corpus" if shard["of"] == 1 else f"shard {shard['index']}/{shard['of']} of a corpus"
+    return Status(folder, what, (part,), finished(folder))
