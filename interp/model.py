@@ -91,9 +91,9 @@ class Model(Held):
         anatomy = self.ready()
         x = self.inputs(inputs)
         sites = _wanted(anatomy, record)
+        _refuse_one_folder(anatomy, store)
         wish = _wish(sites, positions=positions, keys=keys, grad=grad, store=store, dtype=dtype, budget=budget)
         wish.gather = gather or grad
-        _refuse_one_folder(anatomy, wish)
         _within(wish, estimate(anatomy, wish, x, dtype=self.dtype))
         session = Session(self.module, anatomy, edits=edits, wish=wish, inputs=x, family=self.family)
         with self.on(session), torch.enable_grad() if grad else torch.no_grad():
@@ -228,8 +228,8 @@ def _wish(
     return Wish(sites, positions, keys, grad, dtype, shelf, store != "device", limit)
 
 
-def _refuse_one_folder(anatomy: Anatomy, wish: Wish) -> None:
-    if isinstance(wish.shelf, Shelf) and divided(anatomy):
+def _refuse_one_folder(anatomy: Anatomy, store: Store) -> None:
+    if store not in ("device", "cpu") and divided(anatomy):
         raise InputsError(
             "the heads of this model are in several processes, each of which would write the same directory: store="
             "'cpu' and save the tape in one of them."
