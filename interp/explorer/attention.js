@@ -66,6 +66,8 @@ const exampleShown = (head) => (head === null ? null : keptExample(head) ?? exam
 // left out, which have few keys to choose from and so large weights in every head.
 const scaleOf = (found) => (state.own ? found.later : found.scale);
 
+const scaleKey = (scale, whose) => weightKey(scale ?? "largest", [whose, state.root ? "square root" : ""].filter(Boolean).join(", "));
+
 // The token that weights are shown of: the locked one, else the class token of a picture or the last row that is there.
 const tokenShown = (found) => (state.token !== null && state.token < found.tokens ? state.token : firstQuery(found) ?? found.rows[found.rows.length - 1]);
 const weightsAt = (found, position, way = state.way) => (way === "from" ? found.row(position) : found.received(position));

@@ -3,15 +3,16 @@
 const SIDE_BY_SIDE = 4;
 
 function compareView() {
-  const home = $("compare"), title = el("h2", { id: "compare-title", text: "Pinned heads side by side" }), about = el("p", { class: "about", "aria-live": "polite" }), panels = el("div", { class: "panels" });
+  const home = $("compare"), title = el("h2", { id: "compare-title", text: "Pinned heads side by side" }), about = el("p", { class: "about", "aria-live": "polite" }), panels = el("div", { class: "panels" }), key = el("div");
   const menus = el("div", { class: "controls" });
-  home.append(title, menus, about, panels);
+  home.append(title, menus, about, key, panels);
   menus.append(el("button", { type: "button", click: () => { change({ pins: [] }); $("search").focus(); }, text: "Unpin all" }),
-    exportsOf("pinned", () => sheet("Pinned heads", [...panels.querySelectorAll("svg")]), () => comparedRows()));
+    exportsOf("pinned", () => sheet("Pinned heads", [...home.querySelectorAll("svg")]), () => comparedRows()));
   const render = () => {
     const some = state.pins.slice(-SIDE_BY_SIDE), held = panels.contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
     home.hidden = !some.length;
     about.textContent = `${state.pins.length > SIDE_BY_SIDE ? `The last ${SIDE_BY_SIDE} of ${state.pins.length} pinned heads. ` : ""}One scale for all of them, 0 to ${number(commonScale(some))}; the framed ${state.way === "from" ? "row is the token that looks" : "column is the token that is looked at"}. The pointer and a click work on all of them together.`;
+    key.replaceChildren(some.length ? scaleKey(commonScale(some), "all of them") : "");
     const made = some.map((head) => panel(head, commonScale(some)));
     const peek = (at) => { if (state.token === null) made.forEach((one) => one.show && one.show(at)); };
     made.forEach((one) => { if (one.pattern) hearPattern(one.pattern, peek, () => peek(null)); });
@@ -36,7 +37,7 @@ function panel(head, scale) {
     const position = at ?? tokenShown(found), weights = weightsAt(found, position);
     pattern.mark(position);
     token.replaceChildren(el("b", { text: `${position} ` }), el("bdi", { class: "piece", text: piece(tokens[position] ?? "") }), weights === null ? ", not in the sample" : state.way === "from" ? " looks at" : " is looked at from");
-    list.replaceChildren(...[...(weights || [])].filter(([, w]) => w > 0).sort((a, b) => b[1] - a[1]).slice(0, 3).map(([place, weight]) => el("li", {}, el("bdi", { class: "piece", text: piece(tokens[place]) }), ` ${number(weight)}`)));
+    list.replaceChildren(...[...(weights || [])].filter(([, w]) => w > 0).sort((a, b) => b[1] - a[1]).slice(0, 3).map(([place, weight]) => el("li", {}, el("bdi", { class: "piece", text: piece(tokens[place]) }), ` at ${place}: ${number(weight)}`)));
   };
   show(null);
   return { pattern, show, node: el("article", { class: "panel", "aria-label": site }, top, roles(card.roles), measured, el("div", { class: "scroll" }, pattern.svg), token, list) };

@@ -1,7 +1,7 @@
 // Keys of the page, and the list of them behind "?".
 
 const KEYS = [
-  ["?", "this list"], ["/", "find a head"], ["j and k", "the next and the last head before it, by layer"], ["l", "lock the head that is shown, or let it go"], ["p", "pin it beside others, or unpin it"],
+  ["?", "this list"], ["/", "find a head"], ["j and k", "the next and the previous head, by layer"], ["l", "lock the head that is shown, or let it go"], ["p", "pin it beside others, or unpin it"],
   ["e and E", "the next and the previous example"], ["w", "turn round: what a token looks at, or what looks at it"], ["v", "tokens or lines"], ["s", "save the card of the head"],
   ["arrow keys", "move in the map, the thumbnails, the tokens and the lines"], ["Enter", "lock the head or the token that has the focus"], ["Esc", "close, then let go of the token, then of the head"]];
 
@@ -25,7 +25,7 @@ const typing = (node) => node.matches("input:not([type=checkbox]):not([type=rang
 
 function pressed(event, open) {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || openMenu) return;
-  if (event.key === "Escape") { if (state.token !== null) change({ token: null }); else if (state.locked) letGo(); return; }
+  if (event.key === "Escape") { if (typing(event.target)) return; if (state.token !== null) change({ token: null }); else if (state.locked) letGo(); return; }
   const act = { "?": open, "/": () => $("search").focus(), j: () => step(1), k: () => step(-1), l: () => (state.locked ? letGo() : state.head !== null && hold(headShown())), p: () => headShown() !== null && pin(headShown()),
     e: () => otherExample(1), E: () => otherExample(-1), w: () => change({ way: state.way === "from" ? "to" : "from" }), v: () => change({ lines: !state.lines }), s: () => { const button = $("card").querySelector(".menu > button"); if (button) button.click(); } }[event.key];
   if (!act || typing(event.target) || (!listening && event.key !== "?")) return;

@@ -28,7 +28,7 @@ function attentionPart(head) {
   return [title, attentionControls(head, example), about.note ? el("p", { class: "about" }, folded(about.note, 200)) : null,
     found.sampled ? el("p", { class: "about", text: sampledWords(found, about) }) : null,
     overlays.length ? el("p", { class: "about", text: "Weights say what a head reads from, not what the model recognises there: switch the head off to know what it does." }) : null,
-    overlays.map((one) => one.figure), overview ? [said, overview.node, strip.node] : [strip ? strip.node : el("div", { class: "scroll" }, lines.svg), lines && lines.said ? el("p", { class: "about", text: lines.said }) : null, said],
+    overlays.map((one) => one.figure), scaleKey(scaleOf(found), state.own ? "its own scale" : "all heads"), overview ? [said, overview.node, strip.node] : [strip ? strip.node : el("div", { class: "scroll" }, lines.svg), lines && lines.said ? el("p", { class: "about", text: lines.said }) : null, said],
     wholePattern(pattern.svg, unfolded ?? !overlays.length)].flat().filter(Boolean);
 }
 

@@ -6,14 +6,16 @@ function thumbsView() {
   const home = $("thumbs");
   if (!DATA.patterns.length) { home.hidden = true; return; }
   const grid = el("div", { class: "thumbs", role: "grid", "aria-label": "Patterns of heads; arrow keys move, Enter locks", "aria-describedby": "thumbs-said" });
-  const said = el("p", { class: "about", id: "thumbs-said", "aria-live": "polite" }), menus = el("div", { class: "controls" });
-  home.append(el("h2", { id: "thumbs-title", text: "Every head's pattern" }), menus, said, grid);
+  const said = el("p", { class: "about", id: "thumbs-said", "aria-live": "polite" }), menus = el("div", { class: "controls" }), key = el("div");
+  home.append(el("h2", { id: "thumbs-title", text: "Every head's pattern" }), menus, said, key, grid);
   menus.append(exampleOf(), ...layerAndRole(), ticked("thumbs-own", "own", "own scales"), exportsOf("patterns", () => thumbSheet(grid), () => [["head", "layer", "largest weight", "pattern kept"], ...picked().map((i) => { const found = attentionOf(i, keptExample(i)); return [HEADS[i].site, HEADS[i].layer, found && Number(found.top.toPrecision(4)), Boolean(found)]; })]));
   const seen = typeof IntersectionObserver === "undefined" ? null : new IntersectionObserver((all) => all.filter((one) => one.isIntersecting).forEach(({ target }) => { seen.unobserve(target); paintThumb(target); }), { root: grid, rootMargin: "300px" });
   let cells = [], made = new Map();
   const fill = () => {
     const some = picked(), held = grid.contains(document.activeElement) ? document.activeElement.dataset.head : null;
     cells = thumbRows(grid, some, made);
+    const scales = [...new Set(some.map((i) => attentionOf(i, keptExample(i))).filter(Boolean).map((found) => found.scale))];
+    key.replaceChildren(!state.own && scales.length === 1 ? scaleKey(scales[0], "all heads") : state.own ? scaleKey(null, "each head's own") : "");
     const now = cells.find((cell) => HEADS[cell.head].site === held) || cells.find((cell) => cell.head === state.head) || cells[0];
     if (now) { stopAt(cells, now); if (held) now.node.focus({ preventScroll: true }); }
     for (const cell of cells) if (seen) seen.observe(cell.node); else paintThumb(cell.node);
@@ -59,7 +61,7 @@ function thumbRows(grid, some, made) {
   grid.replaceChildren(...[...lines.values()].map((line, row) => {
     const first = HEADS[line[0]], name = `${TOWERS.length > 1 ? `${readable(TOWERS[first.tower].name)} ` : ""}L${first.layer}`;
     return el("div", { role: "row", class: "thumb-row" }, el("span", { role: "rowheader", class: "thumb-layer", text: name }), el("div", { role: "presentation", class: "thumb-line" }, line.map((i, column) => {
-      if (!made.has(i)) made.set(i, el("div", { role: "gridcell", class: "thumb", "data-head": HEADS[i].site, tabindex: -1, "aria-label": thumbName(i) }, el("span", { "aria-hidden": "true", text: HEADS[i].head })));
+      if (!made.has(i)) made.set(i, el("div", { role: "gridcell", class: "thumb", "data-head": HEADS[i].site, tabindex: -1, "aria-label": thumbName(i) }, el("span", { "aria-hidden": "true", text: HEADS[i].head }))), tipped(made.get(i), () => thumbTip(i));
       const node = made.get(i);
       cells.push({ node, row, column, head: i });
       return node;
@@ -67,6 +69,9 @@ function thumbRows(grid, some, made) {
   }));
   return cells;
 }
+
+const thumbTip = (head) => [`${HEADS[head].site}${state.pins.includes(head) ? ", pinned" : ""}`, rolesOf(head).map((name) => shorten(name)).join(", "), METHODS.length ? inWords(state.metric, head).slice(HEADS[head].site.length + 2) : "",
+  attentionOf(head, keptExample(head)) ? "" : "No pattern of it was kept in this example."];
 
 function thumbName(head) {
   const found = attentionOf(head, keptExample(head));
