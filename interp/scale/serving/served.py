@@ -113,9 +113,9 @@ class Served:
 
         record: sites of z. stats: names of statistics, of `heads`. positions: "prompt", "last" (of the prompt),
         "generated", "all" or numbers, negative ones from the prompt's end. reduce: "mean", "sum" or "norm" (the mean of
-        |z|) over them, in the worker. edits: for all requests, or a list with each one's own (None for none). sampling:
-        vLLM's own SamplingParams in the place of greedy decoding of `max_new_tokens`. chunk: requests in flight whose
-        records the worker holds together.
+        |z|) over them, in the worker; a mean is NaN where a request has none of them. edits: for all requests, or a
+        list with each one's own (None for none). sampling: vLLM's own SamplingParams in the place of greedy decoding of
+        `max_new_tokens`. chunk: requests in flight whose records the worker holds together.
         """
         asked = _prompts(prompts)
         sets, of_each, values = self._edits(edits, len(asked))
@@ -128,6 +128,8 @@ class Served:
         if chunk < 1:
             raise InputsError(f"chunk is at least 1, got {chunk}.")
         how = self._sampling(sampling, max_new_tokens)
+        if where == "generated" and how.max_tokens == 1 and (z or names):
+            raise InputsError("the last token that is said is never computed on: 'generated' needs two or more tokens.")
         found: list[Answer] = []
         for low in range(0, len(asked), chunk):
             found += self._chunk(plan, values, asked[low : low + chunk], of_each[low : low + chunk], how)
@@ -252,7 +254,7 @@ def _of_row(plan: Plan, tensors: Mapping[str, Tensor], row: int) -> tuple[Tensor
 def _row_of(plan: Plan, x: Tensor, row: int, at: Tensor | None, count: int) -> Tensor:
     if at is not None:
         return x[at]
-    return x[row] if plan.reduce == "sum" else x[row] / max(count, 1)
+    return x[row] if plan.reduce == "sum" else x[row] / count if count else torch.full_like(x[row], torch.nan)
 
 
 def _statistics(plan: Plan, taken: Any, name: str, row: int, count: int) -> dict[str, Tensor]:

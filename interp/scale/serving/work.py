@@ -162,7 +162,7 @@ class Work:
         z = call.z.view(call.q.shape[2], call.q.shape[1], -1)
         for n, where, heads, edit in self.edits[layer]:
             self._change(z, self._rows(n, where, z.device), heads, edit)
-        if self.z[layer] and self.now is not None and len(self.now):
+        if self.z[layer] and self.now is not None:
             self._keep(layer, z, self.now)
         if self.attending[layer]:
             for one in self.asked:

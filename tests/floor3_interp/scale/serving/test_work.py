@@ -168,6 +168,15 @@ def test_sums_are_those_of_what_is_kept(reduce: Reduce) -> None:
             torch.testing.assert_close(answer.stats["entropy"]["L1"], rows.mean(1) if reduce == "mean" else rows.sum(1))
 
 
+def test_a_mean_over_nothing_is_no_number() -> None:
+    plan = Plan("k", 3, (50,), SHAPE.sites("L0.z"), "mean", ("entropy",), SHAPE.sites("L0.z"))
+    answers, _ = served(plan, {}, some(1), random.Random(1))
+    assert answers[0].count == 0
+    assert answers[0].z["L0"].isnan().all()
+    kept, _ = served(Plan("k", 3, (50,), SHAPE.sites("L0.z")), {}, some(1), random.Random(1))
+    assert kept[0].z["L0"].shape == (0, HEADS, D)
+
+
 def test_a_window_is_the_layers_own() -> None:
     asked = SHAPE.sites("L0.z")
     answers, _ = served(Plan("k", 3, "all", {}, None, ("entropy", "received"), asked), {}, requests := some(2),
