@@ -38,13 +38,9 @@ class Inside:
         self.layers = _layers(worker.model_runner.get_model())
         self.works: dict[str, Work] = {}
         self.requests: dict[str, tuple[Work, Held]] = {}
-        self.batch: Any = None
-        """The batch of a step, where the runner does not keep it itself."""
         self.stepping = self.stepped = False
         self.taps = {layer: _LayerTap(self, layer) for layer in self.layers}
         self.undo = [_around(worker, "execute_model", self._step)]
-        if not hasattr(worker.model_runner, "input_batch"):
-            self.undo.append(_around(worker.model_runner, "prepare_inputs", self._prepared))
         for layer, found in self.layers.items():
             Switch.watch(found.module, self.taps[layer])
 
@@ -105,7 +101,7 @@ class Inside:
         try:
             return run(scheduled, *args, **kwargs)
         finally:
-            self.stepping, self.batch = False, None
+            self.stepping = False
 
     def _meet(self, new: Any) -> None:
         """A request the scheduler has not sent before, or sends anew after it was preempted."""
@@ -115,10 +111,6 @@ class Inside:
         key, row, edits = mark
         if key in self.works:
             self.requests[new.req_id] = self.works[key], Held(row, len(new.prompt_token_ids or ()), edits)
-
-    def _prepared(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.batch = run(*args, **kwargs)
-        return self.batch
 
     def _cut(self, layer: int, tokens: int, device: Any) -> None:
         """Say to every plan which tokens of this step are whose."""
@@ -146,12 +138,9 @@ class Inside:
                 f"the engine's attention metadata ({type(own or metadata).__name__}) has no query_start_loc, so tokens"
                 " cannot be told apart: choose another attention backend, without micro-batches."
             )
-        if self.batch is not None:
-            names, starts = list(self.batch.req_ids), self.batch.num_computed_tokens_np
-        else:
-            batch = self.worker.model_runner.input_batch
-            names = list(batch.req_ids)
-            starts = batch.num_computed_tokens_cpu[: len(names)]
+        batch = self.worker.model_runner.input_batch
+        names = list(batch.req_ids)
+        starts = batch.num_computed_tokens_cpu[: len(names)]
         return names, [int(n) for n in starts], bounds.tolist()
 
 

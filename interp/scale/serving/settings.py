@@ -50,6 +50,8 @@ def _wrong(config: Any) -> list[tuple[str, str]]:
         (parallel.data_parallel_size > 1, "it is several engines", "data_parallel_size=1, and one shard a process"),
         *((getattr(parallel, name, 1) > 1, "a text's tokens lie on several devices", f"{name}=1")
           for name in ("decode_context_parallel_size", "prefill_context_parallel_size")),
+        (bool(getattr(config, "use_v2_model_runner", False)), "it has the second model runner, which was not tried",
+         "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
         (bool(getattr(parallel, "use_ubatching", False)), "it cuts a batch into micro-batches", "enable_dbo=False"),
     ]  # fmt: skip
     return [(said, remedy) for bad, said, remedy in given if bad]

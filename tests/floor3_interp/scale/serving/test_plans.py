@@ -103,6 +103,7 @@ def config(**changed: Any) -> SimpleNamespace:
         ),
         speculative_config=arguments.get("speculative_config"),
         kv_transfer_config=arguments.get("kv_transfer_config"),
+        use_v2_model_runner=arguments.get("use_v2_model_runner", False),
     )
 
 
@@ -114,10 +115,10 @@ def test_an_engine_that_was_started_as_said_is_taken() -> None:
     ("name", "value"),
     [("enforce_eager", False), ("enable_prefix_caching", True), ("model_impl", "auto"), ("worker_extension_cls", ""),
      ("async_scheduling", True), ("speculative_config", {}), ("kv_transfer_config", {}), ("data_parallel_size", 2),
-     ("decode_context_parallel_size", 2)],
+     ("decode_context_parallel_size", 2), ("use_v2_model_runner", True)],
 )  # fmt: skip
 def test_one_that_was_not_is_refused_with_the_remedy(name: str, value: Any) -> None:
-    with pytest.raises(ModelError, match=rf"{name}.*vllm_arguments\(\)"):
+    with pytest.raises(ModelError, match=rf"(?i){name}.*vllm_arguments\(\)"):
         refuse(config(**{name: value}))
 
 
