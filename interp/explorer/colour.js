@@ -52,5 +52,18 @@ function legend(method) {
 }
 
 // What the colours of weights mean, from 0 to the largest.
-const weightKey = (top, words) => draw("svg", { class: "legend", width: 240, height: 32, viewBox: "0 0 240 32", "font-size": 11, "font-family": FONT, "aria-hidden": "true" }, scaleBar(ORANGE, 4, 2, 150),
+const weightKey = (top, words, stops = ORANGE) => draw("svg", { class: "legend", width: 290, height: 32, viewBox: "0 0 290 32", "font-size": 11, "font-family": FONT, "aria-hidden": "true" }, scaleBar(stops, 4, 2, 150),
   draw("text", { x: 4, y: 27, text: "0" }), draw("text", { x: 154, y: 27, "text-anchor": "end", text: number(top) }), draw("text", { x: 160, y: 12, fill: "#444444", text: words }));
+
+// Small marks with their words in a row, in as many lines as the room asks for.
+function keyRow(items, left, top, room, apart) {
+  let x = left, y = top;
+  const parts = items.flatMap(([text, mark]) => {
+    const wide = apart + 7 + 6 * text.length;
+    if (x > left && x + wide > room) { x = left; y += 15; }
+    const made = [mark(x, y), draw("text", { x: x + apart, y, text })].flat();
+    x += wide + 8;
+    return made;
+  });
+  return { node: draw("g", { class: "legend", "aria-hidden": "true" }, parts), tall: y - top + 20 };
+}

@@ -13,13 +13,15 @@ function fitted(box, paint) {
   }).observe(box);
 }
 
-// Labels beside their points, at most one in each place: the first that asks has it.
-function labeller(taken, left, right) {
-  return (x, y, r, text) => {
+// Labels beside their points, at most one in each place and none over another point: the first that asks has it.
+function labeller(points, left, right) {
+  const taken = points.map(([x, y]) => [x - 3, y - 3, x + 3, y + 3]);
+  return (x, y, r, text, must) => {
     const wide = text.length * 6.2, spots = [[x + r + 3, y + 4], [x - r - 3 - wide, y + 4], [x - wide / 2, y - r - 3], [x - wide / 2, y + r + 12]];
-    for (const [at, base] of spots) {
+    for (const [n, [at, base]] of spots.entries()) {
       const box = [at - 1, base - 10, at + wide + 1, base + 3];
-      if (box[0] < left || box[2] > right || taken.some((one) => box[0] < one[2] && box[2] > one[0] && box[1] < one[3] && box[3] > one[1])) continue;
+      const last = must && n === spots.length - 1;
+      if (!last && (box[0] < left || box[2] > right || taken.some((one) => box[0] < one[2] && box[2] > one[0] && box[1] < one[3] && box[3] > one[1]))) continue;
       taken.push(box);
       return draw("text", { x: at, y: base, "paint-order": "stroke", stroke: "#ffffff", "stroke-width": 3, fill: "#000000", text });
     }

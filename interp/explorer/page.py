@@ -43,6 +43,7 @@ PARTS = (
     "thumbs",
     "compare",
     "keys",
+    "graph",
     "circuit",
     "curves",
     "main",

@@ -41,15 +41,7 @@ function rankingKey(m, heads, left, top, room) {
   const items = signed ? [["above 0", swatch(ORANGE[3])], ["below 0", swatch(BLUE[3])]] : [["size", swatch(CIVIDIS[3])]];
   if (has("low")) items.push(["interval", (x, y) => draw("path", { d: `M${x} ${y - 4}h14M${x} ${y - 7}v6M${x + 14} ${y - 7}v6`, stroke: "#000000", "stroke-width": 1.2, fill: "none" })]);
   if (signed && (has("noise_floor") || METHODS[m].floor)) items.push(["noise", (x, y) => draw("path", { d: `M${x + 3} ${y - 9}v11M${x + 11} ${y - 9}v11`, stroke: "#777777", "stroke-width": 0.8, "stroke-dasharray": "1 2" })]);
-  let x = left, y = top;
-  const parts = items.flatMap(([text, mark]) => {
-    const wide = 26 + 6 * text.length;
-    if (x > left && x + wide > room) { x = left; y += 15; }
-    const made = [mark(x, y), draw("text", { x: x + 19, y, text })];
-    x += wide + 8;
-    return made;
-  });
-  return { node: draw("g", { class: "legend" }, parts), tall: y - top + 20 };
+  return keyRow(items, left, top, room, 19);
 }
 
 function bar(m, head, y, x, signed, left, whole) {

@@ -50,8 +50,8 @@ function labels(heads, x, y, box) {
   const [mx, my] = [x(middle(state.x)), y(middle(state.y))], away = (i) => ((x(onAxis(state.x, i)) - mx) / box.width) ** 2 + ((y(onAxis(state.y, i)) - my) / box.height) ** 2;
   const mine = [state.head, ...state.pins].filter((i) => heads.includes(i));
   const far = heads.filter((i) => !mine.includes(i)).sort((a, b) => away(b) - away(a)).slice(0, NAMED);
-  const label = labeller([], box.left, box.left + box.width);
-  return [...new Set([...mine, ...far])].map((i) => label(x(onAxis(state.x, i)), y(onAxis(state.y, i)), state.head === i ? 7 : 5, HEADS[i].site)).filter(Boolean);
+  const label = labeller(heads.map((i) => [x(onAxis(state.x, i)), y(onAxis(state.y, i))]), box.left, box.left + box.width);
+  return [...new Set([...mine, ...far])].map((i) => label(x(onAxis(state.x, i)), y(onAxis(state.y, i)), state.head === i ? 7 : 5, HEADS[i].site, mine.includes(i))).filter(Boolean);
 }
 
 // The colour is a head's layer, the shape its tower.

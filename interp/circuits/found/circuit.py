@@ -73,7 +73,7 @@ class Circuit(Drawn):
     @property
     def fraction(self) -> float:
         """Its share of all edges."""
-        return len(self) / len(self.graph.edges)
+        return len(self) / int(self.graph.exists.sum())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Circuit) and self.graph == other.graph and torch.equal(self.mask, other.mask)

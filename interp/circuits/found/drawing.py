@@ -1,9 +1,10 @@
 """A circuit as SVG: layers from bottom to top, heads and MLPs as boxes, edges as lines.
 
 No graphviz, no script, no colour that carries meaning by itself: q, k and v edges differ by their dashes, negative
-scores by a hollow end, sizes by width, and everything reads in grey. All text is escaped; a title and a description say
-the same to a screen reader. Of a large circuit the `MOST` largest edges are drawn, which the picture says, and rows
-stand closer where there are many: nobody reads a thousand lines.
+scores by their colour and a hollow end, sizes by width, and everything reads in grey. All text is escaped; a title and
+a description say the same to a screen reader. Of a large circuit the `MOST` largest edges are drawn, which the picture
+says: nobody reads a thousand lines. A model of many layers or heads has a row for each layer and a column for each
+head, used or not, in a picture of `ACROSS` by `DOWN` or so, whatever its size.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from torch import Tensor
 
 from interp.circuits.graph.nodes import Graph
 from interp.hooks.sites import Site
+from interp.results.figures.colours import LESS, MORE
 from interp.results.figures.marks import Link, Network
 
 WIDTH, GAP = 78, 14
-ROOMY, CLOSE, TALL = (76, 26), (34, 18), 20
-"""From row to row and the height of a box, where there are few rows and where there are more than so many."""
+ROW, HIGH, TALL, BROAD = 76, 26, 14, 13
+"""From row to row and the height of a box, where there are at most so many rows of at most so many boxes."""
+ACROSS, DOWN, MARGIN = 1100, 1000, 34
 MOST = 160
 """Edges that are drawn."""
 DASHES = {"q_in": "", "k_in": "7 3", "v_in": "2 3"}
@@ -73,6 +76,9 @@ class _Layout:
 
     places: dict[Box, tuple[int, int]]
     box: int
+    wide: int = WIDTH
+    labels: tuple[tuple[int, int, str], ...] = ()
+    """What is written beside the boxes: across, down, text."""
 
 
 def svg(circuit: Drawable, title: str, *, most: int = MOST) -> str:
@@ -80,9 +86,12 @@ def svg(circuit: Drawable, title: str, *, most: int = MOST) -> str:
     every = held(circuit.graph, circuit.mask)
     edges = _largest(circuit, every, most)
     layout = _laid_out(circuit, edges)
-    right = max(x for x, _ in layout.places.values()) + WIDTH + GAP
+    if _high(layout) > TALL or _broad(layout) > BROAD:
+        layout = _gridded(circuit, layout)
+    right = max(x for x, _ in layout.places.values()) + layout.wide + GAP
     bottom = max(y for _, y in layout.places.values()) + layout.box + 60
-    boxes = (_box(node, x, y, layout.box) for node, (x, y) in layout.places.items())
+    boxes = (_box(node, x, y, layout) for node, (x, y) in layout.places.items())
+    numbers = (f'<text x="{x}" y="{y}" fill="#444444" font-size="9">{text}</text>' for x, y, text in layout.labels)
     part = "" if len(edges) == len(every) else _part(circuit, edges, every)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(right, 460)} {bottom}" role="img"'
@@ -90,7 +99,7 @@ def svg(circuit: Drawable, title: str, *, most: int = MOST) -> str:
         f'<title id="circuit-title">{escape(title)}</title>'
         f'<desc id="circuit-text">{escape(_said(circuit, edges, part))}</desc>'
         f'<rect width="{max(right, 460)}" height="{bottom}" fill="#ffffff"/>'
-        f"{''.join(_lines(circuit, edges, layout))}{''.join(boxes)}{_legend(bottom, part)}</svg>\n"
+        f"{''.join(numbers)}{''.join(_lines(circuit, edges, layout))}{''.join(boxes)}{_legend(bottom, part)}</svg>\n"
     )
 
 
@@ -153,9 +162,8 @@ def _fed(circuit: Drawable, receiver: int) -> list[Box]:
     graph = circuit.graph
     if receiver == len(graph.receivers) - 1:
         return [(None, "logits")]
-    heard = circuit.mask.any(1)
     fed = graph.feeds[receiver].nonzero()[:, 0].tolist()
-    return [_node(graph.senders[u]) for u in fed if bool(heard[u])] or [_node(graph.senders[fed[0]])]
+    return [_node(graph.senders[u]) for u in fed if bool(circuit.mask[u].any())] or [_node(graph.senders[fed[0]])]
 
 
 def _laid_out(circuit: Drawable, edges: Sequence[tuple[int, int]]) -> _Layout:
@@ -170,22 +178,54 @@ def _laid_out(circuit: Drawable, edges: Sequence[tuple[int, int]]) -> _Layout:
             row = [box for box in order if box in boxes and box[0] == layer.index and (box[1] == "MLP") == mlp]
             rows += [row] if row else []
     rows.append([(None, "logits")])
-    height, size = CLOSE if len(rows) > TALL else ROOMY
     wide = max(len(row) for row in rows) * (WIDTH + GAP)
     found = {}
     for n, row in enumerate(rows):
         start = GAP + (wide - len(row) * (WIDTH + GAP)) // 2
         for m, box in enumerate(row):
-            found[box] = start + m * (WIDTH + GAP), GAP + (len(rows) - 1 - n) * height
-    return _Layout(found, size)
+            found[box] = start + m * (WIDTH + GAP), GAP + (len(rows) - 1 - n) * ROW
+    return _Layout(found, HIGH)
 
 
-def _box(node: Box, x: int, y: int, high: int) -> str:
-    label = node[1] if node[0] is None else f"L{node[0]}.{node[1]}"
-    return (
-        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{high}" rx="5" fill="#f4f4f4" stroke="#222222"/>'
-        f'<text x="{x + WIDTH // 2}" y="{y + high // 2 + 4}" text-anchor="middle" fill="#111111">{escape(label)}</text>'
-    )
+def _high(layout: _Layout) -> int:
+    return len({y for _, y in layout.places.values()})
+
+
+def _broad(layout: _Layout) -> int:
+    rows = [y for _, y in layout.places.values()]
+    return max(rows.count(y) for y in rows)
+
+
+def _gridded(circuit: Drawable, packed: _Layout) -> _Layout:
+    """The same boxes where their layer and their number say, MLPs in a last column."""
+    layers = {layer.index: n for n, layer in enumerate(circuit.graph.layers)}
+    heads = max(layer.heads for layer in circuit.graph.layers)
+    column, row = min(WIDTH + GAP, ACROSS // (heads + 1)), max(10, min(ROW, DOWN // (len(layers) + 2)))
+    middle, top, found = MARGIN + heads * column // 2, GAP + row // 2, {}
+    for box in packed.places:
+        if box[0] is None:
+            found[box] = middle, top + (0 if box[1] == "logits" else (len(layers) + 1) * row)
+        else:
+            slot, y = heads if box[1] == "MLP" else int(box[1][1:]), top + (len(layers) - layers[box[0]]) * row
+            found[box] = MARGIN + slot * column, y - (row // 2 if box[1] == "MLP" else 0)
+    high, wide = max(6, min(18, row - 4)), max(8, min(WIDTH, column - 4))
+    labels = [(2, top + (len(layers) - n) * row + high // 2 + 3, f"L{name}") for name, n in layers.items()]
+    labels += [
+        (MARGIN + h * column + wide // 2 - 4, GAP - 3, f"H{h}") for h in range(0, heads, max(1, -(-20 // column)))
+    ]
+    return _Layout(found, high, wide, tuple(labels))
+
+
+def _box(node: Box, x: int, y: int, layout: _Layout) -> str:
+    wide, high = layout.wide, layout.box
+    size = min(12, high - 1)
+    whole, short = node[1] if node[0] is None else f"L{node[0]}.{node[1]}", node[1]
+    label = next((text for text in (whole, short) if len(text) * size * 0.6 < wide and size > 6), "")
+    made = f'<rect x="{x}" y="{y}" width="{wide}" height="{high}" rx="5" fill="#f4f4f4" stroke="#222222"/>'
+    if not label:
+        return made
+    place = f'x="{x + wide // 2}" y="{y + high // 2 + size // 3}" text-anchor="middle" font-size="{size}"'
+    return f'{made}<text {place} fill="#111111">{escape(label)}</text>'
 
 
 def _lines(circuit: Drawable, edges: Sequence[tuple[int, int]], layout: _Layout) -> list[str]:
@@ -197,28 +237,31 @@ def _lines(circuit: Drawable, edges: Sequence[tuple[int, int]], layout: _Layout)
         width = 1.2 if not most else 0.6 + 3.4 * abs(score) / most
         start, name = places[_node(graph.senders[u])], graph.name((u, v))
         ends = [places[box] for box in _fed(circuit, v)]
-        made += [_line(start, (x, y + layout.box), graph.receivers[v], width, score, name) for x, y in ends]
+        made += [
+            _line(start, (x, y + layout.box), graph.receivers[v], width, score, name, layout.wide) for x, y in ends
+        ]
     return made
 
 
 def _line(
-    start: tuple[int, int], end: tuple[int, int], receiver: Site, width: float, score: float, name: str
+    start: tuple[int, int], end: tuple[int, int], receiver: Site, width: float, score: float, name: str, wide: int
 ) -> str:  # fmt: skip
-    shift = {"q_in": -18, "k_in": 0, "v_in": 18}.get(receiver.component, 0)
-    x1, y1, x2, y2 = start[0] + WIDTH // 2, start[1], end[0] + WIDTH // 2 + shift, end[1]
+    shift = {"q_in": -(wide // 4), "k_in": 0, "v_in": wide // 4}.get(receiver.component, 0)
+    x1, y1, x2, y2 = start[0] + wide // 2, start[1], end[0] + wide // 2 + shift, end[1]
     dash = DASHES.get(receiver.component, "")
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     said = escape(f"{name} {score:+.3g}" if score else name)
-    fill = "#ffffff" if score < 0 else "#333333"
+    ink = LESS if score < 0 else MORE if score > 0 else "#333333"
+    fill = "#ffffff" if score < 0 else ink
     return (
         f'<g><title>{said}</title><path d="M{x1} {y1} C{x1} {y1 - 30} {x2} {y2 + 30} {x2} {y2 + 4}" fill="none"'
-        f' stroke="#333333" stroke-opacity="0.7" stroke-width="{width:.2f}"{dashes}/>'
-        f'<circle cx="{x2}" cy="{y2 + 3}" r="3" fill="{fill}" stroke="#333333"/></g>'
+        f' stroke="{ink}" stroke-opacity="0.75" stroke-width="{width:.2f}"{dashes}/>'
+        f'<circle cx="{x2}" cy="{y2 + 3}" r="3" fill="{fill}" stroke="{ink}"/></g>'
     )
 
 
 def _legend(bottom: int, part: str) -> str:
-    words = "lines into heads: q solid, k dashed, v dotted; hollow end: negative score"
+    words = "lines into heads: q solid, k dashed, v dotted; orange: positive score; blue, hollow end: negative"
     lines = [f"drawn: {part}", words] if part else [words]
     return "".join(
         f'<text x="{GAP}" y="{bottom - 14 * (len(lines) - n)}" fill="#111111" font-size="10">{escape(line)}</text>'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,6 +19,8 @@ from interp.circuits.found.drawing import MOST, held
 from interp.circuits.graph.nodes import Graph, LayerShape
 from interp.circuits.graph.random import like
 from interp.circuits.judged import Faithfulness
+from interp.hooks.sites import Site
+from interp.results.figures.colours import LESS, MORE
 
 LARGE = Graph(None, tuple(LayerShape(n, 9, 3, True, False) for n in range(30)))
 
@@ -36,7 +39,7 @@ def test_a_circuit_of_many_edges_is_a_picture_one_can_look_at() -> None:
     made = one.draw(title="large")
     root = ElementTree.fromstring(made)
     width, height = map(float, root.attrib["viewBox"].split()[2:])
-    assert height <= 2200
+    assert height <= 1100
     assert width <= 1000
     assert len(made) < 120_000
     names = re.findall(r"<title>([^<]*)</title><path", made)
@@ -46,6 +49,30 @@ def test_a_circuit_of_many_edges_is_a_picture_one_can_look_at() -> None:
     assert drawn == {LARGE.name(edge) for edge in largest}
     said = f"the {MOST} largest of {len(one):,} edges"
     assert made.count(said) == 2
+
+
+def test_the_picture_of_a_model_of_many_layers_is_no_larger() -> None:
+    deep = Graph(None, tuple(LayerShape(n, 16, 4, True, False) for n in range(90)))
+    scores = torch.zeros(deep.exists.shape)
+    for n in range(0, 89, 4):
+        u = deep.sender_at[Site(None, n, "attention", (n % 16,))]
+        v = deep.receivers.index(Site(None, n + 1, "q_in", ((n + 1) % 16,)))
+        scores[u, v] = n - 40.5
+    made = interp.Circuit(deep, scores != 0, "edge", {}, scores).draw()
+    width, height = map(float, ElementTree.fromstring(made).attrib["viewBox"].split()[2:])
+    assert width <= 1200
+    assert height <= 1100
+    boxes = [
+        tuple(map(int, found))
+        for found in re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)" rx', made)
+    ]
+    assert len(boxes) == 2 + 2 * len(range(0, 89, 4))
+    apart = (
+        a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
+        for a, b in combinations(boxes, 2)
+    )
+    assert all(apart), "boxes overlap"
+    assert {MORE, LESS} <= set(re.findall(r'stroke="(#\w+)"', made))
 
 
 def test_a_small_circuit_is_drawn_whole_and_roomy() -> None:

@@ -134,7 +134,7 @@ def test_a_token_is_locked_and_its_weights_are_the_models(show: Open) -> None:
 
 
 def test_everything_is_done_with_the_keyboard_alone(show: Open) -> None:
-    with show(made_up()) as tab:
+    with show(made_up(), fragment="#head=L0.H0") as tab:
         for _ in range(30):
             tab.keyboard.press("Tab")
             if tab.evaluate("document.activeElement.getAttribute('role')") == "gridcell":
@@ -248,10 +248,9 @@ def test_a_model_of_a_real_size_is_one_picture_and_can_be_searched(show: Open) -
         for words, count in (("L23H3", 1), ("23.3", 1), ("l23.", 9)):
             box.fill(words)
             assert tab.locator("#bar output").inner_text() == f"{count} {'head' if count == 1 else 'heads'}"
-        assert tab.locator("#choose-edges").get_attribute("max") == "1328"
         assert "60 of 1328" in tab.locator("#circuit").inner_text()
         tall = tab.locator("#circuit .scroll svg").bounding_box()["height"]
-        assert tall <= 1600
+        assert tall <= 1100
 
 
 def test_print_leaves_the_controls_out(show: Open) -> None:
