@@ -10,6 +10,7 @@ from interp.explorer.looks import FEWEST, ROOM, example, fitting, patterns, stac
 from interp.explorer.measures import crossed_measures, described, measured
 from interp.explorer.payload.plain import ExplorerError
 from interp.explorer.pictured import Pictures, images, pixels
+from interp.explorer.rolled import rollouts
 from interp.explorer.says import says
 from interp.hooks.anatomy.towers import Tower
 from interp.hooks.head_names import head_of
@@ -128,10 +129,14 @@ def _looks(
         if not chosen:
             continue
         suffix = f", {tower.name}" if len(towers) > 1 else ""
-        held["examples"] += [example(own, row, f"example {row}{suffix}") for row in chosen]
         blocks = patterns(model, x, tower, own, chosen, room)
+        shown = [images(own, row, start + row, pictures) for row in chosen]
+        flows = rollouts(model, x, tower, own, blocks) if any(shown) else [None] * len(chosen)
+        for row, flow in zip(chosen, flows, strict=True):
+            seen = example(own, row, f"example {row}{suffix}")
+            held["examples"].append(seen if flow is None else {**seen, "rollout": flow})
         held["patterns"] += [{**block, "example": start + block["example"]} for block in blocks]
-        held["images"] += [one for row in chosen for one in images(own, row, start + row, pictures)]
+        held["images"] += [one for some in shown for one in some]
     for one in across:
         chosen, start = range(min(FEWEST if count is None else count, one.rows.batch)), len(held["examples"])
         if not chosen:

@@ -1,7 +1,7 @@
 // One head: where it looks on real tokens, what it was found to do, and its numbers.
 
 const FIRST_ROWS = 5;
-const SHOWS = ["head", "peek", "locked", "pins", "example", "token", "way", "root", "own", "lines", "metric"];
+const SHOWS = ["head", "peek", "locked", "pins", "example", "token", "way", "root", "own", "lines", "metric", "picture", "flow"];
 
 function cardView() {
   const home = $("card");

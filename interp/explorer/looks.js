@@ -5,7 +5,7 @@ function attentionPart(head) {
   if (example === null) return [title, el("p", { class: "about", text: "No attention pattern of this head is stored in this page." })];
   const found = attentionOf(head, example), about = DATA.examples[example], position = tokenShown(found);
   const said = el("div", { class: "said", "aria-live": "polite" });
-  const overlays = DATA.images.filter((image) => image.example === example).map((image) => overlay(image, found));
+  const overlays = DATA.images.filter((image) => image.example === example).map((image) => overlay(image, found, head));
   const pattern = matrixPicture(head, found, about.tokens);
   const show = (at, way = state.way) => { [strip && strip.shade, overview && overview.show, lines && lines.show, pattern.mark, ...overlays.map((one) => one.show)].forEach((act) => act && act(at, way)); };
   // A token that is locked stays; the pointer and the focus show others only while none is.

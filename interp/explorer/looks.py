@@ -32,6 +32,8 @@ ROWS, KEYS = 48, 8
 """Rows of a longer text, and keys of each."""
 FEWEST, MOST = 2, 4
 """Examples of a page that does not say how many."""
+PICTURED = 3
+"""How much more room patterns of pictures have: a patch that is pointed at shows its row, so it has to be there."""
 INDEX = 5
 """Bytes of one such key: its weight and its number."""
 
@@ -86,7 +88,7 @@ def patterns(
     if longest <= WHOLE and heads * len(rows) * longest**2 <= room:
         return _whole(model, x, tower, own, rows)
     if bool(own.roles.patch[list(rows)].any()):
-        return _rows(model, x, tower, own, rows, min(ROWS, max(1, room // (heads * len(rows) * longest))))
+        return _rows(model, x, tower, own, rows, min(longest, max(1, PICTURED * room // (heads * len(rows) * longest))))
     count = min(ROWS, max(1, room // (heads * len(rows) * KEYS * INDEX)))
     return _largest(model, x, tower, own, rows, count)
 

@@ -3,8 +3,9 @@
 Cells come from `Roles`: of a picture in tiles (InternVL, Idefics3, Mllama, LLaVA-NeXT) those that lie beside each other
 are one figure with the borders between its tiles, and views that lie over each other (a thumbnail, a base view) are
 figures of their own; of a video every frame is one. A figure is cut to what its cells cover: what a processor cropped
-away is not in it, and cells of padding have no place. Limits: pictures that are read off the model's pixels are shown
-for towers that are given each picture whole; tiles are put on the picture only where it is given.
+away is not in it, and cells of padding have no place. Where no picture is given it is read off the model's pixels,
+tiles as they are. Limits: pixels in another order than pictures have (Qwen's patches) and tiles with padding are not
+drawn.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.pictures.grids import WHOLE, Area
+from interp.hooks.pictures.grids import WHOLE, Area, View
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -162,24 +163,46 @@ def _drawn(parts: Sequence[Facet], picture: Any, cells: Mapping[tuple[int, int],
 
 
 def pixels(model: Model, x: Inputs) -> Pictures:
-    """The pictures as the model was given them, where they are plain [picture, 3, row, column] and how they were
-    scaled is known; none where they are tiles."""
-    from PIL import Image
-
+    """The pictures as the model was given them, where they are plain [picture or tile, 3, row, column] and how they
+    were scaled is known; tiles are laid where they were cut out, so that what is drawn is what the model read."""
     given = x.kwargs.get("pixel_values")
     how = getattr(model.processor, "image_processor", model.processor)
     mean, std = (getattr(how, name, None) for name in ("image_mean", "image_std"))
-    if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] != 3 or not (mean and std):
+    if not isinstance(given, Tensor) or given.ndim not in (4, 5) or given.shape[-3] != 3 or not (mean and std):
         return Pictures()
-    if _tiled(x, given):
+    views = [view for some in x.roles.views for view in some]
+    several = len({view.picture for view in views}) != len(views)
+    if given.shape[:-3].numel() != len(views) if several else given.ndim != 4 or len(views) not in (0, len(given)):
         return Pictures()
     wide = (3, 1, 1)
-    plain = given.detach().cpu().float() * torch.tensor(std).view(wide) + torch.tensor(mean).view(wide)
-    whole = (plain.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return Pictures([Image.fromarray(one.numpy()) for one in whole], covered=True)
+    plain = given.detach().cpu().float().flatten(0, -4) * torch.tensor(std).view(wide) + torch.tensor(mean).view(wide)
+    whole = [_image(one) for one in (plain.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)]
+    return _stitched(x, whole, views) if several else Pictures(whole, covered=True)
 
 
-def _tiled(x: Inputs, given: Tensor) -> bool:
-    """Whether what the model reads is not one whole picture each."""
-    views = [view for row in x.roles.views for view in row]
-    return len({view.picture for view in views}) != len(views) or len(views) not in (0, len(given))
+def _image(pixels: Tensor) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels.numpy())
+
+
+def _stitched(x: Inputs, tiles: Sequence[Any], views: Sequence[View]) -> Pictures:
+    """Each picture put together again from its tiles, a view of the whole of it only where it has no others; none
+    where a tile's place is not known or a part of it is padding."""
+    from PIL import Image
+
+    if any(not view.known or view.by_fit or view.side is not None for view in views):
+        return Pictures()
+    made = []
+    for number in sorted({view.picture for view in views}):
+        size = x.roles.sizes[number] if x.roles.sizes else (1, 1)
+        mine = [(view.fractions(size, x.roles.fit), tiles[n]) for n, view in enumerate(views) if view.picture == number]
+        cut = [part for part in mine if part[0] != WHOLE] or mine[:1]
+        (left, top, right, bottom), first = cut[0]
+        side = (round(first.width / (right - left)), round(first.height / (bottom - top)))
+        canvas = Image.new("RGB", side)
+        for area, tile in cut:
+            corners = [round(edge * side[n % 2]) for n, edge in enumerate(area)]
+            canvas.paste(tile.resize((corners[2] - corners[0], corners[3] - corners[1])), (corners[0], corners[1]))
+        made.append(canvas)
+    return Pictures(made)

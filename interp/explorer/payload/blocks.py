@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.explorer.payload.plain import ExplorerError
+from interp.explorer.payload.plain import ExplorerError, only
 from interp.explorer.payload.scores import Places
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -54,6 +54,18 @@ def block(given: Mapping[str, Any], n: int, tokens: Sequence[int], places: Place
         "bytes": base64.b64encode(packed.tobytes()).decode(),
         "indices": None if indices is None else base64.b64encode(indices.tobytes()).decode(),
     }  # fmt: skip
+
+
+def rollout(given: Mapping[str, Any], tokens: int, where: str) -> dict[str, Any]:
+    """Attention rolled out over all layers, for some query rows, in bytes as patterns are."""
+    only(given, {"rows", "weights"}, where)
+    rows, weights = _positions(given["rows"], tokens, f"{where}.rows"), array(given["weights"], f"{where}.weights")
+    if weights.shape != (len(rows or ()), tokens):
+        raise ExplorerError(
+            f"{where}.weights is {list(weights.shape)}, expected [row, key] = {[len(rows or ()), tokens]}."
+        )
+    _, tops, packed = quantised(weights[:, None], None, where)
+    return {"rows": rows, "tops": tops, "bytes": base64.b64encode(packed.tobytes()).decode()}
 
 
 def quantised(

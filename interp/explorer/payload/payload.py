@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from interp.explorer.payload.blocks import block, encoded, image, png
+from interp.explorer.payload.blocks import block, encoded, image, png, rollout
 from interp.explorer.payload.figures import circuit, curve
 from interp.explorer.payload.plain import ExplorerError, columns_of, only, pairs, plain
 from interp.explorer.payload.scores import Places, methods, scores
@@ -90,12 +90,16 @@ def _named(payload: Mapping[str, Any]) -> list[str]:
 
 
 def _example(given: Mapping[str, Any], n: int) -> dict[str, Any]:
-    only(given, {"name", "tokens", "roles", "note"}, f"examples[{n}]")
+    only(given, {"name", "tokens", "roles", "note", "rollout"}, f"examples[{n}]")
     tokens = [str(token) for token in given["tokens"]]
     roles = None if given.get("roles") is None else [str(role) for role in given["roles"]]
     if roles is not None and len(roles) != len(tokens):
         raise ExplorerError(f"examples[{n}] has {len(roles)} roles for {len(tokens)} tokens.")
-    return {"name": str(given.get("name", n)), "tokens": tokens, "roles": roles, "note": str(given.get("note") or "")}
+    flow = given.get("rollout")
+    return {
+        "name": str(given.get("name", n)), "tokens": tokens, "roles": roles, "note": str(given.get("note") or ""),
+        "rollout": None if flow is None else rollout(flow, len(tokens), f"examples[{n}].rollout"),
+    }  # fmt: skip
 
 
 def _card(given: Mapping[str, Any], site: str) -> dict[str, Any]:

@@ -303,6 +303,13 @@ def test_pictures_come_with_the_grid_of_their_tower() -> None:
     model = interp.load("zoo:shapes-lvlm")
     task = interp.tasks.shapes(model, n=2)
     made = built(model, task, examples=1)
+    whole = torch.eye(37, dtype=torch.float64)
+    for weights in made["patterns"][0]["weights"].reshape(3, 4, 37, 37).double():
+        whole = (weights.mean(0) + torch.eye(37)) / 2 @ whole
+    flow = made["examples"][0]["rollout"]
+    assert torch.allclose(flow["weights"].double(), whole[flow["rows"]], atol=1e-5)
+    assert torch.allclose(flow["weights"].sum(1), torch.ones(37), atol=1e-5)
+    assert "rollout" not in made["examples"][1], "the rows of a text are no rollout over a picture"
     assert [one["grid"] for one in made["images"]] == [[6, 6], [6, 6]]
     vision, text = made["images"]
     assert vision["positions"] == list(range(1, 37))

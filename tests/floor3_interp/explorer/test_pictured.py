@@ -14,7 +14,7 @@ from tokens import PLACEHOLDERS
 import interp
 from interp.explorer.payload.payload import shown
 from interp.explorer.payload.plain import ExplorerError
-from interp.explorer.pictured import Pictures, images
+from interp.explorer.pictured import Pictures, images, pixels
 from interp.hooks.inputs.inputs import Inputs
 
 pytestmark = [
@@ -117,11 +117,24 @@ def test_every_frame_of_a_video_is_a_figure() -> None:
     assert images(x, 0, 0, Pictures([frames[0]])) == []  # one picture is no video
 
 
-def test_pixels_of_tiles_are_not_taken_for_pictures() -> None:
-    model, processor = pictured("internvl")
-    x = read("internvl", gray())
-    page = interp.explore(interp.attach(model, processor), x, examples=1).payload
-    assert page["images"] == []
+@pytest.mark.parametrize("name", ["internvl", "idefics3"])
+def test_tiles_are_drawn_as_the_model_read_them(name: str) -> None:
+    picture = gray()
+    picture.paste((255, 0, 0), (0, 0, 60, 60))  # the first of 2 x 3 tiles
+    given = pixels(interp.attach(*pictured(name)), read(name, picture))
+    [whole] = given.given
+    assert whole.size == (84, 56)  # tiles of 28 x 28
+    assert not given.covered
+    red, grey = whole.getpixel((14, 14)), whole.getpixel((70, 42))
+    assert red[0] > 200 > red[1]
+    assert max(grey) - min(grey) < 3
+    tiles, thumbnail = images(read(name, picture), 0, 0, given)
+    assert (tiles["grid"], thumbnail["grid"]) == ([4, 6], [2, 2])
+    assert tiles["borders"] == [[28, 56], [28]]
+
+
+def test_pixels_that_are_no_tiles_of_a_known_place_are_not_drawn() -> None:
+    assert pixels(interp.attach(*pictured("llava_next")), read("llava_next", gray())).given == ()
 
 
 def test_pixels_of_a_cropped_picture_are_covered_whole() -> None:
