@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,6 +42,37 @@ def opened(chromium: Any, html: str, folder: Path, *, fragment: str = "", width:
         assert not wrong
     finally:
         context.close()
+
+
+AXE = "axe_playwright_python"
+
+
+def complaints(tab: Any) -> list[str]:
+    """What axe finds wrong with the page as it is now: its rule, the elements, and what it says of the first."""
+    spec = find_spec(AXE)
+    assert spec is not None
+    assert spec.origin is not None
+    tab.evaluate((Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {len(one['nodes'])} x {one['nodes'][0]['target']}: {one['nodes'][0]['failureSummary']}"
+        for one in found["violations"]
+    ]
+
+
+BROKEN = """() => [...document.querySelectorAll('th, caption, summary, button, label, h1, h2, h3')].flatMap((one) => {
+  const walker = document.createTreeWalker(one, NodeFilter.SHOW_TEXT), found = [];
+  while (walker.nextNode()) for (const word of walker.currentNode.data.matchAll(/\\p{L}+/gu)) {
+    if (word[0].length > 16) continue;
+    const range = document.createRange();
+    range.setStart(walker.currentNode, word.index);
+    range.setEnd(walker.currentNode, word.index + word[0].length);
+    const lines = new Set([...range.getClientRects()].filter((box) => box.width > 0).map((box) => Math.round(box.top)));
+    if (lines.size > 1) found.push(word[0]);
+  }
+  return found;
+})"""
+"""Words of headings and buttons, none of them long, that do not stand on one line."""
 
 
 def downloaded(tab: Any, name: str) -> bytes:

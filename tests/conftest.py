@@ -36,7 +36,9 @@ import typed
 from areas import areas
 from torch.utils import _device
 
-ON_REQUEST = ("gpu", "slow", "real", "device", "scale")
+ON_REQUEST = ("gpu", "slow", "real", "device", "scale", "tools")
+WITH = {"tools": "product"}
+"""Markers whose tests run as well when the area behind them is named."""
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
@@ -48,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for area in areas(item.path):
             item.add_marker(area)
     asked = set(re.findall(r"\w+", config.getoption("markexpr")))
-    left_out = [m for m in ON_REQUEST if m not in asked]
+    left_out = [m for m in ON_REQUEST if m not in asked and WITH.get(m) not in asked]
     dropped = [item for item in items if any(item.get_closest_marker(m) for m in left_out)]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]

@@ -16,12 +16,12 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.explorer.build import payload
-from interp.explorer.live import live
+from interp.explorer.live import live, script
 from interp.explorer.page import page
 from interp.explorer.picture import png
 from interp.records import Method, register
@@ -65,10 +65,19 @@ class Explorer:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """A still picture and a line of text for where HTML is dropped; a frame that may run its own script only."""
         frame = (
-            f'<iframe title="{html.escape(self.payload["title"])}" width="100%" height="{HEIGHT}" style="border:0"'
-            f' sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(self.page)}"></iframe>'
+            f'<div><iframe data-interp title="{html.escape(self.payload["title"])}" width="100%" height="{HEIGHT}"'
+            f' style="border:0" sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(self.page)}"></iframe>'
+            f"<script>{_beside()}</script></div>"
         )
         return {"text/plain": repr(self), "image/png": base64.b64encode(self.picture()).decode(), "text/html": frame}
+
+
+@cache
+def _beside() -> str:
+    """A script that tells the frame what theme the notebook has; where it does not run, the page has the system's."""
+    new = "document.querySelectorAll('iframe[data-interp]:not([data-told])')"
+    each = f"for (const one of {new}) {{ one.dataset.told = ''; keepTheme(one); }}"
+    return f"(() => {{\n{script('frame')}\n{each}\n}})();"
 
 
 def explore(

@@ -24,7 +24,9 @@ function render({ model, el }) {
   window.addEventListener("message", hear);
   model.on("change:selection", say);
   el.append(frame);
+  const unwatch = keepTheme(frame);
   return () => {
+    unwatch();
     window.removeEventListener("message", hear);
     model.off("change:selection", say);
   };

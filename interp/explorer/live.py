@@ -27,6 +27,11 @@ def live(payload: Mapping[str, Any], *, height: int = HEIGHT, still: Mapping[str
     return made
 
 
+def script(*parts: str) -> str:
+    """What runs in the notebook itself, beside the frame that holds the page."""
+    return "\n".join((files("interp.explorer") / f"{name}.js").read_text(encoding="utf-8") for name in parts)
+
+
 @cache
 def _widget() -> Any:
     import anywidget
@@ -35,7 +40,7 @@ def _widget() -> Any:
     class LiveExplorer(anywidget.AnyWidget):
         """The page in a frame, with its selection."""
 
-        _esm = (files("interp.explorer") / "live.js").read_text(encoding="utf-8")
+        _esm = script("frame", "live")
         page = traitlets.Unicode().tag(sync=True)
         height = traitlets.Int(HEIGHT).tag(sync=True)
         selection = traitlets.Dict().tag(sync=True)

@@ -17,7 +17,7 @@ function plainTable(rows, caption = null) {
   };
   fill(body);
   const names = head.map((name, c) => el("th", { scope: "col" }, el("button", { type: "button", class: "sort", click: (event) => sort(c, event.currentTarget), text: shorten(name, 40) })));
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption || "Table" }, el("table", {}, caption ? el("caption", { text: caption }) : null, el("thead", {}, el("tr", {}, names)), lines),
+  return el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": caption || "Table" }, el("table", {}, caption ? el("caption", { text: caption }) : null, el("thead", {}, el("tr", {}, names)), lines),
     body.length > MOST_ROWS ? el("p", { class: "about", text: `The first ${MOST_ROWS} of ${body.length} rows; the CSV has all.` }) : null);
 }
 
@@ -67,7 +67,7 @@ function leadView() {
   const { title, says, picture, alt, methods } = DATA.lead, home = $("lead"), end = $("methods");
   home.hidden = false;
   home.append(el("h2", { id: "lead-title", text: title }), el("ul", { class: "sure" }, says.map((text) => el("li", {}, folded(text, 400)))),
-    picture ? el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Picture of the finding" }, el("img", { class: "lead", src: picture, alt, load: ({ target }) => { target.width = target.naturalWidth / 2; } })) : "", $("warnings"));
+    picture ? el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Picture of the finding" }, el("img", { class: "lead", src: picture, alt, load: ({ target }) => { target.width = target.naturalWidth / 2; } })) : "", $("warnings"));
   if (!methods) return;
   end.hidden = false;
   end.append(el("h2", { id: "methods-title", text: "Methods, to be cited" }), el("p", { class: "about", text: "Keys in brackets are those of references.bib; methods.tex has the same with \\citep." }), el("p", { class: "paragraph", text: methods }));
@@ -109,4 +109,5 @@ checksView();
 provenanceView();
 contents();
 listen();
+keepReachable();
 document.documentElement.dataset.ready = "yes";

@@ -22,6 +22,7 @@ from interp.explorer.payload.plain import ExplorerError
 from interp.results.figures import colours
 
 PARTS = (
+    "theme",
     "base",
     "state",
     "tips",
@@ -46,6 +47,7 @@ PARTS = (
     "graph",
     "circuit",
     "curves",
+    "reach",
     "main",
 )
 STYLES = ("style", "looking", "pictures")

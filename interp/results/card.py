@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interp.hooks.html import block, chips, folded, line, table
 from interp.kernels.errors import InterpError
 from interp.results.figures.drawn import Drawn
 from interp.results.figures.figure import Figure
@@ -179,21 +179,36 @@ class HeadCard(Drawn):
 
 
 def _html(card: HeadCard) -> str:
-    """A small table, every string escaped; no script, nothing loaded."""
-    groups = {"roles": card.roles, "weights": card.weights, "attention": card.attention, "effects": card.effects}
-    numbers = [(title, [str(one) for one in found]) for title, found in groups.items()]
-    tokens = [(title, [f"{s} → {t} {value:+.3g}" for s, t, value in found[: 2 * BEST]])
-              for title, found in (("promotes", card.promotes), ("suppresses", card.suppresses))]  # fmt: skip
-    looks = [f"{one.row_token} at {one.key_token} {one.weight:.2f} (example {one.example})" for one in card.looks]
-    rows = [("in words", card.says), *numbers, *tokens, ("looks", looks[: 2 * BEST]), ("not here", card.missing)]
-    body = "".join(f"<tr><th scope='row'>{title}</th><td>{_lines(said)}</td></tr>" for title, said in rows if said)
-    head = html.escape(f"{card.site} of {card.model}")
-    patterns = "".join(_pattern(tokens, one) for tokens, one in zip(card.examples, card.patterns, strict=True))
-    return f"<table><caption>{head}</caption>{body}</table>{patterns}"
+    """Lines, tables and chips in the notebook's own colours, as every result shows itself."""
+    said = (line(_short(f"{card.site} of {card.model}")), *(line(_short(one)) for one in card.says))
+    tokens = [_said(title, found) for title, found in (("promotes", card.promotes), ("suppresses", card.suppresses))]
+    looks = [{"token": _short(one.row_token, 40), "looks at": _short(one.key_token, 40), "weight": one.weight,
+              "example": one.example} for one in card.looks[: 2 * BEST]]  # fmt: skip
+    left_out = (line(f"not here: {_short(one)}", quiet=True) for one in card.missing)
+    patterns = (_pattern(tokens, one) for tokens, one in zip(card.examples, card.patterns, strict=True))
+    numbers = _numbers(card)
+    return block(
+        *said, table(numbers, most=len(numbers)) if numbers else "", *tokens,
+        folded("where it looks most", table(looks)) if looks else "", *patterns, *left_out,
+    )  # fmt: skip
 
 
-def _lines(said: Sequence[str]) -> str:
-    return "<br>".join(html.escape(_short(one)) for one in said)
+def _said(title: str, found: Sequence[tuple[str, str, float]]) -> str:
+    marks = [(_short(f"{source} → {target}", 40), f"{value:+.3g}") for source, target, value in found[: 2 * BEST]]
+    return line(title, quiet=True) + chips(marks) if marks else ""
+
+
+def _numbers(card: HeadCard) -> list[dict[str, Any]]:
+    """One row a number; columns that nothing is in are left out."""
+    groups = {"role": card.roles, "weights": card.weights, "attention": card.attention, "effect": card.effects}
+    rows = [
+        {"kind": kind, "measure": _short(one.name), "value": one.value,
+         "interval": "" if one.low == one.high else spanned(one.low, one.high).strip(),
+         "place": "" if one.rank is None else f"{one.rank} of {one.of}", "note": one.note}
+        for kind, some in groups.items() for one in some
+    ]  # fmt: skip
+    kept = [name for name in (rows[0] if rows else ()) if any(row[name] != "" for row in rows)]
+    return [{name: row[name] for name in kept} for row in rows]
 
 
 def _short(text: str, most: int = 120) -> str:
@@ -203,9 +218,6 @@ def _short(text: str, most: int = 120) -> str:
 def _pattern(tokens: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
     """Each row's largest weight, with the row's token: readable without a picture."""
     best = [max(range(len(row)), key=row.__getitem__) for row in weights]
-    cells = "".join(
-        f"<tr><td>{html.escape(_short(tokens[i], 24))}</td><td>{html.escape(_short(tokens[j], 24))}</td>"
-        f"<td>{weights[i][j]:.2f}</td></tr>"
-        for i, j in enumerate(best)
-    )
-    return f"<details><summary>largest weight of each token</summary><table>{cells}</table></details>"
+    rows = [{"token": _short(tokens[i], 24), "looks at": _short(tokens[j], 24), "weight": weights[i][j]}
+            for i, j in enumerate(best)]  # fmt: skip
+    return folded("largest weight of each token", table(rows, most=len(rows)) if rows else "")

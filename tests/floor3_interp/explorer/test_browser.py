@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from explored import HARM, harmful, large, made_up, pictured
 from PIL import Image
 
 from interp.explorer.explore import Explorer
+from interp.explorer.live import script as beside
 from interp.explorer.page import page
 from interp.explorer.payload.payload import shown
 from interp.explorer.picture import colour
@@ -383,7 +383,7 @@ window.leave = %s({model: window.host, el: document.body});
 
 
 def test_the_live_view_goes_both_ways(chromium: Any, tmp_path: Path) -> None:
-    script = (files("interp.explorer") / "live.js").read_text().replace("export default { render };", "return render;")
+    script = beside("frame", "live").replace("export default { render };", "return render;")
     inside = html.escape(page(made_up()), quote=False)
     setup = HOST % ("document.getElementById('p').textContent", f"(() => {{{script}}})()")
     outer = (

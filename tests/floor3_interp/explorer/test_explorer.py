@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import interp
 from interp.explorer import looks
 from interp.explorer.build import payload as built
 from interp.explorer.explore import Explorer
-from interp.explorer.page import page
+from interp.explorer.page import PARTS, page
 from interp.explorer.payload.payload import shown
 from interp.explorer.payload.plain import ExplorerError
 from interp.explorer.picture import png
@@ -376,7 +377,7 @@ def test_a_notebook_gets_a_page_a_picture_and_words(seen: Explorer, tmp_path: Pa
     assert set(bundle) == {"text/plain", "image/png", "text/html"}
     assert base64.b64decode(bundle["image/png"]) == found.picture()
     assert 'sandbox="allow-scripts allow-downloads"' in bundle["text/html"]
-    assert "<script" not in bundle["text/html"]
+    assert bundle["text/html"].count("<script") == 1, "the frame is told the notebook's theme; the page is escaped"
     assert found.save(tmp_path / "new" / "heads.html").read_text() == found.page
 
 
@@ -393,3 +394,11 @@ def test_the_live_view_is_a_widget_with_a_selection(seen: Explorer) -> None:
     widget.selection = {"head": "L1.H2"}
     assert heard == [{"head": "L1.H2"}]
     assert widget.page == seen.page
+
+
+def test_the_parts_of_the_script_give_no_name_twice() -> None:
+    """They are joined into one scope, where a second `const` of a name stops the whole page."""
+    parts = [(files("interp.explorer") / f"{name}.js").read_text() for name in PARTS]
+    declared = re.compile(r"^(?:const|let|class|(?:async )?function) (\w+)", re.MULTILINE)
+    names = [name for text in parts for name in declared.findall(text)]
+    assert sorted(names) == sorted(set(names))
