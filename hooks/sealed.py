@@ -78,14 +78,14 @@ def inside(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or "\0" in name or not name:
         raise InterpError(f"{folder}: an index names {name!r:.80} where the name of a file was expected.")
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise InterpError(f"{folder}: an index names {name!r:.80}, which lies outside of this directory.")
+        raise InterpError(f"{folder}: an index names {name!r:.80}, which is outside of this directory.")
     return folder / name
 
 
 def whole(path: Path, said: Mapping[str, str] | None) -> Path:
     """The file, held against its digest where its index is sealed."""
     if not path.is_file():
-        raise InterpError(f"{path} is missing: expected beside the file that names it.")
+        raise InterpError(f"{path} is missing: expected next to the file that names it.")
     if said is not None and (path.name not in said or digest(path) != said[path.name]):
         raise damaged(path, "it is not the file whose digest was written down")
     return path

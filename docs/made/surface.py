@@ -8,7 +8,6 @@ import functools
 import inspect
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -96,7 +95,8 @@ class Member:
     doc: str
 
 
-def members(kind: type) -> list[Member]:
+@functools.cache
+def members(kind: type) -> tuple[Member, ...]:
     """A class's public attributes and methods, its own first, then those of its bases; the nearest says what it is."""
     found: dict[str, Member] = {}
     for owner in kind.__mro__:
@@ -105,7 +105,7 @@ def members(kind: type) -> list[Member]:
                 held = found.get(one.name)
                 if held is None or not held.doc:
                     found[one.name] = dataclasses.replace(one, call=(held or one).call)
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _own(owner: type) -> Iterator[Member]:
@@ -141,14 +141,13 @@ def _type(annotation: object) -> str:
     return signature_text(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
 
 
+@functools.cache
 def _notes(owner: type) -> dict[str, str]:
-    """What stands below an attribute as a string, or behind it as a comment, in the class's source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(owner))
-    except (OSError, TypeError):  # made at run time: there is no source
+    """What is written below an attribute as a string, or behind it as a comment, in the class's source."""
+    lines, kinds = _parsed(owner.__module__)
+    made = kinds.get(owner.__name__)
+    if made is None:  # made at run time: there is no source
         return {}
-    lines, (made,) = source.splitlines(), ast.parse(source).body
-    assert isinstance(made, ast.ClassDef)
     notes = {}
     for one, after in zip(made.body, [*made.body[1:], None], strict=True):
         if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
@@ -157,6 +156,13 @@ def _notes(owner: type) -> dict[str, str]:
             text = below.value if isinstance(below, ast.Constant) else comment
             notes[one.target.id] = inspect.cleandoc(str(text)) if text else ""
     return notes
+
+
+@functools.cache
+def _parsed(module: str) -> tuple[list[str], dict[str, ast.ClassDef]]:
+    """A file's lines and its classes; each file is read once, where `inspect.getsource` reads it for every class."""
+    source = inspect.getsource(sys.modules[module])
+    return source.splitlines(), {one.name: one for one in ast.parse(source).body if isinstance(one, ast.ClassDef)}
 
 
 def signature(thing: Any) -> str:

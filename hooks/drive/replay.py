@@ -59,7 +59,7 @@ class Replay:
         self.readout = Readout(module, self.base, kwargs)
         self.ends = self._ends(valid)
         if any(b.shared.bias is not None and b.shared.bias.shape[-1] > self.base.length for b in self.base.blocks):
-            raise CannotDrive(tower, "its attention reads keys of another tower beside its own")
+            raise CannotDrive(tower, "its attention reads keys of another tower and its own")
         self.earliest = _closed(self.base) if self.readout.by_position else [0] * self.base.length
 
     def _ends(self, valid: Tensor | None) -> list[int]:

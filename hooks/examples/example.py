@@ -208,7 +208,7 @@ def _pair(ask: Ask) -> dict[str, Tensor]:
 def _with_picture(show: Callable[[Ask], Picture], ask: Ask) -> dict[str, Tensor]:
     """Words, an image, words."""
     if getattr(ask.config, "image_token_id", None) is None:
-        raise no_example(ask.module, "its config.image_token_id is not set, so no position can stand for the image")
+        raise no_example(ask.module, "its config.image_token_id is not set, so no position can be the image")
     picture = show(ask)
     rows = [_around(picture, ask.draw(count)) for count in ask.lengths(ask.length)]
     ids, mask = ask.stack(rows, ask.length + len(picture.ids))

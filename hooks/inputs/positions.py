@@ -95,7 +95,7 @@ def _named(spec: str, valid: Mask, roles: Roles, continuation: Sequence[int] | N
         near = get_close_matches(name, (*roles.names(), *PLACES), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         there = ", ".join((*roles.names(), *PLACES))
-        raise InputsError(f"no role {name!r}; {hint}There are {there}, and any text that stands once in every row")
+        raise InputsError(f"no role {name!r}; {hint}There are {there}, and any text that occurs once in every row")
     found = roles.where(name).to(valid.device) & valid
     if not colon:
         return found

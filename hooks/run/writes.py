@@ -125,7 +125,7 @@ class Writes:
         port = layer.ports["attn_write"]
         if port.minus is not None or port.key is not None or port.side != "out":
             raise ModelError(
-                f"{site}: what stands between attn_out and attn_write is not known, so heads have no write."
+                f"{site}: the module between attn_out and attn_write is not known, so heads have no write."
             )
         between = self.module.get_submodule(port.module)
         held = frozen(between, out, name=port.module)

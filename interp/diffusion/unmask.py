@@ -129,7 +129,7 @@ def _told(x: Inputs, ids: Tensor, when: Tensor) -> Inputs:
 def _mask_id(model: Model, mask: int | None) -> int:
     found = getattr(model.tokenizer, "mask_token_id", None) if mask is None else mask
     if found is None:
-        raise InputsError("which id stands for a masked position is not known: pass mask=, or a tokenizer that says.")
+        raise InputsError("the id of a masked position is not known: pass mask=, or a tokenizer that says.")
     return int(found)
 
 

@@ -20,7 +20,7 @@ def model_among(files: Sequence[Path], what: str) -> Path | Single | Parts:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ModelError(f"{what} holds no weights: expected a *.gguf, its parts, or config.json beside *.safetensors.")
+        raise ModelError(f"{what} holds no weights: expected a *.gguf, its parts, or config.json with *.safetensors.")
     said = ", ".join(str(one) if isinstance(one, Path) else str(getattr(one, "path", one.name)) for one in found)
     raise ModelError(f"{what} holds {len(found)} models: give the path of one of {said}.")
 

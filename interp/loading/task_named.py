@@ -34,7 +34,7 @@ def task_named(
         from interp.planted.probes import probe_task
 
         if wrong := [key for key, value in options.items() if value is not None]:
-            raise TaskError(f"a probe of a planted model is one row as it stands, without {wrong[0]}=.")
+            raise TaskError(f"a probe of a planted model is one fixed row, without {wrong[0]}=.")
         return probe_task(short, name, model=model)
     if name is None:
         name = _made_for(model_name)

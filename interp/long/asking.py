@@ -20,7 +20,7 @@ def asked_of(model: Model, questions: Any, passages: Sequence[str]) -> Task:
     if not isinstance(questions, Task):
         raise InputsError(f"expected a task, such as interp.tasks.needle(m), got {type(questions).__name__}.")
     if questions.chat is not None:
-        raise InputsError("an empty question is put into plain prompts; this task stands in a chat: take it without.")
+        raise InputsError("an empty question is put into plain prompts; this task is in a chat: take it without.")
     task = questions if questions.model is model else questions.on(model)
     for i, row in enumerate(task.rows):
         missing = [name for name in ("question", *passages) if name not in row.positions]
@@ -45,7 +45,7 @@ def spans_of(one: Task, passages: Sequence[str], start: int, n: int) -> list[tup
     places = [one.positions[name].rows[0] for name in passages]
     spans = [place for place in places if place is not None and place[1] <= start]
     if len(spans) < len(places):
-        raise InputsError(f"row {n}: a passage stands behind the question; a causal model's question reads back.")
+        raise InputsError(f"row {n}: a passage comes after the question; a causal model's question cannot read it.")
     return spans
 
 

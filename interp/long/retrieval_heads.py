@@ -220,7 +220,7 @@ def _check(mode: str, anywhere: bool, max_new_tokens: int | None) -> None:
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputsError(f"max_new_tokens is at least 1, got {max_new_tokens}.")
     if anywhere and mode == "r2":
-        raise InputsError("anywhere=True counts copies of words wherever they stand; r2 counts weight on the answer.")
+        raise InputsError("anywhere=True counts copies of words at any place; r2 counts weight on the answer.")
 
 
 def _generated(model: Model, given: Tensor, answer: int, max_new_tokens: int | None) -> tuple[Tensor, int]:

@@ -199,7 +199,7 @@ class Call:
             isinstance(data, Mapping) and "input_features" in data and "decoder_input_ids" not in data
         )
         if (self.language is not None or self.task is not None) and not spoken:
-            raise InputsError("language= and task= go with audio=, whose text they stand before: leave them out.")
+            raise InputsError("language= and task= go with audio=: leave them out.")
 
     def listen(self, audio: Any, text: Any) -> Inputs:
         """Sound at the extractor's rate; the text, if any, goes to the decoder."""

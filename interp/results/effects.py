@@ -90,7 +90,7 @@ class Effects(Saved):
         pairs = [(site, *site.split(AND)) for site in self.sites if site.count(AND) == 1]
         known = [(joint, a, b) for joint, a, b in pairs if a in alone and b in alone]
         if not known or self.positions is not None:
-            raise InterpError("no pairs beside their members here: patch with pairs=True and without a position axis.")
+            raise InterpError("no pairs with their members here: patch with pairs=True and without a position axis.")
         index = torch.tensor([[alone[name] for name in three] for three in known])
         joint, first, second = (self.values[index[:, i]] for i in range(3))
         beyond = replace(self, sites=tuple(joint for joint, _, _ in known), values=joint - first - second)

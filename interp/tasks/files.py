@@ -173,7 +173,7 @@ def _picture(row: _Fields, field: str) -> Any:
         raise row.fail(f"the picture {name!r:.80} is no name of a file")
     file = (folder / name).resolve()
     if not file.is_relative_to(folder):
-        raise row.fail(f"the picture {name!r} lies outside the task's folder")
+        raise row.fail(f"the picture {name!r} is outside the task's folder")
     try:
         with Image.open(file) as picture:
             return picture.copy()

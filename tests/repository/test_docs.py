@@ -69,6 +69,9 @@ def test_what_is_not_run_is_slow_or_sets_up() -> None:
     ]
     print(*(f"{page}: {code.strip().splitlines()[0]}" for page, code in left), sep="\n")
     assert len(left) <= 9
+    for page in PAGES:
+        for code in blocks(page, "python", tagged=True):
+            compile(code, page.name, "exec")
 
 
 def anchors(page: Path) -> set[str]:

@@ -50,7 +50,7 @@ class Carries:
             return scale.to(write.dtype)
         port = self.blocks.tower.by_index[layer].ports["attn_write"]
         if port.minus is not None or port.key is not None or port.side != "out":
-            raise ModelError(f"layer {layer}: what stands between attn_out and attn_write is not known.")
+            raise ModelError(f"layer {layer}: the module between attn_out and attn_write is not known.")
         return self.module.get_submodule(port.module)
 
     def _projection(self, layer: int) -> nn.Module:

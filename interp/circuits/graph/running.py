@@ -100,8 +100,8 @@ class Runner:
             rest = [x - table(i.to(x.device)) for x, i in zip((self.own.embed, self.there.embed), ids, strict=True)]
         if not torch.allclose(rest[0], rest[1], atol=1e-4 * float(self.own.embed.abs().max())):
             raise InputsError(
-                "embed='tokens' takes what the embedding has beside its tokens for positions, and here it depends on"
-                " the tokens (they are scaled, or normalised): use embed='whole'."
+                "embed='tokens' takes everything in the embedding that is not its tokens for positions, and here it"
+                " depends on the tokens (they are scaled, or normalised): use embed='whole'."
             )
         return rest[0]
 

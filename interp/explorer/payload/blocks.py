@@ -75,7 +75,7 @@ def quantised(
     one scale (None for the heads) where the weights are bytes already or the scale is given."""
     if weights.dtype == np.uint8:
         if scale is None:
-            raise ExplorerError(f"{where}: weights in bytes need scale=, the weight that 255 stands for.")
+            raise ExplorerError(f"{where}: weights in bytes need scale=, the weight that 255 means.")
         return float(scale), None, weights
     if not np.isfinite(weights).all() or weights.min(initial=0) < 0 or weights.max(initial=0) > 1 + 1e-3:
         raise ExplorerError(f"{where}.weights must be attention weights, between 0 and 1 and finite.")

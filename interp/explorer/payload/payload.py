@@ -131,5 +131,5 @@ def _check(given: Mapping[str, Any]) -> dict[str, Any]:
 def _link(pair: Sequence[str]) -> list[str]:
     name, to = pair
     if not BESIDE.match(str(to)) or str(to).startswith("/") or ".." in str(to).split("/"):
-        raise ExplorerError(f"links name files beside the page, such as 'heads.csv'; got {to!r}.")
+        raise ExplorerError(f"links name files next to the page, such as 'heads.csv'; got {to!r}.")
     return [str(name), str(to)]

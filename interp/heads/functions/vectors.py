@@ -117,7 +117,7 @@ def function_vector(
     asked = _on(model, task)
     stack = last_tower(model.ready(), None)
     if stack.bidirectional or stack.name == "decoder":
-        raise ModelError(f"a function vector stands in the last row of a text that the model goes on with; the tower"
+        raise ModelError(f"a function vector is added to the last row of a text that the model continues; the tower"
                          f" {stack.name!r} reads no such text.")  # fmt: skip
     prefix = "" if len(model.anatomy.towers) == 1 else f"{stack.name}."
     sites = head_sites(model, f"{prefix}L*")

@@ -143,7 +143,7 @@ def _fits(page: Crossing, weights: Tensor) -> None:
     if weights.shape[3] != page.keys.shape[1]:
         raise InputsError(
             f"this cross-attention has {weights.shape[3]} keys, and the tower it looks at has {page.keys.shape[1]}"
-            " positions: which key stands where is not known here."
+            " positions: the place of each key is not known here."
         )
 
 

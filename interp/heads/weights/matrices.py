@@ -135,7 +135,7 @@ class HeadMatrices:
         for layer in layers:
             if "v" not in linear[layer.index]:
                 site = self._site(layer, "v")
-                raise ModelError(f"{site}: values are normalised on the way, so no matrix makes them.")
+                raise ModelError(f"{site}: values are normalised after the projection, so no matrix makes them.")
         found = self._project(layers, first_only=turned)
         return {layer.index: self._folded(layer, found[layer.index], linear[layer.index]) for layer in layers}
 
@@ -258,8 +258,8 @@ class HeadMatrices:
         turned, linear = self._probe([layer])
         if missing := sorted({"q", "k", "v"} - linear[index]):
             raise ModelError(
-                f"{self._site(layer, missing[0])}: {' and '.join(missing)} of this layer are normalised on the way, so"
-                " no matrix makes them from what the attention reads."
+                f"{self._site(layer, missing[0])}: {' and '.join(missing)} of this layer are normalised after the"
+                " projection, so no matrix makes them from what the attention reads."
             )
         return {**self._project([layer], first_only=turned)[index], "o": self._plain_output(layer).cpu()}
 

@@ -49,7 +49,7 @@ def placed_on_a_grid(x: Inputs, image: Tensor, *, what: str) -> None:
     """Refuse image tokens that stand for no place in the picture, as a resampler's and a Q-Former's do."""
     if not bool((x.roles.patch & image).any()):
         raise InputsError(
-            f"{what}: this family's image tokens are queries of a resampler and stand for no patch of the picture, so"
+            f"{what}: this family's image tokens are queries of a resampler and belong to no patch of the picture, so"
             " there is no map from tokens to patches; the method has no meaning here."
         )
 

@@ -10,7 +10,7 @@ not known to us; what follows is ours:
     point, box    the middle of the map's largest value; the box around the region, among pixels of at least `threshold`
                   of that value, with most of the map
 
-In a causal text a token sees only what stands before it, so magnets after the phrase cannot draw anything from it:
+In a causal text a token sees only the tokens before it, so magnets after the phrase cannot draw anything from it:
 `magnets` are put in front of the phrase. `hits` is the pointing game and `iou` the overlap of boxes, against boxes that
 are known. Cost: one forward pass and about one more attention. Limits: a head that looks at a thing need not be what
 the answer goes by; the best head of many is chosen on the data it was chosen on, so judge it on others.

@@ -38,7 +38,7 @@ def around(inside: Bool[Tensor, "height width"]) -> tuple[int, int, int, int]:
     """The smallest box around pixels, of which there must be one."""
     down, across = (inside.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
     if not down:
-        raise InputsError("no pixel lies above the threshold, so there is no box.")
+        raise InputsError("no pixel is above the threshold, so there is no box.")
     return across[0], down[0], across[-1] + 1, down[-1] + 1
 
 

@@ -30,7 +30,7 @@ def picture_tokens(
     own = tower_inputs(x, Site(where.tower, 0, "resid_pre"))
     cells = (own.roles.where("image") & own.valid & own.roles.patch).cpu()
     if not bool(cells.any(1).all()):
-        raise InputsError(f"{site}: some example has no token that stands for a patch, so there is nothing to read.")
+        raise InputsError(f"{site}: some example has no token of a patch, so there is nothing to read.")
     kept = cells | (own.roles.where("cls").cpu() & own.valid.cpu()) if with_class else cells
     if with_class and torch.equal(kept, cells):
         raise InputsError(f"{site}: this tower has no class token; leave with_class= out.")

@@ -143,7 +143,7 @@ def search_pruning(
     x, image = image_tokens(model, inputs_of(model, images, questions, chat=chat), what=WHAT)
     if not 0 < budget < 1 or not 1 <= start <= trials or search not in ("bayes", "random"):
         raise InputsError(
-            f"budget= lies between 0 and 1, start= is 1 to trials=, search= 'bayes' or 'random'; got {budget}, {start},"
+            f"budget= is between 0 and 1, start= is 1 to trials=, search= 'bayes' or 'random'; got {budget}, {start},"
             f" {trials}, {search!r}."
         )
     space = Space.of(model, x, image, budget, tuple(layers), questions is not None, ranges or {})

@@ -31,7 +31,7 @@ def test_a_text_that_stands_twice_or_in_some_rows_says_how_to_choose(m: Any) -> 
         m.prepare(TEXT).mask("John")
     with pytest.raises(InputsError, match="stands 0 times in row 1"):
         m.prepare([TEXT, "Tom slept"]).mask("Mary")
-    with pytest.raises(InputsError, match=r"no role 'Marry'.*any text that stands once"):
+    with pytest.raises(InputsError, match=r"no role 'Marry'.*any text that occurs once"):
         m.prepare(TEXT).mask("Marry")
 
 

@@ -70,5 +70,5 @@ def test_one_head_is_named(head: str, said: str) -> None:
 
 
 def test_queries_that_are_normalised_have_no_matrix() -> None:
-    with pytest.raises(InterpError, match="normalised on the way"):
+    with pytest.raises(InterpError, match="normalised after the projection"):
         interp.heads.head_matrix(attached("qwen3"), "L1.H0")

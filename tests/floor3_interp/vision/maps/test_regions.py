@@ -42,7 +42,7 @@ def test_regions_come_by_what_they_hold() -> None:
     first, second = regions(seen, seen > 0)
     assert (first.weight, second.weight) == (5, 4)
     assert (first.box, second.box) == ((0, 0, 1, 1), (2, 0, 4, 2))
-    with pytest.raises(InputsError, match="no pixel lies above"):
+    with pytest.raises(InputsError, match="no pixel is above"):
         around(seen > 9)
 
 

@@ -118,7 +118,7 @@ def test_another_objective_is_asked_once_a_trial() -> None:
 def test_bad_input_is_refused() -> None:
     m, x = asked()
     for how, says in (
-        ({"budget": 1.0}, "budget= lies between"),
+        ({"budget": 1.0}, "budget= is between"),
         ({"start": 9, "trials": 3}, "start= is 1 to trials"),
         ({"search": "grid"}, "'bayes' or 'random'"),
         ({"layers": (2, 0)}, "rising, from 0 to 3"),
