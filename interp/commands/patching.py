@@ -13,7 +13,8 @@ from interp.configs import ConfigError
 PATCH = """examples:
   interp patch zoo:ioi                                    # every head, corrupt prompts given clean values
   interp patch zoo:ioi --direction noise --sites "L*.resid_post" --out runs/resid
-  interp patch ./my-checkpoint --task ioi -n 64 --json"""
+  interp patch ./my-checkpoint --task ioi -n 64 --json
+  interp patch ./my-checkpoint --task ioi --out runs/ioi --engine ray"""
 ATTRIBUTE = """examples:
   interp attribute zoo:ioi --method relp                  # estimates, held against exact patching
   interp attribute ./my-checkpoint --task ioi --method "atp*" --verify 64 --out runs/atp"""
@@ -34,6 +35,8 @@ def add(commands: common.Commands) -> None:
         parser.add_argument("--top", type=common.count, default=10, help="rows to print")
         places.about_out(parser, "save the result here")
         common.about_shard(parser)
+    patch.add_argument("--engine", choices=("ray",), help="have the workers of a Ray cluster compute the cells: of"
+                       " RAY_ADDRESS, or one of this machine that ends with the command")  # fmt: skip
     common.choice(attribute, "--method", "interp.attribute", room="attribution", default="relp")
     attribute.add_argument("--verify", default="auto", help="auto, all, or how many cells to patch exactly (0: none)")
 
@@ -43,7 +46,7 @@ def run_patch(options: argparse.Namespace) -> int:
     from interp.patching.patch import patch
 
     model, how = _asked(options)
-    how |= {} if options.out is None else {"out": options.out}
+    how |= {name: given for name in ("out", "engine") if (given := getattr(options, name)) is not None}
     effects: Any = patch(model, seed=options.seed, shard=options.shard, **how)
     if options.shard is not None:
         return common.shard_done(options, effects)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from interp.cells.calls import CHUNK, product_of
 from interp.cells.journal import PLAN, Values, plan_of
 from interp.cells.shards import Frame, Shard, ShardDone, framed, mark, part, refuse_shard
-from interp.cells.work import Begun, Bounds, Builder, Finished, Floors, begin, gathered, read_back
+from interp.cells.work import Begun, Bounds, Builder, Floors, begin, gathered, read_back
 from interp.contents import content, named
 from interp.hooks.drive.sweep import Answer, Cell, ReplayDiffers
 from interp.hooks.inputs.inputs import Inputs
@@ -50,6 +50,11 @@ class Patches:
 
     def __post_init__(self) -> None:
         self.inspected = _inspected(self.ready.cells, self.ready.question.seed)
+
+    @property
+    def model(self) -> Model:
+        """The one that is patched."""
+        return self.ready.question.model
 
     @property
     def count(self) -> int:
@@ -155,7 +160,7 @@ def _swept(
     if out is not None:
         refuse_unwritten(question.model.module)
     task = task_of(question, x, source, metrics)
-    question, product = _written(question, task)
+    question, product = _written(question, task, out is not None or engine is not None)
     ready = prepare(question, x, source, metrics, product=product)
     work = Patches(ready, task, _recipe(question, x, source, metrics, ready))
     values, floors = run(work, begin(work, out=out, shard=shard), engine)
@@ -164,11 +169,11 @@ def _swept(
     return {name: replace(one, meta={**one.meta, **seconds}) for name, one in found.items()}
 
 
-def _written(question: Question, task: Mapping[str, Any]) -> tuple[Question, str | None]:
-    """A question that is written down, and its products: those of the plan where there is one."""
-    if question.out is None:
+def _written(question: Question, task: Mapping[str, Any], shared: bool) -> tuple[Question, str | None]:
+    """A question that is written down or shared out, and its products: those of the plan where there is one."""
+    if not shared:
         return question, None
-    product = product_of(question.out, task, question.model)
+    product = None if question.out is None else product_of(question.out, task, question.model)
     return replace(question, budget=CHUNK if question.budget is None else question.budget), product
 
 
@@ -187,17 +192,11 @@ def _recipe(question: Question, x: Inputs, source: Source, metrics: Metrics, rea
 def run(work: Patches, begun: Begun, engine: Any = None) -> tuple[Values, Floors]:
     """Effects [cell, prompt] and noise floors by metric."""
     sweep = work.ready.sweep
+    if engine is not None:  # which has a bar of its own
+        return gathered(work, begun.run(engine))
     with _bar(work, begun.todo) as bar:
         sweep.tell = bar.update
-        return gathered(work, _told(work, begun, engine, bar))
-
-
-def _told(work: Patches, begun: Begun, engine: Any, bar: Any) -> Iterator[Finished]:
-    """The chunks; the bar hears of those that are done elsewhere when they come back."""
-    for low, high, values, floors in begun.run(engine):
-        if engine is not None:
-            bar.update(work.ready.sweep.cost(work.ready.cells[low:high]))
-        yield low, high, values, floors
+        return gathered(work, begun.run())
 
 
 def _inspected(cells: Sequence[Cell], seed: int) -> set[int]:

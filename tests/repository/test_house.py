@@ -36,7 +36,7 @@ EXTRAS = {
     "notebooks",
     "all",
 }
-TARGETS = {"demo", "test", "device", "check", "bench", "real", "docs", "clean", "release"}
+TARGETS = {"demo", "test", "device", "check", "bench", "real", "docs", "scale", "clean", "release"}
 
 
 def fault(file: Path, name: str) -> str | None:

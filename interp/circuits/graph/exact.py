@@ -62,7 +62,7 @@ class Wires:
         budget: int | None = None, recipe: Builder | None = None,
     ) -> None:  # fmt: skip
         self.pair, self.graph, self.blocks, self.more = pair, pair.graph, pair.blocks, more
-        self.task, self.recipe = task or {}, recipe
+        self.task, self.recipe, self.model = task or {}, recipe, pair.model
         model = pair.model
         self.passed = pair.blocks.record(pair.kwargs(), take=pair.carries.take, wanted=pair.carries.wanted)
         self.judges = pair.judges(self.passed)

@@ -1,0 +1,133 @@
+"""What it costs to have the cells of a sweep done by others: python experiments/bench/scale.py   (needs interp[dist])
+
+Ray is started here once, and its workers for each measurement; the first cells wait until all workers are there, and
+what is timed begins after them. All sides are measured in turn, round after round, and medians are compared.
+
+ray_overhead: milliseconds of a cell that a worker computes, one cell a chunk, where there is hardly anything to
+compute, less those of the same cell in this process.
+speedup_2: how much faster two workers of one thread are than one, on cells of 0.1 s of matrix products.
+corpus_mb_per_gb: see below.
+
+Both need a machine that is idle: two workers and the caller share its processors. `load` is what else it was doing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import interp
+from interp.cells.work import Builder, chunks
+from interp.scale import Ray
+
+
+@dataclass(frozen=True)
+class Products:
+    """Cells that are so many matrix products each."""
+
+    model: Any
+    count: int
+    each: int
+    gate: str = ""
+    """A directory where every worker leaves its name, and goes on once `workers` are there."""
+    workers: int = 0
+    product: str = "torch"
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        return {"method": "products", "count": self.count, "each": self.each}
+
+    @property
+    def names(self) -> Mapping[str, int]:
+        return {"sum": 1}
+
+    @property
+    def recipe(self) -> Builder:
+        return Builder("scale:products", {name: getattr(self, name) for name in ("count", "each", "gate", "workers")})
+
+    def bounds(self) -> list[tuple[int, int]]:
+        return [(n, n + 1) for n in range(self.count)]
+
+    def compute(self, low: int, high: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+        if self.gate:
+            (Path(self.gate) / str(os.getpid())).touch()
+            while len(os.listdir(self.gate)) < self.workers:
+                time.sleep(0.01)
+        weight = self.model.module.weight
+        with torch.no_grad():
+            rows = torch.full((512, 512), float(low % 7))
+            for _ in range(self.each):
+                rows = (rows @ weight).tanh()
+        return {"sum": rows.sum().double().view(1, 1)}, {"sum": 0.0}
+
+
+def products(model: Any, **how: Any) -> Products:
+    return Products(model, **how)
+
+
+def seconds(work: Products, workers: int) -> float:
+    """Of a cell, from when every worker has begun; 0 workers are this process."""
+    engine = Ray(workers=workers, bar=False) if workers else None
+    before = max(1, 2 * workers)
+    with tempfile.TemporaryDirectory() as gate:
+        walk = chunks(replace(work, gate=gate, workers=workers) if workers else work, engine=engine)
+        for _ in range(before):
+            next(walk)
+        start = time.perf_counter()
+        left = sum(1 for _ in walk)
+        return (time.perf_counter() - start) / left
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--rounds", type=int, default=5)
+    asked.add_argument("--cells", type=int, default=60, help="of the sweep that two workers share")
+    options = asked.parse_args(argv)
+    try:
+        import ray
+    except ImportError:
+        sys.exit("Ray is not installed: pip install 'interp[dist]'")
+    torch.set_num_threads(1)
+    path = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])
+    os.environ.update(PYTHONPATH=path, RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    torch.manual_seed(0)
+    model = interp.attach(nn.Linear(512, 512).eval())
+    start = time.perf_counter()
+    Products(model, 1, 20).compute(0, 1)
+    each = max(1, round(0.1 / ((time.perf_counter() - start) / 20)))
+    light, heavy = Products(model, 200, 0), Products(model, options.cells, each)
+    took: dict[str, list[float]] = {name: [] for name in ("here", "ray", "one", "two")}
+    for turn in range(options.rounds):
+        took["here"].append(seconds(light, 0))
+        took["ray"].append(seconds(light, 1))
+        took["one"].append(seconds(heavy, 1))
+        took["two"].append(seconds(heavy, 2))
+        said = {name: f"{1000 * times[-1]:.2f}" for name, times in took.items()}
+        print(f"round {turn + 1}: ms a cell {said}, load {os.getloadavg()[0]:.1f}", flush=True)
+    ray.shutdown()
+    middle = {name: statistics.median(times) for name, times in took.items()}
+    ratios = [one / two for one, two in zip(took["one"], took["two"], strict=True)]
+    found = {
+        "bench": "scale",
+        "ray_overhead": round(1000 * (middle["ray"] - middle["here"]), 3),
+        "speedup_2": round(statistics.median(ratios), 2),
+        "corpus_mb_per_gb": None,  # what a corpus pass measures goes here
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
