@@ -156,7 +156,7 @@ def test_two_workers_share_the_heads(folder: Path, model: interp.Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("enforce_eager", False), ("enable_prefix_caching", True), ("async_scheduling", True)]
+    ("name", "value"), [("enforce_eager", False), ("enable_prefix_caching", True), ("model_impl", "vllm")]
 )
 def test_an_engine_started_otherwise_is_refused(folder: Path, name: str, value: Any) -> None:
     arguments = {**ENGINE, **interp.scale.vllm_arguments(), name: value}
