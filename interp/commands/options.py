@@ -51,9 +51,8 @@ def about_task(parser: argparse.ArgumentParser) -> None:
 
 def about_shard(parser: argparse.ArgumentParser) -> None:
     """The option `--shard`."""
-    parser.add_argument(
-        "--shard", metavar="I/N", help="do part I of N (from 0) into --out, a directory of its own; see interp merge"
-    )
+    what = "do part I of N (from 0) into --out, a directory of its own; see interp merge"
+    parser.add_argument("--shard", metavar="I/N", type=part, help=what)
 
 
 class Words:
@@ -82,6 +81,14 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
     return int(text)
+
+
+def part(text: str) -> str:
+    """Part I of N, as "0/4"."""
+    index, slash, of = text.partition("/")
+    if not (slash and index.isdigit() and of.isdigit() and int(index) < int(of)):
+        raise argparse.ArgumentTypeError(f"expected I/N counted from 0, such as 0/4 to 3/4, got {text!r}")
+    return text
 
 
 def parsed(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:

@@ -29,6 +29,8 @@ def about_out(
 def checked(options: argparse.Namespace) -> None:
     """Refuse an `--out` that nothing could be written to, before anything is loaded."""
     out = getattr(options, "out", None)
+    if out is None and getattr(options, "shard", None):
+        raise ConfigError("--shard needs --out, a directory of its own for each shard: they are merged from there.")
     if out is None:
         return
     if not out:

@@ -15,6 +15,7 @@ import torch
 import interp
 from interp.cells.journal import PLAN, Journal
 from interp.cells.shards import MARK, ShardDone, asked
+from interp.cli import main
 from interp.hooks.sealed import SEAL, sealed
 from interp.metrics.shipped import LogitDifference
 from interp.scale import merge, status
@@ -228,3 +229,11 @@ def test_a_cell_that_failed_is_named(tmp_path: Path) -> None:
 def test_an_empty_directory_has_no_status(tmp_path: Path) -> None:
     with pytest.raises(interp.InterpError, match="no work that is written down"):
         status(tmp_path)
+
+
+def test_the_command_refuses_a_wrong_part_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["patch", "zoo:nowhere", "--shard", "2/2", "--out", "s"])
+    assert "such as 0/4 to 3/4, got '2/2'" in capsys.readouterr().err
+    assert main(["patch", "zoo:nowhere", "--shard", "0/2"]) == 2
+    assert "--shard needs --out" in capsys.readouterr().err
