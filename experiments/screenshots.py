@@ -73,6 +73,7 @@ def wide() -> Path:
         config = transformers.LlamaConfig(
             vocab_size=small.config.vocab_size, hidden_size=144, intermediate_size=288, num_hidden_layers=30,
             num_attention_heads=9, num_key_value_heads=3, head_dim=16,
+            initializer_range=0.3,  # wide enough that heads differ
         )  # fmt: skip
         torch.manual_seed(0)
         m = interp.attach(transformers.LlamaForCausalLM(config).eval(), small.processor)

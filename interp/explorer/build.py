@@ -59,7 +59,7 @@ def payload(
     called = name_of(model.module)
     made: dict[str, Any] = {
         "title": title or f"Heads of {called}",
-        "finding": finding or f"How every head of {called} attends on {x.batch} examples.",
+        "finding": finding or f"How every head of {called} attends on {x.batch} example{'s' * (x.batch != 1)}.",
         "facts": [("model", _in_full(called, type(model.module).__name__))]
         + [(name, str(one).partition(": ")[2]) for name, one in model.towers.items()]
         + [("examples", str(x.batch))],
