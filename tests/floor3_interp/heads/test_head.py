@@ -102,7 +102,7 @@ def test_strings_of_strangers_do_no_harm() -> None:
     shown = one._repr_mimebundle_()
     assert "<img" not in shown["text/html"]
     assert "&lt;img" in shown["text/html"]
-    assert len(shown["text/html"]) < 4000
+    assert len(shown["text/html"]) < 6000
     assert shown["text/plain"] == repr(one)
 
 
