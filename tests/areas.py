@@ -47,7 +47,6 @@ AREAS: dict[str, str] = {
     "floor3_interp/vision/": "vision",
     "floor3_interp/operators/": "operators",
     "floor3_interp/robustness/": "frontier",
-    "floor3_interp/scale/": "hooks",
     "floor3_interp/forgetting/": "frontier",
     "floor3_interp/explorer/": "product",
     "floor3_interp/reporting/": "product",

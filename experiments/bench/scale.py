@@ -6,7 +6,8 @@ what is timed begins after them. All sides are measured in turn, round after rou
 ray_overhead: milliseconds of a cell that a worker computes, one cell a chunk, where there is hardly anything to
 compute, less those of the same cell in this process.
 speedup_2: how much faster two workers of one thread are than one, on cells of 0.1 s of matrix products.
-corpus_mb_per_gb: see below.
+corpus_mb_per_gb: how much more memory a pass over a corpus takes for each gigabyte that the corpus is longer, from the
+peaks of two processes that read one of --megabytes and one ten times as long.
 
 Both need a machine that is idle: two workers and the caller share its processors. `load` is what else it was doing.
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _corpus_memory import mb_per_gb
 from torch import Tensor, nn
 
 import interp
@@ -94,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--cells", type=int, default=60, help="of the sweep that two workers share")
+    asked.add_argument("--megabytes", type=int, default=5, help="of the shorter corpus")
     options = asked.parse_args(argv)
     try:
         import ray
@@ -124,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "bench": "scale",
         "ray_overhead": round(1000 * (middle["ray"] - middle["here"]), 3),
         "speedup_2": round(statistics.median(ratios), 2),
-        "corpus_mb_per_gb": None,  # what a corpus pass measures goes here
+        "corpus_mb_per_gb": round(mb_per_gb(options.megabytes)[0], 1),
     }
     print(json.dumps(found))
 

@@ -61,17 +61,26 @@ class Plan:
         z = self.layers * self.heads * self.head_width * self.bytes
         hours = self.sweep * self.pass_seconds / self.workers / 3600
         days = self.corpus / (self.tokens_per_second * self.workers) / 86400
+        workers, speed = self.workers, f"{self.tokens_per_second:,.0f} tokens a second"
+        cache = 2 * self.layers * self.kv_heads * self.head_width * self.bytes
+        alone, shared = self.sweep * self.pass_seconds, _time(hours * 3600)
         return [
-            ("weights", _bytes(self.parameters * self.bytes), "`device_map=\"auto\"` or a tensor parallel plan spreads them"),
-            ("cache of one token", _bytes(2 * self.layers * self.kv_heads * self.head_width * self.bytes), "decides how long a text may be"),
+            ("weights", _bytes(self.parameters * self.bytes),
+             '`device_map="auto"` or a tensor parallel plan spreads them'),
+            ("cache of one token", _bytes(cache), "decides how long a text may be"),
             ("z of one token, all heads", _bytes(z), "record fewer layers, or reduce on the spot"),
-            (f"z of {self.prompts} prompts of {self.tokens} tokens", _bytes(z * self.prompts * self.tokens), "what a sweep keeps of each of its two runs"),
+            (f"z of {self.prompts} prompts of {self.tokens} tokens", _bytes(z * self.prompts * self.tokens),
+             "what a sweep keeps of each of its two runs"),
             ("estimate of every head", "3 passes", f"{_time(3 * self.pass_seconds)}; `interp.attribute`, always first"),
-            (f"exact sweep of {cells:,} heads", f"{self.sweep:,.0f} passes", f"{_time(self.sweep * self.pass_seconds)} on one worker, {_time(hours * 3600)} on {self.workers}: `shard=` or `engine=\"ray\"`"),
-            ("cells of one worker in an hour", f"{3600 * cells / (self.pass_seconds * self.sweep):,.0f}", "after an estimate, the first hundred heads are enough"),
-            (f"corpus of {self.corpus:.0e} tokens", _time(days * 86400), f"on {self.workers} workers of {self.tokens_per_second:,.0f} tokens a second; nothing of it is kept but sums"),
-            ("a thousandth of it, at random", _time(days * 86.4), "errors of a mean over 1e9 tokens are far below any difference of heads"),
-            ("state of the corpus", _bytes(_state(cells, False)), f"of one statistic; {_bytes(_state(cells, True))} with quantiles; written once a block"),
+            (f"exact sweep of {cells:,} heads", f"{self.sweep:,.0f} passes",
+             f'{_time(alone)} on one worker, {shared} on {workers}: `shard=` or `engine="ray"`'),
+            ("cells of one worker in an hour", f"{3600 * cells / alone:,.0f}",
+             "after an estimate, the first hundred heads are enough"),
+            (f"corpus of {self.corpus:.0e} tokens", _time(days * 86400),
+             f"on {workers} workers of {speed}; nothing of it is kept but sums"),
+            ("a thousandth of it, at random", _time(days * 86.4), "enough for a mean: see below"),
+            ("state of the corpus", _bytes(_state(cells, False)),
+             f"of one statistic; {_bytes(_state(cells, True))} with quantiles; written once a block"),
         ]  # fmt: skip
 
 
