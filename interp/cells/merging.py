@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,7 @@ _OF = {"of": "number of shards", "code sources": "code (a digest of its sources)
 
 def merged(folders: Sequence[Path], out: str | Path, finish: Finish) -> Any:
     """Write into a new or empty directory what one run would have; gives back the result."""
-    to = Path(out)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        held = ", a sweep or what was merged before" if (to / PLAN).exists() else ""
-        raise InterpError(f"{out} is not empty{held}: shards are merged into a directory of their own.")
+    to = _free(out)
     places = _places(folders)
     result = None
     with kept(to), whole(to) as new:
@@ -79,6 +77,22 @@ def merged(folders: Sequence[Path], out: str | Path, finish: Finish) -> Any:
             call = str(marked(folders[0] / place)["call"])
             result = finish(call, new / place, _one([folder / place for folder in folders]))
     return result
+
+
+def elsewhere(folders: Sequence[Path], out: str | Path, put: Callable[[Sequence[Path], Path], Any]) -> Any:
+    """The same for shards that are put together in a way of their own; what comes back says where it lies."""
+    to = _free(out)
+    with kept(to), whole(to) as new:
+        result = put(folders, new)
+    return replace(result, folder=to)
+
+
+def _free(out: str | Path) -> Path:
+    to = Path(out)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        held = ", a sweep or what was merged before" if (to / PLAN).exists() else ""
+        raise InterpError(f"{out} is not empty{held}: shards are merged into a directory of their own.")
+    return to
 
 
 def _places(folders: Sequence[Path]) -> list[tuple[Path, str]]:

@@ -49,6 +49,7 @@ def add(commands: common.Commands) -> None:
     run = common.command(commands, "run", "reports over a grid of models, tasks, seeds and corruptions", RUN, run_grid)
     run.add_argument("file", nargs="?", help="the experiment, YAML or JSON")
     places.about_out(run, "directory of the grid")
+    common.about_shard(run)
     run.add_argument("--offline", action="store_true", help="never ask the hub")
     run.add_argument("--device", help="where to run, such as cuda")
     run.add_argument("--dtype", choices=common.DTYPES, default="auto", help="what to compute in")
@@ -120,10 +121,12 @@ def run_grid(options: argparse.Namespace) -> int:
     from interp.reporting.experiment import experiment
 
     common.needed(options, "file", "out")
-    found = experiment(
+    found: Any = experiment(
         options.file, out=options.out, device=options.device, dtype=options.dtype, offline=options.offline,
-        say=common.say,
+        say=common.say, shard=options.shard,
     )  # fmt: skip
+    if options.shard is not None:
+        return common.shard_done(options, found)
     text = f"{common.shown(found.stability)}\n{found!r}"
     common.answer(
         options, text, finding=found.finding, stability=common.records(found.stability), out=str(found.folder),

@@ -10,12 +10,13 @@ Cost: a report a cell. The file is YAML (read by PyYAML, which transformers brin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+from interp.cells.shards import Asked, ShardDone, asked, mark, refuse_shard
 from interp.configs import ConfigError, read_config
 from interp.heads.rows import joined, read_rows, write_rows
 from interp.hooks.errors import CheckFailed
@@ -24,10 +25,13 @@ from interp.kernels.errors import InterpError
 from interp.loading.named import opened
 from interp.loading.task_named import task_named
 from interp.reporting.difference import difference
+from interp.reporting.outcomes import Outcomes, together
 from interp.reporting.report import Report, report
 from interp.reporting.steps.steps import Say
 from interp.saving import renamed
 
+CALL = "interp.reporting.experiment"
+CELL = ("model", "task", "seed", "corruption")
 LISTS = ("models", "tasks", "seeds", "corruptions")
 ALLOWED = ("n", "exact", "top", "examples", "draws", "random", "circuit", "budget")
 PRIMARY = ("patch", "denoise")
@@ -68,35 +72,65 @@ class Experiment(Told):
         return f"{self.finding}{left}\nwrote {self.folder}"
 
 
+@overload
 def experiment(
-    config: str | Path | Mapping[str, Any], *, out: str | Path, say: Say | None = None, **how: Any
-) -> Experiment:
-    """Run or go on with every cell of the grid; `how` goes to `interp.load`."""
+    config: str | Path | Mapping[str, Any], *, out: str | Path, shard: None = None, **how: Any
+) -> Experiment: ...
+@overload
+def experiment(
+    config: str | Path | Mapping[str, Any], *, out: str | Path, shard: tuple[int, int] | str, **how: Any
+) -> ShardDone: ...
+
+
+def experiment(
+    config: str | Path | Mapping[str, Any], *, out: str | Path, say: Say | None = None, shard: Asked = None, **how: Any
+) -> Experiment | ShardDone:
+    """Run or go on with every cell of the grid; `how` goes to `interp.load`.
+
+    `shard=(0, 4)` makes every fourth report into a directory of its own (a report is not cut: for one that is too long
+    shard the calls in it), and `interp.scale.merge` makes the grid of all four.
+    """
+    mine, folder = asked(shard, out), Path(out)
+    refuse_shard(folder) if mine is None else mark(folder, CALL, mine)
     grid = _grid(config)
-    wanted, tell = dict(grid.get("report") or {}), say or (lambda line: None)
-    cells, left_out, failed, models = [], [], [], {}
-    for model, task, seed, corruption in product(*(grid[name] for name in LISTS)):
-        cell = {"model": model, "task": task, "seed": seed, "corruption": corruption}
-        name = _name(cell)
+    cells = [
+        {**one, "name": _name(one)}
+        for one in (dict(zip(CELL, values, strict=True)) for values in product(*(grid[name] for name in LISTS)))
+    ]
+    found = Outcomes(folder, grid, cells)
+    found.write()
+    wanted = [cell for n, cell in enumerate(cells) if mine is None or mine.has(n)]
+    _done(found, wanted, say, how)
+    if mine is None:
+        return _finished(found)
+    return ShardDone(CALL, folder, mine.index, mine.of, len(wanted), len(cells))
+
+
+def _done(found: Outcomes, wanted: list[dict[str, Any]], say: Say | None, how: Mapping[str, Any]) -> None:
+    """Each of the wanted reports, or why there is none."""
+    report_of, tell, models = dict(found.grid.get("report") or {}), say or (lambda line: None), dict[Any, Any]()
+    for cell in wanted:
+        name = str(cell["name"])
         tell(f"{name}:")
         try:
-            if model not in models:
-                models = {model: opened(model, **how)}  # one at a time: models are large
-            _report(models[model], cell, Path(out) / name, wanted, say)
+            if cell["model"] not in models:
+                models = {cell["model"]: opened(cell["model"], **how)}  # one at a time: models are large
+            _report(models[cell["model"]], cell, found.folder / name, report_of, say)
         except ConfigError:
             raise
         except CheckFailed as why:
-            failed.append(f"{name}: {why}")
+            found.failed[name] = str(why)
             tell(f"{name}: FAILED, {why}")
-            continue
         except InterpError as why:
-            left_out.append(f"{name}: {why}")
-            continue
-        cells.append({**cell, "name": name})
-    if not cells:
-        wrong = CheckFailed if failed else InterpError
-        raise wrong(f"no cell of the grid could be run: {'; '.join((*failed, *left_out))}")
-    return replace(_finished(Path(out), cells, left_out, int(wanted.get("top", 8))), failed=tuple(failed))
+            found.left_out[name] = str(why)
+        found.write()
+
+
+def merged(folders: Sequence[Path], to: Path) -> Experiment:
+    """The grid of all shards, as the call itself writes it."""
+    found = together(folders, to)
+    found.write()
+    return _finished(found)
 
 
 def _grid(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -135,17 +169,22 @@ def _report(model: Any, cell: Mapping[str, Any], folder: Path, wanted: dict[str,
     )
 
 
-def _finished(folder: Path, cells: list[dict[str, Any]], left_out: list[str], k: int) -> Experiment:
+def _finished(found: Outcomes) -> Experiment:
     """The rows of all cells in one table, and the table of stability."""
+    folder, left_out, failed = found.folder, found.lines(found.left_out), found.lines(found.failed)
+    cells = [dict(cell) for cell in found.cells if cell["name"] not in {**found.left_out, **found.failed}]
+    if not cells:
+        wrong = CheckFailed if failed else InterpError
+        raise wrong(f"no cell of the grid could be run: {'; '.join((*failed, *left_out))}")
     frames = [
         read_rows(folder / cell["name"]).assign(seed=int(cell["seed"]), corruption=str(cell["corruption"] or ""))
         for cell in cells
     ]
     write_rows(joined(frames), folder)
-    stability = _stability(folder, cells, k)
+    stability = _stability(folder, cells, int(dict(found.grid.get("report") or {}).get("top", 8)))
     table = stability.to_csv(index=False, lineterminator="\n")
     renamed(folder / "stability.csv", table.encode())
-    return Experiment(folder, tuple(cells), tuple(left_out), stability)
+    return Experiment(folder, tuple(cells), tuple(left_out), stability, tuple(failed))
 
 
 def _stability(folder: Path, cells: list[dict[str, Any]], k: int) -> Any:

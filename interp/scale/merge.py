@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.cells.calls import ended
-from interp.cells.merging import merged, together
+from interp.cells.merging import elsewhere, merged, together
 from interp.cells.shards import Frame
 from interp.kernels.errors import InterpError
 
@@ -34,6 +34,9 @@ FINISHED = {
 ADDED = {"interp.scale.corpus": "interp.scale.corpora.merging:merged"}
 """Calls whose shards are sums and no lists of cells, and who adds them up."""
 
+WHOLE = {"interp.reporting.experiment": "interp.reporting.experiment:merged"}
+"""Calls whose shards are put together in their own way: from the shards' directories into a new one."""
+
 
 def merge(shards: Iterable[str | Path], out: str | Path) -> Any:
     """The result that one run would have given, also written to `out`, a new or empty directory."""
@@ -42,8 +45,10 @@ def merge(shards: Iterable[str | Path], out: str | Path) -> Any:
     call, folders = together(list(shards))
     if call in ADDED:
         return _named(ADDED[call])(folders, out)
+    if call in WHOLE:
+        return elsewhere(folders, out, _named(WHOLE[call]))
     if call not in RESULTS and call not in FINISHED:
-        there = ", ".join((*RESULTS, *FINISHED, *ADDED))
+        there = ", ".join((*RESULTS, *FINISHED, *ADDED, *WHOLE))
         raise InterpError(f"{folders[0]} is a shard of {call!r}, and this version merges {there}.")
     return merged(folders, out, _finished)
 
