@@ -26,7 +26,10 @@ def refuse(module: nn.Module) -> None:
         )
     empty = [name for name, p in module.named_parameters() if p.device.type == "meta"]
     if empty and not _offloaded(module):
-        raise ModelError(f"the parameter {empty[0]} is on the meta device, without values: load the weights first.")
+        raise ModelError(
+            f"the parameter {empty[0]} is on the meta device, without values: load the weights first."
+            " An nnsight model that runs elsewhere is held by interp.scale.hosted(model, remote=True)."
+        )
 
 
 def _random(child: nn.Module) -> bool:

@@ -1,15 +1,16 @@
 """Past one machine and one process: heads over a corpus of any length (`corpus`), shards of one call merged into its
-result (`merge`) and how far a directory is (`status`), workers of a Ray cluster that do the cells of a call (`Ray`),
-and a served engine whose heads are read (`vllm`, started with `vllm_arguments`)."""
+result (`merge`) and how far a directory is (`status`), workers of a Ray cluster that do the cells of a call (`Ray`), a
+served engine whose heads are read (`vllm`, started with `vllm_arguments`), and a model that others host (`hosted`)."""
 
 from __future__ import annotations
 
 from interp.scale.corpora.corpus import corpus
 from interp.scale.corpora.measures import LossWithout
+from interp.scale.hosted import hosted
 from interp.scale.merge import merge
 from interp.scale.serving.served import vllm
 from interp.scale.serving.settings import vllm_arguments
 from interp.scale.status import status
 from interp.scale.workers.engine import Ray
 
-__all__ = ["LossWithout", "Ray", "corpus", "merge", "status", "vllm", "vllm_arguments"]
+__all__ = ["LossWithout", "Ray", "corpus", "hosted", "merge", "status", "vllm", "vllm_arguments"]

@@ -151,4 +151,4 @@ def test_a_test_lies_in_the_room_of_what_it_tests(path: str) -> None:
     if place.parts[0] in floors:
         assert (ROOT / floors[place.parts[0]] / Path(*place.parts[1:])).is_dir()
     else:
-        assert place.parts[0] in {"floor4_studies", "repository", "devices"}
+        assert place.parts[0] in {"floor4_studies", "repository", "devices", "processes"}
