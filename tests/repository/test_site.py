@@ -84,7 +84,10 @@ def test_a_page_opened_as_a_file_finds_words_without_a_network(site: Path) -> No
         tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         tab.on("pageerror", lambda error: wrong.append(str(error)))
         tab.goto((site / "index.html").as_uri())
-        tab.get_by_role("textbox", name="Search").fill("Effects.top")
+        box = tab.get_by_role("textbox", name="Search")
+        box.click()
+        tab.locator(".md-search-result__meta", has_text="Type to start searching").wait_for(timeout=60_000)
+        box.press_sequentially("Effects.top")
         found = tab.locator(".md-search-result__link").first
         found.wait_for(timeout=60_000)
         found.click()
