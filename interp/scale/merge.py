@@ -33,7 +33,6 @@ FINISHED = {
 """Other calls, and who finishes their directory once its cells are there."""
 ADDED = {"interp.scale.corpus": "interp.scale.corpora.merging:merged"}
 """Calls whose shards are sums and no lists of cells, and who adds them up."""
-
 WHOLE = {"interp.reporting.experiment": "interp.reporting.experiment:merged"}
 """Calls whose shards are put together in their own way: from the shards' directories into a new one."""
 
