@@ -191,7 +191,7 @@ def test_pinned_heads_lie_side_by_side_on_one_scale(show: Open) -> None:
     weights = payload["patterns"][0]["weights"]
     pins = ["L0.H0", "L0.H1", "L1.H2", "L2.H3", "L3.H5"]
     at = [int(site[1]) * 6 + int(site[4]) for site in pins[1:]]
-    with show(payload, fragment=f"#head=L1.H2&token=9&pins={'%2B'.join(pins)}", width=1280) as tab:
+    with show(payload, fragment=f"#head=L1.H2&token=9&own=1&pins={'%2B'.join(pins)}", width=1280) as tab:
         panels = tab.locator("#compare .panel")
         assert panels.locator("h3").all_inner_texts() == pins[1:]
         said = tab.locator("#compare > .about").inner_text()
