@@ -39,7 +39,8 @@ def rollouts(
         return [None] * len(blocks)
     name = f"{pattern_of(model, tower)}.pattern"
     tape = model.run(x, record=name, store="cpu")
-    patterns, found = [tape[site] for site in model.sites(name)], []
+    patterns = [tape[site] for site in model.sites(name)]
+    found: list[dict[str, Any] | None] = []
     for n, block in enumerate(blocks):
         columns = own.valid[n].nonzero().flatten().cpu()
         found.append(_flow(block, [layer[n][:, columns][:, :, columns] for layer in patterns]))

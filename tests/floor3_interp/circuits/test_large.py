@@ -45,7 +45,7 @@ def test_a_circuit_of_many_edges_is_a_picture_one_can_look_at() -> None:
     names = re.findall(r"<title>([^<]*)</title><path", made)
     drawn = {name.split(" ")[0].replace("&gt;", ">") for name in names}
     assert one.scores is not None
-    largest = sorted(held(LARGE, one.mask), key=lambda edge: -abs(float(one.scores[edge])))[:MOST]  # type: ignore[index]
+    largest = sorted(held(LARGE, one.mask), key=lambda edge: -abs(float(one.scores[edge])))[:MOST]
     assert drawn == {LARGE.name(edge) for edge in largest}
     said = f"the {MOST} largest of {len(one):,} edges"
     assert made.count(said) == 2
