@@ -257,11 +257,11 @@ class Order:
 def gathered(x: Tensor, share: Share) -> list[Tensor]:
     """A tensor of every process, all of one shape; every process has to ask."""
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
     mine = x.detach().contiguous()
     parts = [torch.empty_like(mine) for _ in range(share.of)]
-    dist.all_gather(parts, mine, group=_resolve_process_group(share.group))
+    dist.all_gather(parts, mine, group=_resolve_process_group(share.group))  # type: ignore[arg-type]
     return parts
 
 

@@ -65,6 +65,7 @@ class Keeper:
             return value
         if self._together(site):
             return self._keep_whole(site, value, part, heads)
+        assert heads is not None
         return value.index_copy(2, heads, self.keep(site, part, part))
 
     def heads(self, site: Site) -> tuple[int, ...] | None:

@@ -149,7 +149,7 @@ def _traced(
 ) -> tuple[list[Tensor], Tensor]:
     """What the block does is sent as it stands: plain operations, and nothing of this package."""
     with torch.no_grad(), envoy.trace(**kwargs, remote=remote):
-        kept = [].save()
+        kept = [].save()  # type: ignore[attr-defined]
         for module, side, key, columns, times, plus, where in steps:
             place = envoy.get(module)
             value = place.input if side == "in" else place.output

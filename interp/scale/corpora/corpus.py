@@ -34,7 +34,7 @@ from interp.records import Method, register
 from interp.scale.corpora.documents import Bad, Document, Documents, documents
 from interp.scale.corpora.measures import Measure, measures
 from interp.scale.corpora.read import CorpusHeads, Reduction, reductions
-from interp.scale.corpora.state import Kept, State
+from interp.scale.corpora.state import Added, Kept
 from interp.scale.corpora.tally import Tally
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def corpus(
         raise InputsError(f"on_error is 'raise' or 'skip' and batch at least 1; got {on_error!r} and {batch}.")
     kept, mine = reductions(reduce), asked(shard, out)
     read = documents(texts, column=column, block_bytes=block_bytes)
-    work = Reading(model, read, measures(stats, heads), kept, _room(model, max_tokens), batch, on_error)
+    work = Pass(model, read, measures(stats, heads), kept, _room(model, max_tokens), batch, on_error)
     facts = about(model.module, None)
     names = [name for one in work.measures for name in one.names]
     task: dict[str, Any] = {
@@ -104,7 +104,7 @@ def _room(model: Model, max_tokens: int | None) -> int | None:
     return max_tokens if max_tokens is not None else limit
 
 
-def _through(work: Reading, kept: Kept, part: Shard | None, engine: Any) -> State:
+def _through(work: Pass, kept: Kept, part: Shard | None, engine: Any) -> Added:
     """Add up the blocks that are this process's and not yet in the state."""
     following, state = kept.begun()
     whole = work.nothing() if state is None else state
@@ -115,7 +115,7 @@ def _through(work: Reading, kept: Kept, part: Shard | None, engine: Any) -> Stat
     return whole
 
 
-def _blocks(work: Reading, following: int, part: Shard | None, engine: Any) -> Iterator[tuple[int, State]]:
+def _blocks(work: Pass, following: int, part: Shard | None, engine: Any) -> Iterator[tuple[int, Added]]:
     """The blocks from `following` on, in their order, each with what it adds."""
     count = work.documents.count
     mine = (
@@ -132,18 +132,18 @@ def _blocks(work: Reading, following: int, part: Shard | None, engine: Any) -> I
         raise InputsError(
             "engine= asks for blocks by number, which a generator of texts has not: give files or a list."
         )
-    waiting: dict[int, State] = {}
+    waiting: dict[int, Added] = {}
     wanted = iter(todo := list(mine))
     expected = next(wanted, None)
     for low, _, values, _ in engine_of(engine).run(work, [(n, n + 1) for n in todo]):
-        waiting[low] = State.read(values)
+        waiting[low] = Added.read(values)
         while expected in waiting:
             yield expected, waiting.pop(expected)
             expected = next(wanted, None)
 
 
 @dataclass(eq=False)
-class Reading:
+class Pass:
     """The blocks of a corpus as work: what is done with each, wherever that is."""
 
     model: Model
@@ -187,18 +187,18 @@ class Reading:
             total = total + self.block(number)
         return total.tensors(), {}
 
-    def nothing(self, *, bad: Sequence[Bad] = (), short: int = 0) -> State:
+    def nothing(self, *, bad: Sequence[Bad] = (), short: int = 0) -> Added:
         """A state of no document that was measured."""
-        return State.empty(self.kept.top, bool(self.kept.quantiles), bad=bad, short=short)
+        return Added.empty(self.kept.top, bool(self.kept.quantiles), bad=bad, short=short)
 
-    def block(self, number: int) -> State:
+    def block(self, number: int) -> Added:
         """What a block adds."""
         state = self.nothing()
         for some in _windows(self.documents.read(number)):
             state = state + self._window(some)
         return state
 
-    def _window(self, some: Sequence[Document | Bad]) -> State:
+    def _window(self, some: Sequence[Document | Bad]) -> Added:
         bad = [one for one in some if isinstance(one, Bad)]
         if bad and self.on_error == "raise":
             raise bad[0].error()
@@ -209,7 +209,7 @@ class Reading:
             state = state + self._batch(there[n : n + self.batch])
         return state
 
-    def _batch(self, texts: Sequence[Document]) -> State:
+    def _batch(self, texts: Sequence[Document]) -> Added:
         if self.model.tokenizer is None:
             raise InputsError("texts need a tokenizer: attach the model with its processor.")
         rows = from_texts(self.model.tokenizer, [one.text for one in texts], special=True).ids
@@ -224,7 +224,7 @@ class Reading:
             "cut": sum(cut),
             "short": len(texts) - len(kept),
         }
-        return State.of(self._tally(x, [one for one, _ in kept]), counts, [one for one, _ in kept])
+        return Added.of(self._tally(x, [one for one, _ in kept]), counts, [one for one, _ in kept])
 
     def _tally(self, x: Inputs, read: Sequence[Document]) -> Tally:
         top, quantiles = self.kept.top, bool(self.kept.quantiles)
@@ -236,9 +236,9 @@ class Reading:
         return tally
 
 
-def reading(model: Model, **arguments: Any) -> Reading:
+def reading(model: Model, **arguments: Any) -> Pass:
     """The same work in another process."""
-    return Reading(model, **arguments)
+    return Pass(model, **arguments)
 
 
 def _windows(found: Iterator[Document | Bad]) -> Iterator[list[Document | Bad]]:

@@ -13,7 +13,7 @@ from interp.kernels.errors import InterpError
 from interp.results.saved import tupled
 from interp.saving import whole
 from interp.scale.corpora.read import CorpusHeads, reductions
-from interp.scale.corpora.state import Kept, State, different, finished, planned, restored
+from interp.scale.corpora.state import Added, Kept, different, finished, planned, restored
 
 
 def merged(folders: Sequence[Path], out: str | Path) -> CorpusHeads:
@@ -41,7 +41,7 @@ def merged(folders: Sequence[Path], out: str | Path) -> CorpusHeads:
     return found
 
 
-def _read(state: State, plan: Any) -> CorpusHeads:
+def _read(state: Added, plan: Any) -> CorpusHeads:
     labels = {name: tupled(every) for name, every in plan["labels"].items()}
     return CorpusHeads.of(state, labels, reductions(plan["task"]["reduce"]), plan["meta"])
 

@@ -17,7 +17,7 @@ from interp.kernels.errors import InterpError
 from interp.results.heads_table import HeadResult, HeadTable
 from interp.results.saved import tupled
 from interp.scale.corpora import sketch
-from interp.scale.corpora.state import State
+from interp.scale.corpora.state import Added
 
 Z = 1.959963984540054
 """Of a normal interval of 95 %."""
@@ -72,7 +72,7 @@ class CorpusHeads(HeadResult):
 
     @classmethod
     def of(
-        cls, state: State, labels: Mapping[str, Sequence[str]], kept: Reduction, meta: Mapping[str, Any]
+        cls, state: Added, labels: Mapping[str, Sequence[str]], kept: Reduction, meta: Mapping[str, Any]
     ) -> CorpusHeads:
         """From what was added up."""
         values: dict[str, Tensor] = {}

@@ -33,7 +33,7 @@ Said = Mapping[tuple[int, int], tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class State:
+class Added:
     """What some blocks add up to."""
 
     tally: Tally
@@ -42,21 +42,21 @@ class State:
     bad: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def empty(cls, top: int, quantiles: bool, *, bad: Sequence[Bad] = (), short: int = 0) -> State:
+    def empty(cls, top: int, quantiles: bool, *, bad: Sequence[Bad] = (), short: int = 0) -> Added:
         """Nothing measured."""
         counts = dict.fromkeys(COUNTS, 0) | {"bad": len(bad), "short": short}
         return cls(Tally({}, top, quantiles), counts, {}, _listed((one.where, one.why) for one in bad))
 
     @classmethod
-    def of(cls, tally: Tally, counts: Mapping[str, int], read: Sequence[Document]) -> State:
+    def of(cls, tally: Tally, counts: Mapping[str, int], read: Sequence[Document]) -> Added:
         """Of documents that were measured."""
         said = {(one.block, one.number): (one.where, one.text[:WORDS]) for one in read}
         return cls(tally, dict.fromkeys(COUNTS, 0) | dict(counts), _named(tally, said))
 
-    def __add__(self, other: State) -> State:
+    def __add__(self, other: Added) -> Added:
         tally = self.tally + other.tally
         counts = {name: self.counts[name] + other.counts[name] for name in COUNTS}
-        return State(tally, counts, _named(tally, {**self.said, **other.said}), _listed((*self.bad, *other.bad)))
+        return Added(tally, counts, _named(tally, {**self.said, **other.said}), _listed((*self.bad, *other.bad)))
 
     @property
     def anything(self) -> bool:
@@ -70,7 +70,7 @@ class State:
         return {**self.tally.held, "words": torch.tensor(list(json.dumps(words).encode()), dtype=torch.uint8)}
 
     @classmethod
-    def read(cls, tensors: Mapping[str, Tensor]) -> State:
+    def read(cls, tensors: Mapping[str, Tensor]) -> Added:
         """From its tensors."""
         held = dict(tensors)
         words = json.loads(bytes(held.pop("words").tolist()))
@@ -112,11 +112,11 @@ class Kept:
                 f" one's is {mine['task'].get(name)!r:.120}. Give another directory, or remove that one."
             )
 
-    def begun(self) -> tuple[int, State | None]:
+    def begun(self) -> tuple[int, Added | None]:
         """The block that comes next, and the state before it."""
         return (0, None) if self.folder is None else restored(self.folder)
 
-    def write(self, following: int, state: State, *, over: bool) -> None:
+    def write(self, following: int, state: Added, *, over: bool) -> None:
         """The state once all blocks before `following` are in it; the earlier one goes when this one is there."""
         if self.folder is None:
             return
@@ -143,14 +143,14 @@ def planned(folder: Path) -> dict[str, Any]:
     return about
 
 
-def restored(folder: Path) -> tuple[int, State | None]:
+def restored(folder: Path) -> tuple[int, Added | None]:
     """The block that comes next and the state before it, as they were written down."""
     if not (folder / STATE).exists():
         return 0, None
     about, digests = unsealed(folder / STATE, FORMAT)
     with understood(folder / STATE):
         path = folder / str(about["file"])
-        return int(about["next"]), State.read(loaded(path, digests))
+        return int(about["next"]), Added.read(loaded(path, digests))
 
 
 def finished(folder: Path) -> bool:

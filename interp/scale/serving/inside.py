@@ -19,7 +19,7 @@ from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.interface import Switch
 from interp.scale.serving.packed import Held, PackedError, segments
 from interp.scale.serving.plans import Plan
-from interp.scale.serving.work import Here, Work
+from interp.scale.serving.work import Local, Tapping
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Inside:
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self.layers = _layers(worker.model_runner.get_model())
-        self.works: dict[str, Work] = {}
-        self.requests: dict[str, tuple[Work, Held]] = {}
+        self.works: dict[str, Tapping] = {}
+        self.requests: dict[str, tuple[Tapping, Held]] = {}
         self.stepping = self.stepped = False
         self.taps = {layer: _LayerTap(self, layer) for layer in self.layers}
         self.undo = [_around(worker, "execute_model", self._step)]
@@ -67,8 +67,8 @@ class Inside:
     def begin(self, text: str, values: bytes) -> None:
         plan, tensors = Plan.read(text, values)
         rank, _ = self.ranks
-        here = {n: Here(rank * f.own.num_heads, f.own.num_heads, f.own.sliding_window) for n, f in self.layers.items()}
-        self.works[plan.key] = Work(plan, tensors, here)
+        here = {n: Local(rank * f.own.num_heads, f.own.num_heads, f.own.sliding_window) for n, f in self.layers.items()}
+        self.works[plan.key] = Tapping(plan, tensors, here)
 
     def take(self, key: str) -> tuple[str, bytes]:
         if key not in self.works:

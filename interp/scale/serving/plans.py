@@ -101,7 +101,7 @@ def _change(given: Mapping[str, Any]) -> Change:
 
 
 @dataclass(frozen=True)
-class Shape:
+class HeadCounts:
     """The heads of the whole model: by layer how many, and how wide z is."""
 
     heads: Mapping[int, int]
@@ -164,7 +164,7 @@ def statistics_of(names: str | Iterable[str] | None, reduce: Reduce | None) -> t
     return tuple(s.name for s in found)
 
 
-def changes(edits: Sequence[Edit], shape: Shape, values: dict[str, Tensor]) -> tuple[Change, ...]:
+def changes(edits: Sequence[Edit], shape: HeadCounts, values: dict[str, Tensor]) -> tuple[Change, ...]:
     """Edits as an engine applies them, in their order; their tensors go to `values`."""
     found: list[Change] = []
     for edit in edits:

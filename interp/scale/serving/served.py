@@ -31,7 +31,7 @@ from torch import Tensor
 from interp.hooks.edits.edits import Edit, several
 from interp.hooks.errors import InputsError, ModelError
 from interp.scale.serving.answers import Answer, Answers
-from interp.scale.serving.plans import Change, Plan, Reduce, Shape, changes, positions_of, statistics_of
+from interp.scale.serving.plans import Change, HeadCounts, Plan, Reduce, changes, positions_of, statistics_of
 from interp.scale.serving.settings import refuse
 
 _KEYS = itertools.count()
@@ -71,7 +71,7 @@ class Served:
         widths = {width for _, width in layers.values()}
         if len(widths) > 1:
             raise ModelError(f"heads of different widths ({sorted(widths)}) in one model are not read in an engine.")
-        self.shape = Shape({n: layers[n][0] * of for n in sorted(layers)}, widths.pop())
+        self.shape = HeadCounts({n: layers[n][0] * of for n in sorted(layers)}, widths.pop())
 
     def __enter__(self) -> Served:
         return self

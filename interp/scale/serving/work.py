@@ -26,7 +26,7 @@ from interp.scale.serving.plans import Change, Heads, Plan
 
 
 @dataclass(frozen=True)
-class Here:
+class Local:
     """The heads of a layer that this worker holds: the first one's number, how many, and the layer's window."""
 
     first: int
@@ -72,12 +72,12 @@ class _Asked:
 
 
 @dataclass
-class Work:
+class Tapping:
     """A plan with what it has brought so far."""
 
     plan: Plan
     values: Mapping[str, Tensor]
-    here: Mapping[int, Here]
+    here: Mapping[int, Local]
     trouble: str | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Sums over positions [row, ...] by name."""

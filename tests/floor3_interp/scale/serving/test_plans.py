@@ -11,11 +11,11 @@ import torch
 import interp
 from interp import edits
 from interp.hooks.errors import EditError, InputsError, ModelError, SiteError
-from interp.scale.serving.plans import Change, Plan, Shape, changes, positions_of, statistics_of
+from interp.scale.serving.plans import Change, HeadCounts, Plan, changes, positions_of, statistics_of
 from interp.scale.serving.served import NOT_SERVED, Served, _prompts
 from interp.scale.serving.settings import refuse
 
-SHAPE = Shape({0: 4, 1: 4}, 8)
+SHAPE = HeadCounts({0: 4, 1: 4}, 8)
 
 
 def test_sites_become_layers_and_heads() -> None:

@@ -21,13 +21,13 @@ from interp.hooks.stand.call import Call
 from interp.kernels.attention import Attended, attend
 from interp.kernels.masks.symbols import Causal, Window
 from interp.scale.serving.packed import Held, Where, segments
-from interp.scale.serving.plans import Plan, Reduce, Shape, changes
+from interp.scale.serving.plans import HeadCounts, Plan, Reduce, changes
 from interp.scale.serving.served import _answers
-from interp.scale.serving.work import Here, Work
+from interp.scale.serving.work import Local, Tapping
 
 HEADS, KV, D, LAYERS = 4, 2, 8, 2
 STATS = ("entropy", "first", "received", "seen", "received_mean", "argmax", "topk:2")
-SHAPE = Shape(dict.fromkeys(range(LAYERS), HEADS), D)
+SHAPE = HeadCounts(dict.fromkeys(range(LAYERS), HEADS), D)
 
 
 @dataclass
@@ -80,7 +80,7 @@ def served(plan: Plan, values: dict[str, Tensor], requests: list[Request], rng: 
            window: int | None = None) -> tuple[list[Any], list[dict[int, Tensor]]]:  # fmt: skip
     """The plan's answers, and z by layer of every request as the model goes on with it."""
     count = HEADS // ranks
-    works = [Work(*Plan.read(*plan.written(values)), {n: Here(rank * count, count, window) for n in range(LAYERS)})
+    works = [Tapping(*Plan.read(*plan.written(values)), {n: Local(rank * count, count, window) for n in range(LAYERS)})
              for rank in range(ranks)]  # fmt: skip
     gone = [{n: torch.zeros(r.length, HEADS, D) for n in range(LAYERS)} for r in requests]
     for batch in steps(requests, rng):
@@ -225,6 +225,6 @@ def test_edits_are_made_in_their_order() -> None:
 
 
 def test_tokens_that_never_ran_are_said() -> None:
-    work = Work(Plan("k", 1, "all", {0: (0,)}), {}, {0: Here(0, HEADS)})
+    work = Tapping(Plan("k", 1, "all", {0: (0,)}), {}, {0: Local(0, HEADS)})
     work.step(list(segments([Held(0, 9)], [4], [0, 5], 5)), torch.device("cpu"))
     assert "tokens 0 to 3 of request 0 never ran" in json.loads(work.taken()[0])["trouble"]
