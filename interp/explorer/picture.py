@@ -12,10 +12,11 @@ from interp.results.figures import colours
 
 CELL, LEFT, TOP = 22, 40, 62
 STOPS = {"negative": colours.NEGATIVE, "positive": colours.POSITIVE, "sequential": colours.SIZE}
+Number = int | float | None
 
 
 def png(payload: Mapping[str, Any], *, method: str | None = None) -> bytes:
-    """Layers down, heads across, coloured by the first method or by one; + and - say the sign in grey."""
+    """Layers down, heads across, coloured by the first method or by one; + and - say signs that are sure."""
     from PIL import Image, ImageDraw, ImageFont
 
     data = shown(payload)
@@ -34,21 +35,34 @@ def png(payload: Mapping[str, Any], *, method: str | None = None) -> bytes:
             pen.text((start + LEFT - 6, TOP + row * CELL + 10), f"L{layer}", fill="#444444", font=font, anchor="rm")
         for head in (one for one in data["heads"] if one["tower"] == n):
             at = (start + LEFT + head["head"] * CELL, TOP + tower["layers"].index(head["layer"]) * CELL)
-            _cell(pen, at, values.get(head["site"]), about, font)
+            _cell(pen, at, *values.get(head["site"], (None, False)), about, font)
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
     return out.getvalue()
 
 
-def _values(data: Mapping[str, Any], about: Mapping[str, Any] | None) -> dict[str, int | float | None]:
+def _values(data: Mapping[str, Any], about: Mapping[str, Any] | None) -> dict[str, tuple[Number, bool]]:
+    """By site: the estimate, and whether its sign is sure."""
     if about is None:
         return {}
     table = {
         one["name"]: one.get("values") or [None if c < 0 else one["levels"][c] for c in one["codes"]]
         for one in data["scores"]
     }
-    rows = zip(table["site"], table["method"], table["estimate"], strict=True)
-    return {site: value for site, name, value in rows if name == about["name"]}
+    none = [None] * len(table["site"])
+    columns = [table.get(name, none) for name in ("site", "method", "estimate", "low", "high")]
+    floor = about["floor"] or 0.0
+    return {
+        site: (value, _sure(value, low, high, floor))
+        for site, name, value, low, high in zip(*columns, strict=True)
+        if name == about["name"]
+    }
+
+
+def _sure(value: Number, low: Number, high: Number, floor: int | float) -> bool:
+    """A sign is written where the interval leaves out 0, and the value is beyond the noise floor."""
+    beyond = value is not None and abs(value) > floor
+    return beyond and low is not None and high is not None and (low > 0 or high < 0)
 
 
 def _said(about: Mapping[str, Any] | None) -> str:
@@ -63,7 +77,9 @@ def _fitting(text: str, most: int = 56) -> str:
     return plain if len(plain) <= most else plain[: most - 3] + "..."
 
 
-def _cell(pen: Any, at: tuple[int, int], value: int | float | None, about: Mapping[str, Any] | None, font: Any) -> None:
+def _cell(
+    pen: Any, at: tuple[int, int], value: int | float | None, sure: bool, about: Mapping[str, Any] | None, font: Any
+) -> None:
     x, y = at
     box = (x, y, x + CELL - 3, y + CELL - 3)
     if value is None or about is None:
@@ -72,7 +88,7 @@ def _cell(pen: Any, at: tuple[int, int], value: int | float | None, about: Mappi
         return
     fill = colour(about, value)
     pen.rectangle(box, fill=fill, outline="#bbbbbb")
-    if about["kind"] == "signed" and abs(value) > (about["floor"] or 0.0):
+    if about["kind"] == "signed" and sure:
         ink = "#000000" if sum(fill) > 330 else "#ffffff"
         pen.text((x + CELL / 2 - 1, y + CELL / 2 - 1), "-" if value < 0 else "+", fill=ink, font=font, anchor="mm")
 
