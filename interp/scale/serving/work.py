@@ -96,6 +96,7 @@ class Tapping:
         self.attending = {layer: self._mine(self.plan.stat_heads, layer) for layer in self.here}
         self.layers = {n for n in self.here if self.edits[n] or self.z[n] or self.attending[n]}
         self._where: dict[tuple[int, Where], Tensor] = {}
+        self._index: dict[int, Tensor] = {}
 
     def _mine(self, heads: Heads, layer: int) -> list[int]:
         return [local for _, local in self.here[layer].local(heads.get(layer, ()))]
@@ -182,13 +183,22 @@ class Tapping:
             z[at] = edit.change(z[at][None], None)[0].to(z.dtype)
 
     def _keep(self, layer: int, z: Float[Tensor, "token head d"], rows: Rows) -> None:
-        heads = self.z[layer]
-        some = z[rows.index] if len(heads) == z.shape[1] else z[rows.index[:, None], torch.tensor(heads)[None]]
+        some = z if len(self.z[layer]) == z.shape[1] else z.index_select(1, self._heads(layer, z.device))
         if self.plan.reduce is None:
-            self.kept.setdefault(layer, []).append(some)
+            self.kept.setdefault(layer, []).append(some.index_select(0, rows.index))
             return
+        if len(rows) < len(z):  # rows are distinct and in the batch's order, so as many as there are is all of them
+            some = some.index_select(0, rows.index)
         some = some.float().norm(dim=-1) if self.plan.reduce == "norm" else some.float()
-        self._sum(f"z.{layer}", some.shape[1:], some).index_add_(0, rows.owner, some)
+        # as a matrix: on a CPU torch adds rows of more dimensions several times as slowly
+        sums = self._sum(f"z.{layer}", some.shape[1:], some).flatten(1)
+        sums.index_add_(0, rows.owner, some.flatten(1))
+
+    def _heads(self, layer: int, device: torch.device) -> Tensor:
+        """Numbers of the heads whose z is kept, where z is."""
+        if layer not in self._index:
+            self._index[layer] = torch.tensor(self.z[layer], device=device)
+        return self._index[layer]
 
     def _attend(self, layer: int, call: Call, one: _Asked) -> None:
         """Statistics of the rows asked for, and the keys for those to come."""
