@@ -49,7 +49,7 @@ def connected(address: str | None, *, cpus: int) -> Iterator[Any]:
     try:
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", **how)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as why:
+        except Exception as why:  # a node that is too slow is a bare Exception
             raise ClusterError(f"Ray does not begin with {how['address']!r}: {_reasons(why)}") from why
         yield ray
     finally:

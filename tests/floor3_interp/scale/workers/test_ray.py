@@ -23,10 +23,24 @@ from interp.cells.work import chunks
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'interp[dist]' (`make scale` does it)")
 pytestmark = pytest.mark.scale
 
-MANY = ("plain", "once", "raises", "hopeless", "deadly", "memory", "zero_copy", "by_name", "calls")
+MANY = ("plain", "once", "raises", "hopeless", "deadly", "memory", "zero_copy", "by_name", "calls",
+        "corpus")  # fmt: skip
 # the environment of these tests speaks to nobody, and a token would be kept in somebody's home
 ENV = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+       "RAY_worker_niceness": "0",
        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+
+
+# what Ray imports only if it is there, and takes seconds to: an environment with JupyterLab has it
+SLOW = 'raise ImportError("rfc3987_syntax takes seconds, in each of the six processes that Ray starts")'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Ray gives its agents 15 seconds, in which two busy processors do not import what it can do without."""
+    folder = tmp_path_factory.mktemp("quick")
+    (folder / "rfc3987_syntax.py").write_text(SLOW)
+    ENV["PYTHONPATH"] = os.pathsep.join([str(folder), ENV["PYTHONPATH"]])
 
 
 def ran(folder: Path, *names: str) -> dict[str, dict[str, Any]]:
@@ -94,6 +108,11 @@ def test_patching_and_influence_save_the_same_bytes(found: dict[str, Any]) -> No
     assert one["table"]
     assert one["long-here/journal"]
     assert one["scores"]
+
+
+def test_a_corpus_saves_the_same_bytes(found: dict[str, Any]) -> None:
+    assert len(found["corpus"]["files"]) > 1
+    assert not found["corpus"]["differ"]
 
 
 def test_thirty_random_kills_change_no_byte(tmp_path: Path) -> None:
