@@ -42,7 +42,8 @@ class Tab:
         self.asked: list[str] = []
         self("session.new", capabilities={})
         self("session.subscribe", events=["log.entryAdded", "network.beforeRequestSent"])
-        self._context = self("browsingContext.getTree")["contexts"][0]["context"]
+        # A window of its own, which is then in front: in another no element hears that it has the focus.
+        self._context = self("browsingContext.create", type="window")["context"]
 
     def __call__(self, method: str, /, **params: Any) -> Any:
         """A command of BiDi and its answer; events that come meanwhile are kept."""
