@@ -124,14 +124,18 @@ def calls(folder: Path) -> Found:
     needle = interp.load("zoo:needle")
     texts = [f"the key of room {n} is {n + 3} and the door is shut" for n in range(12)]
     scored: Found = {"heads": ["L1.H0"], "batch": 2, "chunk": 4}
-    a = interp.long.influence(needle, texts, **scored, out=folder / "long-here")
-    b = interp.long.influence(needle, texts, **scored, out=folder / "long-there", engine=BOTH)
+    interp.long.influence(needle, texts, **scored, out=folder / "long-here")
+    interp.long.influence(needle, texts, **scored, out=folder / "long-there", engine=BOTH)
     files = {n: n.replace("here", "there") for n in ("patch-here", "long-here/journal")}
     same = {n: written(folder / n) == written(folder / other) for n, other in files.items()}
-    saved = ("effects.parquet", "effects.safetensors")
-    tables = [[(folder / f"patch-{n}" / file).read_bytes() for file in saved] for n in ("here", "there")]
-    found = {"chunks": len(written(folder / "patch-here")), **same, "table": tables[0] == tables[1]}
-    return {**found, "scores": bool(a.values.equal(b.values))}
+    tables = {
+        "patch": ("effects.parquet", "effects.safetensors"),
+        "long": ("influence.parquet", "influence.safetensors"),
+    }
+    for call, saved in tables.items():
+        here, there = [[(folder / f"{call}-{n}" / file).read_bytes() for file in saved] for n in ("here", "there")]
+        same[f"{call} table"] = here == there
+    return {"chunks": len(written(folder / "patch-here")), **same}
 
 
 def corpus(folder: Path) -> Found:

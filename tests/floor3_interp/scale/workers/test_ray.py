@@ -105,9 +105,9 @@ def test_patching_and_influence_save_the_same_bytes(found: dict[str, Any]) -> No
     one = found["calls"]
     assert one["chunks"] > 4
     assert one["patch-here"]
-    assert one["table"]
+    assert one["patch table"]
     assert one["long-here/journal"]
-    assert one["scores"]
+    assert one["long table"]
 
 
 def test_a_corpus_saves_the_same_bytes(found: dict[str, Any]) -> None:
