@@ -34,7 +34,7 @@ function tablesView() {
   const some = [];
   if ((COLUMNS.site || []).length) some.push(lazily("All scores", "One row for each head and measure.", () => tableOfScores(() => true), "scores"));
   DATA.tables.forEach((table, n) => some.push(lazily(table.title, table.about, () => [table.columns, ...table.rows], `table-${n + 1}`)));
-  const links = DATA.links.map(([name, to]) => el("li", {}, el("a", { href: to }, el("bdi", { text: shorten(name, 80) }))));
+  const links = DATA.links.map(([name, to]) => el("li", {}, el("a", { href: to }, el("bdi", { text: piece(name, 80) }))));
   if (links.length) some.push(el("h3", { text: "Files beside this page" }), el("ul", {}, links));
   home.append(el("h2", { id: "tables-title", text: "Tables" }), ...some);
   home.hidden = !some.length;
@@ -46,7 +46,7 @@ function checksView() {
   const home = $("checks");
   home.hidden = false;
   home.append(el("h2", { id: "checks-title", text: "Checks" }), el("p", { class: "about", text: "What was held against the model before these numbers were taken." }), el("div", { class: "scroll" }, el("table", {}, el("tbody", {}, DATA.checks.map((check) =>
-    el("tr", {}, el("th", { scope: "row" }, folded(check.name)), el("td", { class: check.ok === false ? "failed" : null, text: MARK.get(check.ok) }), el("td", {}, folded(check.detail || "", 200))))))));
+    el("tr", {}, el("th", { scope: "row" }, folded(check.name || "(empty)")), el("td", { class: check.ok === false ? "failed" : null, text: MARK.get(check.ok) }), el("td", {}, folded(check.detail || "", 200))))))));
 }
 
 function flat(value, name = "") {
