@@ -42,7 +42,9 @@ def _sure(rows: Any) -> list[str]:
     clear = ((known["low"] > 0) | (known["high"] < 0)) & (known["estimate"].abs() > known["noise_floor"].fillna(0))
     first, others = rows.iloc[0], rows.iloc[1:]
     inside = int((others["high"].abs().combine(others["low"].abs(), max) > abs(first["estimate"])).sum())
-    apart = "no other head's interval reaches it" if not inside else f"the intervals of {inside} others reach as far"
+    apart = {0: "no other head's interval reaches it", 1: "the interval of 1 other reaches as far"}.get(
+        inside, f"the intervals of {inside} others reach as far"
+    )
     chance = f"of {len(rows)} heads without any effect, about {0.05 * len(rows):.0f} would"
     return [
         f"{int(clear.sum())} of {len(rows)} heads have an effect whose 95% interval over {int(rows['n'].max())} prompts"
