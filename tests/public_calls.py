@@ -346,6 +346,7 @@ WITHOUT: dict[str, str] = {
     **dict.fromkeys((f"tasks.{name}" for name in UNKNOWN), "its words are in no model that ships; Task is tried"),
     **dict.fromkeys((f"Model.{name}" for name in HELD), "says what is held, or is what every call begins with"),
     "scale.Ray": "workers of a cluster; tests of workers try it",
+    "scale.ring_attention": "processes of their own: test_text_over_two.py",
     "scale.hosted": "a model that runs elsewhere: test_hosted.py",
     **dict.fromkeys(("scale.vllm", "scale.vllm_arguments"), "a model in an engine of its own: test_served.py"),
     **dict.fromkeys(("metrics.Reading", "metrics.MetricError", "formats.FormatError"), VALUE),

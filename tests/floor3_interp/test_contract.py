@@ -42,7 +42,7 @@ NO_METHODS = {
     "directions.random_like": "vectors for edits", "Zero": "an edit", "operators.find_blocks": "operators for edits",
     "heads.head_matrix": "a head's matrices",
     "scale.LossWithout": "a measure for a corpus", "scale.Ray": "who computes",
-    "scale.hosted": "a model that runs elsewhere",
+    "scale.hosted": "a model that runs elsewhere", "scale.ring_attention": "statistics, as Model.attention",
     "scale.vllm": "an engine whose heads are read", "scale.vllm_arguments": "how to start it",
     "operators.dependency_tree": "a tree of a pattern", "operators.slopes": "rates for an operator",
 }  # fmt: skip
