@@ -231,6 +231,7 @@ def nodes(folder: Path) -> Found:
 def stopped(folder: Path) -> Found:
     """Work that goes on until somebody presses Ctrl-C, on a cluster of its own."""
     faults = Faults(seconds=0.2)
+    torch.manual_seed(0)
     try:
         list(chunks(Toil(interp.attach(Little()), 400, 2, faults), out=folder / "stopped", engine="ray"))
     except KeyboardInterrupt:

@@ -23,6 +23,8 @@ def library() -> Any:
     """Ray, or how to get it."""
     # so often is a cluster asked whether it is one; Ray's own 20 times are a quarter of an hour
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
+    # pieces that are under way when the work ends are not waited for, and Ray would print what they raise
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         import ray
     except ImportError as why:

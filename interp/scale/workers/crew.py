@@ -227,7 +227,7 @@ def _place(why: Any) -> str:
 def _last(why: Any) -> str:
     """What was raised in a worker, in a line."""
     cause = why.cause
-    return f"{type(cause).__name__}: {cause}" if cause is not None else str(why).strip().splitlines()[-1]
+    return f"{type(cause).__name__}: {cause}".rstrip(".") if cause is not None else str(why).strip().splitlines()[-1]
 
 
 def _first(why: Any) -> str:

@@ -175,6 +175,7 @@ def test_ctrl_c_leaves_a_directory_that_goes_on_and_no_process(tmp_path: Path) -
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     out, whole = tmp_path / "stopped", tmp_path / "whole"
+    torch.manual_seed(0)
     work = Toil(interp.attach(Little()), 400, 2)
     done = len(list(out.rglob("*.parquet")))
     assert 0 < done < 200
