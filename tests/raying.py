@@ -190,9 +190,10 @@ def begun(*, num_cpus: int, tries: int = 3) -> Any:
         try:
             return Cluster(initialize_head=True, head_node_args=lean)
         except Exception as why:
-            if not left or "timed out during startup" not in str(why):
-                raise
-            print(f"Ray was too slow, {left} tries left", file=sys.stderr, flush=True)
+            if left and "timed out during startup" in str(why):
+                print(f"Ray was too slow, {left} tries left", file=sys.stderr, flush=True)
+                continue
+            raise
     raise AssertionError(tries)
 
 
