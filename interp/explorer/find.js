@@ -44,7 +44,8 @@ function offered() {
   if (!HEADS.length) return "";
   const best = METHODS.length ? strongest(0)[0] : 0, one = HEADS[best ?? 0], tower = TOWERS.length > 1 ? `${TOWERS[one.tower].name}.` : "";
   const role = HEADS.map((_, i) => rolesOf(i)[0]).find((name) => name && name.length < SHORT && !name.includes(","));
-  return [`${tower}L${one.layer}H${one.head}`, `${one.layer}.${one.head}`, role === undefined ? `blocks.${one.layer}.attn.hook_z` : role].join(", ");
+  const third = role ?? (tower ? [] : `blocks.${one.layer}.attn.hook_z`); // beside the name of a tower there is no room for it
+  return [`${tower}L${one.layer}H${one.head}`, `${one.layer}.${one.head}`].concat(third).join(", ");
 }
 
 function searchBar() {
