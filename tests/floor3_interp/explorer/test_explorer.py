@@ -84,9 +84,9 @@ ROW = {"site": "L0.H0", "method": "a", "estimate": 1.0}
         (with_(circuit={"edges": [{"sender": "nowhere", "receiver": "logits"}]}), "'nowhere' is no part of a circuit"),
         (with_(curves=[{"title": "c", "lines": [{"x": [1], "y": [1, 2]}]}]), "must be equally long"),
         (with_(curves=[{"title": "c", "lines": [{"x": [1], "y": [1], "kind": "bars"}]}]), "is one of line, points"),
-        (with_(links=[("x", "https://elsewhere/")]), "links name files beside the page"),
-        (with_(links=[("x", "javascript:alert(1)")]), "links name files beside the page"),
-        (with_(links=[("x", "../secrets")]), "links name files beside the page"),
+        (with_(links=[("x", "https://elsewhere/")]), "links name files next to the page"),
+        (with_(links=[("x", "javascript:alert(1)")]), "links name files next to the page"),
+        (with_(links=[("x", "../secrets")]), "links name files next to the page"),
     ],
 )
 def test_what_does_not_make_a_page_is_refused_in_words(payload: dict[str, Any], says: str) -> None:
