@@ -26,8 +26,9 @@ from interp.cells.shards import Asked, Shard, ShardDone, asked, mark
 from interp.cells.work import Bounds, Builder, Floors, engine_of
 from interp.finite import finite
 from interp.hooks.anatomy.lengths import longest
-from interp.hooks.errors import InputsError
+from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
+from interp.preparing.prepare import tokenizer_of
 from interp.preparing.rows import from_texts
 from interp.provenance import about, refuse_unwritten
 from interp.records import Method, register
@@ -71,6 +72,7 @@ def corpus(
     """
     if on_error not in ("raise", "skip") or batch < 1:
         raise InputsError(f"on_error is 'raise' or 'skip' and batch at least 1; got {on_error!r} and {batch}.")
+    _must_read_text(model)
     kept, mine = reductions(reduce), asked(shard, out)
     read = documents(texts, column=column, block_bytes=block_bytes)
     work = Pass(model, read, measures(stats, heads), kept, _room(model, max_tokens), batch, on_error)
@@ -95,6 +97,16 @@ def corpus(
     if out is not None:
         found.save(out)
     return found
+
+
+def _must_read_text(model: Model) -> None:
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(model.module).__name__} reads a text in one tower and writes in another; a corpus has texts and no"
+            " answers: attach its encoder alone."
+        )
+    if tokenizer_of(model.processor) is None:
+        raise InputsError("texts need a tokenizer: attach the model with its processor.")
 
 
 def _room(model: Model, max_tokens: int | None) -> int | None:
@@ -210,8 +222,6 @@ class Pass:
         return state
 
     def _batch(self, texts: Sequence[Document]) -> Added:
-        if self.model.tokenizer is None:
-            raise InputsError("texts need a tokenizer: attach the model with its processor.")
         rows = from_texts(self.model.tokenizer, [one.text for one in texts], special=True).ids
         kept = [(one, row) for one, row in zip(texts, rows, strict=True) if len(row) > 1]
         if not kept:
@@ -254,7 +264,10 @@ register(
         shown="map",
         papers=("1908.10693",),
         needs=("needles",),
-        unfit={"vit": "it reads no text"},
+        unfit={
+            "vit": "it reads no text",
+            "encoder-decoder": "a corpus has texts and no answers",
+        },
         passes=lambda t: len(t.texts),
         values=None,
         example=lambda t: corpus(t.reader, list(t.texts), stats=("entropy", "previous"), reduce=("mean", "top:1")),

@@ -72,6 +72,7 @@ OWN = {
     "attribute --direction": {"denoise", "noise"},
     "report --exact": {"auto", "yes", "no"},
     "completion shell": {"bash", "zsh", "fish", "powershell"},
+    "patch --engine": {"ray"},
     "zoo what": {"list", "card", "path", "export"},
 }
 """Words of the command line itself."""
