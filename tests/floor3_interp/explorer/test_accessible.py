@@ -75,7 +75,7 @@ def test_axe_finds_nothing_with_everything_opened(chromium: Any, tmp_path: Path,
 def test_what_scrolls_can_be_reached_with_the_keyboard_and_nothing_else_is_a_stop(
     chromium: Any, tmp_path: Path
 ) -> None:
-    with opened(chromium, page(made_up(2, 20)), tmp_path, fragment="#head=L1.H1", width=320) as tab:
+    with opened(chromium, page(made_up(2, 64)), tmp_path, fragment="#head=L1.H1", width=320) as tab:
         over = "all => all.map((one) => [one.scrollWidth > one.clientWidth + 1, one.tabIndex])"
         assert [True, 0] in tab.locator("#map .scroll").evaluate_all(over)
         tab.set_viewport_size({"width": 1280, "height": 900})
