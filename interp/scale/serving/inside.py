@@ -17,7 +17,7 @@ from typing import Any
 from interp.hooks.errors import ModelError
 from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.interface import Switch
-from interp.scale.serving.packed import Held, PackedError, segments
+from interp.scale.serving.packed import PackedError, Taken, segments
 from interp.scale.serving.plans import Plan
 from interp.scale.serving.work import Local, Tapping
 
@@ -37,7 +37,7 @@ class Inside:
         self.worker = worker
         self.layers = _layers(worker.model_runner.get_model())
         self.works: dict[str, Tapping] = {}
-        self.requests: dict[str, tuple[Tapping, Held]] = {}
+        self.requests: dict[str, tuple[Tapping, Taken]] = {}
         self.stepping = self.stepped = False
         self.taps = {layer: _LayerTap(self, layer) for layer in self.layers}
         self.undo = [_around(worker, "execute_model", self._step)]
@@ -110,7 +110,7 @@ class Inside:
             return
         key, row, edits = mark
         if key in self.works:
-            self.requests[new.req_id] = self.works[key], Held(row, len(new.prompt_token_ids or ()), edits)
+            self.requests[new.req_id] = self.works[key], Taken(row, len(new.prompt_token_ids or ()), edits)
 
     def _cut(self, layer: int, tokens: int, device: Any) -> None:
         """Say to every plan which tokens of this step are whose."""

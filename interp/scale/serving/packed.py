@@ -5,7 +5,7 @@ An engine runs the tokens of all its running requests as one row without a batch
     query_start_loc[r] .. query_start_loc[r + 1] - 1        and stand in its text at    starts[r], starts[r] + 1, ...
 
 A prompt may come in several steps (chunked prefill), then a token a step; a request that was preempted comes once more
-from its first token. So each request keeps how many of its positions were taken (`Held.done`): what is recorded is
+from its first token. So each request keeps how many of its positions were taken (`Taken.done`): what is recorded is
 taken once, however often it is computed, while edits act each time.
 """
 
@@ -32,7 +32,7 @@ class PackedError(EditError):
 
 
 @dataclass
-class Held:
+class Taken:
     """A request that something is asked of: its row in the plan, its prompt's length, which set of edits it has (None
     for none), and how many of its positions were taken so far."""
 
@@ -46,7 +46,7 @@ class Held:
 class Segment:
     """The tokens of one request in a step: rows `low` to `high` of the packed batch, the first at position `start`."""
 
-    held: Held
+    held: Taken
     low: int
     high: int
     start: int
@@ -57,7 +57,7 @@ class Segment:
 
 
 def segments(
-    held: Sequence[Held | None], starts: Sequence[int], bounds: Sequence[int], tokens: int
+    held: Sequence[Taken | None], starts: Sequence[int], bounds: Sequence[int], tokens: int
 ) -> Iterator[Segment]:
     """The requests of a step that are ours, in the order of the batch; None stands for those of others.
 
@@ -98,7 +98,7 @@ def last_wanted(where: Where, prompt: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Tokens of a packed batch: their rows in it, the plan's row of each one's request, and their positions there."""
 
     index: Int[Tensor, " n"]
@@ -109,7 +109,7 @@ class Rows:
         return len(self.index)
 
 
-def gathered(found: Sequence[Segment], where: Where, device: torch.device, *, fresh: bool = True) -> Rows:
+def gathered(found: Sequence[Segment], where: Where, device: torch.device, *, fresh: bool = True) -> PackedRows:
     """The tokens at `where` of all these requests; with `fresh` only those that were not taken before."""
     index, owner, position = [], [], []
     for one in found:
@@ -123,5 +123,5 @@ def gathered(found: Sequence[Segment], where: Where, device: torch.device, *, fr
         position.append(kept)
     if not index:
         none = torch.empty(0, dtype=torch.long, device=device)
-        return Rows(none, none, none)
-    return Rows(torch.cat(index), torch.cat(owner), torch.cat(position))
+        return PackedRows(none, none, none)
+    return PackedRows(torch.cat(index), torch.cat(owner), torch.cat(position))

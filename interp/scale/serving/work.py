@@ -21,7 +21,7 @@ from interp.hooks.stand.call import Call
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Causal, Mask, Window
 from interp.kernels.stats import concat
-from interp.scale.serving.packed import Rows, Segment, Where, gathered, last_wanted
+from interp.scale.serving.packed import PackedRows, Segment, Where, gathered, last_wanted
 from interp.scale.serving.plans import Change, Heads, Plan
 
 
@@ -85,9 +85,9 @@ class Tapping:
     parts: dict[tuple[int, int], list[dict[str, Tensor]]] = field(default_factory=dict)
     """Statistics of the chunks of a request in a layer."""
     keys: dict[tuple[int, int], Keys] = field(default_factory=dict)
-    tokens: list[Rows] = field(default_factory=list)
+    tokens: list[PackedRows] = field(default_factory=list)
     asked: list[_Asked] = field(default_factory=list)
-    now: Rows | None = None
+    now: PackedRows | None = None
     found: Sequence[Segment] = ()
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class Tapping:
         rows = gathered([one], self.plan.positions, device).index - one.low
         return _Asked(one, rows, last is None or end <= last)
 
-    def _count(self, rows: Rows) -> None:
+    def _count(self, rows: PackedRows) -> None:
         """Which positions of each request are taken, or only how many where they are reduced."""
         count = self._sum("count", torch.Size(), rows.owner)
         count.index_add_(0, rows.owner, torch.ones_like(rows.owner, dtype=count.dtype))
@@ -182,7 +182,7 @@ class Tapping:
             at = rows[:, None], torch.tensor(heads, device=z.device)[None]
             z[at] = edit.change(z[at][None], None)[0].to(z.dtype)
 
-    def _keep(self, layer: int, z: Float[Tensor, "token head d"], rows: Rows) -> None:
+    def _keep(self, layer: int, z: Float[Tensor, "token head d"], rows: PackedRows) -> None:
         some = z if len(self.z[layer]) == z.shape[1] else z.index_select(1, self._heads(layer, z.device))
         if self.plan.reduce is None:
             self.kept.setdefault(layer, []).append(some.index_select(0, rows.index))

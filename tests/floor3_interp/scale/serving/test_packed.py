@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from interp.scale.serving.packed import Held, PackedError, Where, gathered, last_wanted, segments
+from interp.scale.serving.packed import PackedError, Taken, Where, gathered, last_wanted, segments
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -19,7 +19,7 @@ def test_tokens_of_a_packed_batch_are_those_of_a_list(seed: int, where: Where) -
     for n in range(rng.randint(1, 6)):
         mine = rng.random() < 0.7
         start, count, prompt = rng.randint(0, 5), rng.randint(0, 4), rng.randint(1, 8)
-        one = Held(n, prompt, None, done=rng.randint(0, 6))
+        one = Taken(n, prompt, None, done=rng.randint(0, 6))
         for i in range(count):
             position = start + i
             last = {"last": [prompt - 1]}.get(str(where), [p if p >= 0 else prompt + p for p in (0, 3, -1, -2)])
@@ -36,7 +36,7 @@ def test_tokens_of_a_packed_batch_are_those_of_a_list(seed: int, where: Where) -
 
 
 def test_a_position_is_taken_once_and_edited_each_time() -> None:
-    one = Held(0, 4, done=3)
+    one = Taken(0, 4, done=3)
     found = list(segments([one], [0], [0, 5], 5))
     device = torch.device("cpu")
     assert gathered(found, "all", device).position.tolist() == [3, 4]
@@ -49,11 +49,11 @@ def test_a_position_is_taken_once_and_edited_each_time() -> None:
 )
 def test_a_batch_that_does_not_fit_is_refused(starts: list[int], bounds: list[int], tokens: int) -> None:
     with pytest.raises(PackedError, match="engine's batch"):
-        list(segments([Held(n, 2) for n in range(max(1, len(starts)))], starts, bounds, tokens))
+        list(segments([Taken(n, 2) for n in range(max(1, len(starts)))], starts, bounds, tokens))
 
 
 def test_bounds_may_go_on_behind_the_requests() -> None:
-    found = list(segments([None, Held(1, 2)], [0, 4], [0, 2, 3, 3, 3], 8))
+    found = list(segments([None, Taken(1, 2)], [0, 4], [0, 2, 3, 3, 3], 8))
     assert [(s.low, s.high, s.start) for s in found] == [(2, 3, 4)]
 
 

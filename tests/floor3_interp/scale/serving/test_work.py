@@ -20,7 +20,7 @@ from interp.edits import Add, Scale, Set, Zero
 from interp.hooks.stand.call import Call
 from interp.kernels.attention import Attended, attend
 from interp.kernels.masks.symbols import Causal, Window
-from interp.scale.serving.packed import Held, Where, segments
+from interp.scale.serving.packed import Taken, Where, segments
 from interp.scale.serving.plans import HeadCounts, Plan, Reduce, changes
 from interp.scale.serving.served import _answers
 from interp.scale.serving.work import Local, Tapping
@@ -36,7 +36,7 @@ class Request:
 
     prompt: int
     length: int
-    ours: Held | None
+    ours: Taken | None
     sent: int = 0
 
     def tensors(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +116,7 @@ def served(plan: Plan, values: dict[str, Tensor], requests: list[Request], rng: 
 def some(seed: int, *, edits: int | None = None) -> list[Request]:
     """Three requests of ours, and one of somebody else's."""
     rng = random.Random(seed)
-    found = [Request(p := rng.randint(2, 6), p + rng.randint(1, 3), Held(n, p, edits if n == 1 else None))
+    found = [Request(p := rng.randint(2, 6), p + rng.randint(1, 3), Taken(n, p, edits if n == 1 else None))
              for n in range(3)]  # fmt: skip
     return [*found, Request(4, 7, None)]
 
@@ -226,5 +226,5 @@ def test_edits_are_made_in_their_order() -> None:
 
 def test_tokens_that_never_ran_are_said() -> None:
     work = Tapping(Plan("k", 1, "all", {0: (0,)}), {}, {0: Local(0, HEADS)})
-    work.step(list(segments([Held(0, 9)], [4], [0, 5], 5)), torch.device("cpu"))
+    work.step(list(segments([Taken(0, 9)], [4], [0, 5], 5)), torch.device("cpu"))
     assert "tokens 0 to 3 of request 0 never ran" in json.loads(work.taken()[0])["trouble"]
