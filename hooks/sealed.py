@@ -65,7 +65,7 @@ def parsed(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as why:
-        raise damaged(path, f"it is no JSON ({_first(why)})") from why
+        raise damaged(path, f"it is no JSON ({first_line(why)})") from why
     except OSError as why:
         raise InterpError(f"{path} cannot be read: {why.strerror}.") from why
     if not isinstance(found, dict):
@@ -99,7 +99,7 @@ def loaded(path: Path, said: Mapping[str, str] | None = None) -> dict[str, Tenso
     try:
         return load_file(str(whole(path, said)))
     except (SafetensorError, OSError, *MISREAD) as why:
-        raise damaged(path, f"it is no safetensors file ({_first(why)})") from why
+        raise damaged(path, f"it is no safetensors file ({first_line(why)})") from why
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def understood(path: Path) -> Iterator[None]:
         raise
     except MISREAD as why:
         raise damaged(
-            path, f"its content has not the shape that is read ({type(why).__name__}: {_first(why)})"
+            path, f"its content has not the shape that is read ({type(why).__name__}: {first_line(why)})"
         ) from why
 
 
@@ -120,6 +120,7 @@ def damaged(path: Path, how: str) -> InterpError:
     return InterpError(f"{path} is damaged or was changed: {how}. Take another copy of it, or make it anew.")
 
 
-def _first(why: BaseException) -> str:
+def first_line(why: BaseException) -> str:
+    """What an error of others says, in a line."""
     lines = str(why).strip().splitlines()
     return f"{lines[0]:.120}" if lines else type(why).__name__

@@ -23,6 +23,17 @@ def browser() -> str | None:
 
 
 @contextmanager
+def headless() -> Iterator[Any]:
+    """Chromium, as long as it is needed."""
+    from playwright import sync_api
+
+    with sync_api.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=browser(), args=QUIET)
+        yield running
+        running.close()
+
+
+@contextmanager
 def opened(chromium: Any, html: str, folder: Path, *, fragment: str = "", width: int = 1200) -> Iterator[Any]:
     """The page in a fresh context; afterwards: nothing was asked of a network and nothing went wrong."""
     file = folder / "page.html"

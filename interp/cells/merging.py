@@ -67,7 +67,7 @@ _OF = {"of": "number of shards", "code sources": "code (a digest of its sources)
 
 def merged(folders: Sequence[Path], out: str | Path, finish: Finish) -> Any:
     """Write into a new or empty directory what one run would have; gives back the result."""
-    to = _free(out)
+    to = free(out)
     places = _places(folders)
     result = None
     with kept(to), whole(to) as new:
@@ -81,13 +81,14 @@ def merged(folders: Sequence[Path], out: str | Path, finish: Finish) -> Any:
 
 def elsewhere(folders: Sequence[Path], out: str | Path, put: Callable[[Sequence[Path], Path], Any]) -> Any:
     """The same for shards that are put together in a way of their own; what comes back says where it lies."""
-    to = _free(out)
+    to = free(out)
     with kept(to), whole(to) as new:
         result = put(folders, new)
     return replace(result, folder=to)
 
 
-def _free(out: str | Path) -> Path:
+def free(out: str | Path) -> Path:
+    """A directory that is new or empty."""
     to = Path(out)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         held = ", a sweep or what was merged before" if (to / PLAN).exists() else ""

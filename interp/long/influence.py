@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -33,20 +33,10 @@ from interp.cells.calls import answered
 from interp.cells.journal import Values
 from interp.cells.shards import Asked, Frame, ShardDone, asked
 from interp.cells.work import Bounds, Builder, Floors
-from interp.finite import finite
-from interp.heads.sets import known, mask_edits
-from interp.hooks.anatomy.lengths import longest
-from interp.hooks.drive.blocks import called, keeps
-from interp.hooks.drive.recording import Recording
-from interp.hooks.drive.tail import Readout, last_tower
-from interp.hooks.edits.edits import Edit, Scale
-from interp.hooks.errors import InputsError, ModelError
-from interp.hooks.inputs.inputs import Inputs
-from interp.hooks.run.keeper import Wish
-from interp.hooks.run.session import Session
-from interp.hooks.run.writes import spelled
-from interp.hooks.sites import Site
-from interp.hooks.stand.output import logits_of
+from interp.heads.sets import known
+from interp.hooks.anatomy.lengths import length_read
+from interp.hooks.errors import InputsError
+from interp.long.losses import Weights, losses, masked_alike
 from interp.long.needles import attention_sites, head_names, ids_of
 from interp.provenance import about, refuse_unwritten
 from interp.reading import stream
@@ -55,10 +45,6 @@ from interp.results.texts import Influence
 
 if TYPE_CHECKING:
     from interp.model import Model
-
-Weights = Literal["visible", "full"]
-NUMBERS = 2**24
-"""Of logits at a time."""
 
 
 @overload
@@ -102,8 +88,8 @@ def influence(  # type: ignore[misc]  # the overloads leave the rest to this
     sets = (wanted, *_others(wanted, names, random, seed))
     texts = _Corpus(corpus, column)
     task = {"method": "AttentionInfluence", "heads": wanted, "weights": weights, "random": random, "seed": seed,
-            "max_tokens": _room(model, max_tokens), "batch": batch, "corpus": texts.digest, "texts": texts.count,
-            **_facts(model)}  # fmt: skip
+            "max_tokens": length_read(model.config, max_tokens), "batch": batch, "corpus": texts.digest,
+            "texts": texts.count, **_facts(model)}  # fmt: skip
     work = Losses(model, sets, texts, task, chunk)
     if out is not None:
         refuse_unwritten(model.module)
@@ -138,14 +124,6 @@ def _others(heads: Sequence[str], names: Sequence[str], count: int, seed: int) -
         )
     rng = chance.Random(seed)
     return [tuple(sorted(rng.sample(left, len(heads)))) for _ in range(count)]
-
-
-def _room(model: Model, max_tokens: int | None) -> int | None:
-    """How many tokens of a text are read: no more than there are positions."""
-    limit = longest(model.config)
-    if max_tokens is not None and (max_tokens < 2 or (limit is not None and max_tokens > limit)):
-        raise InputsError(f"max_tokens is from 2 to the model's {limit} positions, got {max_tokens}.")
-    return max_tokens if max_tokens is not None else limit
 
 
 class _Corpus:
@@ -229,62 +207,6 @@ class Losses:
         found["tokens"] = torch.tensor([float(len(row)) for row in kept], dtype=torch.double)
         found["cut"] = torch.tensor([float(a != b) for a, b in zip(rows, kept, strict=True)], dtype=torch.double)
         return found
-
-
-def masked_alike(heads: Sequence[str], x: Inputs, weights: Weights = "visible") -> list[Edit]:
-    """Edits that make the heads attend to every token alike."""
-    uniform = mask_edits(heads, "uniform")
-    if weights == "visible":
-        return uniform
-    seen = x.valid.cumsum(1).double()
-    share = (seen / x.valid.sum(1, keepdim=True))[:, :, None, None]
-    return [*uniform, *(Scale(f"{edit.site}.z", share) for edit in uniform)]
-
-
-def losses(model: Model, x: Inputs, edits: Sequence[Edit] = ()) -> Tensor:
-    """[text]: mean cross-entropy of the tokens after the first; NaN for a text that has no others."""
-    ids, valid = ids_of(x).cpu(), x.valid.cpu()
-    counted = valid[:, 1:] & valid[:, :-1]
-    row, column = counted.nonzero(as_tuple=True)
-    total = torch.zeros(len(ids), dtype=torch.double)
-    for some, logits in _logits(model, x, edits, row, column):
-        said = ids[row[some], column[some] + 1].to(logits.device)
-        lost = torch.nn.functional.cross_entropy(logits.float(), said, reduction="none").double().cpu()
-        finite(lost, "losses")
-        total.index_add_(0, row[some], lost)
-    return total / counted.sum(1).double()
-
-
-def _logits(
-    model: Model, x: Inputs, edits: Sequence[Edit], row: Tensor, column: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Places, and their logits [place, word], a stretch after the other: those of a whole batch are larger than all
-    else in a pass, and a loss makes as much again of them. Where they are not plainly made from the last residual
-    the model makes all of them itself."""
-    end = keeps(model.module, torch.tensor([x.length - 1]))
-    left, logits = _run(model, x, edits, end)
-    run = Recording(last_tower(model.anatomy, None), (), {}, left, logits, end, *left.shape[:2])
-    readout = Readout(model.module, run, {})
-    if end is not None and not readout.by_position:
-        _, logits = _run(model, x, edits, None)
-    for some in torch.arange(len(row)).split(max(1, NUMBERS // logits.shape[-1])):
-        if readout.by_position:
-            with torch.no_grad():
-                yield some, readout.read(readout.final(left[row[some], column[some]][None]), None)[0]
-        else:
-            yield some, logits[row[some], column[some]]
-
-
-def _run(model: Model, x: Inputs, edits: Sequence[Edit], kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The last residual, and the logits of the `kept` columns or of all."""
-    tower = last_tower(model.anatomy, None)
-    last = Site(spelled(model.anatomy, tower), tower.layers[-1].index, "resid_post")
-    session = Session(model.module, model.anatomy, wish=Wish([last]), inputs=x, family=model.family)
-    with model.edited(edits), session, torch.no_grad():
-        logits = logits_of(model.module(**called(model.module, model.called_with(x.kwargs), kept)))
-    if logits is None:
-        raise ModelError(f"{type(model.module).__name__} has no logits, so it has no loss on a text.")
-    return session.recorded()[last], logits
 
 
 def built(

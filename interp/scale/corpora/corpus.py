@@ -25,7 +25,7 @@ from interp.cells.journal import Values
 from interp.cells.shards import Asked, Shard, ShardDone, asked, mark
 from interp.cells.work import Bounds, Builder, Floors, engine_of
 from interp.finite import finite
-from interp.hooks.anatomy.lengths import longest
+from interp.hooks.anatomy.lengths import length_read
 from interp.hooks.errors import InputsError, ModelError
 from interp.hooks.inputs.inputs import Inputs
 from interp.preparing.prepare import tokenizer_of
@@ -75,7 +75,7 @@ def corpus(
     _must_read_text(model)
     kept, mine = reductions(reduce), asked(shard, out)
     read = documents(texts, column=column, block_bytes=block_bytes)
-    work = Pass(model, read, measures(stats, heads), kept, _room(model, max_tokens), batch, on_error)
+    work = Pass(model, read, measures(stats, heads), kept, length_read(model.config, max_tokens), batch, on_error)
     facts = about(model.module, None)
     names = [name for one in work.measures for name in one.names]
     task: dict[str, Any] = {
@@ -107,13 +107,6 @@ def _must_read_text(model: Model) -> None:
         )
     if tokenizer_of(model.processor) is None:
         raise InputsError("texts need a tokenizer: attach the model with its processor.")
-
-
-def _room(model: Model, max_tokens: int | None) -> int | None:
-    limit = longest(model.config)
-    if max_tokens is not None and (max_tokens < 2 or (limit is not None and max_tokens > limit)):
-        raise InputsError(f"max_tokens is from 2 to the model's {limit} positions, got {max_tokens}.")
-    return max_tokens if max_tokens is not None else limit
 
 
 def _through(work: Pass, kept: Kept, part: Shard | None, engine: Any) -> Added:
@@ -183,7 +176,7 @@ class Pass:
     def recipe(self) -> Builder:
         """How another process reads blocks of the same corpus."""
         return Builder(
-            "interp.scale.corpora.corpus:reading",
+            "interp.scale.corpora.corpus:Pass",
             {"documents": self.documents, "measures": self.measures, "kept": self.kept, "room": self.room,
              "batch": self.batch, "on_error": self.on_error},
         )  # fmt: skip
@@ -244,11 +237,6 @@ class Pass:
                 v = finite(v.double().cpu(), name)
                 tally = tally + Tally.of(name, v, w.double().cpu(), at, top=top, quantiles=quantiles)
         return tally
-
-
-def reading(model: Model, **arguments: Any) -> Pass:
-    """The same work in another process."""
-    return Pass(model, **arguments)
 
 
 def _windows(found: Iterator[Document | Bad]) -> Iterator[list[Document | Bad]]:

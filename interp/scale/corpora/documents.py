@@ -18,6 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from interp.hooks.sealed import first_line
 from interp.kernels.errors import InterpError
 
 LINES, TEXT, TABLE = (".jsonl", ".ndjson", ".json"), (".txt",), (".parquet",)
@@ -152,7 +153,7 @@ class Files:
                     return int(table.num_row_groups)
                 self.bad[n] = Bad(str(file), f"it has no column {self.column!r}, but {table.schema_arrow.names}")
         except (pyarrow.ArrowException, OSError) as why:
-            self.bad[n] = Bad(str(file), f"it is no parquet file that can be read ({_first(why)})")
+            self.bad[n] = Bad(str(file), f"it is no parquet file that can be read ({first_line(why)})")
         return 1
 
     @property
@@ -199,7 +200,7 @@ class Files:
                         yield _text(value, self.column, block, number, where)
                         number += 1
         except (pyarrow.ArrowException, OSError) as why:
-            yield Bad(f"{file}, row group {group} after row {number}", f"it cannot be read ({_first(why)})")
+            yield Bad(f"{file}, row group {group} after row {number}", f"it cannot be read ({first_line(why)})")
 
     def _lines(self, file: Path, inside: int, block: int) -> Iterator[Document | Bad]:
         zipped, start = file.suffix.lower() == ".gz", inside * self.block_bytes
@@ -215,7 +216,7 @@ class Files:
                     if made is not None:
                         yield made
         except (OSError, EOFError, zlib.error) as why:
-            yield Bad(str(file), f"it cannot be read ({_first(why)})")
+            yield Bad(str(file), f"it cannot be read ({first_line(why)})")
 
     def _line(
         self, file: Path, line: bytes, block: int, number: int, where: str, *, first: bool
@@ -233,7 +234,7 @@ class Files:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as why:
-            return Bad(where, f"not JSON ({_first(why)}): {text!r:.60}")
+            return Bad(where, f"not JSON ({first_line(why)}): {text!r:.60}")
         if not isinstance(value, dict):
             return Bad(where, f"expected an object, got {type(value).__name__}")
         if self.column not in value:
@@ -323,8 +324,3 @@ def _count_lines(file: Path, end: int) -> int:
             handle.seek(end - 1)
             total += handle.read(1) != b"\n"  # a block begins with the first line that begins in it
     return total
-
-
-def _first(why: BaseException) -> str:
-    lines = str(why).strip().splitlines()
-    return f"{lines[0]:.120}" if lines else type(why).__name__

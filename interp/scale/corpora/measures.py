@@ -28,7 +28,7 @@ from interp.hooks.run.weights import Rows
 from interp.hooks.sites import nearest
 from interp.kernels.stats import KINDS as STATISTICS
 from interp.kernels.stats import parse
-from interp.long.influence import losses, masked_alike
+from interp.long.losses import losses, masked_alike
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -54,16 +54,22 @@ class Measure(Protocol):
         """The numbers of some documents."""
 
 
-@dataclass(frozen=True)
-class RowMeans:
-    """Statistics of `m.attention`, averaged over a document's tokens."""
+class OfHeads:
+    """What is measured of heads, which are its labels."""
 
-    names: tuple[str, ...]
-    heads: str = "L*"
+    heads: str
 
     def labels(self, model: Model) -> tuple[str, ...]:
         """The heads."""
         return head_names(model, head_sites(model, self.heads))
+
+
+@dataclass(frozen=True)
+class RowMeans(OfHeads):
+    """Statistics of `m.attention`, averaged over a document's tokens."""
+
+    names: tuple[str, ...]
+    heads: str = "L*"
 
     def of(self, model: Model, x: Inputs) -> Measured:
         """[document, head]."""
@@ -78,15 +84,11 @@ class RowMeans:
 
 
 @dataclass(frozen=True)
-class KeyShares:
+class KeyShares(OfHeads):
     """Kinds of heads that are weight on certain keys."""
 
     names: tuple[str, ...]
     heads: str = "L*"
-
-    def labels(self, model: Model) -> tuple[str, ...]:
-        """The heads."""
-        return head_names(model, head_sites(model, self.heads))
 
     def of(self, model: Model, x: Inputs) -> Measured:
         """[document, head]."""
@@ -113,7 +115,7 @@ def _ratio(meters: Sequence[RelationMeter]) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class CopiedNext:
+class CopiedNext(OfHeads):
     """How often a head's first key is the word that comes next."""
 
     heads: str = "L*"
@@ -122,10 +124,6 @@ class CopiedNext:
     def names(self) -> tuple[str, ...]:
         """One."""
         return (RETRIEVAL,)
-
-    def labels(self, model: Model) -> tuple[str, ...]:
-        """The heads."""
-        return head_names(model, head_sites(model, self.heads))
 
     def of(self, model: Model, x: Inputs) -> Measured:
         """[document, head]."""

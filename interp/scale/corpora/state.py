@@ -7,7 +7,6 @@ last block that was written down.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from interp.hooks.sealed import loaded, sealed, understood, unsealed
 from interp.kernels.errors import InterpError
-from interp.saving import renamed
+from interp.saving import renamed, write
 from interp.scale.corpora.documents import Bad, Document
 from interp.scale.corpora.tally import Tally
 
@@ -51,7 +50,7 @@ class Added:
     def of(cls, tally: Tally, counts: Mapping[str, int], read: Sequence[Document]) -> Added:
         """Of documents that were measured."""
         said = {(one.block, one.number): (one.where, one.text[:WORDS]) for one in read}
-        return cls(tally, dict.fromkeys(COUNTS, 0) | dict(counts), _named(tally, said))
+        return cls(tally, dict.fromkeys(COUNTS, 0) | dict(counts), said)
 
     def __add__(self, other: Added) -> Added:
         tally = self.tally + other.tally
@@ -120,13 +119,9 @@ class Kept:
         """The state once all blocks before `following` are in it; the earlier one goes when this one is there."""
         if self.folder is None:
             return
-        from safetensors.torch import save
-
         name = f"state-{following}.safetensors"
-        data = save({key: tensor.contiguous() for key, tensor in state.tensors().items()})
-        renamed(self.folder / name, data)
         about = {"format": FORMAT, "next": following, "over": over, "file": name}
-        renamed(self.folder / STATE, sealed(about, {name: hashlib.sha256(data).hexdigest()}))
+        write(self.folder, state.tensors(), about, names=(name, STATE))
         for old in self.folder.glob("state-*.safetensors"):
             if old.name != name:
                 old.unlink()
@@ -153,6 +148,10 @@ def restored(folder: Path) -> tuple[int, Added | None]:
         return int(about["next"]), Added.read(loaded(path, digests))
 
 
-def finished(folder: Path) -> bool:
-    """Whether all blocks of its own are in the state of a directory."""
-    return (folder / STATE).exists() and bool(unsealed(folder / STATE, FORMAT)[0]["over"])
+def reached(folder: Path) -> tuple[int, bool]:
+    """The block that comes next, and whether all blocks of its own are in the state of a directory."""
+    if not (folder / STATE).exists():
+        return 0, False
+    about, _ = unsealed(folder / STATE, FORMAT)
+    with understood(folder / STATE):
+        return int(about["next"]), bool(about["over"])

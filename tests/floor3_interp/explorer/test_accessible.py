@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import AXE, BROKEN, QUIET, browser, complaints, opened
+from browsing import AXE, BROKEN, browser, complaints, opened
 from explored import harmful, large, made_up, pictured
 
 from interp.explorer.page import page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip(AXE, reason="axe-playwright-python is not installed")
 pytestmark = [
     pytest.mark.browser,
@@ -27,14 +27,6 @@ PAGES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "harm": (harmful, "#head=L1.H1"),
     "nothing but scores": (lambda: {k: v for k, v in made_up().items() if k in ("title", "towers", "scores")}, ""),
 }
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=browser(), args=QUIET)
-        yield running
-        running.close()
 
 
 def looked_at(tab: Any, width: int, *, words: bool = True) -> None:

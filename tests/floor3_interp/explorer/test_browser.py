@@ -7,7 +7,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from browsing import QUIET, browser, downloaded, opened
+from browsing import browser, downloaded, opened
 from explored import HARM, harmful, large, made_up, pictured
 from PIL import Image
 
@@ -32,19 +32,6 @@ pytestmark = [
     pytest.mark.skipif(browser() is None, reason="no browser: Debian's `chromium` is not installed"),
 ]
 Open = Callable[..., AbstractContextManager[Any]]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=browser(), args=QUIET)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def show(chromium: Any, tmp_path: Path) -> Open:
-    return lambda payload, **how: opened(chromium, page(payload), tmp_path, **how)
 
 
 def cell(tab: Any, site: str) -> Any:

@@ -4,39 +4,24 @@ mean one thing by a colour."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browsing import QUIET, browser, opened
+from browsing import browser
 from explored import large, made_up, pictured
 
-from interp.explorer.page import page
 from interp.results.figures.colours import LESS, MORE
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(browser() is None, reason="no browser: Debian's `chromium` is not installed"),
 ]
 Open = Callable[..., AbstractContextManager[Any]]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=browser(), args=QUIET)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def show(chromium: Any, tmp_path: Path) -> Open:
-    return lambda payload, **how: opened(chromium, page(payload), tmp_path, **how)
 
 
 def wide(tab: Any, where: str) -> float:

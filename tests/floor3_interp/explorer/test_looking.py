@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browsing import QUIET, browser, downloaded, opened
+from browsing import browser, downloaded
 from explored import large, made_up
 
 from interp.explorer.page import LIMIT, page
@@ -23,19 +22,6 @@ pytestmark = [
 ]
 Open = Callable[..., AbstractContextManager[Any]]
 MEASURES = 9
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=browser(), args=QUIET)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def show(chromium: Any, tmp_path: Path) -> Open:
-    return lambda payload, **how: opened(chromium, page(payload), tmp_path, **how)
 
 
 def measured() -> dict[str, Any]:

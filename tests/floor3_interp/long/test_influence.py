@@ -167,7 +167,7 @@ def test_a_corpus_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_losses_are_the_same_however_many_tokens_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("interp.long.influence"), "NUMBERS", 1)
+    monkeypatch.setattr(import_module("interp.long.losses"), "NUMBERS", 1)
     some = influence(needle(), texts(), heads=HEADS, random=2, batch=4, chunk=5)
     torch.testing.assert_close(some.base, scored().base)
     torch.testing.assert_close(some.masked, scored().masked)
