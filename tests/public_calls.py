@@ -278,6 +278,13 @@ def worded(p: Place) -> Any:
     return metric(m.run("When Mary and John went to the store, John gave")["logits"], None)
 
 
+def lost(p: Place) -> Any:
+    """What two texts lose without a head."""
+    names = (("Mary", "John"), ("Tom", "Mary"))
+    texts = [f"When {a} and {b} went to the store, {b} gave a drink to {a}" for a, b in names]
+    return interp.scale.corpus(p.model("zoo:ioi"), texts, stats=[interp.scale.LossWithout(("L1.H0",))]).values
+
+
 CALLS: dict[str, Call] = {
     "compare": compared,
     "figures.attention": figured,
@@ -288,6 +295,7 @@ CALLS: dict[str, Call] = {
     "patching.Noise": noised,
     "directions.mean_difference": directed,
     "directions.random_like": lambda p: interp.directions.random_like(directed(p), 3),
+    "scale.LossWithout": lost,
     "Task": lambda p: (facts(p).right(), picture(p).right()),
     "heads.head_matrix": lambda p: {
         name: vars(interp.heads.head_matrix(p.model(name), "L1.H2")) for name in ("gpt2", "llama")

@@ -20,6 +20,8 @@ from interp.records import Kind, Method, Trial, Variant, every, variants
 
 COARSER = {
     "interp.directions.das": (1e-2, "Adam divides every gradient by its own size, so that rounding steps as far as"),
+    "interp.forgetting.dampen": (2e-6, "quotients of squared slopes: rounding counts four times"),
+    "interp.sink.sink_knockout": (2e-6, "a change of a loss of 16, twice as large as logits are here"),
     "interp.report": (1e-5, "shares of a metric's change, and bounds between draws of them"),
 }
 """Where rounding is magnified, how far it may go, and by what."""
