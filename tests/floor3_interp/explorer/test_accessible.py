@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from browsing import AXE, BROKEN, browser, complaints, opened
 from explored import harmful, large, made_up, pictured
+from reported import SMALL, gate, model
 
+import interp
 from interp.explorer.page import page
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -73,3 +75,22 @@ def test_what_scrolls_can_be_reached_with_the_keyboard_and_nothing_else_is_a_sto
         tab.set_viewport_size({"width": 1280, "height": 900})
         tab.wait_for_function("![...document.querySelectorAll('#map [data-reached]')].length")
         assert all(stop == -1 for wide, stop in tab.locator("#map .scroll").evaluate_all(over) if not wide)
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_a_report(chromium: Any, reported: str, tmp_path: Path, scheme: str) -> None:
+    with opened(chromium, reported, tmp_path) as tab:
+        tab.emulate_media(color_scheme=scheme)
+        for width in WIDTHS[scheme]:
+            looked_at(tab, width)
+        tab.locator("summary").evaluate_all("all => all.forEach((one) => { one.parentNode.open = true; })")
+        looked_at(tab, 1280)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report's page, with everything that a report can say."""
+    folder = tmp_path_factory.mktemp("report")
+    interp.report(model("planted-backup"), task=gate(), out=folder, **SMALL)
+    return (folder / "report.html").read_text(encoding="utf-8")
