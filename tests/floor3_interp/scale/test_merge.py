@@ -237,3 +237,21 @@ def test_the_command_refuses_a_wrong_part_before_any_work(capsys: pytest.Capture
     assert "such as 0/4 to 3/4, got '2/2'" in capsys.readouterr().err
     assert main(["patch", "zoo:nowhere", "--shard", "0/2"]) == 2
     assert "--shard needs --out" in capsys.readouterr().err
+
+
+def test_the_commands_say_how_far_shards_are_and_merge_them(
+    made: tuple[Path, list[Path]], copied: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, out = [str(one) for one in copied], tmp_path / "merged"
+    assert main(["status", *names, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["directories"]
+    assert [one["finished"] for one in told] == [True] * OF
+    assert main(["merge", *names[1:], "--out", str(out)]) == 2
+    assert "0/3" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["merge", *names, "--out", str(out)]) == 0
+    assert f"from {OF} shards" in capsys.readouterr().out
+    assert bytes_of(out) == bytes_of(made[0])
+    for lacking in (["merge", "--out", str(out)], ["merge", *names], ["status"]):
+        assert main(lacking) == 2
+        assert "interp merge" in (said := capsys.readouterr().err) or "interp status" in said or "--out" in said
