@@ -53,7 +53,7 @@ def main() -> None:
     x = m.prepare(images=pictures)
     last = f"L{m.config.num_hidden_layers - 1}.resid_post"
     tape = m.run(x, record=["L*.H*.pattern", "final_norm", last])
-    same, salient = by_the_file(graph, x.kwargs["pixel_values"])
+    same, salient = by_the_file(graph, x.kwargs["pixel_values"]), salient_patches(graph, tape["final_norm"])
     heads = interp.heads.atlas(m, x).heads().groupby("layer")["distance"]
     looks = {
         layer: [under_curve(p[:, 0, 1:], salient) for p in tape[f"L{layer}.H*.pattern"].unbind(1)]
@@ -99,18 +99,33 @@ def write(graph: Any, folder: Path) -> Path:
     return folder
 
 
-def by_the_file(graph: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The last state, and which quarter of each picture's patches is the most salient, as the file itself says."""
+def by_the_file(graph: Any, pixels: Tensor) -> Tensor:
+    """The last state, computed by onnx's reference from the part of the file that leads to it."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    last = next(node.output[0] for node in graph.node if node.name == "/backbone/layernorm/Add_1")
-    graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    importance, state = map(torch.from_numpy, ReferenceEvaluator(model).run(None, {"input_image": pixels.numpy()}))
-    cells = torch.nn.functional.adaptive_avg_pool2d(importance.reshape(len(pixels), 1, *importance.shape[-2:]), 16)
-    cells = cells.flatten(1)
-    return state, cells >= cells.quantile(0.75, dim=1, keepdim=True)
+    whole = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    part = onnx.utils.Extractor(whole).extract_model(["input_image"], ["/backbone/layernorm/Add_1_output_0"])
+    return torch.from_numpy(ReferenceEvaluator(part).run(None, {"input_image": pixels.numpy()})[0])
+
+
+def salient_patches(graph: Any, state: Tensor) -> Tensor:
+    """Which quarter of each picture's patches the file's own head calls the most salient, [picture, patch]."""
+    from onnx import numpy_helper
+
+    held = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    rows = state[:, 1:].transpose(1, 2).unflatten(2, (16, 16))
+    with torch.no_grad():
+        for n in (1, 2, 3):
+            up, norm = f"decoder.upconv{n}", f"decoder.bn{n}"
+            rows = torch.nn.functional.conv_transpose2d(
+                rows, held[f"{up}.weight"], held[f"{up}.bias"], stride=2, padding=1
+            )
+            mean, var = held[f"{norm}.running_mean"], held[f"{norm}.running_var"]
+            rows = torch.nn.functional.batch_norm(rows, mean, var, held[f"{norm}.weight"], held[f"{norm}.bias"]).relu()
+        rows = torch.nn.functional.conv2d(rows, held["decoder.final_conv.weight"], held["decoder.final_conv.bias"])
+    cells = torch.nn.functional.adaptive_avg_pool2d(rows.sigmoid(), 16).flatten(1)
+    return cells >= cells.quantile(0.75, dim=1, keepdim=True)
 
 
 def under_curve(looked: Tensor, salient: Tensor) -> float:
