@@ -22,7 +22,8 @@ class Answer:
     `z` is by layer ("L5"): [position, head, d] at `positions`, or reduced over them: [head, d] for "mean" and "sum",
     [head] for "norm". `stats` is by name and layer: [head, row, ...] at the same positions, [head, key] for those of
     keys, [head] where reduced. `heads` and `stat_heads` say by layer which heads these are; `count` is the number of
-    positions that were read.
+    positions that were read. Where `logprobs=True` was asked, `logprobs` [token] and `likeliest` are of the prompt's
+    tokens after the first: the log-probability of each, and the token that the model would have said there.
     """
 
     text: str
@@ -34,6 +35,8 @@ class Answer:
     stat_heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     positions: tuple[int, ...] = ()
     count: int = 0
+    logprobs: Tensor | None = None
+    likeliest: tuple[int, ...] = ()
 
     def at(self, head: str) -> Tensor:
         """z of one head, "L5.H3": [position, d], or as it was reduced."""

@@ -17,6 +17,7 @@ from typing import Any
 from interp.hooks.errors import ModelError
 from interp.hooks.stand.call import Call, Tap
 from interp.hooks.stand.interface import Switch
+from interp.provenance import model_hash
 from interp.scale.serving.packed import PackedError, Taken, segments
 from interp.scale.serving.plans import Plan
 from interp.scale.serving.work import Local, Tapping
@@ -63,6 +64,10 @@ class Inside:
         rank, of = self.ranks
         layers = {n: [found.own.num_heads, _width(found.own)] for n, found in self.layers.items()}
         return json.dumps({"rank": rank, "of": of, "layers": layers, "runner": type(self.worker.model_runner).__name__})
+
+    def digest(self) -> str:
+        """What tells these weights from others."""
+        return model_hash(self.worker.model_runner.get_model())
 
     def begin(self, text: str, values: bytes) -> None:
         plan, tensors = Plan.read(text, values)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
-from interp.hooks.edits.edits import Add, Edit, Scale, Set
+from interp.hooks.edits.edits import Add, Blend, Edit, Scale, Set
 from interp.hooks.errors import EditError, InputsError, SiteError
 from interp.hooks.sites import parse, per_layer
 from interp.kernels.stats import KINDS, Stat, parse_all
@@ -37,11 +37,15 @@ NOT_HERE = {
 """Why a component cannot be had from an engine."""
 
 
+Kind = Literal["scale", "set", "add", "uniform"]
+
+
 @dataclass(frozen=True)
 class Change:
-    """One edit of z in one layer: `value` is the name of its tensor [head, 1 or d], for `heads` in their order."""
+    """One edit of z in one layer: `value` is the name of its tensor [head, 1 or d], for `heads` in their order, or
+    [position, 1 or head, 1 or d] for the prompt's positions. "uniform" puts the mean of what a row sees there."""
 
-    kind: Literal["scale", "set", "add"]
+    kind: Kind
     layer: int
     heads: tuple[int, ...]
     value: str
@@ -50,7 +54,8 @@ class Change:
 
     def at(self, local: Sequence[int], values: Mapping[str, Tensor]) -> Edit:
         """The edit of some of its heads, by their places in `heads`."""
-        value = values[self.value][list(local)]
+        value = values[self.value]
+        value = value if value.ndim == 3 and value.shape[1] == 1 else value[..., list(local), :]
         if self.kind == "scale":
             return Scale("z", value)
         if self.kind == "set":
@@ -165,29 +170,48 @@ def statistics_of(names: str | Iterable[str] | None, reduce: Reduce | None) -> t
 
 
 def changes(edits: Sequence[Edit], shape: HeadCounts, values: dict[str, Tensor]) -> tuple[Change, ...]:
-    """Edits as an engine applies them, in their order; their tensors go to `values`."""
+    """Edits as an engine applies them, in their order, after those of how heads attend; their tensors go to
+    `values`."""
     found: list[Change] = []
-    for edit in edits:
+    for edit in sorted(edits, key=lambda edit: not isinstance(edit, Blend)):
         kind, value, amount = _amounts(edit)
         where = _placed(edit)
-        for layer, heads in shape.site(edit.site):
+        for layer, heads in shape.site(_z_of(edit) if kind == "uniform" else edit.site):
             name = f"v{len(values)}"
             values[name] = _fitted(value, len(heads), shape.width, edit)
             found.append(Change(kind, layer, heads, name, amount, where))
     return tuple(found)
 
 
-def _amounts(edit: Edit) -> tuple[Literal["scale", "set", "add"], Any, float]:
+def refuse_statistics(plan: Plan) -> None:
+    """Raise where statistics are asked of heads that an edit makes attend otherwise: they are read off q and k."""
+    for change in (one for some in plan.edits for one in some if one.kind == "uniform"):
+        both = sorted(set(change.heads) & set(plan.stat_heads.get(change.layer, ())))
+        if plan.stats and both:
+            raise EditError(
+                f"UniformAttention changes how heads {both} of L{change.layer} attend, and statistics are read off the"
+                " model's own softmax: leave these heads out of heads=, or ask in a run without the edit."
+            )
+
+
+def _amounts(edit: Edit) -> tuple[Kind, Any, float]:
     if isinstance(edit, Scale):
         return "scale", edit.factor, 1.0
     if isinstance(edit, Set):
         return "set", edit.value, 1.0
     if isinstance(edit, Add):
         return "add", edit.vector, float(edit.amount)
+    if isinstance(edit, Blend) and edit.to == "uniform" and edit.amount == 1.0:
+        return "uniform", 0.0, 1.0
     raise EditError(
-        f"{edit!r} cannot be made in a served engine, which takes Scale, Zero, Set and Add of z: use m.run or"
-        " m.edited on a model you hold."
+        f"{edit!r} cannot be made in a served engine, which takes Scale, Zero, Set and Add of z, and UniformAttention:"
+        " use m.run or m.edited on a model you hold."
     )
+
+
+def _z_of(edit: Edit) -> str:
+    """z of the heads whose attention is edited."""
+    return f"{edit.site.removesuffix('.attention')}.z"
 
 
 def _placed(edit: Edit) -> Where:
@@ -204,15 +228,19 @@ def _placed(edit: Edit) -> Where:
     return positions_of(edit.positions)
 
 
-def _fitted(value: Any, heads: int, width: int, edit: Edit) -> Float[Tensor, "head w"]:
-    """A number, [d], or [head, d] as [head, 1 or d]."""
+def _fitted(value: Any, heads: int, width: int, edit: Edit) -> Float[Tensor, "*position head w"]:
+    """A number, [d], or [head, d] as [head, 1 or d]; [position, head, d] as it is, since it may be long."""
     given = torch.as_tensor(value).detach().to("cpu", torch.float32)
     if given.ndim == 0:
         return given.expand(heads, 1).clone()
+    if given.ndim == 3 and given.shape[1] in (1, heads) and given.shape[2] in (1, width):
+        if edit.phase != "prefill" or edit.positions is not None:
+            raise EditError(f"{edit!r}: a value for every position is of the prompt: say phase='prefill' alone.")
+        return given.clone()
     try:
         return given.expand(heads, width).clone()
     except RuntimeError:
         raise EditError(
-            f"{edit!r}: the value has shape {list(given.shape)}; an engine's z takes a number, [{width}] or"
-            f" [{heads}, {width}]."
+            f"{edit!r}: the value has shape {list(given.shape)}; an engine's z takes a number, [{width}],"
+            f" [{heads}, {width}], or [position, {heads}, {width}] for a prompt of as many tokens."
         ) from None

@@ -11,9 +11,9 @@ asked for, and reduced in the worker, so that only sums cross processes; statist
 computed from the q and k of the same request, which stay where they are. With tensor parallelism each worker holds its
 share of the heads; they come back under their global numbers. A request that the engine preempted is computed again
 and counted once. Cost: no extra pass; for statistics the scores of the chosen heads a second time.
-Limits: forward passes only, z edits only (Scale, Zero, Set, Add); no gradients, no patterns, no q, k or v; decoders
-that run in vLLM's transformers backend, uncompiled and without a prefix cache. The package needs an environment of
-its own (`docs/served.md`).
+Limits: forward passes only, edits of z only (Scale, Zero, Set, Add) and UniformAttention, whose z is a mean of values;
+no gradients, no patterns, no q, k or v; decoders that run in vLLM's transformers backend, uncompiled and without a
+prefix cache. The package needs an environment of its own (`docs/served.md`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,32 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from interp.hooks.anatomy.lengths import longest
 from interp.hooks.edits.edits import Edit, several
 from interp.hooks.errors import InputsError, ModelError
+from interp.hooks.head_names import head_name
+from interp.provenance import versions
 from interp.scale.serving.answers import Answer, Answers
-from interp.scale.serving.plans import Change, HeadCounts, Plan, Reduce, changes, positions_of, statistics_of
-from interp.scale.serving.settings import refuse
+from interp.scale.serving.plans import (
+    Change,
+    HeadCounts,
+    Plan,
+    Reduce,
+    changes,
+    positions_of,
+    refuse_statistics,
+    statistics_of,
+)
+from interp.scale.serving.settings import refuse, refuse_scores
 
 _KEYS = itertools.count()
 NOT_SERVED = {
@@ -91,6 +105,44 @@ class Served:
             )
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Every head by name, "L0.H0"."""
+        return tuple(head_name(None, n, h) for n, count in self.shape.heads.items() for h in range(count))
+
+    @property
+    def length(self) -> int:
+        """The most tokens of a prompt: the engine says one token after each."""
+        config = self.llm.llm_engine.vllm_config.model_config
+        room = int(config.max_model_len) - 1
+        return min(room, longest(config.hf_text_config) or room)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The engine's own; None where it was started without."""
+        if self.llm.llm_engine.vllm_config.model_config.skip_tokenizer_init:
+            return None
+        return self.llm.get_tokenizer()
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text, as the engine reads it."""
+        if self.tokenizer is None:
+            raise ModelError("this engine has no tokenizer: start it without skip_tokenizer_init, or give token ids.")
+        return list(self.tokenizer(text)["input_ids"])
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of this engine, as `interp.provenance` has it of a model."""
+        import vllm as package
+
+        config = self.llm.llm_engine.vllm_config.model_config
+        name = Path(config.model).name if Path(config.model).exists() else str(config.model)
+        digests = self.llm.collective_rpc("interp_digest")
+        return {
+            "versions": {**dict(versions()), "vllm": package.__version__}, "model": (config.architectures or [name])[0],
+            "model_hash": "-".join(digests), "served": name, "revision": config.revision, "inputs_hash": None,
+            "attention": "vllm", "dtype": str(config.dtype).removeprefix("torch."),
+        }  # fmt: skip
+
     def close(self) -> None:
         """Take what stands at the heads away again."""
         self.llm.collective_rpc("interp_close")
@@ -107,6 +159,7 @@ class Served:
         edits: Any = None,
         max_new_tokens: int = 1,
         sampling: Any = None,
+        logprobs: bool = False,
         chunk: int = 1024,
     ) -> Answers:
         """Run prompts (texts or token ids) through the engine, and say what their heads did.
@@ -115,7 +168,8 @@ class Served:
         "generated", "all" or numbers, negative ones from the prompt's end. reduce: "mean", "sum" or "norm" (the mean of
         |z|) over them, in the worker; a mean is NaN where a request has none of them. edits: for all requests, or a
         list with each one's own (None for none). sampling: vLLM's own SamplingParams in the place of greedy decoding of
-        `max_new_tokens`. chunk: requests in flight whose records the worker holds together.
+        `max_new_tokens`. logprobs: also the log-probability of every token of the prompts, under their edits. chunk:
+        requests in flight whose records the worker holds together.
         """
         asked = _prompts(prompts)
         sets, of_each, values = self._edits(edits, len(asked))
@@ -125,9 +179,10 @@ class Served:
         plan = Plan("", 0, where, z, reduce, names, looked, sets)
         if plan.stats and reduce == "norm":
             raise InputsError("reduce='norm' is of z; statistics take 'mean' or 'sum'.")
+        refuse_statistics(plan)
         if chunk < 1:
             raise InputsError(f"chunk is at least 1, got {chunk}.")
-        how = self._sampling(sampling, max_new_tokens)
+        how = self._sampling(sampling, max_new_tokens, logprobs)
         if where == "generated" and how.max_tokens == 1 and (z or names):
             raise InputsError("the last token that is said is never computed on: 'generated' needs two or more tokens.")
         found: list[Answer] = []
@@ -178,18 +233,21 @@ class Served:
             of_each.append(known[some] if some else None)
         return tuple(made), of_each, values
 
-    def _sampling(self, given: Any, max_new_tokens: int) -> Any:
+    def _sampling(self, given: Any, max_new_tokens: int, logprobs: bool) -> Any:
         from vllm import SamplingParams
 
-        if given is None:
-            if max_new_tokens < 1:
-                raise InputsError(f"max_new_tokens is at least 1 in an engine, got {max_new_tokens}.")
-            return SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
-        if not isinstance(given, SamplingParams):
+        if given is None and max_new_tokens < 1:
+            raise InputsError(f"max_new_tokens is at least 1 in an engine, got {max_new_tokens}.")
+        how = SamplingParams(temperature=0.0, max_tokens=max_new_tokens) if given is None else given
+        if not isinstance(how, SamplingParams):
             raise InputsError(f"sampling is one vllm.SamplingParams for all requests, got {type(given).__name__}.")
-        if given.n != 1:
-            raise InputsError(f"sampling with n={given.n} makes several answers of one request: send it several times.")
-        return given
+        if how.n != 1:
+            raise InputsError(f"sampling with n={how.n} makes several answers of one request: send it several times.")
+        if logprobs:
+            refuse_scores(self.llm.llm_engine.vllm_config)
+            how = how.clone()
+            how.prompt_logprobs = 1
+        return how
 
 
 def _prompts(given: Any) -> list[Any]:
@@ -238,8 +296,17 @@ def _answers(plan: Plan, taken: Sequence[tuple[dict[str, Any], dict[str, Tensor]
             {f"L{n}": _row_of(plan, x, row, at, count[row]) for n, x in z.items() if x is not None},
             {name: found for name in names if (found := _statistics(plan, taken, name, row, count[row]))},
             {f"L{n}": heads for n, heads in plan.z.items()}, {f"L{n}": h for n, h in plan.stat_heads.items()},
-            positions, count[row],
+            positions, count[row], *_scored(out.prompt_token_ids, out.prompt_logprobs),
         )  # fmt: skip
+
+
+def _scored(ids: Sequence[int], found: Sequence[Any] | None) -> tuple[Tensor | None, tuple[int, ...]]:
+    """Log-probabilities of a prompt's tokens after the first, and the likeliest tokens there."""
+    if found is None:
+        return None, ()
+    places = list(zip(ids[1:], found[1:], strict=True))
+    likeliest = tuple(min(here, key=lambda one: here[one].rank) for _, here in places)
+    return torch.tensor([here[one].logprob for one, here in places], dtype=torch.double), likeliest
 
 
 def _of_row(plan: Plan, tensors: Mapping[str, Tensor], row: int) -> tuple[Tensor | None, tuple[int, ...]]:

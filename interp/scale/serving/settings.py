@@ -21,6 +21,16 @@ def vllm_arguments() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def refuse_scores(config: Any) -> None:
+    """Raise where an engine gives other numbers than log-probabilities."""
+    mode = str(getattr(config.model_config, "logprobs_mode", "raw_logprobs"))
+    if not mode.endswith("_logprobs"):
+        raise ModelError(
+            f"this engine's logprobs_mode is {mode!r}, so it gives no log-probabilities: start it with"
+            " logprobs_mode='raw_logprobs'."
+        )
+
+
 def refuse(config: Any) -> None:
     """Raise where an engine's configuration (`llm.llm_engine.vllm_config`) rules out reading its heads."""
     wrong = [f"{said} ({remedy})" for said, remedy in _wrong(config)]

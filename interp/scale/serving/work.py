@@ -21,8 +21,9 @@ from interp.hooks.stand.call import Call
 from interp.kernels.attention import attend
 from interp.kernels.masks.symbols import Causal, Mask, Window
 from interp.kernels.stats import concat
-from interp.scale.serving.packed import PackedRows, Segment, Where, gathered, last_wanted
+from interp.scale.serving.packed import PackedError, PackedRows, Segment, Where, chosen, gathered, last_wanted
 from interp.scale.serving.plans import Change, Heads, Plan
+from interp.scale.serving.uniform import Running
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,37 @@ class _Asked:
     more: bool
 
 
+@dataclass(frozen=True)
+class _Acting:
+    """A change in the heads of a layer that are held here: of which set of edits, and which heads by their places in
+    the change and in the worker."""
+
+    edits: int
+    change: Change
+    places: Sequence[tuple[int, int]]
+    edit: ValueEdit | None
+    """None where it depends on the position."""
+
+    @property
+    def heads(self) -> list[int]:
+        """The worker's own numbers."""
+        return [local for _, local in self.places]
+
+    def at(self, values: Mapping[str, Tensor], positions: Tensor) -> ValueEdit:
+        """The edit of the tokens that stand there in their requests."""
+        if self.edit is not None:
+            return self.edit
+        own = values[self.change.value]
+        rows = own[positions.to(own.device).clamp(max=len(own) - 1)]  # a prompt that is longer was complained of
+        return _made(self.change, self.places, {self.change.value: rows})
+
+
+def _made(change: Change, places: Sequence[tuple[int, int]], values: Mapping[str, Tensor]) -> ValueEdit:
+    made = change.at([a for a, _ in places], values)
+    assert isinstance(made, ValueEdit)
+    return made
+
+
 @dataclass
 class Tapping:
     """A plan with what it has brought so far."""
@@ -85,36 +117,36 @@ class Tapping:
     parts: dict[tuple[int, int], list[dict[str, Tensor]]] = field(default_factory=dict)
     """Statistics of the chunks of a request in a layer."""
     keys: dict[tuple[int, int], Keys] = field(default_factory=dict)
+    running: dict[tuple[int, int], Running] = field(default_factory=dict)
+    """Sums of values of the requests, in layers whose heads attend alike."""
     tokens: list[PackedRows] = field(default_factory=list)
     asked: list[_Asked] = field(default_factory=list)
     now: PackedRows | None = None
     found: Sequence[Segment] = ()
 
     def __post_init__(self) -> None:
-        self.edits = {layer: self._changes(layer) for layer in self.here}
+        found = {layer: self._changes(layer) for layer in self.here}
+        self.even = {layer: [a for a in some if a.change.kind == "uniform"] for layer, some in found.items()}
+        self.edits = {layer: [a for a in some if a.change.kind != "uniform"] for layer, some in found.items()}
         self.z = {layer: self._mine(self.plan.z, layer) for layer in self.here}
         self.attending = {layer: self._mine(self.plan.stat_heads, layer) for layer in self.here}
-        self.layers = {n for n in self.here if self.edits[n] or self.z[n] or self.attending[n]}
-        self._where: dict[tuple[int, Where], Tensor] = {}
+        self.layers = {n for n in self.here if found[n] or self.z[n] or self.attending[n]}
+        self._where: dict[tuple[int, Where], PackedRows] = {}
         self._index: dict[int, Tensor] = {}
 
     def _mine(self, heads: Heads, layer: int) -> list[int]:
         return [local for _, local in self.here[layer].local(heads.get(layer, ()))]
 
-    def _changes(self, layer: int) -> list[tuple[int, Where, list[int], ValueEdit]]:
-        """Set of edits, where, local heads and the edit itself, for the heads that are held here."""
+    def _changes(self, layer: int) -> list[_Acting]:
+        """The changes of heads that are held here."""
         found = []
         for n, some in enumerate(self.plan.edits):
             for change in (c for c in some if c.layer == layer):
                 places = self.here[layer].local(change.heads)
+                fixed = change.kind != "uniform" and self.values[change.value].ndim == 2
                 if places:
-                    found.append((n, change.positions, [b for _, b in places], self._edit(change, places)))
+                    found.append(_Acting(n, change, places, _made(change, places, self.values) if fixed else None))
         return found
-
-    def _edit(self, change: Change, places: Sequence[tuple[int, int]]) -> ValueEdit:
-        made = change.at([a for a, _ in places], self.values)
-        assert isinstance(made, ValueEdit)
-        return made
 
     def idle(self) -> None:
         """Nothing of it runs, until `step` says what does."""
@@ -129,6 +161,7 @@ class Tapping:
                     f"tokens {one.held.done} to {one.start - 1} of request {one.held.row} never ran in this engine:"
                     " they came from a cache."
                 )
+            self._check_length(one)
         if self.plan.z or self.plan.stats:
             self.now = gathered(found, self.plan.positions, device)
             self._count(self.now)
@@ -136,6 +169,16 @@ class Tapping:
             self.asked = [a for one in found if (a := self._ask(one, device)) is not None]
         for one in found:
             one.held.done = max(one.held.done, one.start + one.high - one.low)
+
+    def _check_length(self, one: Segment) -> None:
+        """Values for every position are as many as the prompt has."""
+        for change in () if one.held.edits is None else self.plan.edits[one.held.edits]:
+            value = self.values[change.value]
+            if value.ndim == 3 and len(value) != one.held.prompt and self.trouble is None:
+                self.trouble = (
+                    f"an edit has values for {len(value)} positions, and the prompt of request {one.held.row} has"
+                    f" {one.held.prompt} tokens."
+                )
 
     def _ask(self, one: Segment, device: torch.device) -> _Asked | None:
         last, end = last_wanted(self.plan.positions, one.held.prompt), one.start + one.high - one.low
@@ -161,26 +204,51 @@ class Tapping:
         if not self.found or layer not in self.layers:
             return
         z = call.z.view(call.q.shape[2], call.q.shape[1], -1)
-        for n, where, heads, edit in self.edits[layer]:
-            self._change(z, self._rows(n, where, z.device), heads, edit)
+        if self.even[layer]:
+            self._level(layer, call, z)
+        for one in self.edits[layer]:
+            self._change(z, self._rows(one.edits, one.change.positions, z.device), one)
         if self.z[layer] and self.now is not None:
             self._keep(layer, z, self.now)
         if self.attending[layer]:
-            for one in self.asked:
-                self._attend(layer, call, one)
+            for asked in self.asked:
+                self._attend(layer, call, asked)
 
-    def _rows(self, edits: int, where: Where, device: torch.device) -> Tensor:
+    def _level(self, layer: int, call: Call, z: Float[Tensor, "token head d"]) -> None:
+        """Heads that see all alike: z is the mean of the values that a row sees."""
+        if call.sinks is not None:
+            self.trouble = self.trouble or (
+                f"L{layer} has learned sinks, which keep their weight where heads attend alike; a mean of values is not"
+                " z there. Use interp.Zero in its place, or a model you hold."
+            )
+            return
+        group = call.q.shape[1] // call.k.shape[1]
+        for one in self.found:
+            mine = [a for a in self.even[layer] if a.edits == one.held.edits]
+            if not mine:
+                continue
+            try:
+                known = self.running.setdefault((one.held.row, layer), Running(self.here[layer].window))
+                means = known.means(call.v[0, :, one.low : one.high], one.start).transpose(0, 1)
+            except PackedError as why:
+                self.trouble = self.trouble or str(why)
+                return
+            for acting in mine:
+                rows = chosen(acting.change.positions, one.positions(z.device), one.held.prompt).nonzero().flatten()
+                heads = torch.tensor(acting.heads, device=z.device)
+                z[(rows + one.low)[:, None], heads[None]] = means[rows[:, None], heads[None] // group].to(z.dtype)
+
+    def _rows(self, edits: int, where: Where, device: torch.device) -> PackedRows:
         """The tokens of this step that a set of edits touches, however often they were computed."""
         if (edits, where) not in self._where:
             mine = [s for s in self.found if s.held.edits == edits]
-            self._where[edits, where] = gathered(mine, where, device, fresh=False).index
+            self._where[edits, where] = gathered(mine, where, device, fresh=False)
         return self._where[edits, where]
 
-    @staticmethod
-    def _change(z: Float[Tensor, "token head d"], rows: Tensor, heads: list[int], edit: ValueEdit) -> None:
+    def _change(self, z: Float[Tensor, "token head d"], rows: PackedRows, acting: _Acting) -> None:
         if len(rows):
-            at = rows[:, None], torch.tensor(heads, device=z.device)[None]
-            z[at] = edit.change(z[at][None], None)[0].to(z.dtype)
+            at = rows.index[:, None], torch.tensor(acting.heads, device=z.device)[None]
+            z[at] = acting.at(self.values, rows.position).change(z[at][None], None)[0].to(z.dtype)
 
     def _keep(self, layer: int, z: Float[Tensor, "token head d"], rows: PackedRows) -> None:
         some = z if len(self.z[layer]) == z.shape[1] else z.index_select(1, self._heads(layer, z.device))

@@ -18,6 +18,10 @@ class HeadsInWorker:
         """The layers that run here, their heads, and which part of them this worker holds, as JSON."""
         return self._interp_inside().described()
 
+    def interp_digest(self) -> str:
+        """A digest of the weights that lie here; those that the engine packed for its processor are not read."""
+        return self._interp_inside().digest()
+
     def interp_open(self, plan: str, values: bytes) -> None:
         """From now on do this to the requests that carry the plan's key."""
         self._interp_inside().begin(plan, values)

@@ -11,9 +11,17 @@ import torch
 import interp
 from interp import edits
 from interp.hooks.errors import EditError, InputsError, ModelError, SiteError
-from interp.scale.serving.plans import Change, HeadCounts, Plan, changes, positions_of, statistics_of
+from interp.scale.serving.plans import (
+    Change,
+    HeadCounts,
+    Plan,
+    changes,
+    positions_of,
+    refuse_statistics,
+    statistics_of,
+)
 from interp.scale.serving.served import NOT_SERVED, Served, _prompts
-from interp.scale.serving.settings import refuse
+from interp.scale.serving.settings import refuse, refuse_scores
 
 SHAPE = HeadCounts({0: 4, 1: 4}, 8)
 
@@ -37,7 +45,13 @@ def test_sites_that_an_engine_does_not_give_are_named(site: str, says: str) -> N
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (edits.Blend("L0.H1", to="uniform"), "takes Scale, Zero, Set and Add"),
+        (edits.Temperature("L0.H1", 2.0), "takes Scale, Zero, Set and Add"),
+        (edits.Blend("L0.H1", to="uniform", amount=0.5), "takes Scale, Zero, Set and Add"),
+        (edits.Blend("L0.H1", to="identity"), "takes Scale, Zero, Set and Add"),
+        (edits.UniformAttention("L0.H9"), "heads 0-3"),
+        (edits.UniformAttention("L0.H1", step=2), "each request its own"),
+        (edits.Scale("L0.H1.z", torch.ones(5, 1, 1)), "say phase='prefill' alone"),
+        (edits.Scale("L0.H1.z", torch.ones(5, 3, 1), phase="prefill"), r"or \[position, 1, 8\]"),
         (edits.Mean("L0.H1.z"), "takes Scale, Zero, Set and Add"),
         (edits.Zero("L0.H1.v"), "never q, k or v"),
         (edits.Zero("L0.H1.z", rows=(0,)), "each request its own"),
@@ -87,6 +101,28 @@ def test_a_plan_comes_back_as_it_was_sent() -> None:
     read, tensors = Plan.read(*plan.written(values))
     assert read == plan
     assert torch.equal(tensors["v0"], values["v0"])
+
+
+def test_how_heads_attend_comes_before_what_is_done_to_z() -> None:
+    values: dict[str, torch.Tensor] = {}
+    found = changes([edits.Zero("L1.H0.z"), edits.UniformAttention("L1.H0-1")], SHAPE, values)
+    assert [(one.kind, one.layer, one.heads) for one in found] == [("uniform", 1, (0, 1)), ("scale", 1, (0,))]
+    whole = changes([edits.UniformAttention("L*.attention")], SHAPE, values)
+    assert [one.heads for one in whole] == [(0, 1, 2, 3)] * 2
+
+
+def test_statistics_of_heads_that_attend_otherwise_are_refused() -> None:
+    made = changes([edits.UniformAttention("L1.H0-1")], SHAPE, {})
+    refuse_statistics(Plan("k", 1, stats=("entropy",), stat_heads={0: (0, 1), 1: (2, 3)}, edits=(made,)))
+    with pytest.raises(EditError, match=r"heads \[1\] of L1 attend"):
+        refuse_statistics(Plan("k", 1, stats=("entropy",), stat_heads={1: (1, 2)}, edits=(made,)))
+
+
+@pytest.mark.parametrize("mode", ["raw_logits", "processed_logits"])
+def test_an_engine_whose_scores_are_no_log_probabilities_is_refused(mode: str) -> None:
+    refuse_scores(SimpleNamespace(model_config=SimpleNamespace(logprobs_mode="raw_logprobs")))
+    with pytest.raises(ModelError, match=f"'{mode}'.*logprobs_mode='raw_logprobs'"):
+        refuse_scores(SimpleNamespace(model_config=SimpleNamespace(logprobs_mode=mode)))
 
 
 def config(**changed: Any) -> SimpleNamespace:

@@ -3,13 +3,13 @@ request, prompts in chunks and preempted requests are counted once, two workers 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engines import ENGINE, engine, preempted
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp
@@ -20,7 +20,6 @@ vllm = pytest.importorskip(
 )
 
 pytestmark = [pytest.mark.scale, pytest.mark.filterwarnings("default")]
-ENGINE = {"skip_tokenizer_init": True, "dtype": "float32", "max_model_len": 96, "max_num_seqs": 8, "block_size": 32}
 STATS = ("entropy", "first", "received", "argmax")
 
 
@@ -43,15 +42,12 @@ def model(folder: Path) -> interp.Model:
     return interp.attach(LlamaForCausalLM.from_pretrained(folder).eval(), None)
 
 
-def engine(folder: Path, **arguments: Any) -> Any:
-    os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_CPU_OMP_THREADS_BIND="nobind")
-    return vllm.LLM(str(folder), **{**ENGINE, **interp.scale.vllm_arguments(), **arguments})
-
-
 @pytest.fixture(scope="module")
 def llm(folder: Path, model: interp.Model) -> Iterator[Any]:
     """An engine whose prompts come in chunks of 24 tokens, and whose cache is soon full."""
-    found = engine(folder, max_num_batched_tokens=24, num_gpu_blocks_override=7, disable_log_stats=False)
+    found = engine(
+        folder, skip_tokenizer_init=True, max_num_batched_tokens=24, num_gpu_blocks_override=7, disable_log_stats=False
+    )
     yield found
     found.llm_engine.engine_core.shutdown()
 
@@ -77,11 +73,6 @@ def agrees(model: interp.Model, answer: Any, edits: Any = ()) -> None:
         torch.testing.assert_close(z, tape[f"{layer}.z"][0], rtol=1e-4, atol=1e-5)
         for name in STATS if answer.stats else ():
             torch.testing.assert_close(answer.stats[name][layer], alone.at(layer, name)[0], rtol=1e-3, atol=1e-4)
-
-
-def preempted(llm: Any) -> int:
-    """How often the engine has thrown a request's keys away so far."""
-    return sum(int(m.value) for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
 
 
 def test_every_request_is_what_transformers_makes_of_it(served: Any, model: interp.Model) -> None:
@@ -127,6 +118,34 @@ def test_an_edit_reaches_its_own_request_only(served: Any, model: interp.Model) 
     assert torch.allclose(found[2].z["L2"][:8], plain[2].z["L2"][:8], atol=1e-5)
 
 
+def test_heads_that_attend_alike_are_those_of_a_model_that_is_held(llm: Any, served: Any, model: interp.Model) -> None:
+    """In prompts that come in chunks, while tokens are said, and once more after a request was preempted."""
+    before = preempted(llm)
+    even = [interp.edits.UniformAttention("L0.H1-2"), interp.edits.UniformAttention("L2.H3", positions=[3, -1])]
+    edits = [even, even, None, even, even]
+    asked = prompts(40, 50, 45, 30, 55)
+    found = served.run(asked, record="L*.H*.z", positions="all", edits=edits, max_new_tokens=30)
+    assert preempted(llm) > before
+    for answer, some in zip(found, edits, strict=True):
+        last = [interp.edits.UniformAttention("L2.H3", positions=[3, len(answer.prompt) - 1])]
+        agrees(model, answer, [even[0], *last] if some else [])
+
+
+def test_log_probabilities_of_prompts_are_those_of_their_own_edits(served: Any, model: interp.Model) -> None:
+    factors = torch.rand(60, 1, 1)
+    edits = [[interp.Scale("L1.H0-2.z", factors, phase="prefill")], None, [interp.Zero("L0.z")]]
+    found = served.run(prompts(60, 1, 33), edits=edits, logprobs=True)
+    for answer, some in zip(found, edits, strict=True):
+        scores = model.run({"input_ids": torch.tensor([answer.prompt])}, edits=some or [])["logits"][0].log_softmax(-1)
+        own = scores[:-1].gather(1, torch.tensor(answer.prompt[1:], dtype=torch.long)[:, None])[:, 0]
+        torch.testing.assert_close(answer.logprobs, own.double(), rtol=1e-4, atol=1e-5)
+        assert answer.likeliest == tuple(scores[:-1].argmax(-1).tolist())
+    with pytest.raises(interp.InterpError, match="values for 60 positions"):
+        served.run(prompts(61), edits=edits[0])
+    with pytest.raises(interp.InterpError, match="read off the"):
+        served.run(prompts(5), edits=interp.edits.UniformAttention("L1.H0"), stats="entropy")
+
+
 def test_an_engine_that_was_read_is_what_it_was(llm: Any, served: Any) -> None:
     how = vllm.SamplingParams(temperature=0.0, max_tokens=4)
     given = [{"prompt_token_ids": one} for one in prompts(12, 7)]
@@ -144,7 +163,8 @@ def test_a_run_that_fails_leaves_nothing_behind(served: Any) -> None:
 
 
 def test_two_workers_share_the_heads(folder: Path, model: interp.Model) -> None:
-    llm = engine(folder, tensor_parallel_size=2, distributed_executor_backend="mp", max_num_batched_tokens=24)
+    llm = engine(folder, skip_tokenizer_init=True, tensor_parallel_size=2, distributed_executor_backend="mp",
+                 max_num_batched_tokens=24)  # fmt: skip
     with interp.scale.vllm(llm) as served:
         assert len(served.workers) == 2
         zeroed = [interp.Zero("L1.H1-2.z")]
@@ -152,6 +172,8 @@ def test_two_workers_share_the_heads(folder: Path, model: interp.Model) -> None:
                            edits=[None, zeroed, None])  # fmt: skip
         for n, answer in enumerate(found):
             agrees(model, answer, zeroed if n == 1 else [])
+        even = [interp.edits.UniformAttention("L1.H1-2")]
+        agrees(model, served.run(prompts(30), record="L*.H*.z", positions="all", edits=even)[0], even)
     llm.llm_engine.engine_core.shutdown()
 
 
@@ -159,7 +181,7 @@ def test_two_workers_share_the_heads(folder: Path, model: interp.Model) -> None:
     ("name", "value"), [("enforce_eager", False), ("enable_prefix_caching", True), ("model_impl", "vllm")]
 )
 def test_an_engine_started_otherwise_is_refused(folder: Path, name: str, value: Any) -> None:
-    arguments = {**ENGINE, **interp.scale.vllm_arguments(), name: value}
+    arguments = {**ENGINE, "skip_tokenizer_init": True, **interp.scale.vllm_arguments(), name: value}
     made = vllm.EngineArgs(model=str(folder), **arguments).create_engine_config()
     with pytest.raises(interp.InterpError, match=name):
         refuse(made)

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from interp.edits import Add, Scale, Set, Zero
+from interp.edits import Add, Scale, Set, UniformAttention, Zero
 from interp.hooks.stand.call import Call
 from interp.kernels.attention import Attended, attend
+from interp.kernels.edits import Blend
 from interp.kernels.masks.symbols import Causal, Window
 from interp.scale.serving.packed import Taken, Where, segments
 from interp.scale.serving.plans import HeadCounts, Plan, Reduce, changes
@@ -110,7 +111,9 @@ def served(plan: Plan, values: dict[str, Tensor], requests: list[Request], rng: 
     taken = [(json.loads(text), load(data)) for text, data in (work.taken() for work in works)]
     assert not any(held["trouble"] for held, _ in taken)
     said = SimpleNamespace(text="", token_ids=[])
-    return list(_answers(plan, taken, [SimpleNamespace(outputs=[said], prompt_token_ids=[])] * plan.rows)), gone
+    return list(
+        _answers(plan, taken, [SimpleNamespace(outputs=[said], prompt_token_ids=[], prompt_logprobs=None)] * plan.rows)
+    ), gone
 
 
 def some(seed: int, *, edits: int | None = None) -> list[Request]:
@@ -214,6 +217,61 @@ def test_only_the_request_with_the_edit_is_changed(edit: Any, does: Any, ranks: 
         assert torch.equal(gone[n][0], request.alone(0).z[0].transpose(0, 1))
         if n < 3:
             assert torch.equal(answers[n].z["L1"], gone[n][1])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("window", [None, 2, 3])
+def test_heads_that_attend_alike_give_what_the_kernels_give(window: int | None, ranks: int) -> None:
+    """In chunks, among others, and again after they were preempted; at some rows only, and before other edits."""
+    values: dict[str, Tensor] = {}
+    given = [Scale("L0.H1.z", 2.0), UniformAttention("L0.H1-2"), UniformAttention("L1.H3", positions=(1, -1))]
+    plan = Plan("k", 3, "all", edits=(changes(given, SHAPE, values),))
+    for seed in range(6):
+        _, gone = served(plan, values, requests := some(seed, edits=0), random.Random(seed), ranks=ranks, window=window)
+        request = requests[1]
+        mask = Causal() if window is None else Causal() & Window(window)
+        for layer, heads in ((0, [1, 2]), (1, [3])):
+            q, k, v = (x[None] for x in request.tensors(layer))
+            even = attend(q, k, v, mask=mask, edits=(Blend("uniform", 1.0),), impl="reference").z[0].transpose(0, 1)
+            right = request.alone(layer, window).z[0].transpose(0, 1).clone()
+            rows = list(range(request.length)) if layer == 0 else places(request, (1, -1))
+            right[torch.tensor(rows)[:, None], heads] = even[rows][:, heads]
+            if layer == 0:
+                right[:, 1] *= 2
+            torch.testing.assert_close(gone[1][layer], right, rtol=1e-5, atol=1e-6)
+        assert torch.equal(gone[0][0], requests[0].alone(0, window).z[0].transpose(0, 1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_edit_has_a_value_for_every_position_of_the_prompt(ranks: int) -> None:
+    requests = some(7, edits=0)
+    factors = torch.rand(requests[1].prompt, 2, 1)
+    values: dict[str, Tensor] = {}
+    given = [Scale("L1.H1-2.z", factors, phase="prefill"), Scale("L0.z", factors[:, :1], phase="prefill")]
+    plan = Plan("k", 3, "all", edits=(changes(given, SHAPE, values),))
+    _, gone = served(plan, values, requests, random.Random(7), ranks=ranks)
+    right = [requests[1].alone(layer).z[0].transpose(0, 1).clone() for layer in range(LAYERS)]
+    right[1][: requests[1].prompt, 1:3] *= factors
+    right[0][: requests[1].prompt] *= factors[:, :1]
+    torch.testing.assert_close(gone[1], dict(enumerate(right)))
+
+
+def test_values_for_another_number_of_positions_are_said() -> None:
+    values: dict[str, Tensor] = {}
+    made = changes([Scale("L0.z", torch.ones(3, 1, 1), phase="prefill")], SHAPE, values)
+    work = Tapping(Plan("k", 1, edits=(made,)), values, {0: Local(0, HEADS)})
+    work.step(list(segments([Taken(0, 9, 0)], [0], [0, 5], 5)), torch.device("cpu"))
+    assert "values for 3 positions, and the prompt of request 0 has 9" in json.loads(work.taken()[0])["trouble"]
+
+
+def test_a_mean_of_values_is_not_taken_where_a_sink_has_weight_or_values_are_missing() -> None:
+    made = changes([UniformAttention("L0.H0")], SHAPE, {})
+    q, k, v = (x[None, :, :5] for x in tensors(0, 9))
+    for start, arguments, says in ((0, {"s_aux": torch.zeros(HEADS)}, "learned sinks"), (4, {}, "tokens 0 to 3")):
+        work = Tapping(Plan("k", 1, edits=(made,)), {"v0": torch.zeros(1, 1)}, {0: Local(0, HEADS)})
+        work.step(list(segments([Taken(0, 9, 0, start)], [start], [0, 5], 5)), torch.device("cpu"))
+        work.act(0, Call(nn.Identity(), "vllm", lambda: None, q, k, v, None, arguments, z=torch.zeros(5, HEADS * D)))  # type: ignore[arg-type, return-value]
+        assert says in json.loads(work.taken()[0])["trouble"]
 
 
 def test_edits_are_made_in_their_order() -> None:
