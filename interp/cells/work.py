@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -212,4 +213,11 @@ def engine_of(engine: Any, journal: Journal | None = None) -> Engine:
     if not isinstance(engine, Engine):
         there = ", ".join(map(repr, ENGINES)) or "none by name"
         raise InterpError(f"engine= is something with run(work, bounds), or a name ({there}); got {engine!r}.")
+    try:
+        signature(engine.run).bind(None, ())
+    except TypeError as why:
+        raise InterpError(
+            f"engine= is something with run(work, bounds), and run of {engine!r} takes something else ({why}). A served"
+            " engine stands in the place of the model, in the calls that take one (docs/served.md)."
+        ) from why
     return engine

@@ -9,9 +9,10 @@ where the heads attend to every visible token alike. The paper masks the top 5% 
 domains are not compared. `weights="visible"` gives each of the i tokens a row sees 1/i; `"full"` gives each 1/length
 as the paper's appendix words it, so early rows keep little. Beside the score stands that of random sets of as many
 other heads: what they raise as well is not about these heads. A corpus is read batch by batch; with `out=` every chunk
-is written down when it is done, and a run that was stopped goes on from there. Cost: 2 + random forward passes a text,
-whose logits are made a few tokens at a time (one pass more for each where they are not plainly made from the last
-residual).
+is written down when it is done, and a run that was stopped goes on from there. With `interp.scale.vllm(llm)` in the
+model's place an engine that serves runs the texts, each with its own edits; the losses are of its log-probabilities,
+and no copy of the weights is needed here. Cost: 2 + random forward passes a text, whose
+logits are made a few tokens at a time (one pass more for each where they are not plainly made from the last residual).
 Limits: a text is cut where the model's positions end, and the table says which were; a text of one token has no loss
 and comes last; causal language models.
 """
@@ -38,6 +39,7 @@ from interp.hooks.anatomy.lengths import length_read
 from interp.hooks.errors import InputsError
 from interp.long.losses import Weights, losses, masked_alike
 from interp.long.needles import attention_sites, head_names, ids_of
+from interp.long.serving import Serving, alike_served, length_served, losses_served, refuse_engine
 from interp.provenance import about, refuse_unwritten
 from interp.reading import stream
 from interp.records import Method, register
@@ -48,15 +50,17 @@ if TYPE_CHECKING:
 
 
 @overload
-def influence(model: Model, corpus: str | Path | Sequence[str], *, shard: None = None, **how: Any) -> Influence: ...
+def influence(
+    model: Model | Serving, corpus: str | Path | Sequence[str], *, shard: None = None, **how: Any
+) -> Influence: ...
 @overload
 def influence(
-    model: Model, corpus: str | Path | Sequence[str], *, shard: tuple[int, int] | str, **how: Any
+    model: Model | Serving, corpus: str | Path | Sequence[str], *, shard: tuple[int, int] | str, **how: Any
 ) -> ShardDone: ...
 
 
 def influence(  # type: ignore[misc]  # the overloads leave the rest to this
-    model: Model,
+    model: Model | Serving,
     corpus: str | Path | Sequence[str],
     *,
     heads: Sequence[str],
@@ -75,35 +79,38 @@ def influence(  # type: ignore[misc]  # the overloads leave the rest to this
 
     `random` sets of as many other heads are compared with them; `max_tokens` cuts texts earlier than the model must.
     `shard=(0, 4)` does the first of four parts of the chunks (of `chunk` texts) into a directory of its own, and
-    `interp.scale.merge` makes the result of all four; `engine` does chunks elsewhere (`interp/cells/work.py`).
+    `interp.scale.merge` makes the result of all four; `engine` does chunks elsewhere (`interp/cells/work.py`). A served
+    engine in the model's place runs `batch` texts with all their sets of heads at once.
     """
     mine = asked(shard, out)
+    refuse_engine(model, engine)
     if weights not in ("visible", "full") or random < 0 or batch < 1 or chunk < 1:
         raise InputsError(
             f"weights is 'visible' or 'full', random at least 0, batch and chunk at least 1; got {weights!r}, {random},"
             f" {batch} and {chunk}."
         )
-    names = head_names(model, attention_sites(model))
+    names = model.heads if isinstance(model, Serving) else head_names(model, attention_sites(model))
     wanted = known(list(heads), names)
     sets = (wanted, *_others(wanted, names, random, seed))
     texts = _Corpus(corpus, column)
+    length = length_served(model, max_tokens) if isinstance(model, Serving) else length_read(model.config, max_tokens)
+    facts = model.facts() if isinstance(model, Serving) else about(model.module, None)
     task = {"method": "AttentionInfluence", "heads": wanted, "weights": weights, "random": random, "seed": seed,
-            "max_tokens": length_read(model.config, max_tokens), "batch": batch, "corpus": texts.digest,
-            "texts": texts.count, **_facts(model)}  # fmt: skip
+            "max_tokens": length, "batch": batch, "corpus": texts.digest, "texts": texts.count,
+            **_facts(facts)}  # fmt: skip
     work = Losses(model, sets, texts, task, chunk)
-    if out is not None:
+    if out is not None and not isinstance(model, Serving):
         refuse_unwritten(model.module)
-    frame = Frame({"sets": sets, "meta": {**about(model.module, None), **task}})
+    frame = Frame({"sets": sets, "meta": {**facts, **task}})
     found: Influence | ShardDone = answered(
         "interp.long.influence", work, frame, result, out=out, shard=mine, engine=engine
     )
     return found
 
 
-def _facts(model: Model) -> dict[str, Any]:
+def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the plan says of the model."""
-    facts = about(model.module, None)
-    kept = ("versions", "attention", "dtype", "edits")
+    kept = ("versions", "attention", "dtype", "edits", "served", "revision")
     return {"model": facts["model_hash"], **{name: facts[name] for name in kept if name in facts}}
 
 
@@ -163,7 +170,7 @@ class _Corpus:
 class Losses:
     """What is done with the texts of a corpus: a cell is a text."""
 
-    model: Model
+    model: Model | Serving
     sets: tuple[tuple[str, ...], ...]
     corpus: _Corpus
     task: Mapping[str, Any]
@@ -198,15 +205,33 @@ class Losses:
         return {name: torch.cat([part[name] for part in parts])[:, None].double() for name in parts[0]}, {}
 
     def _batch(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        rows = [ids_of(self.model.prepare(text, chat=False))[0].tolist() for text in texts]
+        rows = [self._ids(text) for text in texts]
         kept = [row[: self.task["max_tokens"]] for row in rows]
-        x = self.model.prepare(kept)
-        found = {"base": losses(self.model, x)}
-        for n, heads in enumerate(self.sets):
-            found[f"set{n}"] = losses(self.model, x, masked_alike(heads, x, self.task["weights"]))
+        found = self._served(self.model, kept) if isinstance(self.model, Serving) else self._passes(self.model, kept)
         found["tokens"] = torch.tensor([float(len(row)) for row in kept], dtype=torch.double)
         found["cut"] = torch.tensor([float(a != b) for a, b in zip(rows, kept, strict=True)], dtype=torch.double)
         return found
+
+    def _ids(self, text: str) -> list[int]:
+        if isinstance(self.model, Serving):
+            return self.model.ids(text)
+        found: list[int] = ids_of(self.model.prepare(text, chat=False))[0].tolist()
+        return found
+
+    def _passes(self, model: Model, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        """One pass of all the texts for each set of heads."""
+        x = model.prepare(list(rows))
+        found = {"base": losses(model, x)}
+        for n, heads in enumerate(self.sets):
+            found[f"set{n}"] = losses(model, x, masked_alike(heads, x, self.task["weights"]))
+        return found
+
+    def _served(self, served: Serving, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        """All texts with all sets of heads as requests of one call."""
+        weights, sets = self.task["weights"], [(), *self.sets]
+        edits = [alike_served(heads, len(row), weights) if heads else [] for heads in sets for row in rows]
+        parts = losses_served(served, [*rows] * len(sets), edits).split(len(rows))
+        return dict(zip(("base", *(f"set{n}" for n in range(len(self.sets)))), parts, strict=True))
 
 
 def built(

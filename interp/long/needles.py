@@ -48,13 +48,24 @@ def _reader(model: Model) -> Tower:
 
 def fitted(model: Model, needles: Any) -> Task:
     """The task on this model; refused where a whole answer or a needle's place is not known."""
+    _reader(model)
+    task = whole_needles(needles)
+    return placed(task if task.model is model else task.on(model))
+
+
+def whole_needles(needles: Any) -> Task:
+    """The task; refused where its answers are not whole, or it is not of text."""
     if not isinstance(needles, Task):
         raise InputsError(f"expected a task, such as interp.tasks.needle(m, whole=True), got {type(needles).__name__}.")
     if not needles.whole:
         raise InputsError("retrieval heads are scored over the whole answer: make the task with whole=True.")
     if any(row.image is not None for row in needles.rows):
         raise InputsError("these needles have pictures; retrieval heads are defined on tokens of text.")
-    task = needles if needles.model is model else needles.on(model)
+    return needles
+
+
+def placed(task: Task) -> Task:
+    """The task; refused where it does not say where the needles are."""
     missing = [i for i, row in enumerate(task.rows) if "needle" not in row.positions]
     if missing:
         raise InputsError(

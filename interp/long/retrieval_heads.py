@@ -13,8 +13,10 @@ rows are looked at, by statistics of the kernels. `generated=True` lets the mode
 reads what it said in one more prefill, whose rows are those of the decoding steps; where it says the answer and no
 more, both give the same scores in event mode. `anywhere=True` lets j be any key that is w, as AttentionInfluence
 selects its heads (Hua et al. 2025, arXiv 2505.07293). Needles of which the model says half or less do not count (the
-authors' code uses ROUGE-1 above 50 for that, that of r2 an F1 above 50). Cost: one forward pass a needle, and one
-decode more if generated.
+authors' code uses ROUGE-1 above 50 for that, that of r2 an F1 above 50). With `interp.scale.vllm(llm)` in the model's
+place an engine that serves says the answers and looks at the same rows while it says them; the needles are made with a
+model that has the same tokenizer. Cost: one forward pass a needle, and one decode more if generated; in an engine one
+request a needle.
 Limits: only the first key counts, so heads that spread over the needle score 0; where a head looks is not what it
 does, so mask the heads to know (`interp.long.mask_heads`); heads that do nothing score by chance, about one over the
 number of keys a word. Decoder-only language models.
@@ -46,6 +48,7 @@ from interp.hooks.sites import Site
 from interp.hooks.stand.output import logits_of
 from interp.kernels.errors import InterpError
 from interp.long.needles import alike, answer_span, attention_sites, fitted, head_names
+from interp.long.serving import Looked, Serving, looked_served, needles_served, refuse_engine, said_served
 from interp.provenance import about, refuse_unwritten
 from interp.records import Kind, Method, Variant, register, variants
 from interp.results.retrieval import Mode, RetrievalHeads
@@ -68,13 +71,13 @@ class RetrievalError(InterpError):
 
 
 @overload
-def retrieval_heads(model: Model, needles: Any, *, shard: None = None, **how: Any) -> RetrievalHeads: ...
+def retrieval_heads(model: Model | Serving, needles: Any, *, shard: None = None, **how: Any) -> RetrievalHeads: ...
 @overload
-def retrieval_heads(model: Model, needles: Any, *, shard: tuple[int, int] | str, **how: Any) -> ShardDone: ...
+def retrieval_heads(model: Model | Serving, needles: Any, *, shard: tuple[int, int] | str, **how: Any) -> ShardDone: ...
 
 
 def retrieval_heads(  # type: ignore[misc]  # the overloads leave the rest to this
-    model: Model,
+    model: Model | Serving,
     needles: Any,
     *,
     mode: Mode = "event",
@@ -94,14 +97,19 @@ def retrieval_heads(  # type: ignore[misc]  # the overloads leave the rest to th
     model's own implementation: on a CPU that is the quicker of the two. `out=` is a directory that needles are written
     to as they are read, `batch` at a time: killed, the same call goes on from there. `shard=(0, 4)` does the first of
     four parts of them into a directory of its own, and `interp.scale.merge` makes the result of all four; `engine` does
-    them elsewhere (`interp/cells/work.py`).
+    them elsewhere (`interp/cells/work.py`). A served engine in the model's place takes no `impl` and no `engine`.
     """
     mine = asked(shard, out)
+    refuse_engine(model, engine)
     _check(mode, anywhere, max_new_tokens)
-    if out is not None:
+    if isinstance(model, Serving) and impl is not None:
+        raise InputsError(f"impl={impl!r} chooses who attends in a model you hold; an engine attends itself.")
+    if out is not None and not isinstance(model, Serving):
         refuse_unwritten(model.module)
+    new = (max_new_tokens or 0) if generated else 0
+    task = needles_served(model, needles, new) if isinstance(model, Serving) else fitted(model, needles)
     work = built(
-        model, task=fitted(model, needles), mode=mode, generated=generated, anywhere=anywhere,
+        model, task=task, mode=mode, generated=generated, anywhere=anywhere,
         max_new_tokens=max_new_tokens, batch=batch, impl=impl,
     )  # fmt: skip
     found: RetrievalHeads | ShardDone = answered(
@@ -110,9 +118,9 @@ def retrieval_heads(  # type: ignore[misc]  # the overloads leave the rest to th
     return found
 
 
-def built(model: Model, *, task: Task, **how: Any) -> Needles:
+def built(model: Model | Serving, *, task: Task, **how: Any) -> Needles:
     """The needles as work, here or in another process."""
-    mine = task if task.model is model else task.on(model)
+    mine = task if task.model is model or isinstance(model, Serving) else task.on(model)
     return Needles(model, mine, how, [*alike(mine, how["batch"])])
 
 
@@ -136,27 +144,31 @@ def _result(work: Needles | None, frame: Frame, values: Values, floors: Floors) 
 class Needles:
     """Needles as cells, those that are read together a chunk."""
 
-    model: Model
+    model: Model | Serving
     needles: Task
     how: Mapping[str, Any]
     batches: Sequence[tuple[list[int], Tensor]]
     product: str = "torch"
 
     @cached_property
-    def sites(self) -> list[Site]:
-        """Every attention of the model."""
-        return attention_sites(self.model)
+    def heads(self) -> tuple[str, ...]:
+        """Every head by name."""
+        model = self.model
+        return model.heads if isinstance(model, Serving) else head_names(model, attention_sites(model))
 
     @cached_property
-    def heads(self) -> tuple[str, ...]:
-        """Their heads by name."""
-        return tuple(head_names(self.model, self.sites))
+    def facts(self) -> dict[str, Any]:
+        """The model, and the needles."""
+        x = self.needles.clean
+        if isinstance(self.model, Serving):
+            return {**self.model.facts(), "inputs_hash": x.digest()}
+        return about(self.model.module, x)
 
     @property
     def task(self) -> dict[str, Any]:
         """Which needles, how they are read, and the model."""
         spans = [[span.start, span.stop] for span in (answer_span(self.needles, n) for n in range(self.count))]
-        return {"method": "retrieval heads", "model": about(self.model.module, self.needles.clean),
+        return {"method": "retrieval heads", "model": self.facts,
                 "answers": content((tuple(map(tuple, self.needles.answer_ids)), str(spans))), **self.how}  # fmt: skip
 
     @property
@@ -181,7 +193,7 @@ class Needles:
 
     def frame(self) -> Frame:
         """What the result needs beside the scores."""
-        meta = {**about(self.model.module, self.needles.clean), "method": "retrieval heads",
+        meta = {**self.facts, "method": "retrieval heads",
                 **{name: self.how[name] for name in ("mode", "generated", "anywhere", "impl")}}  # fmt: skip
         rows = [row for some, _ in self.batches for row in some]
         cells = [dict(one) for one in self.needles.meta]
@@ -198,18 +210,21 @@ class Needles:
         return {"score": torch.stack(scores), "recall": torch.tensor(recalls, dtype=torch.double)[:, None]}, {}
 
     def _read(self, rows: Sequence[int], given: Tensor) -> tuple[list[Tensor], list[float]]:
-        model, task, how = self.model, self.needles, self.how
-        mode, anywhere, generated, scores, recalls = how["mode"], how["anywhere"], how["generated"], [], []
+        task, how, scores, recalls = self.needles, self.how, [], []
+        mode, anywhere, generated = how["mode"], how["anywhere"], how["generated"]
         wanted = len(task.answer_ids[rows[0]])
-        ids, count = _generated(model, given, wanted, how["max_new_tokens"]) if generated else (given, wanted)
         stat = f"topk:{wanted}" if mode == "r2" else "argmax"
-        said, looked = _read(model, self.sites, ids, count, stat, how["impl"])
-        for n, row in enumerate(rows):
-            own, words, span = ids[n].cpu(), ids[n, -count:].cpu(), answer_span(task, row)
-            at = {name: value[:, n] for name, value in looked.items()}
+        count = (how["max_new_tokens"] or wanted) if generated else None
+        if isinstance(self.model, Serving):
+            looked = looked_served(self.model, given, wanted, stat, count)
+        else:
+            looked = _looked(self.model, given, wanted, stat, count, how["impl"])
+        for row, (own, said, at) in zip(rows, looked, strict=True):
+            span = answer_span(task, row)
+            words = said if generated else own[-wanted:]
             score = _reached(at, stat, span) if mode == "r2" else _copied(at, own, words, span, mode, anywhere)
             scores.append(score.double())
-            recalls.append(_recall(words if generated else said[n], task.answer_ids[row], anywhere=generated))
+            recalls.append(_recall(said, task.answer_ids[row], anywhere=generated))
         return scores, recalls
 
 
@@ -223,10 +238,17 @@ def _check(mode: str, anywhere: bool, max_new_tokens: int | None) -> None:
         raise InputsError("anywhere=True counts copies of words at any place; r2 counts weight on the answer.")
 
 
-def _generated(model: Model, given: Tensor, answer: int, max_new_tokens: int | None) -> tuple[Tensor, int]:
+def _looked(model: Model, given: Tensor, answer: int, stat: str, count: int | None, impl: str | None) -> list[Looked]:
+    """Needles of one length with answers of so many tokens, which are given; with `count` the model says as many."""
+    ids, rows = (given, answer) if count is None else _generated(model, given, answer, count)
+    said, looked = _read(model, attention_sites(model), ids, rows, stat, impl)
+    words = said if count is None else ids[:, -rows:].cpu()
+    return [(ids[n].cpu(), words[n], {name: one[:, n] for name, one in looked.items()}) for n in range(len(ids))]
+
+
+def _generated(model: Model, given: Tensor, answer: int, count: int) -> tuple[Tensor, int]:
     """The prompts with what the model itself says after them."""
     prompt = given[:, :-answer]
-    count = answer if max_new_tokens is None else max_new_tokens
     mask = torch.ones_like(prompt)
     said = model.generate({"input_ids": prompt, "attention_mask": mask}, max_new_tokens=count).ids
     return torch.cat([prompt, said.to(prompt.device)], dim=1), said.shape[1]
@@ -295,15 +317,19 @@ def _refuse(kept: Tensor, recall: Tensor, later: str) -> None:
     )
 
 
-def _later(model: Model, task: Task, max_new_tokens: int | None) -> str:
+def _later(model: Model | Serving, task: Task, max_new_tokens: int | None) -> str:
     """Where the first needle's answer comes when the model may say more, if it does."""
     _, given = next(alike(task.take([0]), 1))
     answer = task.answer_ids[0]
-    ids, count = _generated(model, given, len(answer), MORE + (max_new_tokens or len(answer)))
-    said = ids[0, -count:].cpu()
+    count = MORE + (max_new_tokens or len(answer))
+    if isinstance(model, Serving):
+        said = said_served(model, given[:, : -len(answer)], count)[0]
+    else:
+        ids, count = _generated(model, given, len(answer), count)
+        said = ids[0, -count:].cpu()
     if _recall(said, answer, anywhere=True) <= PASSED:
         return ""
-    end = next(n for n in range(1, count + 1) if _recall(said[:n], answer, anywhere=True) > PASSED)
+    end = next(n for n in range(1, len(said) + 1) if _recall(said[:n], answer, anywhere=True) > PASSED)
     return (
         f"The first answer is there after {end} new tokens: give max_new_tokens={end + len(answer)}, and anywhere=True"
         " where the model copies it from elsewhere than the needle. "
