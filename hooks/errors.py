@@ -21,7 +21,7 @@ class UnknownPositions(InputsError):
 
 
 class ModelError(InterpError):
-    """A model the hook layer cannot stand in: unknown structure, wrong mode, missing weights."""
+    """A model that the hook layer cannot read or change: unknown structure, wrong mode, missing weights."""
 
 
 class EditError(InterpError, ValueError):

@@ -32,7 +32,7 @@ def block(*parts: str) -> str:
 
 
 def line(text: str, *, quiet: bool = False) -> str:
-    """Text as it stands, its line breaks kept."""
+    """Text as it is, with its line breaks."""
     said = escape(text).replace("\n", "<br>")
     return f'<div style="{QUIET if quiet else ""}">{said}</div>'
 

@@ -1,4 +1,4 @@
-"""Which pass of a layer is running, where one module stands for several layers (ALBERT) or is run in a loop.
+"""Which pass of a layer is running, where one module is used as several layers (ALBERT) or is run in a loop.
 
 torch's hooks belong to a module and meet every run of it. A count says which one it is: it begins at 0 with each call
 of the model, that is when the outermost module around the counted one is entered, and grows each time the counted one
@@ -55,7 +55,7 @@ _driven = _Driven()
 
 @contextmanager
 def driven(root: nn.Module, nth: Nth | None) -> Iterator[None]:
-    """While inside, a module that the current thread runs by itself is in this pass."""
+    """While inside, a module that the current thread runs without the whole model is in this pass."""
     if nth is None:
         yield
         return
@@ -179,7 +179,7 @@ class Count:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors lie in the same place: what is kept for the way back may be a detached view."""
+    """Whether two tensors have the same memory: what is kept for the way back may be a detached view."""
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 

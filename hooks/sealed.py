@@ -2,8 +2,8 @@
 
 A JSON carries a digest of its content (`seal`) and those of the files that belong to it (`sha256`, by name); either is
 checked before what it speaks of is parsed. A file without a seal was written by version 0.2 or before and is read as it
-is. What a JSON names lies in its own directory. Digests find damage, not a forger, who can write a new one.
-Cost: one SHA-256 of every file that is read.
+is. What a JSON names is in its own directory. Digests find damage, not a forger, who can write a new one. Cost: one
+SHA-256 of every file that is read.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def parsed(path: Path) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: Any) -> Path:
-    """The file of a directory that an index beside it names; refused where that lies elsewhere."""
+    """The file of a directory that an index in it names; refused where the file is elsewhere."""
     if not isinstance(name, str) or "\0" in name or not name:
         raise InterpError(f"{folder}: an index names {name!r:.80} where the name of a file was expected.")
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
@@ -83,7 +83,7 @@ def inside(folder: Path, name: Any) -> Path:
 
 
 def whole(path: Path, said: Mapping[str, str] | None) -> Path:
-    """The file, held against its digest where its index is sealed."""
+    """The file, compared with its digest where its index is sealed."""
     if not path.is_file():
         raise InterpError(f"{path} is missing: expected next to the file that names it.")
     if said is not None and (path.name not in said or digest(path) != said[path.name]):
@@ -92,7 +92,7 @@ def whole(path: Path, said: Mapping[str, str] | None) -> Path:
 
 
 def loaded(path: Path, said: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, held against its digest first."""
+    """The tensors of a safetensors file, compared with its digest first."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -141,9 +141,13 @@ class Site:
     """
 
     tower: str | None
+    """The tower, such as "text"; None in models with one tower, and where none was written."""
     layer: int | None
+    """The number of the layer; None for sites of a whole tower, such as `final_norm`."""
     component: str
+    """What is read or changed: "z", "pattern", "resid_post" and so on."""
     heads: tuple[int, ...] | None = None
+    """The numbers of the heads; None for all of them."""
     query_heads: bool = False
     """Whether `heads` of a k or v site was written with H: it then means the group that this query head reads."""
 

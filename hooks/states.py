@@ -33,7 +33,7 @@ Name = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class _Before(Mask):
-    """What the last query of a mask sees, for one that stands `new` keys earlier."""
+    """What the last query of a mask sees, for one that is `new` keys earlier."""
 
     mask: Mask
     new: int

@@ -64,7 +64,7 @@ _MOVED = {
     **dict.fromkeys(("UniformAttention", "RouteHeads", "Calibrate", "Streaming"), "edits"),
     "Explorer": "explorer",
 }
-"""Names that stood here in version 0.1, and the room they are in now."""
+"""Names that were in `interp` in version 0.1, and the room that has them now."""
 __version__ = "0.2.0"
 __all__ = sorted([*_HOME, *_ROOMS])
 

@@ -33,8 +33,11 @@ class AttentionStats:
     """Statistics by site: per row [batch, head, row], per key [batch, head, key]."""
 
     values: Mapping[Site, Mapping[str, Tensor]]
+    """By site and by the name of the statistic."""
     heads: Mapping[Site, tuple[int, ...]]
+    """By site, the heads of its head axis."""
     inputs: Inputs
+    """The inputs that were measured."""
     impl: tuple[str, ...]
     """Which kernels computed them."""
     keys: Keys = "seen"

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _refused(f"{why.filename or 'a file'}: {why.strerror or why}")
     except KeyboardInterrupt:
-        print("\ninterp: stopped. What was finished is kept; `interp report --resume` goes on.", file=sys.stderr)
+        print("\ninterp: stopped. Finished work is kept; `interp report --resume` continues.", file=sys.stderr)
         return 130
 
 

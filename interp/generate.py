@@ -28,8 +28,11 @@ class Generated:
     """
 
     ids: Tensor
+    """The new tokens [row, new token]."""
     logprobs: Tensor
+    """Their log-probabilities [row, new token]."""
     texts: tuple[str, ...] | None
+    """The new text of each row; None without a tokenizer."""
 
     @property
     def text(self) -> str | None:
@@ -56,7 +59,7 @@ def generate(
     x = model.inputs(inputs)
     if "attention_mask" in x.kwargs and not bool(x.valid[:, -1].all()) and not model.config.is_encoder_decoder:
         raise InputsError(
-            "generating goes on from the last column, so prompts are padded on the left: m.prepare(...,"
+            "generating continues from the last column, so prompts must be padded on the left: m.prepare(...,"
             " padding='left')."
         )
     placed = [edit if phase is None else replace(edit, phase=phase) for edit in several(edits)]
@@ -77,14 +80,20 @@ def generate(
 def _refuse(how: Mapping[str, Any]) -> None:
     """Ways of generating in which the rows, or the steps, are not the ones that edits speak of."""
     if how.get("num_beams", 1) != 1 or how.get("num_return_sequences", 1) != 1:
-        raise InputsError("generate runs one beam and one sequence a row: others reorder the rows that edits speak of.")
+        raise InputsError(
+            "generate runs one beam and one sequence a row: several beams or sequences change the order of rows, and"
+            " edits name rows."
+        )
     if not how.get("use_cache", True):
         raise InputsError(
-            "generate needs the KV cache: without it each step is a prompt of its own. Leave out use_cache."
+            "generate needs the KV cache: without it each step runs the whole text as a new prompt. Leave out"
+            " use_cache."
         )
     for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
         if how.get(name) is not None:
-            raise InputsError(f"generate computes one token a step, and the prompt in one: leave out {name}=.")
+            raise InputsError(
+                f"generate computes one token in each step, and the whole prompt in one step: leave out {name}=."
+            )
 
 
 def fired(session: Session, max_new_tokens: int) -> None:
@@ -92,8 +101,8 @@ def fired(session: Session, max_new_tokens: int) -> None:
     late = [p.edit for p in session.edits if p.edit.step is not None and p.edit.step >= max_new_tokens - 1]
     if late:
         raise EditError(
-            f"{late[0]!r}: with max_new_tokens={max_new_tokens} the decoding steps are 0 to {max_new_tokens - 2};"
-            " the first new token comes from the prompt itself."
+            f"{late[0]!r}: with max_new_tokens={max_new_tokens} the decoding steps are 0 to {max_new_tokens - 2}; the"
+            " first new token is computed with the prompt."
         )
     session.check_fired()
 

@@ -46,7 +46,7 @@ BEFORE = "they are seen in a run that nothing is on: call m.inputs(...) with a c
 
 
 class Held(Told):
-    """A module with its processor and what was found out about it: the ground that `Model` stands on."""
+    """A module with its processor and what was found out about it: the base of `Model`."""
 
     def __init__(
         self, unwrapped: Unwrapped, processor: Any, *, family: Family | None, inputs: Mapping[str, Any] | None
@@ -156,7 +156,7 @@ class Held(Told):
         return replace(tried, rows=(*tried.rows, self._sweep()))
 
     def _sweep(self) -> Capability:
-        """A sweep runs the blocks of the main tower by itself, and holds what they give against full passes."""
+        """A sweep runs the blocks of the main tower alone, and compares what they give with full passes."""
         anatomy = self.anatomy
         tower = anatomy.towers[anatomy.main or max(anatomy.towers, key=lambda name: len(anatomy.towers[name].layers))]
         try:

@@ -219,8 +219,8 @@ def _wish(
 ) -> Wish:
     if grad and (positions is not None or store != "device" or dtype is not None):
         raise InputsError(
-            "grad=True keeps the tensors the model itself goes on with: leave out positions=, store= and dtype=,"
-            " and select from the gradients afterwards."
+            "grad=True keeps the tensors that the model computes with: leave out positions=, store= and dtype=, and"
+            " select from the gradients afterwards."
         )
     shelf: MutableMapping[Site, Tensor] = {} if store in ("device", "cpu") else Shelf(store)
     free = shutil.disk_usage(shelf.folder).free if isinstance(shelf, Shelf) else free_memory()

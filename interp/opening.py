@@ -104,6 +104,7 @@ def _parts(folder: Path, names: Sequence[str]) -> list[Effects]:
         done = progress(folder)
         assert done is not None
         raise InterpError(
-            f"{folder} holds an unfinished sweep, {done[0]} of {done[1]} chunks: the same call with out= goes on."
+            f"{folder} holds an unfinished sweep, {done[0]} of {done[1]} chunks: make the same call with out= again to"
+            " continue it."
         )
     return [Effects.load(part) for part in parts]

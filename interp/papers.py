@@ -1,8 +1,7 @@
 """The papers that methods are after, by their number at arXiv, as BibTeX needs them.
 
-A method's docstring names its papers by number; what they are called and who wrote them stands here once, with all
-authors of the published version where there is one. A method may bring a paper of its own in its record
-(`Method.papers`).
+A method's docstring names its papers by number; their titles and authors are written here once, with all authors of the
+published version where there is one. A method may bring a paper of its own in its record (`Method.papers`).
 """
 
 from __future__ import annotations

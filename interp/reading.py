@@ -24,7 +24,7 @@ class FormatError(InterpError, ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One record and where it stands."""
+    """One record and where in the file it is."""
 
     file: Path
     line: int
@@ -150,7 +150,8 @@ def _after_key(file: Path, text: str, key: str) -> int:
     found = re.search(rf'"{re.escape(key)}"\s*:\s*', text)
     if found is None:
         raise FormatError(
-            f"{file}: the name {key!r} is written with escapes, and a list is looked for under it as it is"
+            f"{file}: the name {key!r} is written with escapes, and interp looks for the list by the plain name: write"
+            " the name without escapes"
         )
     return found.end()
 

@@ -26,7 +26,7 @@ NO_PICTURE: dict[Kind, str] = dict.fromkeys(("decoder", "encoder-decoder"), "it 
 """Why methods about pictures refuse the other kinds of models."""
 NO_IMAGE_IN_TEXT: dict[Kind, str] = {
     "decoder": "no text of it holds an image",
-    "vit": "no text stands beside its picture",
+    "vit": "no text goes with its picture",
     "encoder-decoder": "no text of it holds an image",
 }
 """The same of methods about an image within a text."""
@@ -106,7 +106,7 @@ class Trial:
 
     @property
     def sweep(self) -> float:
-        """Forward passes of every head patched by itself, each from its own layer on."""
+        """Forward passes of each head patched alone, each from its own layer on."""
         depth = self.layers
         return sum(layer.heads * (depth - n) / depth for n, layer in enumerate(self._stack.layers))
 
@@ -164,7 +164,7 @@ class Method:
     values: str | None = "values"
     """Where its result keeps a number per example; None where there is no such number."""
     examples: int = -1
-    """The axis of `values` along which examples lie."""
+    """The axis of `values` of the examples."""
     made_of: tuple[str, ...] = ()
     """Methods it is a composition of; others import no method."""
     label: str = ""
@@ -192,7 +192,7 @@ class Variant:
     """What the call does when this is chosen."""
     argument: str = "method"
     order: int = 0
-    """Where it stands among the choices, small ones first."""
+    """Its place among the choices, small ones first."""
     passes: Passes | None = None
     """What the call's example takes with this choice, where that is not what it takes anyway."""
     how: Mapping[str, Any] = field(default_factory=dict)
@@ -259,7 +259,7 @@ def labelled(label: str) -> Record | None:
 
 
 def docstring(record: Record) -> str:
-    """That of the file it stands in, on one line."""
+    """That of the file it is in, on one line."""
     return re.sub(r"\s+", " ", sys.modules[record.home].__doc__ or "")
 
 

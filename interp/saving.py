@@ -39,7 +39,7 @@ def renamed(path: Path, data: bytes) -> None:
 
 @contextmanager
 def whole(directory: str | Path) -> Iterator[Path]:
-    """A new or empty directory that is filled under another name beside it: it is there whole or not at all."""
+    """A new or empty directory that is filled under another name in the same place: it is there whole or not at all."""
     from safetensors import SafetensorError
 
     to = Path(directory).resolve()
@@ -69,7 +69,7 @@ def write(
     kind: Literal["parquet", "csv"] | None = "parquet",
 ) -> Path:
     """The files of a result, under `names`, in a directory that is made if it is not there; a table (pandas) goes
-    beside the tensors as parquet or CSV, and without tensors there is no file of them."""
+    next to the tensors as parquet or CSV, and without tensors there is no file of them."""
     from safetensors.torch import save
 
     folder, digests = Path(directory), dict[str, str]()
@@ -93,7 +93,7 @@ def read(
     directory: str | Path, names: tuple[str, str], version: int, *, tensors: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `write` wrote under `names`: the JSON, whose "format" must be this version's, and the tensors it had. The
-    table is not needed, but where it lies there it must be the one that was written."""
+    table is not needed, but if it is there it must be the one that was written."""
     folder = Path(directory)
     if not (folder / names[1]).is_file():
         raise InterpError(f"{folder} holds no {names[1]}: expected where such a result was saved.")

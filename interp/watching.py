@@ -34,6 +34,7 @@ class Watched(Told):
     """What the calls of a loop recorded."""
 
     sites: tuple[Site, ...]
+    """The sites that were recorded."""
     calls: int = 0
     """How often the model was called."""
     kept: dict[int, Any] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class Watched(Told):
         """A site over all steps that were kept, [step, ...], where every call gave the same shape."""
         site = self.one(spelled)
         if any(not isinstance(value, Mapping) or site not in value for value in self.kept.values()):
-            raise InputsError(f"{site} was not kept as it is: read .at(step), or .kept.")
+            raise InputsError(f"{site} was reduced or not kept: read .at(step), or .kept.")
         values = [value[site] for value in self.kept.values()]
         if len({value.shape for value in values}) > 1:
             shapes = ", ".join(f"{step}: {list(v.shape)}" for step, v in zip(self.kept, values, strict=True))

@@ -5,7 +5,7 @@
 
 Grouped heads are given ungrouped (q has the query heads, k and v the kv heads). Rows are queries; with fewer queries
 than keys the last query is the last key. Names of statistics are in `stats.py`, edits in `edits.py`, masks in `masks/`.
-What each implementation can do stands in its own `Abilities`, and nothing else is asked of it.
+What each implementation can do is written in its own `Abilities`, and nothing else is asked of it.
 """
 
 from __future__ import annotations

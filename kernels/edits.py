@@ -193,7 +193,7 @@ class Blend(Edit):
     def __post_init__(self) -> None:
         _number("the amount of a blend", self.amount, 0.0, 1.0)
         if self.to not in ("identity", "uniform"):
-            raise AttentionError(f"a blend goes to 'identity' or to 'uniform'; got {self.to!r}")
+            raise AttentionError(f"a blend is with 'identity' or with 'uniform'; got {self.to!r}")
 
     @property
     def form(self) -> Form:
@@ -203,8 +203,8 @@ class Blend(Edit):
         super().check(batch, heads, queries, keys)
         if self.to == "identity" and queries > keys:
             raise AttentionError(
-                f"a blend to identity needs self-attention, where every query has a key of its own; got "
-                f"{queries} queries and {keys} keys"
+                f"a blend to identity needs self-attention, where every query has its own key; got {queries} queries"
+                f" and {keys} keys"
             )
 
 

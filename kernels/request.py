@@ -66,7 +66,7 @@ class Request:
 
     @property
     def positions(self) -> Tensor:
-        """Where the rows stand among the keys; the last query is the last key."""
+        """Which key each row is; the last query is the last key."""
         return self.rows + (self.keys - self.q.shape[2])
 
     @property
@@ -114,7 +114,7 @@ class Request:
 
     @functools.cached_property
     def options(self) -> tuple[str, ...]:
-        """What is asked beyond a plain call, where the mask, edits and statistics are named by themselves."""
+        """What is asked beyond a plain call, where the mask, edits and statistics have their own names."""
         given = {n: getattr(self, n) is not None for n in self.__dataclass_fields__ if n not in PLAIN}
         width = self.q.shape[-1] if self.v is None else self.v.shape[-1]
         given |= {"rows": not self.whole, "bias": self.adds, "no v": self.v is None, "width": width != self.q.shape[-1]}
@@ -293,7 +293,7 @@ def _places(places: Tensor | None, queries: int, keys: int) -> Tensor | None:
         return None
     if queries > keys:
         raise AttentionError(
-            f"places are those of keys, among which the last queries stand; got {queries} queries and {keys} keys"
+            f"places are those of keys, and the queries are the last keys; got {queries} queries and {keys} keys"
         )
     found = places.unsqueeze(-1) if places.dim() == 1 else places
     if found.dim() != 2 or found.shape[0] != keys:

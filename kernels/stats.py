@@ -5,7 +5,7 @@ Per row i with final weights p (after all edits but the gate) over visible keys,
 lse          natural log-sum-exp of the edited scores, without the learned sink; -inf where nothing is visible
 entropy      -sum p ln p
 max, argmax  the largest weight and its key, the lowest key on ties, -1 where nothing is visible
-topk:K       the K largest [batch, head, row, K]; beside it `topk:K.keys`; weight 0 and key -1 past the visible ones
+topk:K       the K largest [batch, head, row, K]; with it `topk:K.keys`; weight 0 and key -1 past the visible ones
 distance     sum p |i - j|, or the Euclidean distance of the places on a grid where they are given
 first        weight on the first non-pad key
 previous     weight on key i - 1
@@ -42,8 +42,8 @@ Reduction = Literal["sum", "mean", "max"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A statistic there is: its name, what each number is of, what follows the colon, what it reads of a request beside
-    the weights, and of one per key whether the numbers of chunks of queries add up.
+    """A statistic there is: its name, what each number is of, what follows the colon, what it reads of a request in
+    addition to the weights, and of one per key whether the numbers of chunks of queries add up.
     """
 
     name: str

@@ -43,7 +43,10 @@ def real_model() -> str:
 def model_types() -> str:
     """What holds of each model type of transformers, with the reason where not all does."""
     rows, sums = _kept(TYPES)
-    made = f"Made by `docs/build.py` from `interp doctor --all --json`, transformers {sums['transformers']}."
+    made = (
+        "This page is made by `docs/build.py` from `interp doctor --all --json`, with transformers"
+        f" {sums['transformers']}. It lists every model type of transformers."
+    )
     return "\n".join(
         [
             "# Model types", "", made, "",
@@ -60,8 +63,8 @@ def denoisers() -> str:
     return "\n".join(
         [
             "# Denoisers", "",
-            "Made by `docs/build.py` from `interp doctor --denoisers --json`; what the verdicts mean is said in"
-            " [Model types](model-types.md).", "",
+            "This page is made by `docs/build.py` from `interp doctor --denoisers --json`. It lists each class of"
+            " diffusers that denoises. [Model types](model-types.md) says what the verdicts mean.", "",
             f"{sums['types']} classes: {_counts(sums)}.", "",
             *_verdicts("class", rows, sums),
         ]
@@ -77,7 +80,7 @@ def _verdicts(what: str, rows: list[dict[str, Any]], sums: dict[str, Any]) -> li
     order = list(sums["totals"])
     rows.sort(key=lambda row: (order.index(row["verdict"]), row["model_type"]))
     return table(
-        (what, "verdict", "where its attention is seen", "why not all of it"),
+        (what, "verdict", "where interp reads its attention", "reason"),
         [(f"`{row['model_type']}`", row["verdict"], ", ".join(row["standpoints"]), row["why"]) for row in rows],
     )
 

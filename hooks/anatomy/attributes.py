@@ -4,8 +4,7 @@ Idea: a number in a config can move every score or every residual without changi
 it reads the wrong tensor and nothing complains. Each such attribute is on this list: `handled`, with how, and a tiny
 model with it on and off that passes every check (`tests/floor2_hooks/anatomy/test_attributes.py`), or `refused`, by
 name and with the reason, before anything runs. Cost: reads configs only. Limits: a new attribute is not on the list
-until somebody puts it there; the checks of first use (`hooks/survey/checks.py`) are what stands between it and a
-plausible number.
+until somebody puts it there; the checks of first use (`hooks/survey/checks.py`) protect from a plausible number.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class Attribute:
 
 
 CALL = "the attention call brings it, and patterns are recomputed with it"
-SUM = "found by arithmetic: the block's writes are what is really added to the residual"
+SUM = "found by arithmetic: what the block writes is what is added to the residual"
 BEFORE = "it acts before the attention call, whose q, k and v are the ones recorded"
 MASK = "it is in the mask of each layer's call, which patterns are recomputed with"
-NONE_HERE = "layers without attention have no heads: they are no layers of the tower, and asking for them says so"
+NONE_HERE = "layers without attention have no heads: they are not layers of the tower, and asking for one is an error"
 FIRST = "`embed` is what the first layer reads"
 AFTER = "it acts behind the blocks: logits are what the model returns, final_norm what its last norm returns"
 
@@ -67,12 +66,12 @@ ATTRIBUTES = (
     Attribute("alibi", "adds a slope times distance to scores (Falcon, Bloom, MPT)", "handled",
               "z and its edits do not need it; patterns are refused there"),
     Attribute("sliding_window", "hides keys further back", "handled", MASK),
-    Attribute("layer_types", "gives layers unlike attention, or none", "handled", f"{MASK}; {NONE_HERE}"),
+    Attribute("layer_types", "gives layers different kinds of attention, or none", "handled", f"{MASK}; {NONE_HERE}"),
     Attribute("local_attention", "hides keys further away (ModernBERT)", "handled", MASK),
     Attribute("attention_chunk_size", "hides keys of earlier chunks (Llama-4)", "handled", MASK),
     Attribute("no_rope_layers", "leaves rotary positions out of some layers (Llama-4, SmolLM3)", "handled", BEFORE),
     Attribute("attn_temperature_tuning", "scales late queries (Llama-4)", "handled", BEFORE),
-    Attribute("sinks", "a learned score beside the keys (gpt-oss); a parameter, not in the config", "handled", CALL),
+    Attribute("sinks", "a learned score besides those of the keys (gpt-oss); not in the config", "handled", CALL),
     Attribute("layerscale_value", "multiplies writes per channel (DINOv2)", "handled", SUM),
     Attribute("layer_scale_init_value", "multiplies writes per channel (BEiT, InternVL)", "handled", SUM),
     Attribute("cross_attention_layers", "cross-attention behind tanh gates (Mllama)", "handled", SUM),
@@ -91,15 +90,16 @@ ATTRIBUTES = (
     Attribute("attention_out_multiplier", "multiplies what attention writes (Falcon-H1)", "handled",
               "attn_out is before it; residual sums that cannot be told are refused", ONE),
     Attribute("reorder_and_upcast_attn", "attends outside the interface in eager mode (GPT-2)", "refused",
-              "its attention does not pass the interface then: load with attn_implementation='sdpa', or without it"),
+              "its attention does not use the interface then: load with attn_implementation='sdpa', or leave that"
+              " setting out"),
     Attribute("lambda_std_dev", "subtracts two attentions (differential attention, DiffLlama)", "refused",
-              "what a head gives is a difference of two patterns, normalised after it: z and pattern do not fit"),
+              "a head gives the difference of two patterns, normalised afterwards, so z and pattern do not fit"),
     Attribute("num_hidden_groups", "layers share one module (ALBERT)", "handled",
-              "each time it runs is a pass of its own: L0@7 is the eighth, a bare L0 all of them"),
+              "each run of it is one pass: L0@7 is the eighth pass, and L0 without @ means all of them"),
     Attribute("num_mem_blocks", "layers share attention blocks (Zamba)", "handled",
-              "every place where one stands is a module and so a layer of its own, with weights that others have too"),
+              "each place that uses one is a module, so it is a layer; several layers then have the same weights"),
     Attribute("hc_mult", "hyper-connections mix several residual streams (DeepSeek-V4)", "refused",
-              "no tensor is the residual, and compressed keys are no positions of the prompt"),
+              "no single tensor is the residual, and compressed keys are not positions of the prompt"),
 )  # fmt: skip
 BY_NAME = {attribute.name: attribute for attribute in ATTRIBUTES}
 

@@ -69,12 +69,12 @@ class Family:
         except AttributeError:
             found = _looked_up(attention, name)
         names = ", ".join(name for name, _ in attention.named_modules() if name) or "none"
-        what = "there is nothing of that name" if found is None else f"that is a {type(found).__name__}"
+        what = "it has no module of that name" if found is None else f"that is a {type(found).__name__}"
         raise ModelError(
-            f"the family {self.name!r} names {name!r} in {type(attention).__name__}, and {what}. What a family names is"
-            f" a module, which is seen when it is called; those inside are: {names}. A model that multiplies by a bare"
-            " parameter can hold it in an nn.Linear, or call torch's scaled_dot_product_attention: no family is needed"
-            " then."
+            f"the family {self.name!r} names {name!r} in {type(attention).__name__}, and {what}. A family names"
+            f" modules, which interp sees when they are called; the modules inside are: {names}. If the model"
+            " multiplies by a bare parameter, put it into an nn.Linear, or call torch's scaled_dot_product_attention,"
+            " which needs no family."
         )
 
     def count(self, what: str, root: nn.Module, module: nn.Module, *, otherwise: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Models whose heads lie over several processes: which are here, and how the others are reached.
+"""Models whose heads are in several processes: which are in this one, and how the others are reached.
 
 Tensor parallel plans of transformers cut the projections of an attention by heads: of H heads and n processes, process
 r computes heads r H/n to (r + 1) H/n - 1, and the kv heads that these read. Its attention call, its z and its part of
@@ -38,10 +38,10 @@ def whole(weight: Any) -> Any:
 
 
 def refuse_cut(module: nn.Module, what: str) -> None:
-    """Raise where weights that are to be changed or copied lie in several processes."""
+    """Raise where weights that are to be changed or copied are in several processes."""
     found = next((name for name, p in module.named_parameters() if cut_weight(p)), None)
     if found is not None:
-        raise ModelError(f"{found} lies in several processes, so {what}: load the model in one process.")
+        raise ModelError(f"{found} is divided over several processes, so {what}: load the model in one process.")
 
 
 def some_values(weight: Any, most: int) -> Tensor:
@@ -95,8 +95,8 @@ def refuse_stages(module: nn.Module) -> None:
     if absent or hasattr(module, "_pp_stage"):
         first = absent[0] if absent else "its last layers"
         raise ModelError(
-            f"{type(module).__name__} is a stage of a pipeline: {first} lies in another process, so a site would mean a"
-            " layer in one process and nothing in the next. Load it with a tensor parallel plan"
+            f"{type(module).__name__} is a stage of a pipeline: {first} is in another process, so a site would be a"
+            " layer in one process and nothing in the others. Load it with a tensor parallel plan"
             " (DistributedConfig(tp_size=...)), or with device_map='auto' in one process."
         )
 
@@ -112,8 +112,8 @@ def _share(module: nn.Module, layer: Layer) -> Share | None:
     if layer.out is None:
         if any(cut_weight(p) for p in module.get_submodule(layer.block).parameters()):
             raise ModelError(
-                f"the weights of {layer.block} are cut over several processes and no output projection was found, so"
-                " which heads are here is not known."
+                f"the weights of {layer.block} are divided over several processes and no output projection was found,"
+                " so it is not known which heads this process has."
             )
         return None
     weight: Any = getattr(module.get_submodule(layer.out), "weight", None)
@@ -128,7 +128,8 @@ def _share(module: nn.Module, layer: Layer) -> Share | None:
     if len(cut) != 1 or width * mesh.size(cut[0]) != weight.shape[-1]:
         raise ModelError(
             f"{layer.out} reads {weight.shape[-1]} numbers over {mesh.size()} processes, and this one attends with"
-            f" {layer.heads} heads of {layer.d_value}: heads are not cut evenly, so which are here is not known."
+            f" {layer.heads} heads of {layer.d_value}: heads are not divided evenly, so it is not known which heads"
+            " this process has."
         )
     of = mesh.size(cut[0])
     _refuse_common_keys(module, layer, of)
@@ -142,8 +143,8 @@ def _refuse_packed(module: nn.Module, layer: Layer) -> None:
     out: Any = module.get_submodule(str(layer.out))
     if getattr(module, "_tp_size", None) not in (None, 1) and getattr(out, "_hf_quantized_needs_local_tp", False):
         raise ModelError(
-            f"{layer.out} is quantised and cut over processes, and its weight does not say how: load the model without"
-            " quantisation, or on one device."
+            f"{layer.out} is quantised and divided over processes, and its weight does not say how: load the model"
+            " without quantisation, or on one device."
         )
 
 
@@ -153,8 +154,8 @@ def _refuse_common_keys(module: nn.Module, layer: Layer, of: int) -> None:
     heads, kv = (getattr(config, f"num_{name}_heads", None) for name in ("attention", "key_value"))
     if heads == layer.heads * of and kv == layer.kv_heads:
         raise ModelError(
-            f"{layer.attention}: each of {of} processes has {layer.heads} of {heads} heads and all {kv} kv heads, which"
-            " is not handled: load the model over fewer processes."
+            f"{layer.attention}: each of {of} processes has {layer.heads} of {heads} heads and all {kv} kv heads,"
+            " which is not supported: load the model over fewer processes."
         )
 
 
@@ -169,7 +170,7 @@ def here(anatomy: Anatomy) -> Anatomy:
 
 
 def divided(anatomy: Anatomy) -> bool:
-    """Whether heads lie over several processes."""
+    """Whether heads are in several processes."""
     return any(layer.share is not None for tower in anatomy.towers.values() for layer in tower.layers)
 
 
@@ -185,7 +186,7 @@ def _count(layer: Layer, site: Site) -> int:
 
 
 def held(layer: Layer, site: Site) -> Site | None:
-    """What of a site lies in this process, numbered as its attention call does; None where nothing does."""
+    """What of a site is in this process, numbered as its attention call does; None where nothing does."""
     if layer.share is None or site.component not in CUT:
         return site
     own = layer.share.own(_count(layer, site))
@@ -217,7 +218,7 @@ def axis_of(layer: Layer, site: Site) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Order:
-    """How the heads of a site lie over the processes: how many each has, and where each belongs."""
+    """How the heads of a site are divided over the processes: how many each has, and where each belongs."""
 
     share: Share
     counts: tuple[int, ...]
@@ -235,7 +236,7 @@ class Order:
         return cls(share, tuple(map(len, by_process)), tuple(n for some in by_process for n in some))
 
     def mine(self, x: Tensor, axis: int) -> Tensor:
-        """The heads of this process without the one that stands for none."""
+        """The heads of this process without the one that is a placeholder."""
         return x.narrow(axis, 0, self.counts[self.share.number])
 
     def gathered(self, x: Tensor, axis: int) -> Tensor:
@@ -281,7 +282,7 @@ class Whole(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         mine = ctx.order.own(grad, ctx.axis)
-        if mine.shape != ctx.shape:  # the one that stood for none
+        if mine.shape != ctx.shape:  # the placeholder
             mine = grad.new_zeros(ctx.shape)
         return mine, None, None
 

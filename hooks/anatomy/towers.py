@@ -50,11 +50,11 @@ class Port:
     key: int | str | None = None
     """Which argument (a position or a keyword), or which element of a tuple output; None for a bare output."""
     in_place: bool = False
-    """A residual that is read a second time behind our back, so that it has to be changed where it lies."""
+    """A residual that is read a second time without our notice, so that it has to be changed in place."""
     folded: bool = False
     """Batch and position come folded into one axis."""
     minus: Port | None = None
-    """For a write that no module makes by itself (a gate sits between): the residual to subtract from this one."""
+    """For a write that is not the output of one module (a gate is between): the residual to subtract from this one."""
     nth: Nth | None = None
     """The pass it belongs to, where the module runs several times in one call of the model; None for all of them."""
 
@@ -70,7 +70,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a layer's heads this process has, where they lie over several (`hooks/anatomy/spread.py`)."""
+    """Which part of a layer's heads this process has, where they are in several (`hooks/anatomy/spread.py`)."""
 
     number: int
     """Of this process, from 0."""
@@ -91,21 +91,31 @@ class Layer:
     """One block with one attention: sizes seen in a traced call, and where each component is."""
 
     index: int
+    """The number of the layer."""
     block: str
+    """The name of the module that is the block."""
     attention: str
+    """The name of the module that is its attention."""
     kind: Literal["self", "cross"]
+    """"self" or "cross"."""
     heads: int
+    """The number of query heads."""
     kv_heads: int
+    """The number of kv heads."""
     d_head: int
+    """The width of queries and keys."""
     d_value: int
+    """The width of values, and of z."""
     out: str | None
     """The output projection, whose input is z."""
     standpoint: Standpoint
     """Where its attention is seen (`hooks/stand/standpoints.py`)."""
     ports: Mapping[str, Port] = field(default_factory=dict)
+    """By component, the module and the argument or output where it is."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Components this layer does not have, and why."""
     implementation: str = ""
+    """The name of transformers' attention implementation."""
     readers: tuple[Reader, ...] = ()
     """Who reads z, where no one projection reads all of it and nothing else (`out` is None then)."""
     nth: Nth | None = None
@@ -157,10 +167,15 @@ class Tower:
     """One stack of attention layers."""
 
     name: str
+    """The name of the tower, such as "text"."""
     layers: tuple[Layer, ...]
+    """Its layers that have attention."""
     width: int
+    """The width of its residual."""
     bidirectional: bool
+    """Whether tokens see later tokens."""
     final_norm: Port | None = None
+    """The norm after its last layer."""
     skipped: tuple[int, ...] = ()
     """Layers that exist and of which no attention was seen in the traced call."""
 
@@ -227,9 +242,11 @@ class Anatomy:
     """All towers of a model and its connectors."""
 
     towers: Mapping[str, Tower]
+    """The towers by name."""
     main: str | None
     """The tower meant when a site names none; None where that would be a guess."""
     connector: Port | None = None
+    """The module between two towers, such as that of pictures and the text."""
     unheld: Mapping[str, str] = field(default_factory=dict)
     """Modules that attend and are no layer of a tower, and why."""
 

@@ -27,7 +27,8 @@ class Unwrapped:
 
 
 def unwrap(held: Any) -> Unwrapped:
-    """The module to stand in. TransformerLens' bridge and nnsight's models are read through their own attributes."""
+    """The module that is read and changed. TransformerLens' bridge and nnsight's models are read through their own
+    attributes."""
     home = type(held).__module__.partition(".")[0]
     if home == "transformer_lens":
         inside = _module(held, held.original_model)
@@ -61,7 +62,7 @@ def _module(held: Any, found: Any) -> nn.Module:
 @contextmanager
 def forced_eager() -> Iterator[None]:
     """Compiled code does not see hooks put on later, so it runs uncompiled meanwhile; nothing is recompiled or lost.
-    The same goes for the fast path of torch's own transformer layers, which attends where nobody can look: what is
+    The same goes for the fast path of torch's own transformer layers, which attends where hooks cannot see it: what is
     compared with a run that is watched is off it too."""
     _EAGER.enter()
     try:

@@ -1,8 +1,8 @@
 """Denoising loops that call a model's `forward` and not the model, where torch runs no hooks of it.
 
-DiffusionGemma's `generate` encodes what stands, then calls `self.forward` for each step of denoising its canvas. While
-a session is on such a model these calls go through the model itself: the same forward, and a call of the model that is
-counted, recorded and edited. Limits: a loop that keeps `model.forward` from before the session is not seen.
+DiffusionGemma's `generate` encodes the text so far, then calls `self.forward` for each step of denoising its canvas.
+While a session is on such a model these calls go through the model itself: the same forward, and a call of the model
+that is counted, recorded and edited. Limits: a loop that keeps `model.forward` from before the session is not seen.
 """
 
 from __future__ import annotations

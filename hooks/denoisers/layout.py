@@ -1,4 +1,4 @@
-"""Which tokens of a denoiser are words and which are cells of the picture, and in which order they stand.
+"""Which tokens of a denoiser are words and which are cells of the picture, and in which order they are.
 
 Joint attention reads both in one sequence, words first or cells first by class (`WORDS_FIRST`, `CELLS_FIRST`);
 elsewhere cells attend to each other and, in a second attention, to the words (`APART`). Cells are patches of the latent

@@ -22,6 +22,6 @@ def why_not(module: nn.Module) -> str | None:
         if hooks is not None and hooks.get_hook("layerwise_casting") is not None:
             return (
                 f"{name} keeps its weights in another dtype than it computes in (layerwise casting), so what a head"
-                " writes cannot be held against them: load the denoiser in the dtype that it computes in"
+                " writes cannot be compared with them: load the denoiser in the dtype that it computes in"
             )
     return None

@@ -173,7 +173,7 @@ def keeps(module: nn.Module, columns: Tensor | None) -> Tensor | None:
 
 def called(module: nn.Module, kwargs: Mapping[str, Any], kept: Tensor | None) -> dict[str, Any]:
     """The arguments of a pass without a cache that computes the logits of these columns. A model on several devices
-    gets them as a list: a tensor would be moved to the first device, and the head may lie on another."""
+    gets them as a list: a tensor would be moved to the first device, and the head may be on another."""
     several = len(set(getattr(module, "hf_device_map", {}).values())) > 1
     asked = {} if kept is None else {"logits_to_keep": kept.tolist() if several else kept}
     caches = hasattr(getattr(module, "config", None), "use_cache")
@@ -227,7 +227,7 @@ def _layer_refusal(layer: Layer, *, alone: bool) -> str | None:
     if layer.share is not None:
         return f"has its heads in {layer.share.of} processes"
     if layer.readers:
-        return "has a z that several projections read, or one with other numbers beside it"
+        return "has a z that several projections read, or one that also reads other numbers"
     if layer.gated:
         return "has a gate behind its attention"
     if not layer.seen:

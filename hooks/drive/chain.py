@@ -112,7 +112,7 @@ class Chain:
         return replace(one, hidden=out[one.prompts, one.columns])
 
     def _packs(self, layer: int) -> bool:
-        """Whether tokens can go through the block by themselves: tried on all tokens of the run."""
+        """Whether tokens can go through the block one by one: tried on all tokens of the run."""
         if layer not in self._tried:
             entered, left = self.base.entered[layer], self._left(layer)
             every = Tokens.between(entered, torch.full_like(entered, torch.nan))

@@ -1,6 +1,6 @@
 """The same numbers sooner: activation functions in one step, and the quicker of torch's matrix products on a CPU.
 
-transformers spells some activation functions out in several steps, which costs more than the matrix products beside
+transformers spells some activation functions out in several steps, which costs more than the matrix products around
 them; torch has them in one. And on some processors (AMD's) torch's default product of float32 matrices runs at half
 the rate of oneDNN's, which a setting chooses. That setting allows products of lower precision where the processor has
 fast ones, so a probe product must keep the error of the default before it is taken. Weights laid out beforehand the

@@ -1,8 +1,8 @@
 """Attention for many rows of a sweep at once, each row a suffix of one of the base prompts.
 
-Tokens of all rows lie one after the other, [1, token, d], so that every projection is one large product. Rows that
-have the same columns form a rectangle. Keys and values before its first column are the base prompt's, shared by all of
-its rows and never copied per row: scores against them are one product per prompt.
+Tokens of all rows are one after the other, [1, token, d], so that every projection is one large product. Rows that have
+the same columns form a rectangle. Keys and values before its first column are the base prompt's, shared by all of its
+rows and never copied per row: scores against them are one product per prompt.
 """
 
 from __future__ import annotations

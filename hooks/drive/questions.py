@@ -38,12 +38,12 @@ class Cell:
 
     @property
     def live(self) -> Tensor:
-        """[prompt, position] where this place by itself changes something."""
+        """[prompt, position] where this place alone changes something."""
         return self.where if self.moved is None else self.where & self.moved
 
     @property
     def parts(self) -> Iterator[Cell]:
-        """Each place of the cell by itself."""
+        """Each place of the cell alone."""
         yield replace(self, also=())
         yield from self.also
 
@@ -90,8 +90,7 @@ class Reads:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One cell's logits [prompt, read, column] beside those of unchanged rows computed with them; `changed`
-    [prompt]."""
+    """One cell's logits [prompt, read, column] with those of unchanged rows computed with them; `changed` [prompt]."""
 
     number: int
     logits: Tensor

@@ -92,8 +92,8 @@ class Replay:
         return self.readout.entering(self.module.get_submodule(layer.block), key_of(layer), hidden, prompts)
 
     def can(self, cell: Cell) -> bool:
-        """Whether a cell can be answered here: a pattern stands for a z as long as the values it weighs are the
-        base's, keys and values of another tower are shared by all rows, and a group is of one tower."""
+        """Whether a cell can be answered here: a pattern is used as a z as long as the values it weighs are the base's,
+        keys and values of another tower are shared by all rows, and a group is of one tower."""
         parts = list(cell.parts)
         if len({"decoder" if p.site.tower == "cross" else p.site.tower for p in parts}) > 1:
             return False
@@ -217,7 +217,7 @@ class Replay:
                 change.put(some.flat(), some.prompts, some.columns, 0)
 
     def _columns_read(self, groups: Sequence[RowBatch], read: Tensor) -> Tensor | None:
-        """The columns that are read, if they are the same for every prompt and lie in every suffix."""
+        """The columns that are read, if they are the same for every prompt and are in every suffix."""
         if not bool((read == read[:1]).all()) or int(read.min()) < max(group.start for group in groups):
             return None
         return torch.unique(read[0])

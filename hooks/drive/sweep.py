@@ -40,7 +40,7 @@ SHARE, MOST = 4, 2**31
 """The rows under way together take at most this part of the free memory, and this many bytes, unless said."""
 
 
-OWN_WAY = "its blocks stop on rows that are packed:"
+OWN_WAY = "its blocks raise an error on packed rows:"
 """What a model's own code raises there is a reason to go in full passes; what ours does, a mistake."""
 
 
@@ -110,7 +110,7 @@ class Sweep:
                     depth=None if onward is None else _depth(self.module, tower), product=self.product,
                 )  # fmt: skip
                 if replay.prompts != self.base.batch:
-                    reason = f"{replay.prompts} rows of tiles do not stand for {self.base.batch} prompts"
+                    reason = f"{replay.prompts} rows of tiles do not belong to {self.base.batch} prompts one by one"
                     raise CannotDrive(tower, reason)
                 replay.check_onward()
         except CannotDrive as refused:
@@ -317,7 +317,7 @@ class Sweep:
 
     def inspect(self, looked: Sequence[tuple[Cell, Answer]], reads: Reads) -> float:
         """`compare` for some answers on one prompt each, in one full pass that has them as its rows; those that came
-        from full passes have nothing to be held against."""
+        from full passes cannot be compared with others."""
         looked = [(cell, answer) for cell, answer in looked if self._driven(cell) and bool(answer.changed.any())]
         prompts = [int(answer.changed.int().argmax()) for _, answer in looked]
         alone = looked and not hasattr(self.module, "logit_scale")  # which would compare each row with all others
@@ -347,7 +347,9 @@ def _refuse_rows(tower: Tower, module: nn.Module) -> None:
     for layer in tower.layers:
         for name, child in module.get_submodule(layer.block).named_modules():
             if isinstance(child, nn.modules.conv._ConvNd) and max(child.kernel_size) > 1:
-                raise CannotDrive(tower, f"{layer.block}.{name} mixes positions beside the attention (a convolution)")
+                raise CannotDrive(
+                    tower, f"{layer.block}.{name} mixes positions outside of the attention (a convolution)"
+                )
 
 
 def _depth(module: nn.Module, tower: Tower) -> int:
@@ -365,15 +367,17 @@ def _read_by_its_end(tower: Tower, anatomy: Anatomy, module: nn.Module) -> None:
     if above is None or not any(layer.kind == "cross" for layer in above.layers):
         return
     more = getattr(getattr(module.config, "vision_config", None), "intermediate_layers_indices", None)
-    layers = f", and its layers {list(more)} beside its last" if more else ""
+    layers = f", and its layers {list(more)} besides its last" if more else ""
     raise CannotDrive(tower, f"the text reads the {tower.name} tower by cross-attention{layers}")
 
 
 def _one_image_each(tower: Tower, x: Inputs) -> None:
-    """A row of the vision tower is an image; it can stand for a prompt where each has exactly one."""
+    """A row of the vision tower is an image; it can be used as a prompt where each has exactly one."""
     counts = (x.roles.image.amax(1) + 1).tolist()
     if counts != [1] * len(counts):
-        raise CannotDrive(tower, f"the prompts have {counts} images, and it takes one each to tell them apart")
+        raise CannotDrive(
+            tower, f"the prompts have {counts} images, and interp needs one image in each prompt to know which is whose"
+        )
 
 
 def _given(x: Tensor | None) -> Tensor:

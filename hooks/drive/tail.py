@@ -105,7 +105,7 @@ class Readout:
             return self.forward(prompts)
 
     def forward(self, prompts: Tensor) -> Tensor:
-        """The model's answer to these prompts, as it stands."""
+        """The model's unchanged answer to these prompts."""
         logits = logits_of(self.module(**self._rows(prompts)))
         assert logits is not None
         return logits
@@ -263,7 +263,7 @@ class _Arrived(Exception):
 
 
 def _aside(key: Any, result: Tensor | None, output: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """What a block returns that gives a tensor, or what it was given; beside it what it gave before."""
+    """What a block returns that gives a tensor, or what it was given; with what it gave before."""
     x = result if result is not None else (args[0] if args else kwargs["hidden_states"])
     if key is None:
         return x

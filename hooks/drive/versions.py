@@ -1,7 +1,7 @@
 """Changed versions of a few prompts, as values: what each changes, and many of them row by row.
 
 A version is one prompt with changes; it is driven from the first column that they can reach. Versions with the same
-columns are rows: their residuals lie in one buffer, a stretch of them goes through a block as tokens one after the
+columns are rows: their residuals are in one buffer, a stretch of them goes through a block as tokens one after the
 other, and attention sees them as a rectangle. Which prompts and columns they are is kept on the CPU, whatever the model
 is on.
 """

@@ -32,7 +32,7 @@ ValueChange = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def several(edits: Edit | Iterable[Edit]) -> list[Edit]:
-    """The edits, where one alone stands for itself; raises where something else came."""
+    """The edits as a list, also where one was given; raises where something else was given."""
     found = [edits] if isinstance(edits, Edit) or not isinstance(edits, Iterable) else list(edits)
     for one in found:
         if not isinstance(one, Edit):
@@ -45,11 +45,13 @@ class Edit(ByContent):
     """What all edits share: where, at which positions and rows, and in which phase of generating."""
 
     site: str
+    """What is changed, such as "L5.H3.z" or "L*.resid_post"."""
     positions: Positions | None = field(default=None, kw_only=True)
     """Which tokens; for `k` and `v` the keys, for everything else the queries. None for all."""
     rows: tuple[int, ...] | None = field(default=None, kw_only=True)
     """Which examples of the batch. None for all."""
     phase: Phase = field(default="both", kw_only=True)
+    """"prefill" only in the prompt, "decode" only for new tokens, "both" in both."""
     step: int | None = field(default=None, kw_only=True)
     """Only this decoding step, counted from 0 for the first generated token after the prompt."""
     steps: int | str | None = field(default=None, kw_only=True)
@@ -57,7 +59,7 @@ class Edit(ByContent):
     branch: Literal["cond", "uncond", "perturbed"] | None = field(default=None, kw_only=True)
     """Only rows of this branch of a denoiser's guidance (`hooks/denoisers/guidance.py`)."""
     onward: bool = field(default=False, kw_only=True)
-    """Beside `positions`, which are tokens of the prompt, also at every token that is generated after it."""
+    """In addition to `positions`, which are tokens of the prompt, also at every token that is generated after it."""
     expand: bool = field(default=False, kw_only=True)
     """For `L5.H3.k` and `.v`: change what this query head alone reads, not the kv head it shares."""
 
@@ -281,7 +283,7 @@ class AttentionEdit(Edit):
     """Whether it does the same to every head, whatever their number and whichever others there are."""
 
     def programs(self, call: Call, place: Place) -> Sequence[AtHeads]:
-        """What it comes to in a call: head programs with the heads each is for; none where it has nothing to do."""
+        """What it comes to in a call: head programs with the heads each is for; none where it changes nothing."""
         raise NotImplementedError
 
 

@@ -72,7 +72,7 @@ class Apply(Unwritten, ValueEdit):
     """Any function of the tensor at a site: `Apply("L5.H3.z", lambda z: z.relu())`.
 
     It gets a copy of the site's tensor, [row, position, ..., d] with the site's heads alone, and returns what the model
-    goes on with at the positions and rows named: a tensor of the same shape, dtype and device. Gradients flow through.
+    uses at the positions and rows named: a tensor of the same shape, dtype and device. Gradients flow through.
     """
 
     function: Callable[[Tensor], Tensor] | None = None
@@ -109,7 +109,7 @@ class Program(Unwritten, AttentionEdit):
     these heads (`interp.hooks.stand.part.Part`): q, k, v, mask, scale and so on, with the model's own computation at
     hand, so that `part.read(part.softmax(part.scores()))` changes nothing. A recorded pattern and statistics are those
     of the program's pattern, and refused where it has none. Gradients flow through. An object that also has `start`,
-    `grow` and `answer` goes on from a state of its own while the model generates (`interp.hooks.stand.program`).
+    `grow` and `answer` continues from its own state while the model generates (`interp.hooks.stand.program`).
     """
 
     program: Any = None

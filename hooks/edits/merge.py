@@ -1,4 +1,4 @@
-"""Tokens merged into others: what stands at a position becomes a weighted sum of positions of the same row."""
+"""Tokens merged into others: the value at a position becomes a weighted sum of positions of the same row."""
 
 from __future__ import annotations
 

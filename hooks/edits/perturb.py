@@ -5,9 +5,9 @@ identity is what diffusers' perturbed attention means by it: a cell of the pictu
 
     z_i <- (1 - u) z_i + u sum_{j in {i} and words} softmax_j(s_ij) v_j        for cells i,
 
-and words attend as ever. Where there are no words among the keys the sum is v_i. Nothing of size N x N is made: the
-second softmax is over the words and the own key. The paper's u is not known; here it is given. Learned
-registers (AuraFlow's) count as cells.
+and words attend as in the model. Where there are no words among the keys the sum is v_i. Nothing of size N x N is made:
+the second softmax is over the words and the own key. The paper's u is not known; here it is given. Learned registers
+(AuraFlow's) count as cells.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class SoftIdentity(AttentionEdit):
         queries, keys = call.q.shape[2], call.k.shape[2]
         if queries != keys:
             raise EditError(
-                f"{self!r}: looking at itself has a meaning in self-attention, and {queries} queries meet {keys} keys"
-                " here."
+                f"{self!r}: a token can look at itself in self-attention only, and here are {queries} queries and"
+                f" {keys} keys."
             )
         if self.amount == 0:
             return []

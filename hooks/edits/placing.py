@@ -48,7 +48,7 @@ def _refuse_shared(edit: Edit, site: Site, layer: Layer) -> None:
     head, kv = site.heads[0], site.heads[0] // layer.group
     shared = ", ".join(f"H{h}" for h in range(layer.heads) if h // layer.group == kv)
     raise EditError(
-        f"{edit!r}: {site.component} of query head {head} is kv head {kv}, which {shared} all read. Write"
+        f"{edit!r}: {site.component} of query head {head} is kv head {kv}, and {shared} all read it. Write"
         f" 'L{site.layer}.K{kv}.{site.component}' to change it for all of them, or expand=True for this head alone."
     )
 
@@ -65,23 +65,23 @@ def placed_here(anatomy: Anatomy, placed: Placed) -> Placed | None:
 
 
 def _refuse_meeting(placed: Placed) -> None:
-    """Edits of which it is not known that they treat every head by itself."""
+    """Edits of which it is not known that they treat each head separately."""
     edit, site = placed.edit, placed.site
     if site.component in ("result", "neurons"):
         instead = "z, which it is made of" if site.component == "result" else "mlp_out"
         raise EditError(
-            f"{edit!r}: the heads of this model are in several processes, and {site.component} is edited in none of"
-            f" them alone: edit {instead}."
+            f"{edit!r}: the heads of this model are in several processes, and {site.component} cannot be edited in one"
+            f" of them: edit {instead}."
         )
     learned = [f.name for f in fields(edit) if getattr(getattr(edit, f.name), "requires_grad", False)]
     if site.component in CUT and learned:
         raise EditError(
-            f"{edit!r} asks for the gradient of its {learned[0]}, of which each process would have a part: learn it"
-            " with the model in one process, or at a place that all processes have (resid_pre, attn_out)."
+            f"{edit!r} asks for the gradient of its {learned[0]}, and each process would have only a part of it: train"
+            " it with the model in one process, or at a site that all processes have (resid_pre, attn_out)."
         )
     alone = edit.by_head if isinstance(edit, AttentionEdit) else type(edit).change_in is ValueEdit.change_in  # type: ignore[attr-defined]
     if site.component in CUT and not alone:
         raise EditError(
-            f"{edit!r} may let heads meet or count them, and the heads of this model are in several processes: run it"
+            f"{edit!r} may combine heads or count them, and the heads of this model are in several processes: run it"
             " in one process, or use an edit that does the same to every head."
         )

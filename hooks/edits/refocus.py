@@ -8,7 +8,7 @@ image alike), T = V less S, and row i of a head with weights A:
               A[i, t] <- A[i, t] + fraction_moved A[i, S] A[i, t] / A[i, T]        t in T
 
 so that rows sum to what they did; rows and heads that do not look stay as they are. Whether a row looks is read off the
-pattern as it stands in the run, layer by layer, and in every step of decoding; both passes are the kernels', without A.
+pattern as it is in the run, layer by layer, and in every step of decoding; both passes are the kernels', without A.
 `fraction_moved` is what leaves the sinks. The notes on the paper write it as p; the authors' code multiplies sinks by
 its own p, which is what they keep: its 0.6 is 0.4 here. Which of the two the paper's numbers mean is not known.
 The code tests A[i, S in V] / A[i, V] <= its rho, which is 1 less the one here: both agree at 0.5.

@@ -36,8 +36,8 @@ class RouteHeads(ValueEdit):
 
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         raise EditError(
-            f"{self!r} reads the queries of the attention call: its site is z ('L*.z'), where no gate or other module"
-            " stands between, and in a whole run of the model."
+            f"{self!r} reads the queries of the attention call: its site must be z ('L*.z') in a whole run of the"
+            " model, in a layer without a gate or another module between attention and z."
         )
 
     def change_in(self, call: Call, heads: tuple[int, ...]) -> ValueChange:
@@ -89,8 +89,8 @@ class MixHeads(ValueEdit):
 
     def change(self, x: Tensor, valid: Tensor | None) -> Tensor:
         raise EditError(
-            f"{self!r} reads what the attention of its layer read: its site is z ('L5.z'), where no gate or other"
-            " module stands between, and in a whole run of the model."
+            f"{self!r} reads what the attention of its layer read: its site must be z ('L5.z') in a whole run of the"
+            " model, in a layer without a gate or another module between attention and z."
         )
 
     def change_in(self, call: Call, heads: tuple[int, ...]) -> ValueChange:

@@ -188,7 +188,7 @@ def _joined(ask: Ask) -> dict[str, Tensor]:
         return _language(ask)
     made = joined(ask, _decoder)
     if made is None:
-        raise no_example(ask.module, "it takes words and pixels, and no way of joining them that was tried is its own")
+        raise no_example(ask.module, "it takes words and pixels, and interp does not know how it joins them")
     return made
 
 

@@ -1,8 +1,8 @@
-"""Calls for models that take something beside words: sound or series of numbers, in the shapes they have elsewhere.
+"""Calls for models that take something besides words: sound or series of numbers, in the shapes they have elsewhere.
 
 Words come alone first: many models that can hear need no sound. A sound is frames of a spectrogram, bins first or last,
-or a wave; boxes say where a word stands on its page; streams of codes are read beside the words; a series has the past
-that its lags reach into, and a future to be told. Which of them a model takes is tried on the model (`tried`).
+or a wave; boxes say where a word is on its page; streams of codes are read together with the words; a series has the
+past that its lags reach into, and a future to be told. Which of them a model takes is tried on the model (`tried`).
 Limits: noise; a model that compares words with a sound is given one sound a row.
 """
 
@@ -18,13 +18,13 @@ from interp.hooks.examples.sizes import number
 from interp.hooks.pictures.asked import Ask
 
 BESIDE = frozenset({"bbox", "input_features", "input_values"})
-"""What may come beside words."""
+"""What may be given besides words."""
 FRAMES, WAVES, LATENTS = 64, 4000, 16
 Call = dict[str, Tensor]
 
 
 def beside_words(ask: Ask) -> bool:
-    """Whether words alone may not be enough: no token stands for what the model takes beside them."""
+    """Whether words alone may not be enough: no token marks what the model takes besides them."""
     named = ("audio_token_id", "audio_token_index", "speech_token_id")
     streams = isinstance(getattr(ask.config, "audio_bos_token_id", None), int) and _streams(ask.config)
     if streams and "input_values" not in ask.accepts:
@@ -82,6 +82,6 @@ def _series(ask: Ask) -> Iterator[Call]:
 
 
 def _streams(config: Any) -> int:
-    """Streams of codes that are read at each position beside the words."""
+    """Streams of codes that are read at each position together with the words."""
     count = getattr(config, "num_codebooks", None)
     return count if isinstance(count, int) else 0

@@ -1,9 +1,9 @@
-"""A picture beside words, for a model that no record describes: layouts of pictures are tried, and the model says how
-many tokens it makes of one.
+"""A picture together with words, for a model that no record describes: layouts of pictures are tried, and the model
+says how many tokens it makes of one.
 
 Pictures come whole, one or several an example, with a mask of pixels or of pictures, with their sizes, or cut into
-patches with the grid they were cut by. Where a token stands for an image, the count of such tokens is what
-`get_image_features` gives, or what the model's own error says that it has. Where none does, words and a picture stand
+patches with the grid they were cut by. Where a token marks an image, the count of such tokens is what
+`get_image_features` gives, or what the model's own error says that it has. Where none does, words and a picture are
 side by side. A call is taken where the model's own forward goes through with it.
 Cost: a forward pass a candidate. Limits: noise, one picture an example.
 """
@@ -48,7 +48,7 @@ def _attempt(ask: Ask, call: Callable[..., Any], kwargs: Mapping[str, Tensor]) -
 
 
 def image_token(config: Any) -> int | None:
-    """The id that stands for an image in a text."""
+    """The id that marks an image in a text."""
     found = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
     return next((one for one in found if isinstance(one, int)), None)
 
@@ -75,7 +75,7 @@ def joined(ask: Ask, decoder: Callable[[Ask], Call]) -> Call | None:
 
 def _unasked(ask: Ask, token: int | None, tensors: Call, beside: Call) -> Iterator[Call]:
     """With as many image tokens as the model says it has features for, which it may count by number; without any, where
-    none stands for an image."""
+    none marks an image."""
     if token is None:
         count = (
             number(ask.config, "latent_query_num", otherwise=1) if "image_embeds_position_mask" in ask.accepts else 0

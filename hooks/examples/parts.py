@@ -1,5 +1,5 @@
 """Calls for models that take the parts of something: what other models have made of pictures or words, the steps of a
-player, a picture beside an example that was solved, patches with their place written into them.
+player, a picture with an example that was solved, patches with their place written into them.
 
 Limits: noise, in the widths that the config says; which of them a model takes is tried on the model (`tried`).
 """
@@ -70,7 +70,7 @@ def _flattened(ask: Ask) -> Call:
 
 
 def _regions(ask: Ask) -> Call:
-    """Words, and regions that a detector has found, with where they lie."""
+    """Words, and regions that a detector has found, with where they are."""
     ids, mask = ask.stack([ask.draw(count) for count in ask.lengths(ask.length)], ask.length)
     feats = ask.noise(ask.batch, MANY, number(ask.config, "visual_feat_dim", otherwise=2048))
     places = ask.noise(ask.batch, MANY, number(ask.config, "visual_pos_dim", otherwise=4))

@@ -55,7 +55,7 @@ def _only(call: Mapping[str, Any], dims: int) -> Tensor | None:
 
 
 def other_towers(call: Mapping[str, Any]) -> list[str]:
-    """The towers beside the main one."""
+    """The towers other than the main one."""
     main = main_tower(call)
     reads = any(name in call for name in ("input_ids", "input_features", "input_values"))
     found = ["encoder"] if main == "decoder" and reads else []
@@ -112,7 +112,7 @@ def check_ids(name: str, ids: Tensor, config: Any = None) -> None:
     if not len(ids):
         raise InputsError(f"{name} is an empty batch")
     if not ids.shape[1]:
-        raise InputsError(f"{name} has no tokens: a text of length zero gives a model nothing to read")
+        raise InputsError(f"{name} has no tokens: give a text of at least one token")
     vocab = vocabulary(config)
     if ids.is_meta or vocab is None:
         return
@@ -141,7 +141,7 @@ def check_mask(name: str, mask: Any, ids: Tensor) -> None:
 
 
 def flat(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with those inside a dict beside the others, under both names: "added_cond_kwargs/time_ids"."""
+    """The arguments with those inside a dict next to the others, under both names: "added_cond_kwargs/time_ids"."""
     found: dict[str, Any] = {}
     for name, value in call.items():
         inner = flat(value) if isinstance(value, Mapping) else None

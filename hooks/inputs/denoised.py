@@ -2,7 +2,7 @@
 
 Positions are those of the sequence that attends: with joint attention words and cells, else cells alone. Words by
 themselves are the towers `text` and `words`, which cross-attention reads, which refine them or are their own residual;
-beside them joint attention has the tower `cells`, the positions of the picture's residual. Cells have the role `image`
+joint attention also has the tower `cells`, the positions of the picture's residual. Cells have the role `image`
 (`video` where there are frames), words `text`. Limits: a U-Net attends at several sizes; its positions are not known.
 """
 
@@ -50,7 +50,7 @@ def _inputs(found: Layout, given: Mapping[str, Any], main: str = "denoiser") -> 
 
 
 def _towers(found: Layout, given: Mapping[str, Any]) -> dict[str, Inputs]:
-    """Words and cells by themselves."""
+    """Words and cells separately."""
     if found.words is None:
         return {}
     valid = found.words.cpu()

@@ -1,4 +1,4 @@
-"""Inputs on disk: tensors in one safetensors file, the rest in JSON, towers in folders beside them."""
+"""Inputs on disk: tensors in one safetensors file, the rest in JSON, towers in folders next to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is called with, frozen: tensors, which positions are real, what each token is, where text lies.
+"""What a model is called with, frozen: tensors, which positions are real, what each token is, where text is.
 
 Idea: everything later asks one object which positions count (`valid`), what they are (`roles`) and where a word is
 (`find`), so that no method does its own arithmetic on padding. Positions are columns of the main tower (the decoder of
@@ -47,14 +47,23 @@ class Inputs:
     """
 
     kwargs: Mapping[str, Any]
+    """The arguments of the model call, by name."""
     valid: Bool[Tensor, "batch position"]
+    """Which positions are real tokens and not padding."""
     roles: Roles
+    """What each position is: text, image, padding and so on."""
     tokens: tuple[tuple[str, ...], ...] | None = None
+    """The tokens as text, row by row."""
     texts: tuple[str, ...] | None = None
+    """The text of each row."""
     offsets: tuple[Offsets, ...] | None = None
+    """The characters of each token, row by row."""
     continuation: tuple[int, ...] | None = None
+    """The column at which the answer of each row starts."""
     main: str = "text"
+    """The tower that these positions belong to."""
     towers: Mapping[str, Any] = field(default_factory=dict)
+    """By name, the inputs of the other towers, or why their positions are not known."""
     unnamed: str | None = None
     """The tower that a site without a tower's name means, where it is not the main one (a transducer's encoder)."""
 
@@ -151,14 +160,14 @@ class Inputs:
         return resolve(spec, self.valid, self.roles, self.continuation)
 
     def _only(self, text: str) -> str | Span:
-        """The tokens of a text that occurs once in every row; the text as it is where it stands in none."""
+        """The tokens of a text that occurs once in every row; the text as it is where it is in no row."""
         counts = [one.count(text) for one in self.texts or ()]
         if not any(counts):
             return text
         if set(counts) != {1}:
             row = next(i for i, count in enumerate(counts) if count != 1)
             raise InputsError(
-                f"the text {text!r} stands {counts[row]} times in row {row}, so positions={text!r} does not say which"
+                f"the text {text!r} occurs {counts[row]} times in row {row}, so positions={text!r} does not say which"
                 f" tokens are meant: x = m.prepare(...), and positions=x.find({text!r}, occurrence=n)"
             )
         return self.find(text)

@@ -1,7 +1,8 @@
 """The labels of a tower's positions, as tensors: what `roles.py` makes and everything else reads.
 
 `image` counts the images (or videos) of a row, `tile` indexes that row's `grids`, `frame row col` is the cell in it.
-`tags` are yes-or-no marks beside the kind: `newline separator cls register distillation query filler continuation`.
+`tags` are yes-or-no marks in addition to the kind: `newline separator cls register distillation query filler
+continuation`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ class Span:
     """A stretch of tokens per row, `rows[i] = (start, end)`; None where the row has none."""
 
     rows: tuple[tuple[int, int] | None, ...]
+    """The first column and the column after the last one, row by row; None where a row has none."""
     text: str = ""
+    """The text of the tokens, where it is known."""
 
     def first(self) -> Span:
         """Only the first token of each stretch."""
@@ -40,7 +42,7 @@ class Span:
 
 
 def resolve(spec: Any, valid: Mask, roles: Roles, continuation: Sequence[int] | None = None) -> Mask:
-    """The mask a specification stands for; selecting nothing is an error."""
+    """The mask that a specification means; selecting nothing is an error."""
     if isinstance(spec, str):
         found = _named(spec, valid, roles, continuation)
     elif isinstance(spec, Span):
@@ -100,7 +102,7 @@ def _named(spec: str, valid: Mask, roles: Roles, continuation: Sequence[int] | N
     if not colon:
         return found
     if not number.isdecimal():
-        raise InputsError(f"{spec!r}: after the colon goes the number of the image, as in '{name}:0'")
+        raise InputsError(f"{spec!r}: write the number of the image after the colon, as in '{name}:0'")
     return found & (roles.image == int(number))
 
 

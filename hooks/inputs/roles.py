@@ -1,4 +1,4 @@
-"""What each position of a run is: text, padding, a patch of an image, and where in the image it lies.
+"""What each position of a run is: text, padding, a patch of an image, and where in the image it is.
 
 Idea: a tower's positions are labelled from the ids, the mask and the shapes the model itself is called with, never from
 a square root or an assumed contiguous span. Image tokens are found by id equality; the order of their cells comes from
@@ -126,7 +126,7 @@ class Marks:
 
 
 def separate(labels: Roles, name: str, ids: Tensor, marks: Marks) -> Roles:
-    """Flag what lies between an image's first and last token and the marks around it; none of it is text."""
+    """Flag what is between an image's first and last token and the marks around it; none of it is text."""
     found, image = labels.separator.clone(), labels.image.clone()
     own = labels.kind == CODE[name]
     for row in range(len(ids)):

@@ -76,7 +76,7 @@ def _filled(mask: Any, heard: Tensor) -> Int[Tensor, " row"]:
 
 
 def _convolutions(config: Any) -> list[tuple[int, int]]:
-    """(kernel, stride) of what stands before the encoder of Wav2Vec2 and its kin."""
+    """(kernel, stride) of the convolutions before the encoder of Wav2Vec2 and similar models."""
     kernels, strides = (getattr(config, name, None) or () for name in ("conv_kernel", "conv_stride"))
     return list(zip(kernels, strides, strict=True))
 
@@ -99,7 +99,7 @@ def _halvings(config: Any) -> int:
 
 
 def seconds_of(config: Any, extractor: Any) -> float | None:
-    """How much time a position of the encoder stands for, where the extractor says its rate."""
+    """How much time a position of the encoder covers, where the extractor says its rate."""
     rate = getattr(extractor, "sampling_rate", None)
     kind = getattr(config, "model_type", None)
     if not rate:

@@ -36,7 +36,7 @@ class Listed(Protocol):
 Line = tuple[str, ...]
 FOLD = 8
 SOUND = 1 << 30
-"""Stands for the number of a grid where positions are frames of sound."""
+"""Takes the place of a grid's number where positions are frames of sound."""
 MOST = 2000
 ROWS, CHIPS = 8, 400
 """Rows of a batch, and tokens of each, that are shown as chips."""

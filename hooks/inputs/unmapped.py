@@ -3,7 +3,7 @@
 Idea: where no table says what a tower's positions are, a call that is watched still says how many there are. Positions
 by number, heads and all that reads no roles then work, and what needs the map (a patch's place in the picture, a role)
 finds no such role. A second stack over the same positions has those positions' own roles. Without a map it is not known
-which positions are padding, so a call with padding keeps such towers unknown. Cost: no forward pass by itself.
+which positions are padding, so a call with padding keeps such towers unknown. Cost: no forward pass.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Ask:
 
     @property
     def device(self) -> torch.device:
-        """Where the first weight lies that lies anywhere; offloaded ones lie on meta."""
+        """The device of the first weight that has one; offloaded ones are on meta."""
         return next((p.device for p in self.module.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
     @property
@@ -98,12 +98,12 @@ class Ask:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image's place in a row: the ids that stand for it, and what the image tower is given."""
+    """An image's place in a row: the ids that mark it, and what the image tower is given."""
 
     ids: list[int]
     tensors: dict[str, Tensor]
     first: bool = False
-    """Whether the image opens the row instead of standing between words."""
+    """Whether the image is at the start of the row and not between words."""
     extra: Callable[[Ask, Tensor, Tensor], dict[str, Tensor]] = field(default=lambda ask, ids, mask: {})
     """Further arguments, from the ids and the mask of the finished rows."""
 

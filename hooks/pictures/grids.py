@@ -1,8 +1,8 @@
 """Grids of image cells, the part of the picture they cover, and the order a vision tower holds its patches in.
 
-A `Block` is one grid as a list of tokens: each is a cell (frame, row, column) or something that stands for none (a CLS
-token, a register, a newline). Sizes come from the pixel tensor and the config, so that pictures need not be square.
-Limits: Swin gives the grid of its first stage; masked pretraining (ViTMAE drops and shuffles patches) is refused.
+A `Block` is one grid as a list of tokens: each is a cell (frame, row, column) or something without a cell (a CLS token,
+a register, a newline). Sizes come from the pixel tensor and the config, so that pictures need not be square. Limits:
+Swin gives the grid of its first stage; masked pretraining (ViTMAE drops and shuffles patches) is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEADS: dict[str, tuple[str, ...]] = {
     "idefics3_vision": (), "smolvlm_vision": (), "blip_2_vision_model": ("cls",),
     "instructblip_vision_model": ("cls",), "swin": (), "swinv2": (),
 }  # fmt: skip
-"""Tokens before the patches, by model type; `register` stands for `config.num_register_tokens` of them."""
+"""Tokens before the patches, by model type; `register` means `config.num_register_tokens` of them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class View:
     def fractions(self, size: tuple[int, int], fit: Fit | None) -> Area:
         """Fractions of the picture's width and height."""
         if not self.known:
-            raise InputsError("where this family's tiles lie in the picture is not known, so there are no boxes")
+            raise InputsError("it is not known where in the picture this family's tiles are, so there are no boxes")
         if self.area is not None:
             return self.area
         if self.tiles is None:

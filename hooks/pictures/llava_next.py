@@ -20,7 +20,9 @@ from interp.hooks.pictures.record import Grids, Text, VisionLanguage, deal, regi
 
 def _llava_next(config: Any, kwargs: Mapping[str, Tensor], rows: Sequence[Text]) -> list[list[Grids]]:
     if "image_sizes" not in kwargs:
-        raise InputsError("LLaVA-NeXT needs image_sizes (the processor returns it) to say where its tokens lie")
+        raise InputsError(
+            "LLaVA-NeXT needs image_sizes (the processor returns it), which says where in the picture its tokens are"
+        )
     base = replace(selected(config, kwargs.get("pixel_values")), view=View(area=WHOLE))
     sizes = [(int(height), int(width)) for height, width in kwargs["image_sizes"].tolist()]
     return deal((_anyres(config, base, size) for size in sizes), rows, f"image_sizes {sizes}")

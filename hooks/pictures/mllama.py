@@ -39,7 +39,7 @@ def _tiles(config: Any, ratio: int | None, real: Sequence[bool], side: int) -> l
     """What each tile shows, None where it only fills up.
 
     `ratio` counts the arrangements (rows, columns) from 1 and is 0 for a picture that only fills up the batch. Where it
-    is not given, or has other than the real tiles, where they lie is not known.
+    is not given, or has other than the real tiles, where they are is not known.
     """
     if ratio == 0:
         return [None] * len(real)

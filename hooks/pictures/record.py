@@ -4,9 +4,9 @@ A record says which image tokens the family puts in its text and in which order 
 from the config and the call's tensors to the pictures in the text, lists of `Block` in the order of the image tokens.
 Two kinds: the pictures are listed in the arguments (LLaVA, Qwen-VL, PaliGemma, Gemma-3, BLIP-2, Mllama) and dealt to
 the rows by their counts, or they are read from the runs of image tokens (InternVL tiles, Idefics3 tiles with text
-between them). A count that does not fit is an `InputsError`. Beside them stand an example call and what a processor
-wants. Read in transformers 5.23; the tests check each against the model's own `get_image_features`.
-Limits: crops of Gemma-3's pan-and-scan and frames that InternVL or SmolVLM insert for a video count as pictures.
+between them). A count that does not fit is an `InputsError`. It also has an example call and what a processor wants.
+Read in transformers 5.23; the tests check each against the model's own `get_image_features`. Limits: crops of Gemma-3's
+pan-and-scan and frames that InternVL or SmolVLM insert for a video count as pictures.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class VisionLanguage:
     images: Layout
     videos: Layout | None = None
     example: Callable[[Ask], Picture] | None = None
-    """An image for a minimal call, and where it stands."""
+    """An image for a minimal call, and where in the text it is."""
     towers: tuple[str, ...] = ()
     """In the `model_type` of its vision tower, where `rows` says what that holds."""
     rows: Callable[[Any, Mapping[str, Tensor]], list[list[Grids]]] | None = None
@@ -71,7 +71,7 @@ class VisionLanguage:
     implicit: bool = False
     """Its texts have no place for a picture: each text has one."""
     in_front: bool = False
-    """Its processor puts image tokens in front of a text by itself, and they are not written in it."""
+    """Its processor puts image tokens in front of a text, and they are not written in the text."""
     always: bool = False
     """Its processor wants a picture with every text."""
     first_position: int = 0
@@ -146,7 +146,7 @@ def vision_rows(config: Any, kwargs: Mapping[str, Tensor]) -> list[list[Grids]]:
     vision = getattr(config, "vision_config", None) or config
     if vision is None:
         raise UnknownPositions(
-            "a model without a config says nothing of where its patches lie, so its positions are not known"
+            "a model without a config does not say where its patches are, so its positions are not known"
         )
     for family in families().values():
         if family.rows is not None and any(name in vision.model_type for name in family.towers):

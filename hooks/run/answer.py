@@ -1,10 +1,10 @@
 """What a model answers with while a metric reads another place than its logits.
 
 Engines ask what a model returns for its answer (`logits_of`). Inside `answering(...)` that is the tensor at a site, or
-one that the model returns beside its hidden states (`pooler_output`): with its graph, and after every edit of the run,
-since the look at it is put on last, when the pass begins. It holds for the thread that entered and for the innermost
-such context only; a pass in which the place does not run exactly once is an error. Cost: none.
-Limits: one tensor, [row, position, d] or [row, d]; heads are laid side by side.
+one that the model returns in addition to its hidden states (`pooler_output`): with its graph, and after every edit of
+the run, since the look at it is put on last, when the pass begins. It holds for the thread that entered and for the
+innermost such context only; a pass in which the place does not run exactly once is an error. Cost: none. Limits: one
+tensor, [row, position, d] or [row, d]; heads are laid side by side.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from interp.hooks.sites import HEAD, KV, LAYER, Site
 from interp.hooks.stand.output import AnswerPlace, answer_of, answers
 
 OUTPUTS = ("pooler_output", "text_embeds", "image_embeds")
-"""What models return beside hidden states: one vector a row."""
+"""What models return in addition to hidden states: one vector a row."""
 BY_POSITION = LAYER | {"embed", "final_norm", "q", "k", "v", "z"}
 
 
@@ -41,7 +41,7 @@ class Answered:
 
 @contextmanager
 def answering(module: nn.Module, anatomy: Anatomy, name: str | None, *, family: Family | None = None) -> Iterator[None]:
-    """While inside, the module's answer is what stands at `name`; its logits again where that is None."""
+    """While inside, the module's answer is the value at `name`; its logits again where that is None."""
     now, stack = answer_of(module), answers()
     if name == (None if now is None else now.name) == (stack[-1].name if stack else None):
         yield
@@ -78,8 +78,8 @@ def ends(anatomy: Anatomy, answer: AnswerPlace | None) -> bool:
 
 
 def _by_position(value: Tensor, site: Site | None) -> Tensor:
-    """[row, position, d] of what stands at a site: heads side by side, a map of places (SAM) one after the other, and
-    one row where a model packs its pictures into one (Qwen-VL)."""
+    """[row, position, d] of the value at a site: heads in one axis, a map of places (SAM) one after the other, and one
+    row where a model packs its pictures into one (Qwen-VL)."""
     if site is None:
         return value
     if value.ndim == 4:

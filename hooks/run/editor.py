@@ -62,5 +62,5 @@ class Editor:
             raise NotFired(
                 "these edits never fired: "
                 + "; ".join(f"{p.edit!r} at {p.site}" for p in silent)
-                + ". Did their layer run, and their pass, phase or step come?"
+                + ". Check that their layer runs, and that their pass, phase or step is reached."
             )

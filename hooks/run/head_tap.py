@@ -60,8 +60,8 @@ class HeadTap(BorderTap):
         rows = self.moment.rows()
         if self.layer.readers and self.layer.nth is None and rows is not None and call.q.shape[0] < rows:
             raise ModelError(
-                f"{self.layer.attention} attends to {call.q.shape[0]} of {rows} rows at a time, so what is recorded or"
-                " edited there would be one row's and look like all rows': run one row at a time."
+                f"{self.layer.attention} attends to {call.q.shape[0]} of {rows} rows at a time, so a recording or an"
+                " edit there would be that of one row and not of all rows: run one row at a time."
             )
 
     def before(self, call: Call) -> None:
@@ -104,7 +104,7 @@ class HeadTap(BorderTap):
         note = partial(self.editor.note, placed)
         found = edit.programs(call, self._place(placed.site, call, rows))
         if not found:
-            note()  # it looked at the call and found nothing to change
+            note()  # it saw the call and had no change to make
         return [Standing(self._carried(one, (id(placed), n), call), heads, repr(edit), rows, note)
                 for n, (heads, one) in enumerate(found)]  # fmt: skip
 

@@ -81,8 +81,8 @@ class Moment(threading.local):
                 )
             if self.offset:
                 raise InputsError(
-                    "positions, roles and key sets are those of the prompt, and this call goes on from a cache whose"
-                    " prompt was not seen: run the prompt inside the same context, or use m.generate(...)."
+                    "positions, roles and key sets are those of the prompt, and this call continues from a cache whose"
+                    " prompt interp did not see: run the prompt inside the same context, or use m.generate(...)."
                 )
             self.inputs = self.describe(self._call)
         return self.inputs
@@ -120,7 +120,7 @@ class Moment(threading.local):
                 return self.offset + int(found.shape[1])
         if self.offset:
             raise InputsError(
-                "this call goes on from a cache, and how many tokens it adds is not known from"
+                "this call continues from a cache, and interp cannot tell how many tokens it adds from"
                 f" {', '.join(self._call)}."
             )
         return 0

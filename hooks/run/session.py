@@ -68,7 +68,7 @@ class Session:
         self.moment = Moment(inputs, describe, partial(branches, root) if denoises(root) else None)
         self.edits = [Placed(edit, site) for edit in several(edits) for site in places(anatomy, edit)]
         self.here = here(anatomy)
-        """As this process' attention calls have it, where heads lie over several."""
+        """As this process' attention calls have it, where heads are in several."""
         self._placed = [one for placed in self.edits if (one := placed_here(anatomy, placed)) is not None]
         self.editor = Editor(self.here, self._placed, self.moment)
         self.wish = wish or Wish()
@@ -158,7 +158,7 @@ class Session:
         return found
 
     def _in_call(self, site: Site) -> bool:
-        """Whether the site is part of the attention call, as z is unless a gate stands behind it."""
+        """Whether the site is part of the attention call, as z is unless a gate is behind it."""
         return site.component in CALL and not (site.component == "z" and self.anatomy.layer(site).gated)
 
     def _stand_at_heads(self, members: tuple[Layer, list[Placed], list[Site]]) -> None:

@@ -83,7 +83,7 @@ class Shelf(MutableMapping[Site, Tensor]):
 
     @classmethod
     def open(cls, folder: str | Path) -> tuple[Shelf, Anatomy, Inputs | None, dict[str, Any]]:
-        """The shelf of a saved tape, with the anatomy, inputs and notes saved beside it."""
+        """The shelf of a saved tape, with the anatomy, inputs and notes saved with it."""
         path = Path(folder) / "tape.json"
         if not path.exists():
             raise InterpError(f"{folder} holds no tape: expected {path}.")

@@ -3,9 +3,9 @@
 The model's own implementation computes z; the statistics come from what the call received. With `impl` the kernels
 compute both in one pass, and the model goes on with their z. Padding is not a row: padded queries take no part in
 sums over rows. Distances in a picture are between patches on their grid, averaged over the weight on patches: what
-stands for no patch (a CLS token, a register) is no key of theirs, and as a row it is at no distance, 0, as is a row
-that looks at no patch. Rows and keys of cross-attention are two sequences, in which there is no token before, no token
-itself and no distance: refused.
+is no patch (a CLS token, a register) is no key of theirs, and as a row it is at no distance, 0, as is a row that looks
+at no patch. Rows and keys of cross-attention are two sequences, in which there is no token before, no token itself and
+no distance: refused.
 
 Keys are those the model sees (`keys="seen"`), and some models see padding: Whisper gives its frames of filling weight
 like any others. `mass:pad` is how much; `keys="real"` takes every statistic of the weights on real keys alone, as they
@@ -43,7 +43,7 @@ FIRST = "mass:first"
 """The mass on the first real token is the mass on a key set: a sliding window may have dropped that key."""
 
 NOWHERE = "mass:nowhere"
-"""The mass on tokens that stand for no patch of the picture."""
+"""The mass on tokens that are no patch of the picture."""
 
 ALONG = ("distance", "previous", "self")
 """What compares a row's place with a key's, so both must be of one sequence."""
@@ -123,8 +123,9 @@ class StatTap(Tap):
         heads = self.heads
         if taken := by_numbers(call, heads):
             raise InputsError(
-                f"{self.site}: impl= computes z and statistics in one kernel, and heads {list(taken)} attend otherwise"
-                f" ({', '.join(s.what for s in call.programs if set(s.heads) & set(taken))}): leave impl= out."
+                f"{self.site}: impl= computes z and statistics in one kernel, and heads {list(taken)} attend in"
+                f" another way ({', '.join(s.what for s in call.programs if set(s.heads) & set(taken))}): leave impl="
+                " out."
             )
         found = self._take(call, heads, z=True)
         assert found is not None
@@ -161,7 +162,7 @@ class StatTap(Tap):
         if fused:
             parts[fused], made = self._fused(call, fused, asked, z=z)
         if taken and self.request.keys == "real" and not bool(self._keys().valid.all()):
-            raise InputsError(f"{self.site}: heads {list(taken)} attend by a program of their own: leave keys= out.")
+            raise InputsError(f"{self.site}: heads {list(taken)} attend by a head program: leave keys= out.")
         if taken:
             parts[taken] = self._given(call, taken, asked, rows)
         stats = _in_order(heads, parts)
@@ -195,7 +196,7 @@ class StatTap(Tap):
         return statistics(pattern_of(call, "pattern", heads, of), made)
 
     def _unpadded(self, part: Part) -> dict[str, Any]:
-        """What the part says beside q, k and v; its mask without queries that are padding."""
+        """What the part has in addition to q, k and v; its mask without queries that are padding."""
         sizes = part.q.shape[2], part.k.shape[2]
         return {**part.arguments, "mask": self._without_padding(part.mask, *sizes, part.q.device)}
 
@@ -328,7 +329,7 @@ class _Grid:
 
 
 def _named(x: Inputs, name: str) -> Tensor:
-    """The positions a key set stands for; padding is one where a model sees it."""
+    """The positions of a key set; padding is one where a model sees it."""
     return ~x.valid if name == "pad" else x.mask(name)
 
 
@@ -377,8 +378,8 @@ def stream(
     outside = [str(site) for site, tap in taps.items() if not tap.layer.seen]
     if outside:
         raise InputsError(
-            f"{outside[0]}: statistics need the attention call, and this family's is not seen: it goes neither through"
-            " transformers' interface nor through torch's scaled_dot_product_attention."
+            f"{outside[0]}: statistics need the attention call, and this family's is not seen: it uses neither"
+            " transformers' interface nor torch's scaled_dot_product_attention."
         )
     _of_one_sequence(taps, request)
     with ExitStack() as undo:

@@ -136,8 +136,9 @@ class Tape(Told, Mapping[str, Any]):
         unused = [str(s) for s, g in zip(wanted, grads, strict=True) if g is None]
         if unused:
             raise InterpError(
-                f"the metric does not depend on {', '.join(unused)}: patterns, scores and results are computed"
-                " beside the model, and a layer whose output is dropped has no gradient; leave them out of sites=."
+                f"the metric does not depend on {', '.join(unused)}: patterns, scores and results are computed outside"
+                " of the model's graph, and a layer whose output is dropped has no gradient; leave them out of"
+                " sites=."
             )
         return {str(s): g for s, g in zip(wanted, grads, strict=True) if g is not None}
 
@@ -241,7 +242,7 @@ def head_index(anatomy: Anatomy, site: Site, device: torch.device) -> Tensor | N
 
 
 def crosses(anatomy: Anatomy, site: Site) -> bool:
-    """Whether a site lies in a cross-attention layer."""
+    """Whether a site is in a cross-attention layer."""
     return site.layer is not None and anatomy.layer(site).kind == "cross"
 
 
@@ -282,7 +283,7 @@ def real_positions(anatomy: Anatomy, inputs: Inputs, site: Site, shape: Sequence
 
 
 def _queries(inputs: Inputs, site: Site, shape: Sequence[int]) -> Tensor:
-    """Of a Q-Former's positions: its queries are never padding, the instruction that it may read beside them can be."""
+    """Of a Q-Former's positions: its queries are never padding, the instruction that it may also read can be."""
     words = inputs.kwargs.get("qformer_attention_mask")
     if site.tower == "qformer" and words is not None and not bool(words.all()):
         raise InputsError(

@@ -1,6 +1,6 @@
 """Attention weights a few rows at a time: read while the model runs, and forgotten.
 
-The weights of the rows are computed beside the model from what the call received, edits included, so any definition
+The weights of the rows are computed outside of the model from what the call received, edits included, so any definition
 over a pattern can be summed up at any length: at no time are more than a few million of its numbers in memory. Where
 heads are in several processes, the rows of all of them are brought to each.
 Cost: one forward pass and about one more attention per layer. Limits: attention that goes through transformers'

@@ -1,7 +1,7 @@
 """Who wrote what into the residual: the last residual of a run as a sum of embedding, heads, MLPs and biases.
 
-A head's write is `z_h W_O[h]`, carried through whatever stands between the output projection and the residual: nothing,
-a multiplier, a layer scale, or a norm, which is held at the scale of the run (`hooks/anatomy/norms.py`). That the parts
+A head's write is `z_h W_O[h]`, carried through the modules between the output projection and the residual: nothing, a
+multiplier, a layer scale, or a norm, which is held at the scale of the run (`hooks/anatomy/norms.py`). That the parts
 add up to the last residual is checked; towers that normalise after adding, or get something added between blocks, do
 not.
 """
@@ -132,7 +132,7 @@ class Writes:
         return Carry(between, held.linear, held.shift)
 
     def bias(self, site: Site) -> Tensor:
-        """What a layer's attention writes beside its heads."""
+        """What a layer's attention writes in addition to its heads."""
         out = self.tape[Site(site.tower, site.layer, "attn_out")].double()
         heads = self.results(site, tuple(range(self.tape.anatomy.layer(site).heads)))
         carry = self.carry(site)
@@ -140,7 +140,7 @@ class Writes:
 
     @cached_property
     def biases(self) -> Tensor:
-        """What all attentions wrote beside their heads [b, position, d]."""
+        """What all attentions wrote in addition to their heads [b, position, d]."""
         wholes = dict.fromkeys(part.whole for part in self.parts if part.heads is not None)
         return torch.stack([self.bias(site).to(self.final.device) for site in wholes]).sum(0)
 

@@ -92,7 +92,7 @@ class Rules:
         silent = [name for name in self.names if not self.forward[name]]
         if silent:
             raise NotFired(
-                f"the rule{'s' * (len(silent) > 1)} {', '.join(silent)} found nothing to act on in this run."
+                f"the rule{'s' * (len(silent) > 1)} {', '.join(silent)} did not act in this run: no module fits."
             )
 
     def check_used(self) -> None:
@@ -100,8 +100,8 @@ class Rules:
         silent = [name for name in self.names if self.expected[name] and not self.backward[name]]
         if silent:
             raise NotFired(
-                f"the rule {silent[0]!r} was put on in the forward pass and no gradient came back through it, so what"
-                " was computed is not what was asked for."
+                f"the rule {silent[0]!r} was set in the forward pass and no gradient passed through it, so the result"
+                " would not follow the rule."
             )
 
     def _by(self, rule: str, value: Tensor, path: Tensor, factor: float = 1.0) -> Tensor:

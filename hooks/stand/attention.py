@@ -1,7 +1,7 @@
 """One attention call sent through those who watch it: who attends, by which programs, and what is read of it.
 
-Everything is computed beside the user's own implementation, from what the call received, so it is the same under every
-one of them. Heads that nobody changes keep the model's own z, bit for bit. A call goes through its taps outermost
+Everything is computed outside of the user's own implementation, from what the call received, so it is the same under
+every one of them. Heads that nobody changes keep the model's own z, bit for bit. A call goes through its taps outermost
 first; those that attend stand around each other like the layers of an onion, with the model's own implementation and
 the heads' programs in the middle. A tap that does not pass the call on attends alone: what else would have attended is
 then refused, never dropped.
@@ -64,8 +64,8 @@ def _attended(call: Call, taps: Sequence[Tap]) -> None:
         left = [str(tap) for tap in layers[reached + 1 :]] + [s.what for s in call.programs if not call.heeded]
         if left:
             raise EditError(
-                f"{layers[reached]} attends in the place of everything else, so {left[0]} would be lost: use one of"
-                " them at a time."
+                f"{layers[reached]} replaces all other attention, so {left[0]} would have no effect: use one of them"
+                " at a time."
             )
 
 
@@ -189,7 +189,7 @@ def _pattern_under(call: Call, component: str, standing: Standing, index: Tensor
     if component == "scores":
         raise EditError(
             f"{standing.what} attends in the model's place at heads {list(standing.heads)} and has no scores before a"
-            " softmax: record the pattern."
+            " softmax: record the pattern instead."
         )
     if index is None or index.ndim == 1:
         return pattern_of_program(standing, received(call, standing.heads, standing.where, index))

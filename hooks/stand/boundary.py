@@ -136,5 +136,5 @@ class Border:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """[batch, position, head, d] of a tensor whose positions may lie in rows and columns."""
+    """[batch, position, head, d] of a tensor whose positions may be in rows and columns."""
     return x if x.ndim == 4 else x.flatten(1, -3)

@@ -43,7 +43,7 @@ class Call:
     z: Tensor = field(default_factory=lambda: torch.empty(0))
     weights: Tensor | None = None
     programs: Sequence[Standing] = ()
-    """What stands in the place of heads' own softmax, once the taps have been asked."""
+    """What replaces heads' own softmax, once the taps have been asked."""
     heeded: bool = False
     """Whether z is that of the programs."""
     x: Tensor | None = None
@@ -109,8 +109,8 @@ class Call:
         found = next((s for s in self.programs if set(s.heads) & set(heads)), None)
         if found is not None:
             raise EditError(
-                f"{found.what} changes how heads {list(found.heads)} attend, and what is asked for is read off the"
-                " model's own softmax: ask outside of it, or record the pattern."
+                f"{found.what} changes how heads {list(found.heads)} attend, and what you ask for is computed from the"
+                " model's own softmax: ask outside of that context, or record the pattern."
             )
 
 

@@ -1,8 +1,8 @@
 """What one attention call received for some of its heads: all that a head program has to go by.
 
-The call is that of the model as it stands, under any implementation: q and k after rotary positions and norms, keys of
-the cache included. Its own mathematics are at hand as `scores`, `softmax` and `read`, so that a program is written from
-what it does differently: `part.read(part.softmax(part.scores()))` is the model's own attention.
+The call is that of the model as it is, under any implementation: q and k after rotary positions and norms, keys of the
+cache included. Its own mathematics are given as `scores`, `softmax` and `read`, so that a program is written from what
+it does differently: `part.read(part.softmax(part.scores()))` is the model's own attention.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _OneExample(Mask):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some heads of a call. Queries are the last of the keys: row i of n stands at key i + keys - n."""
+    """Some heads of a call. Queries are the last of the keys: row i of n is at key i + keys - n."""
 
     q: Float[Tensor, "example head query d"]
     k: Float[Tensor, "example kv key d"]

@@ -149,8 +149,8 @@ def _own(value: Tensor) -> Tensor:
 def head_results(out: nn.Module, z: Tensor, heads: tuple[int, ...]) -> Tensor:
     """What each head writes, `z_h W_O[h]` without the bias: [..., head, d] for z [..., head, d_head].
 
-    From the weight where it is a plain matrix at hand; otherwise (quantised, offloaded, adapters) by running the
-    projection on one head's z at a time.
+    From the weight where it is a plain matrix; otherwise (quantised, offloaded, adapters) by running the projection on
+    one head's z at a time.
     """
     weight = fitting_part(getattr(out, "weight", None), z.shape[-2:].numel())
     plain = type(out) is nn.Linear or type(out).__name__ == "Conv1D"

@@ -1,8 +1,8 @@
 """Head programs: what attends in the place of a head's own softmax, and who put it there.
 
 A head has one program in a call. Changes of the model's own softmax (`hooks/stand/softmax.py`) act together as one;
-a second program beside another one, at the same head and rows, is an error that names both. One that is `Recurrent`
-keeps a state while a model generates.
+a second program at the same head and rows is an error that names both. One that is `Recurrent` keeps a state while a
+model generates.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def refuse_two(one: Standing, other: Standing) -> None:
     head = one.meets(other)
     if head is not None:
         raise EditError(
-            f"{one.what} and {other.what} both say how head {head} attends: use one of them, or keep them to other"
+            f"{one.what} and {other.what} both change how head {head} attends: use one of them, or give them different"
             " heads, positions or rows."
         )
 
 
 def z_of(standing: Standing, part: Part) -> Tensor:
-    """What the program gives, held against what z is: [example, head, query, d], finite where it is used."""
+    """What the program gives, compared with what z is: [example, head, query, d], finite where it is used."""
     z = standing.program.z(part)
     wanted = (*part.q.shape[:3], part.v.shape[-1])
     _refuse_other(standing, "z", z, [wanted], part)
@@ -109,8 +109,8 @@ def pattern_of_program(standing: Standing, part: Part) -> Tensor:
     found = standing.program.pattern(part)
     if found is None:
         raise EditError(
-            f"{standing.what} attends in the model's place at heads {list(part.heads)} and gives no pattern: what q"
-            " and k give is not what the model looked at. Record z, or look outside of it."
+            f"{standing.what} attends in the model's place at heads {list(part.heads)} and gives no pattern. The"
+            " pattern of q and k is not the one that the model used. Record z, or record the pattern without it."
         )
     batch, heads, queries, keys = *part.q.shape[:3], part.k.shape[2]
     asked = queries if part.rows is None else len(part.rows)

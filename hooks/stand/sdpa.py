@@ -9,7 +9,7 @@ whatever thread runs it.
 `torch.nn.MultiheadAttention` hides both its attention and its output projection inside one function: while it is
 watched, that function runs with both sent out where they are seen. Its fast path and that of
 `torch.nn.TransformerEncoderLayer` call no attention at all; they are off in every run of ours (`forced_eager`), and
-`m.check()` says so. Asked for its weights (`need_weights=True`) it computes a softmax of its own, which is not seen.
+`m.check()` says so. Asked for its weights (`need_weights=True`) it computes its own softmax, which interp does not see.
 
 diffusers' registry of backends (`hooks/denoisers/backends.py`) is seen from here as well: a call that does not end in
 torch's function is the innermost module's in the same way.
@@ -238,7 +238,7 @@ def _seen(
     if len(lead) == 2 and heads == query.shape[1] != query.shape[2]:
         raise ModelError(
             f"{type(owner).__name__} attends to [row, head, window, position, d], heads before windows, and the order"
-            " of its positions is then not known: its heads cannot be held."
+            " of its positions is then not known: its heads are not supported."
         )
 
     def attend(

@@ -173,8 +173,8 @@ class Dense:
         late = [e for e in onto(part, self.changes)[1] if e.stage > kernel.MaskKeys.stage]
         if late:
             raise EditError(
-                f"scores and {type(late[0]).__name__} cannot be edited at one head in one run: the one acts before the"
-                " softmax, the other moves weights after it; edit the pattern instead of the scores."
+                f"scores and {type(late[0]).__name__} cannot be edited at one head in one run: the first acts before"
+                " the softmax, the second moves weights after it. Edit the pattern instead of the scores."
             )
         return part.softmax(self._scores(part))
 
@@ -196,7 +196,7 @@ def onto(part: Part, changes: Changes) -> tuple[Part, list[kernel.Edit]]:
 
 def _with_own(part: Part, change: OwnKV) -> Part:
     if set(change.heads) - set(part.heads):
-        raise EditError("an edit of k or v concerns other heads than those asked for: leave heads out.")
+        raise EditError("an edit of k or v changes other heads than those in heads=: leave heads= out.")
     at = torch.tensor([part.heads.index(h) for h in change.heads], device=part.q.device)
     part = replace(part, k=part.keys, v=part.values)
     old = part.k if change.component == "k" else part.v

@@ -35,8 +35,8 @@ def watch(root: nn.Module, layer: Layer, tap: Tap) -> Undo:
     if layer.share is not None:
         raise ModelError(
             f"{layer.attention} has {layer.heads} heads in {layer.share.of} processes, and {tap} reads the calls of"
-            " one: recordings, edits, statistics and what is made of them gather heads; this does not. Run the model"
-            " in one process."
+            " one: recordings, edits and statistics gather the heads of all processes; this call does not. Run the"
+            " model in one process."
         )
     module = root.get_submodule(layer.attention)
     if layer.nth is not None:
@@ -48,8 +48,8 @@ def watch(root: nn.Module, layer: Layer, tap: Tap) -> Undo:
         Sdpa.watch(module, tap)
         return partial(Sdpa.forget, module, tap)
     raise ModelError(
-        f"the attention call of {layer.attention} is not seen: it goes neither through transformers' attention"
-        " interface nor through torch's scaled_dot_product_attention."
+        f"the attention call of {layer.attention} is not seen: it uses neither transformers' attention interface nor"
+        " torch's scaled_dot_product_attention."
     )
 
 

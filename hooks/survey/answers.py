@@ -1,4 +1,4 @@
-"""One tensor that stands for a model's output, and when two of them are the same."""
+"""One tensor that is taken as a model's output, and when two of them are the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interp.hooks.stand.output import logits_of
 
 
 def answer(output: Any) -> Tensor:
-    """One tensor that stands for a model's output: its logits, else its last hidden state (the last of several), else
+    """One tensor that is taken as a model's output: its logits, else its last hidden state (the last of several), else
     all its numbers."""
     logits = logits_of(output)
     if logits is not None:

@@ -121,7 +121,7 @@ def _looks_ahead(call: Call) -> bool:
     return bool((visible & upper).any())
 
 
-LEARNED = "it has no attention heads: its queries are a parameter, asked of each position by itself"
+LEARNED = "it has no attention heads: its queries are a parameter, used at each position alone"
 """A softmax over the states of earlier blocks (Inkling-2), in the shape of a call whose heads are positions."""
 
 

@@ -1,7 +1,7 @@
 """What can be done with a model as it is held: tried on one example, never read off a class name.
 
 Idea: a model is rarely plain. accelerate keeps its weights on another device or on disk, a quantiser has packed them,
-PEFT has put adapters beside them, torch.compile has wrapped it. Each row of the table is an attempt:
+PEFT has added adapters to them, torch.compile has wrapped it. Each row of the table is an attempt:
 record    z of every layer is seen, finite, just what the output projection reads, and the logits stay the same bits;
 edit      zeroing one head's z through the hook layer gives what zeroing it in the projection's own input gives;
 gradient  the gradient of a random reading of the logits at a middle z agrees with a central difference along it; where
@@ -126,7 +126,7 @@ class _Attempt:
         return session, made
 
     def record(self) -> str:
-        """Record every z beside what the projections read."""
+        """Record every z together with what the projections read."""
         read: dict[int, list[Tensor]] = defaultdict(list)
         sites = {layer.index: self._site(layer) for layer in self.tower.layers}
         with torch.no_grad(), self._reading(read):
@@ -141,7 +141,7 @@ class _Attempt:
                 raise ModelError(f"{site} is not what its output projection reads")
         held_against = sum(bool(read[layer_of(index)]) for index in sites)
         what = f"{len(sites)} {'passes' if self.tower.passes else 'layers'}"
-        return f"{what}, {held_against} of them held against what their output projection reads"
+        return f"{what}, {held_against} of them compared with what their output projection reads"
 
     @contextmanager
     def _reading(self, read: dict[int, list[Tensor]]) -> Iterator[None]:
@@ -261,7 +261,7 @@ class _Attempt:
         tried = leaves if nth is None else leaves[nth : nth + 1]
         slopes = torch.autograd.grad((made.double() * _weights(made)).sum(), tried, allow_unused=True)
         if any(one is not None and bool(one.any()) for one in slopes):
-            raise ModelError(f"{found}; by hand, at what {self.layer.out} reads, it is not")
+            raise ModelError(f"{found}; computed by hand, at the input of {self.layer.out}, it is not")
 
     def _not_smooth(self, dtype: torch.dtype) -> str | None:
         if dtype not in (torch.float32, torch.float64):

@@ -62,7 +62,7 @@ RECORDED = (
 
 
 PLACES = 64
-"""Positions at which sums of heads and patterns are held against what the model has there."""
+"""Positions at which sums of heads and patterns are compared with what the model has there."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,11 @@ class Line:
     """One check."""
 
     name: str
+    """The name of the check."""
     verdict: Verdict
+    """"pass", "fail", "n/a" where the check has no meaning, or "note"."""
     note: str = ""
+    """What was measured, or why the check failed."""
 
     def __str__(self) -> str:
         return f"{self.name:<10} {self.verdict:<5} {self.note}".rstrip()
@@ -341,7 +344,7 @@ class _Seen:
         return torch.cat([call.z for call in self.calls.of(self.module, layer)], dim=1)
 
     def _gated(self, tower: Tower) -> None:
-        """What stands between the attention and z keeps heads apart: without a head's output its z is zero."""
+        """The module between the attention and z keeps heads apart: without a head's output its z is zero."""
         layers = [layer for layer in tower.layers if layer.gated]
         if not layers:
             return
@@ -354,7 +357,10 @@ class _Seen:
             self._forward()
         for site, z in session.recorded().items():
             if bool(z[:, :, -1].any()):
-                raise _Wrong(f"{site} is not made of its own head's attention alone: no gate, so heads have no z here")
+                raise _Wrong(
+                    f"{site} depends on more than its own head's attention, and not through a gate, so heads have no z"
+                    " here"
+                )
 
     def _allowed(self, tower: Tower, layer: Layer, weights: Tensor) -> None:
         calls = self.calls.of(self.module, layer)

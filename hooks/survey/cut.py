@@ -22,7 +22,7 @@ from interp.hooks.stand.standpoints import watch
 
 
 def plain_weight(projection: nn.Module) -> Tensor | None:
-    """The weight of a projection, where it is a matrix at hand, or put together from those of several processes."""
+    """The weight of a projection, where it is a plain matrix, or put together from those of several processes."""
     weight = projection._parameters.get("weight")
     if cut_weight(weight):
         return cast(Tensor, whole(weight))

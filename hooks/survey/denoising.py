@@ -2,7 +2,7 @@
 
 Joint and single blocks of one sequence (Flux, AuraFlow, HunyuanVideo) are one tower `denoiser`, numbered as they run;
 so are all levels of a U-Net. Attention to words from cells is `cross`; layers that see words alone, before the denoiser
-reads them, are `text`. Words that have a residual of their own beside that of the cells (SD3, Flux) are the tower
+reads them, are `text`. Words that have their own residual in addition to that of the cells (SD3, Flux) are the tower
 `words`, whose z is their part of the joint one. Whatever attends over another part of the tokens (a second attention
 over cells alone) is a tower of its own.
 
@@ -12,9 +12,9 @@ Blocks that carry two residuals, of words and of the picture's cells, which meet
 
 and each stream has projections, norms and an MLP of its own (SD3, Flux, Qwen-Image). A stream is found by its length:
 the block is given two tensors whose positions add up to those of z, and what reads or gives as many positions as one of
-them is that stream's. Each is then taken apart as a block by itself, with its part of z (`hooks/survey/dissect.py`).
-Limits: streams of one length cannot be told apart, and stay one; where one module works on both at once (CogVideoX,
-Flux's single blocks), a stream has its residual before and after the block and nothing between.
+them is that stream's. Each is then analysed as a separate block, with its part of z (`hooks/survey/dissect.py`).
+Limits: streams of one length cannot be separated, and are taken as one; where one module works on both at once
+(CogVideoX, Flux's single blocks), a stream has its residual before and after the block and nothing between.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _called(tokens: Layout | None, length: int | None, *, cross: bool) -> str:
 
 
 def _apart(members: Sequence[Seen]) -> list[list[Seen]]:
-    """Attentions of one block one beside the other are different stacks."""
+    """Parallel attentions of one block are different stacks."""
     count: Counter[str] = Counter()
     parts: list[list[Seen]] = []
     for one in members:
@@ -124,8 +124,8 @@ class _Stream:
 def parted(
     block: str, event: Event, events: list[Event], heads: Mapping[str, Tensor | None], known: Mapping[str, str]
 ) -> Stage:
-    """What was found in a block: of the stream that it is given first, the cells', with that of the words beside it
-    where there are two."""
+    """What was found in a block: of the stream that it is given first, the cells', with that of the words where there
+    are two."""
     whole = dissect(block, event, events, heads, known)
     for name, z in heads.items():
         given = _given(event, z)

@@ -21,17 +21,17 @@ from interp.hooks.stand.output import outer_tensor
 
 PARALLEL = "its attention and MLP read the same residual in parallel, so there is no residual between them"
 RESIDUAL = ("resid_pre", "resid_mid", "resid_mid2", "resid_post", "attn_write", "mlp_write")
-ZERO = "the residual is all zeros between its stages, so which tensor it is cannot be told"
+ZERO = "the residual is all zeros between its stages, so its tensor cannot be found"
 UNFOUND = "no tensor in the block equals the residual plus a module's output"
 EXPERTS = "its MLP is a mixture of experts"
-BARE = "no module around its attention runs as often as that does, so none has a border where it is"
+BARE = "no module around its attention runs as often as the attention, so no module has its input and output"
 STREAMS = (
-    "its residual is several streams side by side (AltUp, hyper-connections), so no tensor [batch, position, d] is it"
+    "its residual is several parallel streams (AltUp, hyper-connections), so it is not one tensor [batch, position, d]"
 )
 
 
-PICTURE = "its residual is a picture [batch, d, row, column], so no tensor [batch, position, d] is it"
-APART = "its z is read by several projections, or by one that reads other numbers beside it"
+PICTURE = "its residual is a picture [batch, d, row, column], so it is not a tensor [batch, position, d]"
+APART = "its z is read by several projections, or by one that also reads other numbers"
 
 
 @dataclass
@@ -172,7 +172,8 @@ def _projection(
 
 
 def readers_of(z: Tensor | None, leaves: list[Event]) -> tuple[Reader, ...]:
-    """Matrices that read a run of z's positions from one end, or z beside other numbers; none where one reads all."""
+    """Matrices that read a run of z's positions from one end, or z together with other numbers; none where one reads
+    all."""
     found: list[Reader] = []
     if z is None or z.ndim != 4:
         return ()
@@ -252,7 +253,8 @@ def _mlp_ports(stage: Stage, block: str, events: list[Event], mlp: list[Event], 
     whole = _common(block, [e.name for e in mlp])
     if whole is None and (beside := _beside(block, mlp)):
         reason = (
-            f"its block has matrices beside the MLP ({', '.join(beside)}), so which of them is the MLP is not certain"
+            f"its block has matrices besides the MLP ({', '.join(beside)}), so it is not certain which of them is the"
+            " MLP"
         )
         stage.missing |= dict.fromkeys(("mlp_in", "mlp_out", "neurons"), reason)
         return

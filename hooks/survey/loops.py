@@ -2,8 +2,8 @@
 
 A pass is a run of the largest module around an attention that runs as often as the attention does: the block, where
 blocks share their module (ALBERT) or are looped over (universal transformers, recurrent depth); the shared part of it,
-where only that is shared (Zamba); at last the attention itself. Each pass is looked at by itself, so what differs
-between passes is found, and its layers stand in the tower in the order in which they ran.
+where only that is shared (Zamba); at last the attention itself. Each pass is examined separately, so what differs
+between passes is found, and its layers are in the tower in the order in which they ran.
 
 Where attention is called several times in one run of its module, for different tokens or keys (IP-Adapter, Mochi), each
 call is a pass, and what belongs to the block belongs to the first of them. Calls whose z, one after the other, are what

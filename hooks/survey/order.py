@@ -22,7 +22,7 @@ from interp.hooks.pictures.grids import Patches
 from interp.hooks.survey.dissect import first_tensor
 
 BETWEEN = 6
-"""Patches tried beside the corners."""
+"""Patches tried in addition to the corners."""
 
 
 class _Enough(Exception):
@@ -30,7 +30,7 @@ class _Enough(Exception):
 
 
 class _Embedded:
-    """What stands before the first block of the vision tower, and the convolutions that ran before it."""
+    """The value before the first block of the vision tower, and the convolutions that ran before it."""
 
     def __init__(self, module: nn.Module, block: str, kwargs: Mapping[str, Any]) -> None:
         self.module, self.kwargs = module, dict(kwargs)

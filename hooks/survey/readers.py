@@ -1,6 +1,6 @@
-"""Checks (b) and (c) where several projections read a layer's z, or one that reads other numbers beside it.
+"""Checks (b) and (c) where several projections read a layer's z, or one that also reads other numbers.
 
-Each reader is held against the z that was recorded: what it reads is that part of z, bit for bit; its heads' results,
+Each reader is compared with the z that was recorded: what it reads is that part of z, bit for bit; its heads' results,
 what it makes of the other numbers and its bias add up to what it gives; with a head's z at zero it gives what it makes
 of those columns at zero.
 """

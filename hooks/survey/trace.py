@@ -1,7 +1,7 @@
 """Find a model's towers, layers and heads by watching it work once, and where every tensor of a block is.
 
 The attention calls give heads, kv heads and head sizes. Inside a block, the tensors at the borders of its modules are
-held against each other: the projection whose input is z is the output projection; the residual after a stage is the
+compared with each other: the projection whose input is z is the output projection; the residual after a stage is the
 tensor that equals residual before plus some module's output, bit for bit. No table of architectures is consulted. A
 block that runs several times is looked at each time, and makes a layer a pass.
 """
@@ -107,7 +107,7 @@ def _unit(root: nn.Module, attention: str, prefix: str) -> str:
 
 class _Recorder:
     """Keeps the tensors at the borders of every module of the block that is running, and of the norms between
-    blocks, all on one device, so that they can be compared where a model lies on several."""
+    blocks, all on one device, so that they can be compared where a model is on several."""
 
     def __init__(self, home: torch.device) -> None:
         self.home, self.thread = home, get_ident()

@@ -1,6 +1,6 @@
 """Where the heads are in a model whose attention call is not seen: by trying what depends on what.
 
-Some models compute their softmax themselves. Around the module that does it lie matrices, and among these are q, k, v
+Some models compute their softmax themselves. Around the module that does it are matrices, and among these are q, k, v
 and the one that reads the heads. With z what that last one reads, of n heads of d numbers, attention z_h = A_h v_h, A_h
 = softmax(q_h k_h), leaves traces that no name is needed for. Change one number c of one head in one matrix's output
 (`probes.py`), and see which columns of z change, bit for bit:
@@ -169,8 +169,8 @@ def _of(probes: Probes, before: Sequence[Matrix], out: Matrix, spelled: str, hea
         return None
     if out.read.ndim == 3 and out.read.shape[1] == probes.batch != len(out.read):
         raise ModelError(
-            f"{probes.place} gives its output projection [position, batch, d], and a site here is [batch, position, d]:"
-            " its heads are not held, since a row of what would be read is a position."
+            f"{probes.place} gives its output projection [position, batch, d], and a site here is [batch, position,"
+            " d]: its heads are not supported, since a row of that input is a position."
         )
     q, k = _told_apart(probes, [p for p in parts if p is not values], values, out, heads)
     return Guess(probes.place, out.name, spelled, *(_projection(part, out) for part in (q, k, values)))
@@ -212,7 +212,7 @@ def _role(probes: Probes, matrix: Matrix, view: View, out: Matrix, heads: int) -
 def _told_apart(
     probes: Probes, parts: Sequence[_Part], values: _Part, out: Matrix, heads: int
 ) -> tuple[_Part | None, _Part | None]:
-    """q and k of those that move whole heads. Keys stand where values do; projections of distances do not."""
+    """q and k of those that move whole heads. Keys are at the positions of values; projections of distances are not."""
     assert out.read is not None
     both = [p for p in parts if p.role == "qk"]
     if any(p.matrix is values.matrix for p in both):

@@ -2,7 +2,7 @@
 
 Nothing that attended may be missing without a word. Said of a module is the first that is true: it is a layer of a
 tower, or inside or around one; it computed a softmax of scores; its class is named after attention, and it ran (linear,
-deformable or other attention without a softmax) or did not run on these inputs; it stands in the place of a layer of a
+deformable or other attention without a softmax) or did not run on these inputs; it is in the place of a layer of a
 tower, ran, and mixes positions in another way (state spaces, recurrence, convolution). Limits: attention without a
 softmax in a module that is not named after it, outside the list of a tower's layers, is not noticed.
 """
@@ -18,18 +18,18 @@ from interp.hooks.errors import ModelError
 from interp.hooks.unseen.guess import called_attention
 from interp.hooks.unseen.softmaxes import Softmaxes
 
-OWN_SOFTMAX = "it computes a softmax of its own, which is not seen"
+OWN_SOFTMAX = "it computes its own softmax, which interp does not see"
 NO_SOFTMAX = "it ran, and no softmax of scores was seen in it: it attends in another way"
-DEFORMABLE = "it ran, and attends to places that it samples (deformable attention): there is no row of keys to read"
+DEFORMABLE = "it ran, and attends to places that it samples (deformable attention): it has no row of keys"
 CONVOLUTIONS = "its projections are convolutions, which read [batch, d, position] where a site is [batch, position, d]"
-FUNCTION = "it hands its weights to torch's multi_head_attention_forward, so that no projection of it runs as a module"
+FUNCTION = "it gives its weights to torch's multi_head_attention_forward, so its projections do not run as modules"
 IDLE = "it did not run on the inputs that the model was traced with"
 ELSE = re.compile("norm|mlp|ffn|feedforward|feed_forward|moe|expert|dropout", re.IGNORECASE)
 """Parts of a layer that mix no positions, by name or class."""
 
 
 def unheld(root: nn.Module, softmaxes: Softmaxes, held: Collection[str], blocks: Collection[str]) -> dict[str, str]:
-    """Modules that attend, or stand where attention stands, and are no layer of a tower; with the reason."""
+    """Modules that attend, or are in the place of attention, and are no layer of a tower; with the reason."""
     found = {name: _why(root.get_submodule(name), OWN_SOFTMAX) for name in softmaxes.names if not _in(name, held)}
     named = [n for n in called_attention(root) if not _in(n, held) and not _around(n, [*held, *found, *blocks])]
     for name in named:
@@ -48,7 +48,7 @@ def nothing(root: nn.Module, softmaxes: Softmaxes) -> ModelError:
     if softmaxes.names:
         name = next(iter(softmaxes.names))
         why = FUNCTION if name in softmaxes.whole else _hidden(root, name)
-        return ModelError(f"no attention call was seen in {called}: {name!r} computes a softmax of its own, and {why}.")
+        return ModelError(f"no attention call was seen in {called}: {name!r} computes its own softmax, and {why}.")
     others = [name for name in called_attention(root) if name in softmaxes.ran]
     also = f"; {others[0]!r} ({type(root.get_submodule(others[0])).__name__}) ran without either" if others else ""
     return ModelError(f"{called} has no attention heads: no attention call was seen, and no softmax of scores{also}.")
@@ -61,11 +61,11 @@ def _hidden(root: nn.Module, name: str) -> str:
     place = root.get_submodule(name)
     if not any(isinstance(child, nn.Linear) for child in place.modules()):
         if any(p.ndim >= 3 for p in place.parameters(recurse=False)):
-            return "its projections are parameters and no modules, so that z stands at the border of no module"
+            return "its projections are parameters and no modules, so z is not the input or output of a module"
         if any(isinstance(child, nn.modules.conv._ConvNd) for child in place.modules()):
             return CONVOLUTIONS
     return (
-        "no matrix after it reads each of its heads by itself: they are mixed or joined with something else before."
+        "no matrix after it reads each of its heads separately: they are mixed or joined with something else before."
         " Pass family=interp.families.Family(...) if you know where they are"
     )
 

@@ -125,7 +125,9 @@ class _Compared:
         if not self.cross:
             return Site(self.sites[0].tower, None, "embed")
         if "encoder" not in anatomy.towers:
-            raise ModelError("the keys of this cross-attention are no embedded tower here: give attribution=.")
+            raise ModelError(
+                "the keys of this cross-attention come from a tower without an embedding: give attribution=."
+            )
         return Site("encoder", None, "embed")
 
     def score(self, logits: Tensor) -> Tensor:
@@ -240,7 +242,7 @@ def _enough(counted: Tensor) -> None:
 register(
     Method(
         "interp.attribution.agree",
-        number="weight on a key beside two attributions of it; correlations from -1 to 1",
+        number="weight on a key, compared with two attributions of it; correlations from -1 to 1",
         shown="curve",
         needs=("metric",),
         passes=lambda t: 2 + 2 * (2 + 2),

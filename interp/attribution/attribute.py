@@ -1,4 +1,4 @@
-"""Attribution: estimates of what `interp.patch` would find, for every cell at once, held against exact patching.
+"""Attribution: estimates of what `interp.patch` would find, for every cell at once, compared with exact patching.
 
 One recorded run of the source, one of the base with its gradient, and each cell is <what the source would change, what
 the metric makes of it>. The methods differ in how the gradient is taken: see `interp/attribution/` for each one's
@@ -79,13 +79,13 @@ def attribute(
     """The estimated effect of every cell, labelled as by `interp.patch`.
 
     `rules` replaces a method's relevance rules; `steps` are those of ig and conductance. `verify` patches exactly
-    beside it: "all" cells, a sample of `n`, 0 for none, "auto" for all where affordable; see `.meta["verify"]`.
-    Inputs that do not line up say how with `align=` and `reduce=`, as in `interp.patch`; a base token takes what its
-    partner in the source has, tokens without one count for nothing, and the methods along a path refuse.
-    `out=` is a directory that the exact cells are written to as they are patched: killed, the same call estimates again
-    and goes on with those. `shard=(0, 4)` patches the first of four parts of them into a directory of its own (each
-    shard makes the estimates, which cost next to nothing beside that), and `interp.scale.merge` makes the result of all
-    four; `engine` patches elsewhere (`interp/cells/work.py`).
+    to compare with them: "all" cells, a sample of `n`, 0 for none, "auto" for all where affordable; see
+    `.meta["verify"]`. For inputs that do not line up give `align=` and `reduce=`, as in `interp.patch`: a base token
+    takes the value of its partner in the source, and tokens without a partner count 0; the methods along a path refuse
+    such inputs. `out=` is a directory for the cells that are patched exactly: if the call is killed, make it again, and
+    it continues with them. `shard=(0, 4)` patches the first of four parts of these cells, in its own directory, and
+    `interp.scale.merge` makes the result of all four; each shard makes the estimates, which cost little. `engine` says
+    what computes the cells (`interp/cells/work.py`).
     """
     mine = asked(shard, out)
     chosen = _chosen(method, rules)
@@ -146,7 +146,7 @@ def _product(out: Path, model: Model) -> str:
 
 
 def _place(n: int) -> str:
-    """Where a direction's cells lie."""
+    """The directory of a direction's cells."""
     return f"verify{n}"
 
 
@@ -161,7 +161,7 @@ def _exact(
 
 
 def _frame(found: Effects, checked: Mapping[str, Check], left: Mapping[str, Any]) -> Frame:
-    """The estimates, and what their check needs beside the exact effects."""
+    """The estimates, and what their check needs in addition to the exact effects."""
     made = frame_without(found, [])
     facts = {name: one.frame.facts for name, one in checked.items()}
     tensors = {f"{n}.{name}": x for n, one in enumerate(checked.values()) for name, x in one.frame.tensors.items()}

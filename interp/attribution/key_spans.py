@@ -10,7 +10,7 @@ With z the head's output, g its gradient, w_c the weight on span c and O_c the a
 Both are exact sums over the pattern that never form it: spans are merged from flash calls (`kernels/cpu/merge.py`)
 where the mask is plain and spans are runs of keys, and else read a few rows at a time. Cost: one forward pass, one
 backward, and about one attention more per layer. Limits: first order in z, one layer at a time; rows whose whole weight
-lies on a span have no knock-out and count 0; models whose attention goes through transformers' interface.
+is on a span have no knock-out and count 0; models whose attention goes through transformers' interface.
 """
 
 from __future__ import annotations
@@ -48,9 +48,13 @@ class KeySpans(Told):
     """`values` [layer, head, span, example]: positive where the metric needs the span."""
 
     layers: tuple[str, ...]
+    """The name of each layer."""
     spans: tuple[str, ...]
+    """The name of each span of keys."""
     values: Tensor
+    """[layer, head, span, example]."""
     form: str
+    """"knockout" or "log_weight", as in `form=`."""
     impl: tuple[str, ...]
     """How each layer was computed."""
 
@@ -179,7 +183,7 @@ def _by_rows(call: Call, dz: Tensor, sets: Sequence[Tensor]) -> tuple[Tensor, Te
 register(
     Method(
         "interp.attribution.key_spans",
-        number="what the metric owes to a span of keys through a head, to first order, in the metric's unit",
+        number="first-order estimate of what a span of keys gives the metric through a head, in the metric's unit",
         shown="map",
         needs=("metric",),
         passes=lambda t: 3,

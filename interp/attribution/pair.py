@@ -1,7 +1,7 @@
 """What an attribution compares: a base, a source, sites and positions, and how contributions add up to cells.
 
-Cells are those of `interp.patch`, in its order, so that estimates and exact effects stand side by side. A contribution
-is a number per row, position and head at a site; a cell is the sum of those it covers. Sums are float32 or better.
+Cells are those of `interp.patch`, in its order, so that estimates can be compared with exact effects. A contribution is
+a number per row, position and head at a site; a cell is the sum of those it covers. Sums are float32 or better.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Pair:
     model: Model
     base: Inputs
     source: Inputs | str
-    """The other run, or what kind of values stand for one."""
+    """The other run, or what kind of values replaces it."""
     metric: Metric
     chosen: tuple[Site, ...]
     positions: Any
@@ -83,7 +83,7 @@ class Pair:
     align: How | None = None
     reduce: Reduce | None = None
     aligned: Mapping[Site, Tensor] = field(default_factory=dict)
-    """[row, position] with a partner in the source, by whole site, where the two do not line up by themselves."""
+    """[row, position] with a partner in the source, by whole site, where the two do not line up token by token."""
     other: Tensor | None = None
     """The metric of the source's own run, per row."""
 
@@ -140,13 +140,12 @@ class Pair:
         if found.steepness() > FLAT:
             return
         held = [name for name in ("reference", "target") if getattr(self.metric, name, None) is not None]
-        why = f"its {held[0]} is this very run" if held else "it is flat"
+        why = f"its {held[0]} is this run" if held else "it is flat"
         what = "logits" if site_of(self.metric) is None else f"what it reads, {site_of(self.metric)!r},"
         raise FlatMetric(
-            f"the metric {_short(self.metric)} does not move with {what} at the base run ({why}): like every"
-            " divergence at its own minimum, it has gradient 0 there, and first-order methods would say 0 for every"
-            " cell. Use method='ig', which also looks between base and source, take the gradient at the other run"
-            " (swap base and source), or use a logit difference."
+            f"the metric {_short(self.metric)} does not change with {what} at the base run ({why}). A divergence has"
+            " gradient 0 at its minimum, so a first-order method would give 0 for every cell. Use method='ig', which"
+            " also takes gradients between base and source, or swap base and source, or use a logit difference."
         )
 
     def reverse(self) -> Pair | None:
@@ -194,7 +193,8 @@ class Pair:
 
 
 def _recorded(site: Site) -> Site:
-    """Where the numbers of a site come from: what a head writes is linear in its z, so z stands for `result`."""
+    """Where the numbers of a site come from: what a head writes is linear in its z, so z is used in place of
+    `result`."""
     return replace(site.whole, component="z") if site.component == "result" else site.whole
 
 

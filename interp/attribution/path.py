@@ -68,8 +68,8 @@ class _Line:
         towers = list(dict.fromkeys(site.tower for site in pair.chosen))
         if len(towers) > 1:
             raise InputsError(
-                f"sites lie in the towers {', '.join(map(str, towers))}, and a path starts at one tower's embedding:"
-                " ask for one tower at a time."
+                f"the sites are in the towers {', '.join(map(str, towers))}, and a path starts at the embedding of one"
+                " tower: name the sites of one tower in each call."
             )
         self.embed = Site(towers[0], None, "embed")
         found, logits = pair.seen(record=[self.embed, *pair.whole])

@@ -55,10 +55,13 @@ class Relevance(Told):
     """`values` [example, position]; padding is 0."""
 
     values: Tensor
+    """[example, position]; 0 for padding."""
     inputs: Inputs
     """The positions of the tower."""
     method: str
+    """The name of the method."""
     meta: dict[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per real position: example, position, token, what it is, relevance."""
@@ -92,7 +95,7 @@ class Relevance(Told):
         return overlay(image, self.grid(row), strength=strength)
 
     def salient(self, row: int = 0) -> Tensor:
-        """[height, width] context-aware saliency of the map: patches unlike those around them."""
+        """[height, width] context-aware saliency of the map: patches that differ from those around them."""
         return salient(self.grid(row))
 
     def __repr__(self) -> str:

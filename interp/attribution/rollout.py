@@ -10,7 +10,7 @@ the metric reads, whichever they are: the class token of a ViT, the last token o
 sentence encoder that takes their mean. They are the rows of the last layer where the metric has a gradient.
 Cost: one forward pass and one backward (two of each for `chefer`), with every pattern in memory: this is the one method
 that needs rows * keys numbers per head. Limits: self-attention towers within transformers' interface; rows count alike,
-however much of the metric comes from each; `chefer` starts from logits, not from what stands at another place.
+however much of the metric comes from each; `chefer` starts from logits, not from values at another place.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ activations and gated products (`hooks/slopes/rules.py`); the forward pass is th
     gim       ln, half, tempered (2505.17630)
 
 Rules for gated MLPs are left out where there is none; `rules=` names them oneself, and then each must find something to
-act on. On first use of a model the forward pass under the rules is held against the plain one, bit for bit, and a
+act on. On first use of a model the forward pass under the rules is compared with the plain one, bit for bit, and a
 gradient that did not change is said so. Cost: two forward passes and one backward. Limits: models whose MLPs hide
 their activation (mixtures of experts) are refused, and no set of rules is best for every kind of site: see
 `experiments/relp_vs_atp.py`.
@@ -57,8 +57,8 @@ def rules_for(pair: Pair, names: Sequence[str], *, strict: bool) -> Rules:
     module, anatomy = pair.model.module, pair.model.anatomy
     if strict and {"half", "gate"} & set(names) and not gated_layers(module, anatomy):
         raise ModelError(
-            f"{type(module).__name__} has no gated MLP, so the half and gate rules have nothing to act on: leave them"
-            " out of rules=, or use method= without rules=, which takes those that apply."
+            f"{type(module).__name__} has no gated MLP, so the half and gate rules cannot act: leave them out of"
+            " rules=, or give method= without rules=, which takes the rules that apply."
         )
     found = list(names) if strict else applicable(module, anatomy, names)
     if not found:
@@ -78,12 +78,15 @@ def _check(pair: Pair, rules: Rules, logits: Tensor, slopes: Mapping[Site, Tenso
     plain = pair.run(first_order=False)
     if not torch.equal(plain.logits, logits):
         gap = float((plain.logits - logits).detach().abs().max())
-        raise CheckFailed(f"the forward pass under {rules!r} differs from the plain one by {gap:.3g}: a rule leaks.")
+        raise CheckFailed(
+            f"the forward pass under {rules!r} differs from the plain one by {gap:.3g}: a rule changes the forward"
+            " pass, and it must not."
+        )
     if all(torch.equal(one, slopes[site]) for site, one in plain.gradients().items()):
         pair.notes["gradient"] = "as without rules"
         warnings.warn(
-            f"{rules!r} acted, and the gradient at these sites is the plain one bit for bit (linear norms, ReLU, or a"
-            " gradient of 0): what comes out is plain attribution patching.",
+            f"{rules!r} acted, and the gradient at these sites is equal to the plain gradient, bit for bit (linear"
+            " norms, ReLU, or a gradient of 0): the result is plain attribution patching.",
             stacklevel=4,
         )
         return

@@ -3,11 +3,11 @@
 Query and key cells take the softmax as it is: the pattern is recomputed exactly and the gradient taken behind it
 (`hooks/slopes/query_key.py`). GradDrop: where a head's direct and indirect effects cancel, the gradient is taken once
 more for every layer with that layer's writes held, and `1/(L-1) sum_l |est_l|` is the score, the absolute value inside
-the mean over prompts; a model of one layer has nothing to drop, and the score is |est|. So these are magnitudes, for
-finding candidates; `atp-qk` has the first repair only and keeps signs. Cost: two forward passes, L backward ones, one
-attention call per layer with query sites, and rows * keys numbers a few rows at a time for key sites. Limits: cells of
-several positions sum their positions' estimates before the absolute value; sites whose attention call is not seen have
-no repaired q and k.
+the mean over prompts; in a model of one layer nothing can be left out, and the score is |est|. So these are magnitudes,
+for finding candidates; `atp-qk` has the first repair only and keeps signs. Cost: two forward passes, L backward ones,
+one attention call per layer with query sites, and rows * keys numbers a few rows at a time for key sites. Limits: cells
+of several positions sum their positions' estimates before the absolute value; sites whose attention call is not seen
+have no repaired q and k.
 """
 
 from __future__ import annotations

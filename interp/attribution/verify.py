@@ -10,8 +10,8 @@ Cost: as `interp.patch` of the cells that are patched and of eight more from the
 more for the other direction; "passes" says how many forward passes of the base that is and what all cells would take,
 "instead" is there where `interp.patch` alone costs no more.
 Limits: under sampling the overlap is among the cells patched; a half whose members cancel passes the group test; the
-interval of ten cells or so may leave out the correlation over all, since what stands alone among hundreds is mostly not
-drawn.
+interval of ten cells or so may leave out the correlation over all, since a single large cell among hundreds is mostly
+not drawn.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ RESAMPLES = 300
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """One direction before anything is patched: what is, and what its numbers need beside the exact effects."""
+    """One direction before anything is patched: what is, and what its numbers need in addition to the exact effects."""
 
     ready: Prepared
     """The cells to patch: those that were drawn, then random halves of the others."""
@@ -68,8 +68,8 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """The cells that were patched: their numbers, exact effects [cell, row], and how many each of them stands for; and
-    the effects of random halves of the others [half]."""
+    """The cells that were patched: their numbers, exact effects [cell, row], and how many cells each of them
+    represents; and the effects of random halves of the others [half]."""
 
     numbers: Tensor
     exact: Tensor
@@ -92,7 +92,7 @@ def checks(
     if other is not None:
         try:
             back = estimate(other)
-        except FlatMetric as why:  # held against the source's own run, say: there is nothing to estimate from there
+        except FlatMetric as why:  # compared with the source's own run, say: no estimate can start there
             return found, {"base into source left out": str(why)}
         found["base into source"] = set_up(other, back)
     return found, {}
@@ -157,7 +157,7 @@ def _count(how: Any, live: int, rows: int) -> int:
 
 def _drawn(size: Tensor, live: Tensor, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Cells to patch, and one over each one's chance: half are the largest, the others as many of each stratum of
-    ranks, every stratum as many times longer than the one before: what is missed mostly stands near the largest."""
+    ranks, every stratum as many times longer than the one before: cells that are missed are mostly near the largest."""
     order = live.nonzero().flatten()
     order = order[size[order].argsort(descending=True, stable=True)]
     if count >= len(order):
@@ -332,7 +332,7 @@ def _together(cells: Sequence[Cell]) -> Cell:
 
 
 def _group_test(checked: Checked, count: int, largest: float) -> dict[str, Any]:
-    """What the halves move, held against the largest cell that was patched."""
+    """What the halves move, compared with the largest cell that was patched."""
     moved = checked.halves.tolist()
     most = max(moved, key=abs)
     return {"halves": len(moved), "of": count, "largest": most, "share of the largest cell":

@@ -1,7 +1,7 @@
 """A call whose result is made of one list of cells: whole or a shard, written down or not, here or by an engine.
 
-The call gives its work, what the result needs beside the cells (a `Frame`), and how the two become the result; merging
-shards uses the same two. The cells lie in `journal/` of the call's directory.
+The call gives its work, what the result needs in addition to the cells (a `Frame`), and how the two become the result;
+merging shards uses the same two. The cells are in `journal/` of the call's directory.
 """
 
 from __future__ import annotations

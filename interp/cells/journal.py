@@ -1,11 +1,10 @@
-"""A sweep written down chunk by chunk, so that one that was killed goes on where it was and ends with the same bytes.
+"""A sweep saved chunk by chunk, so that a killed one continues and ends with the same bytes.
 
 `plan.json` comes first, sealed: which sweep this is, its chunks and its choice of matrix products, fixed for good, and
-by which code. Each finished chunk is a parquet file written under another name and renamed, beside its checksum (as
-`sha256sum` writes it, `sha256sum -c` reads it); it is held against that, and has to cover its chunk, before its numbers
-are used. A chunk that could not be computed leaves a file that says why, until it is. The result follows when all are
-there.
-Limits: the same bytes need the same machine, versions and number of threads.
+by which code. Each finished chunk is a parquet file written under another name and renamed, next to its checksum (as
+`sha256sum` writes it, `sha256sum -c` reads it); it is compared with that, and has to cover its chunk, before its
+numbers are used. A chunk that could not be computed leaves a file that says why, until it is. The result follows when
+all are there. Limits: the same bytes need the same machine, versions and number of threads.
 """
 
 from __future__ import annotations
@@ -125,8 +124,8 @@ class Journal:
         data, beside = path.read_bytes(), path.with_suffix(SUM)
         if not beside.exists() or beside.read_bytes() != _sum(path, data):
             raise InterpError(
-                f"{path} is damaged or was changed: it is not what {beside.name} beside it is the checksum of. Remove"
-                " both, and the same call computes the chunk anew."
+                f"{path} is damaged or was changed: the checksum in {beside.name} does not fit it. Remove both files"
+                " and make the same call again: it computes the chunk anew."
             )
         with understood(path):
             values, floors = _values(path, data, low, high)
@@ -166,8 +165,8 @@ def kept(folder: Path) -> Iterator[None]:
         yield
     except OSError as why:
         raise InterpError(
-            f"{why.filename or folder} cannot be written: {why.strerror}. What was finished before is kept: the same"
-            " call goes on with that once it can be written, or give a directory elsewhere."
+            f"{why.filename or folder} cannot be written: {why.strerror}. The work that was finished is kept. Make it"
+            " possible to write there and make the same call again, which continues; or give another directory."
         ) from why
 
 

@@ -1,8 +1,8 @@
 """Shards put together: whether they belong together, and the directory that one run would have written.
 
-Chunks are copied as they are, each held against its checksum and its plan first; where two shards have the same chunk
-it has to be the same bytes. What the result needs beside its cells has to be the same in all shards, but for the time
-it took; where it differs by rounding, shards were made on machines that round differently, and that is said.
+Chunks are copied as they are, each compared with its checksum and its plan first; where two shards have the same chunk
+it has to be the same bytes. What the result needs in addition to its cells has to be the same in all shards, but for
+the time it took; where it differs by rounding, shards were made on machines that round differently, and that is said.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def merged(folders: Sequence[Path], out: str | Path, finish: Finish) -> Any:
 
 
 def elsewhere(folders: Sequence[Path], out: str | Path, put: Callable[[Sequence[Path], Path], Any]) -> Any:
-    """The same for shards that are put together in a way of their own; what comes back says where it lies."""
+    """The same for shards that are merged in another way; the result says where it is."""
     to = free(out)
     with kept(to), whole(to) as new:
         result = put(folders, new)
@@ -97,7 +97,7 @@ def free(out: str | Path) -> Path:
 
 
 def _places(folders: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Where plans and marks lie in the shards, the same in all of them."""
+    """Where plans and marks are in the shards, the same in all of them."""
     names = (PLAN, MARK)
     found = [
         sorted((file.parent.relative_to(folder), name) for name in names for file in folder.rglob(name))
@@ -109,8 +109,8 @@ def _places(folders: Sequence[Path]) -> list[tuple[Path, str]]:
             place, name = other[0]
             lacks = folder if other[0] not in mine else folders[0]
             raise ShardsDiffer(
-                f"{lacks} has no {place / name}, which the others have: it is not finished, and the same call goes on"
-                " there."
+                f"{lacks} has no {place / name}, which the other shards have: it is not finished. Make the same call"
+                " again to continue it."
             )
     return found[0]
 
@@ -148,17 +148,21 @@ def _unfinished(plan: Mapping[str, Any], shards: Sequence[Path]) -> str:
         for n, (low, high) in enumerate(plan["chunks"])
         if not any(Journal(shard).chunk(low, high).exists() for shard in shards)
     ]
-    more = f" and {len(missing) - 5} more stretches" if len(missing) > 5 else ""
-    return f"not finished: no shard has {', '.join(missing[:5])}{more}; the same call goes on with a shard"
+    more = f" and {len(missing) - 5} more ranges of cells" if len(missing) > 5 else ""
+    return (
+        f"not finished: no shard has {', '.join(missing[:5])}{more}; make the call of that shard again to continue it"
+    )
 
 
 def _one(shards: Sequence[Path]) -> Frame:
-    """What all shards hold beside their cells."""
+    """What all shards hold in addition to their cells."""
     frames = []
     for shard in shards:
         frame = frame_of(shard)
         if frame is None:
-            raise ShardsDiffer(f"{shard} is not finished, it has no {FRAME[1]} yet: the same call goes on there.")
+            raise ShardsDiffer(
+                f"{shard} is not finished, it has no {FRAME[1]} yet: make the same call again to continue it."
+            )
         frames.append(frame)
     first = frames[0]
     for shard, frame in zip(shards, frames, strict=True):
@@ -192,8 +196,8 @@ def _alike(one: Path, a: Mapping[str, Tensor], other: Path, b: Mapping[str, Tens
             )
         if not torch.equal(x.nan_to_num(), y.nan_to_num()):
             warnings.warn(
-                f"{other} was made on a machine that rounds otherwise than that of {one} ({name}): the numbers are of"
-                " both, and another run need not give the same bytes.",
+                f"{other} was made on a machine that rounds differently from the machine of {one} ({name}): the"
+                " result has numbers of both machines, and another run may give other bytes.",
                 stacklevel=4,
             )
 

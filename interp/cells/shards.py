@@ -2,8 +2,8 @@
 
 `shard=(index, of)`, or "0/4", does the chunks whose number leaves `index` when divided by `of`. Its directory has the
 plan of the whole, the chunks that are its own, and `shard.json`, which says whose part it is; `frame.json` and
-`frame.safetensors`, written last, hold what the result needs beside its cells, so that `interp.scale.merge` makes it
-without the model. Any scheduler serves: shards know nothing of each other, and one that was killed goes on when it is
+`frame.safetensors`, written last, hold what the result needs in addition to its cells, so that `interp.scale.merge`
+makes it without the model. Any scheduler serves: shards do not need each other, and a killed one continues when it is
 called again.
 """
 
@@ -59,13 +59,15 @@ def asked(shard: Any, out: str | Path | None) -> Shard | None:
             f"shard= is (index, of) or 'index/of', counted from 0, such as (0, 4) to (3, 4); got {shard!r}."
         )
     if out is None:
-        raise InterpError("shard= needs out=, a directory of its own for each shard: they are merged from there.")
+        raise InterpError(
+            "shard= needs out=: give each shard its own directory. The shards are merged from these directories."
+        )
     return Shard(*pair)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a result needs beside its cells, plain values and tensors."""
+    """What a result needs in addition to its cells, plain values and tensors."""
 
     facts: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -81,14 +83,14 @@ def mark(folder: str | Path, call: str, shard: Shard) -> None:
         if other is not None:
             raise InterpError(
                 f"{folder} holds shard {known['index']}/{known['of']} of {known['call']}, whose {other} is"
-                f" {known[other]!r}; this is shard {shard} of {call} ({other} {mine[other]!r}). Give each a directory"
-                " of its own."
+                f" {known[other]!r}; this is shard {shard} of {call} ({other} {mine[other]!r}). Give each shard its"
+                " own directory."
             )
         return
     with kept(Path(folder)):
         Path(folder).mkdir(parents=True, exist_ok=True)
         if any(".part" not in file.name for file in Path(folder).iterdir()):  # but what a kill left half written
-            raise InterpError(f"{folder} is not empty and holds no shard: give a directory of its own for each shard.")
+            raise InterpError(f"{folder} is not empty and has no shard in it: give each shard its own directory.")
         renamed(path, sealed(mine))
 
 
@@ -104,17 +106,17 @@ def marked(folder: str | Path) -> dict[str, Any]:
 
 
 def refuse_shard(folder: str | Path | None) -> None:
-    """A whole run does not go on in a shard's directory."""
+    """A whole run does not continue in a shard's directory."""
     if folder is not None and (Path(folder) / MARK).exists():
         known = marked(folder)
         raise InterpError(
-            f"{folder} holds shard {known['index']}/{known['of']} of {known['call']}: go on with that shard= or give"
-            " another directory."
+            f"{folder} holds shard {known['index']}/{known['of']} of {known['call']}: give that shard= to continue it,"
+            " or give another directory."
         )
 
 
 def framed(folder: str | Path, frame: Frame) -> None:
-    """Write down what the result needs beside its cells: this shard is done."""
+    """Write down what the result needs in addition to its cells: this shard is done."""
     with kept(Path(folder)):
         write(folder, frame.tensors, {"format": FORMAT, **frame.facts}, names=FRAME)
 
@@ -133,16 +135,20 @@ class ShardDone(Told):
     """What a call with `shard=` gives back: what was done, where, and how it becomes a result."""
 
     call: str
+    """The name of the call."""
     folder: Path
+    """The directory of the shard."""
     index: int
+    """The number of the shard, from 0."""
     of: int
+    """The number of shards."""
     chunks: int
     """How many it did, or found done."""
     of_chunks: int
     """How many there are in all shards."""
 
     def __repr__(self) -> str:
-        idle = " There are fewer chunks than shards, so it had nothing to do." if not self.chunks else ""
+        idle = " There are fewer chunks than shards, so this shard has no chunk." if not self.chunks else ""
         return (
             f"Shard {self.index}/{self.of} of {self.call}: {self.chunks} of {self.of_chunks} chunks, in"
             f" {self.folder}.{idle} When all are done: interp merge DIR... --out DIR"

@@ -42,9 +42,13 @@ class Status(Told):
     """How far a directory is."""
 
     folder: Path
+    """The directory that was read."""
     what: str
+    """"a run", or which shard of which call."""
     parts: tuple[Stretch, ...]
+    """One entry for each list of cells."""
     finished: bool
+    """Whether no cell is missing."""
 
     @property
     def done(self) -> int:
@@ -99,12 +103,12 @@ class Status(Told):
 
 
 def journals(folder: str | Path) -> Status:
-    """Of a sweep, or a shard of one, with all lists of cells that lie in it."""
+    """Of a sweep, or a shard of one, with all lists of cells in it."""
     folder = Path(folder)
     shard = marked(folder) if (folder / MARK).exists() else None
     plans = sorted(path for path in folder.rglob(PLAN) if path.parent.name != "steps")
     if not plans and shard is None:
-        raise InterpError(f"{folder} holds no work that is written down: no {PLAN} and no {MARK} in it.")
+        raise InterpError(f"{folder} holds no saved work: it has no {PLAN} and no {MARK}.")
     parts = tuple(_part(folder, plan.parent, shard) for plan in plans)
     what = "a run" if shard is None else f"shard {shard['index']}/{shard['of']} of {shard['call']}"
     there = not any(one.missing for one in parts)

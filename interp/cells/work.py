@@ -114,7 +114,7 @@ class Begun:
             if (low, high) not in left and self.journal is not None:
                 done = self.journal.read(low, high, self.work.names)
                 if done is None:
-                    raise InterpError(f"{self.journal.chunk(low, high)} went away while it was read.")
+                    raise InterpError(f"{self.journal.chunk(low, high)} was removed while it was read.")
                 yield low, high, *done
         if left:
             yield from self._computed(engine_of(engine, self.journal), left)

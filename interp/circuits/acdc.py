@@ -6,7 +6,7 @@ where `D(with it gone) - D(before) < threshold`, D being minus the mean metric, 
 circuit shall do. `interp.metrics.KL.to(base logits)` as metric is the paper's own divergence. Cost: per edge whose end
 the circuit still listens to, the blocks from its receiver on (earlier ones compute what the base does); edges into
 nodes that nobody listens to change nothing and go without a run. Limits: greedy, and depends on that order; one edge at
-a time, so of two that stand in for each other the first to be visited goes.
+a time, so of two edges that can replace each other the one that is visited first is removed.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ put into the base; swap base and source for the other direction.
 
     eap      sum over positions of <write_u(source) - write_u(base), d metric / d in_v at the base>: attribution
              patching of edges (Syed et al. 2023, arXiv 2310.10348)
-    eap-ig   the same with the mean gradient over runs whose embedding lies between base and source, all else following
+    eap-ig   the same with the mean gradient over runs whose embedding is between base and source, all else following
              (Hanna et al. 2024, arXiv 2403.17806); midpoints (k + 1/2) / steps, where the paper's code takes k / steps
     eap-ig-activations   the mean gradient while the sender itself goes from base to source, the heads of a layer
              together and the rest of the run following (Marks et al. 2024, arXiv 2403.19647, as the MIB benchmark,
              2504.13151, has it for edges; there every interpolation scores all edges, here only those of its senders)
     relp     eap with the backward rules ln, identity and half (arXiv 2508.21258; see `interp.attribute`)
-    exact    every edge patched by itself, norms recomputed
+    exact    each edge patched alone, norms recomputed
     eap-gp   the mean gradient along a path of its own (`discovery/gradient_path.py`)
     clean-corrupted  the mean gradient of both ends (`discovery/both_ends.py`)
     cd-t     what of the metric came from u through v's value, MLP or logits, with patterns and the scales of norms held
@@ -88,9 +88,9 @@ def edges(
     engine: Any = None,
 ) -> Edges | ShardDone:
     """The score of every edge, per example. `source` is a run that lines up with the base, "zero" or "mean"; `steps`
-    are those of a path, 10 unless its method has a number of its own. `out=` is a directory for the scores, which
-    method="exact" writes as it goes: killed, the same call goes on from there. Its edges can be done in parts,
-    `shard=(0, 4)` (`interp.scale.merge`), and elsewhere, `engine=` (`interp/cells/work.py`)."""
+    are those of a path, 10 unless the method has another number. `out=` is a directory for the scores; method="exact"
+    writes them while it runs, and if the call is killed, make it again to continue. Its edges can be computed in parts
+    with `shard=(0, 4)` (`interp.scale.merge`), and by `engine=` (`interp/cells/work.py`)."""
     mine = asked(shard, out)
     known = variants("interp.edges", room="circuits")
     if method not in known:
@@ -201,7 +201,7 @@ _CHOICES: tuple[tuple[str, str, Callable[[GraphPair, int], Scored], tuple[str, .
     ("eap-ig-activations", "estimated effect, from the mean gradient while the sender itself moves",
      _along(estimates.eap_ig_activations), ("2403.19647", "2504.13151")),
     ("relp", "estimated effect, from a gradient with relevance rules", _relp, ("2508.21258",)),
-    ("exact", "exact effect of every edge by itself", _exact, ()),
+    ("exact", "exact effect of each edge, patched alone", _exact, ()),
     ("flow", "share of what is read that the sender wrote, never negative", _flow, ("2403.00824",)),
 )  # fmt: skip
 for _order, (_name, _number, _run, _papers) in enumerate(_CHOICES):

@@ -8,11 +8,11 @@
     ablation     f and error when what is outside is resampled, mean, zero, or a learned constant (2409.09951)
     chance       tests against random circuits, Holm over all of them (after 2410.13032)
 
-A line `holds` where the number is on the right side of a convention that stands in `why` or here: |1 - f| and the gap
-of completeness at most 0.2, a Jaccard of 0.5, p at most 0.05. The search is `find(task) -> Edges`, EAP-IG from corrupt
-into clean unless said, cut to as many edges as the circuit has. Cost: a search per split (two, and one for each other
-task), `2 random + 20 parts` passes and `ablation_steps` soft ones. Limits: conventions are conventions; a circuit that
-passes does what the model does on these prompts, by these interventions.
+A line `holds` where the number is on the right side of a convention, which is written in `why` or here: |1 - f| and the
+gap of completeness at most 0.2, a Jaccard of 0.5, p at most 0.05. The search is `find(task) -> Edges`, EAP-IG from
+corrupt into clean unless said, cut to as many edges as the circuit has. Cost: a search per split (two, and one for each
+other task), `2 random + 20 parts` passes and `ablation_steps` soft ones. Limits: conventions are conventions; a circuit
+that passes does what the model does on these prompts, by these interventions.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class _Judging:
 register(
     Method(
         "interp.circuits.judge",
-        number="what is asked of a circuit, each number in its own unit, with what it says for or against it",
+        number="checks of a circuit, each number in its own unit, and whether it speaks for the circuit",
         shown="table",
         needs=("task", "result"),
         papers=("2410.13032", "2409.09951", "2211.00593"),

@@ -1,4 +1,4 @@
-"""How faithful a circuit is, with spread, chance and conditions beside it."""
+"""How faithful a circuit is, with spread, chance and conditions."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ class Faithfulness(Saved):
     STEM, TABLE = "faithfulness", None
 
     values: Tensor
+    """The metric with the circuit, per example."""
     whole: Tensor
+    """The metric with all edges, per example."""
     nothing: Tensor
+    """The metric without any edge, per example."""
     random: Tensor
     """f of random circuits of the same size and layer profile."""
     magnitude: float
@@ -41,12 +44,15 @@ class Faithfulness(Saved):
     minimality: tuple[float, ...]
     """How far f falls for each edge or node taken away."""
     grid: tuple[float, ...] = GRID
+    """The shares of edges at which `signed` and `unsigned` were measured."""
     signed: tuple[float, ...] | None = None
     """f over the grid, edges by signed importance."""
     unsigned: tuple[float, ...] | None = None
     """f over the grid, edges by magnitude."""
     groups: tuple[str, ...] = ()
+    """What each example shares with others (its template), for the intervals."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def gap(self) -> float:
@@ -61,8 +67,8 @@ class Faithfulness(Saved):
 
     @property
     def sound(self) -> bool:
-        """Whether these prompts tell the gap apart from 0; where they do not, there is nothing to be faithful to, and f
-        is a ratio of noise. Of a single prompt it cannot be said, and is taken to be so."""
+        """Whether these prompts tell the gap apart from 0; where they do not, faithfulness has no meaning, and f is a
+        ratio of noise. Of a single prompt it cannot be said, and is taken to be so."""
         low, high = self.gap_interval()
         return not low <= 0 <= high
 
@@ -138,7 +144,7 @@ class Faithfulness(Saved):
         }  # fmt: skip
 
     def _figure(self) -> Figure:
-        """f over the share of edges kept where there is a curve, and the circuit beside random ones."""
+        """f over the share of edges kept where there is a curve, and the circuit compared with random ones."""
         here = float(self.meta.get("fraction", math.nan))
         curves = (("by signed importance", self.signed), ("by magnitude", self.unsigned))
         lines = [Trace(name, self.grid, curve) for name, curve in curves if curve is not None]
@@ -155,8 +161,9 @@ class Faithfulness(Saved):
         )
         if not self.sound:
             return (
-                f"Nothing to be faithful to: on {len(self.values)} prompts the model is"
-                f" {self.gap:+.3g}{spanned(*self.gap_interval())} above nothing, which 0 is part of; {circuit}"
+                f"There is nothing to be faithful to: on {len(self.values)} prompts the metric of the model is"
+                f" {self.gap:+.3g}{spanned(*self.gap_interval())} above that without edges, and its interval contains"
+                f" 0; {circuit}"
             )
         beside = (
             f"; random circuits {float(self.random.mean()):.3f}, largest changes {self.magnitude:.3f}"

@@ -1,7 +1,7 @@
 """The first thing to run: heads that are known beforehand are found again, and a trained model gets a report.
 
 The planted models (`interp/planted`) have weights set by hand, so the answer key names the heads of every probe before
-anything is run; each probe is patched exactly, and the heads that move the answer are held against the key. Then
+anything is run; each probe is patched exactly, and the heads that move the answer are compared with the key. Then
 `zoo:ioi`, which was trained, gets the report that any model gets: its heads, its circuit, and how faithful that is on
 names and templates it was not found on. No network. Cost: half a minute of one core.
 """

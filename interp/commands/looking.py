@@ -43,7 +43,7 @@ def add(commands: common.Commands) -> None:
     common.about_model(retrieval)
     retrieval.add_argument("-n", type=common.count, default=None, help="needles")
     retrieval.add_argument("--lengths", type=common.count, nargs="+", help="lengths of the text, in tokens")
-    retrieval.add_argument("--depths", type=float, nargs="+", help="where the needle stands, 0 to 1")
+    retrieval.add_argument("--depths", type=float, nargs="+", help="depth of the needle in the text, 0 to 1")
     common.choice(retrieval, "--mode", "interp.retrieval_heads", room="long", default="event")
     common.about_shard(retrieval)
     for parser in (heads, sinks, retrieval):

@@ -89,7 +89,7 @@ def prompts_of(model: Model, options: argparse.Namespace, passes: int = 1) -> An
         return model.prepare(lines)
     short = str(options.model).removeprefix("zoo:")
     if options.task is None and not short.startswith(("planted-", *SHIPPED)):
-        raise InputsError("nothing to read: give --text, --file (a prompt a line) or --task.")
+        raise InputsError("no text was given: give --text, --file (one prompt a line) or --task.")
     return task_of(model, options, passes).clean
 
 

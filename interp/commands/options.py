@@ -27,7 +27,7 @@ def command(commands: Any, name: str, what: str, example: str, run: Run) -> argp
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON with options of this command; flags come first")
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON with options of this command; flags override it")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     return parser
@@ -51,7 +51,7 @@ def about_task(parser: argparse.ArgumentParser) -> None:
 
 def about_shard(parser: argparse.ArgumentParser) -> None:
     """The option `--shard`."""
-    what = "do part I of N (from 0) into --out, a directory of its own; see interp merge"
+    what = "compute part I of N (counted from 0) and write it to --out, its own directory; see interp merge"
     parser.add_argument("--shard", metavar="I/N", type=part, help=what)
 
 
@@ -131,7 +131,7 @@ def _named(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Acti
 
 
 def _fitting(file: str, name: str, value: Any, action: argparse.Action) -> None:
-    """Numbers where numbers stand, yes or no where a flag stands."""
+    """Numbers where the option is a number, yes or no where it is a flag."""
     wanted = (
         bool if action.nargs == 0 else int if action.type in (int, count) else float if action.type is float else None
     )
@@ -142,7 +142,7 @@ def _fitting(file: str, name: str, value: Any, action: argparse.Action) -> None:
 
 
 def needed(options: argparse.Namespace, *names: str) -> None:
-    """Options that may stand in a config file but must stand somewhere."""
+    """Options that are required; they may be in a config file."""
     for name in names:
         if getattr(options, name, None) is None:
             flag = name if name in ("model", "file") else f"--{name}"

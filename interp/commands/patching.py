@@ -16,7 +16,7 @@ PATCH = """examples:
   interp patch ./my-checkpoint --task ioi -n 64 --json
   interp patch ./my-checkpoint --task ioi --out runs/ioi --engine ray"""
 ATTRIBUTE = """examples:
-  interp attribute zoo:ioi --method relp                  # estimates, held against exact patching
+  interp attribute zoo:ioi --method relp                  # estimates, compared with exact patching
   interp attribute ./my-checkpoint --task ioi --method "atp*" --verify 64 --out runs/atp"""
 
 

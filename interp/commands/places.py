@@ -30,7 +30,9 @@ def checked(options: argparse.Namespace) -> None:
     """Refuse an `--out` that nothing could be written to, before anything is loaded."""
     out = getattr(options, "out", None)
     if out is None and getattr(options, "shard", None):
-        raise ConfigError("--shard needs --out, a directory of its own for each shard: they are merged from there.")
+        raise ConfigError(
+            "--shard needs --out: give each shard its own directory. The shards are merged from these directories."
+        )
     if out is None:
         return
     if not out:
@@ -47,7 +49,7 @@ def checked(options: argparse.Namespace) -> None:
 def empty(out: str | None) -> None:
     """Refuse a directory that holds something, for what is written into one of its own."""
     if out is not None and Path(out).is_dir() and any(Path(out).iterdir()):
-        raise ConfigError(f"--out {out} is not empty: a model is written into a directory of its own.")
+        raise ConfigError(f"--out {out} is not empty: a model is written into a new or empty directory.")
 
 
 def _writable(out: str, folder: Path) -> None:

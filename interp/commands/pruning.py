@@ -17,7 +17,7 @@ PRUNE = """examples:
 
 def add(commands: common.Commands) -> None:
     """The command."""
-    parser = common.command(commands, "prune", "take away the heads that matter least", PRUNE, run)
+    parser = common.command(commands, "prune", "remove the heads that matter least", PRUNE, run)
     common.about_model(parser)
     common.about_task(parser)
     parser.add_argument("--scores", metavar="DIR", help="rank heads by the report in DIR instead of patching now")

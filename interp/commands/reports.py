@@ -67,13 +67,15 @@ def add(commands: common.Commands) -> None:
 
 def _about_report(parser: argparse.ArgumentParser) -> None:
     places.about_out(parser, "directory of the report")
-    parser.add_argument("--resume", action="store_true", help="go on with the report in DIR")
+    parser.add_argument("--resume", action="store_true", help="continue the report in DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace the report in DIR")
     parser.add_argument("--exact", choices=("auto", "yes", "no"), default="auto", help="patch every head exactly")
     parser.add_argument("--top", type=common.count, default=8, help="heads with a card")
     parser.add_argument("--examples", type=common.count, default=2, help="prompts whose patterns are shown")
-    parser.add_argument("--draws", type=common.count, default=20, help="sets of random heads beside those found")
-    parser.add_argument("--random", type=common.count, default=100, help="random circuits beside the circuit")
+    parser.add_argument(
+        "--draws", type=common.count, default=20, help="sets of random heads to compare with the heads found"
+    )
+    parser.add_argument("--random", type=common.count, default=100, help="random circuits to compare with the circuit")
     parser.add_argument(
         "--budget", metavar="N", help="forward passes of its prompts that it may take, or minutes such as 10min"
     )
@@ -111,7 +113,7 @@ def _free(options: argparse.Namespace) -> None:
     """Refuse a report's directory before the model is loaded, where nobody said what is to become of that report."""
     if (Path(options.out) / "steps" / "plan.json").exists() and not (options.resume or options.overwrite):
         raise ConfigError(
-            f"{options.out} holds a report already: go on with it (--resume), replace it (--overwrite) or give another"
+            f"{options.out} already holds a report: continue it (--resume), replace it (--overwrite) or give another"
             " directory."
         )
 
@@ -136,7 +138,7 @@ def run_grid(options: argparse.Namespace) -> int:
 
 
 def run_diff(options: argparse.Namespace) -> int:
-    """Two reports beside each other."""
+    """Two reports compared."""
     from interp.reporting.difference import difference
 
     found = difference(options.a, options.b, k=options.top)

@@ -26,9 +26,11 @@ ZOO = """examples:
 
 def add(commands: common.Commands) -> None:
     """The three commands."""
-    demo = common.command(commands, "demo", "find heads that are known, and report on a trained model", DEMO, run_demo)
+    demo = common.command(
+        commands, "demo", "find heads that were planted, and report on a trained model", DEMO, run_demo
+    )
     places.about_out(demo, "directory of the report (default: runs/demo)", default="runs/demo")
-    doctor = common.command(commands, "doctor", "hold the hook layer against what models do", DOCTOR, run_doctor)
+    doctor = common.command(commands, "doctor", "check the hook layer on a model", DOCTOR, run_doctor)
     common.about_model(doctor)
     doctor.add_argument(
         "--families", nargs="*", metavar="FAMILY", help="tiny random models of these families, or of all"

@@ -1,19 +1,20 @@
-"""What holds of every model type: `interp doctor --all`.
+"""What interp can do with each model type: `interp doctor --all`.
 
-A type is built tiny (`interp/zoo/every`) and asked in turn: does its plain forward run; are its heads found; do the
-self-checks pass; can it be recorded, edited and differentiated; is a sweep of `interp.patch` what a loop over hooks
-gives that knows nothing of the hook layer. The verdict is the first that fails:
+Each type is built as a tiny random model (`interp/zoo/every`). Then it is checked in this order: its plain forward
+runs; its heads are found; the self-checks pass; it can be recorded, edited and differentiated; a sweep of
+`interp.patch` gives the numbers of a loop over plain hooks, which does not use the hook layer. The verdict names the
+first check that fails:
 
-pass       everything
-partly     its heads are held, and something is refused, with the reason
-refused    `attach` says why not
+pass       every check passes
+partly     its heads can be recorded and edited, and something else is refused; the reason is given
+refused    `attach` refuses it and gives the reason
 no heads   it has no attention heads, and `attach` says so
-fails      one of its own checks does not hold
-wrong      a number of a sweep is not that of the loop
-crash      something else than a refusal came out
-not built  the builder, or the type's plain forward on made-up inputs, does not go through: nothing is said of the type
-`interp doctor --denoisers` asks the same of each class of diffusers that denoises, and whether its tokens are where
-their roles say.
+fails      one of its self-checks fails
+wrong      a number of the sweep is not the number of the loop
+crash      an error that is not a refusal of interp
+not built  the builder fails, or the type's plain forward on made-up inputs: nothing is known about the type
+`interp doctor --denoisers` makes the same checks with each class of diffusers that denoises, and checks that its tokens
+are where their roles say.
 Cost: half a second a type. Limits: random weights, made-up inputs, a sample of heads.
 """
 
@@ -50,11 +51,11 @@ BREAKS = (
 JUDGED: tuple[Verdict, ...] = ("pass", "partly", "refused", "fails", "wrong", "crash")
 """The verdicts of types that have heads and could be built."""
 RANDOM = (
-    "two plain runs on the same inputs differ: its forward draws random numbers, so nothing can be held against it."
-    " Turn that off in its config, where it can be."
+    "two plain runs on the same inputs differ: its forward draws random numbers, so no check can compare with it. If"
+    " the config has a setting for that, turn it off."
 )
 HEADS = 4
-"""Heads of a type whose sweep is held against the loop."""
+"""Heads of a type whose sweep is compared with the loop."""
 
 
 @dataclass
@@ -160,7 +161,10 @@ def _placed(model: Model, row: TypeRow) -> None:
     try:
         wrong = misplaced(model)
     except UnknownPositions:
-        row.verdict, row.why = "partly", "the order of its tokens is in no table: they have positions and no roles"
+        row.verdict, row.why = (
+            "partly",
+            "interp does not know the order of its tokens: they have positions and no roles",
+        )
     else:
         if wrong is not None:
             row.verdict, row.why = "wrong", wrong

@@ -6,7 +6,7 @@ objective. The paper's k, rounds, amount and weight are not known: here they are
 Every sample of every round must start from the same noise, or heads are compared by luck; `sample` is called once
 without guidance and twice over to see that it does. Cost: 2 + heads + (heads - k) + ... runs of the pipeline, each with
 a perturbed row more. Limits: a head is chosen on the samples it is measured on; judge the set on other prompts and
-seeds, beside random sets of its size.
+seeds, and compared with random sets of its size.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _scores(objective: Callable[[Any], Tensor], made: Any) -> Tensor:
 register(
     Method(
         name="interp.diffusion.hunt",
-        number="an objective of the samples under guidance by a set of heads and one more, high for good",
+        number="objective of the samples, guided by a set of heads and one more; higher is better",
         example=lambda t: hunt(t.model, lambda: t.model.run(t.base)["logits"], lambda x: x.flatten(1).mean(1)),
         passes=lambda t: 2 + 3 * t.count,
         shown="map",

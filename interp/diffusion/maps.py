@@ -5,9 +5,9 @@
 taken in every call of the denoiser while a pipeline runs, by the kernels' masses on key sets: no pattern is made, and
 what `per` does not name is averaged on the spot, so memory does not grow with steps. `reads="word"` is the other
 direction, which joint attention alone has: what the word's tokens give to each cell, as RefAM (arXiv 2509.22650) reads
-it. Rows are those of the branch with the prompt. Cost: no call of the denoiser beside the pipeline's own; in each of
-them about one more attention a layer. Limits: a map is of attention and says not yet what the word does; smaller
-pictures inside a U-Net are laid over the largest, cell by cell; linear attention has none.
+it. Rows are those of the branch with the prompt. Cost: no call of the denoiser in addition to the pipeline's own; in
+each of them about one more attention a layer. Limits: a map is of attention and says not yet what the word does;
+smaller pictures inside a U-Net are laid over the largest, cell by cell; linear attention has none.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def maps(
         for site in sites:
             layer = anatomy.layer(site)
             if not layer.seen:
-                raise InputsError(f"{site}: its attention has no pattern (linear, or computed where nobody looks).")
+                raise InputsError(
+                    f"{site}: its attention has no pattern: it is linear, or interp does not see its call."
+                )
             undo.callback(watch(model.module, layer, _WordTap(taking, site, layer)))
         run()
     return taking.result(about(model.module, None))
@@ -290,7 +292,7 @@ def _starts(tokens: Layout, call: Call, *, cross: bool) -> tuple[int, slice]:
     if words is None or call.k.shape[2] != tokens.length:
         raise InputsError(
             f"{call.k.shape[2]} keys here are not the {tokens.length} tokens of the call: cells attend to no words in"
-            " this layer. Name layers of the tower where they do with heads=."
+            " this layer. With heads= name layers in which cells attend to words."
         )
     return words, cells
 
@@ -298,7 +300,7 @@ def _starts(tokens: Layout, call: Call, *, cross: bool) -> tuple[int, slice]:
 register(
     Method(
         name="interp.diffusion.maps",
-        number="the share of a cell's attention that goes to a word's tokens, or of the word's that goes to the cell",
+        number="share of a cell's attention on a word's tokens, or share of the word's attention on the cell",
         example=lambda t: maps(t.model, lambda: t.model.run(t.base), words={"word": [0]}),
         passes=lambda t: 1,
         shown="none",

@@ -1,8 +1,8 @@
 """What the picture becomes when it is led away from what chosen heads make of looking at themselves alone?
 
-Perturbed attention guidance, per head and by degrees (SoftPAG, arXiv 2506.10978): beside every sample that is guided by
-the prompt runs one whose chosen heads attend by (1 - amount) A + amount I (`interp.edits.SoftIdentity`), in the same
-call of the denoiser, and with e what it gives
+Perturbed attention guidance, per head and by degrees (SoftPAG, arXiv 2506.10978): in addition to every sample that is
+guided by the prompt runs one whose chosen heads attend by (1 - amount) A + amount I (`interp.edits.SoftIdentity`), in
+the same call of the denoiser, and with e what it gives
 
     e <- e + weight (e_cond - e_perturbed)    for every branch of the sample,
 
@@ -59,7 +59,10 @@ def perturbed(
     sites = list(dict.fromkeys(site for one in patterns for site in anatomy.sites(_attention(one))))
     crossed = [str(site) for site in sites if anatomy.layer(site).kind == "cross"]
     if crossed:
-        raise InputsError(f"{crossed[0]} attends to words from cells: only self-attention has itself to look at.")
+        raise InputsError(
+            f"{crossed[0]} is cross-attention from cells to words: only heads of self-attention can be perturbed,"
+            " since each token has its own key there."
+        )
     in_steps(steps, 0)
     edits = [
         SoftIdentity(_attending(site), amount, "text" if joint(model.module) else None, branch="perturbed")
@@ -83,7 +86,7 @@ def _attending(site: Site) -> str:
 
 @dataclass(eq=False)
 class Perturbing:
-    """What stands on a denoiser while it is guided so."""
+    """The edits on a denoiser while it is guided so."""
 
     model: Model
     weight: float
@@ -108,14 +111,14 @@ class Perturbing:
         rows, step = branches(module, call), self._seen
         self._seen, self._rows, self._added = step + 1, rows, 0
         if "perturbed" in rows:
-            raise ModelError("the pipeline perturbs attention itself: use its plain pipeline here.")
+            raise ModelError("this pipeline already perturbs attention: use the plain pipeline.")
         if not in_steps(self.steps, step):
             return None
         if "cond" not in rows:
             if self._kept is None:
                 raise ModelError(
-                    "the pipeline calls the denoiser without the prompt before it calls it with it, so there is nothing"
-                    " yet to lead away from: such guidance is not done here."
+                    "the pipeline calls the denoiser first without the prompt and then with it. The guidance needs the"
+                    " call with the prompt first, so this pipeline is not supported."
                 )
             return None
         taken = [n for n, branch in enumerate(rows) if branch == "cond"]

@@ -5,7 +5,8 @@ attention that has nowhere to go; their maps are dropped, and so are those of wo
 the rest is one map of the expression, whose highest cell is where it points. The paper says neither how a sink is told
 nor how maps are averaged. Here a word is a sink where its mean weight is above `high` times the median word's and its
 map is even, with a standard deviation below `even` of its mean; the rest are averaged after each is divided by its own
-mean. These are ours. Cost: none beside that of the maps. Limits: a sink among two words has no median to stand out of.
+mean. These are ours. Cost: only that of the maps. Limits: with two words no sink can be found, since a median needs
+more words.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def refer(
     kept = tuple(word for word in found.words if word not in (*dropped, *sinks))
     if not kept:
         raise InputsError(
-            f"no word is left to refer to anything: {', '.join(dropped) or 'none'} are magnets or stop words, "
-            f"{', '.join(sinks) or 'none'} are sinks."
+            f"no word is left that can refer to something: {', '.join(dropped) or 'none'} are magnets or stop words,"
+            f" {', '.join(sinks) or 'none'} are sinks."
         )
     alike = [every[word] / every[word].mean((1, 2, 3), keepdim=True).clamp(min=1e-30) for word in kept]
     return Referred(torch.stack(alike).mean(0), kept, dropped, sinks)
@@ -87,7 +88,7 @@ def _example(t: Any, **how: Any) -> Referred:
 register(
     Method(
         name="interp.diffusion.refer",
-        number="how often its mean weight a cell has in the maps of an expression's words",
+        number="weight of a cell in the maps of an expression's words, over the mean weight",
         example=_example,
         passes=lambda t: 1,
         shown="none",

@@ -45,7 +45,7 @@ class Filling:
 
     step: int
     ids: Tensor
-    """[row, position], with the mask's id where nothing stands yet."""
+    """[row, position], with the mask's id where no word is filled in yet."""
     masked: Tensor
     """Bool [row, position]."""
 

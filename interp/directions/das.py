@@ -1,12 +1,12 @@
 """Distributed alignment search: the few dimensions of a site that carry a variable, found by training.
 
-Geiger et al. 2023 (arXiv 2303.02536). An orthonormal basis R [d, dim] is trained so that exchanging what lies in it,
-`x' = x + R R^T (source - x)`, turns the base's answer into the one the source's variable asks for; the model stays as
-it is. Interchange accuracy is the share of pairs answered so, on rows kept out of training; beside it stand random
-bases of the same size and the exchange of everything. Cost: two recorded passes, then one forward and backward pass
-over all rows a step and seed, and one pass per control. Limits: a trained basis may find a way that the model itself
-does not take (Makelov et al. 2023, arXiv 2311.17030): more seeds, held-out rows and the controls are the least one
-should look at; all rows go through the model together.
+Geiger et al. 2023 (arXiv 2303.02536). An orthonormal basis R [d, dim] is trained so that exchanging the part inside of
+it, `x' = x + R R^T (source - x)`, turns the base's answer into the one the source's variable asks for; the model stays
+as it is. Interchange accuracy is the share of pairs answered so, on rows kept out of training. For comparison there are
+random bases of the same size and the exchange of everything. Cost: two recorded passes, then one forward and backward
+pass over all rows a step and seed, and one pass per control. Limits: a trained basis may find a way that the model
+itself does not take (Makelov et al. 2023, arXiv 2311.17030): more seeds, held-out rows and the controls are the least
+one should look at; all rows go through the model together.
 """
 
 from __future__ import annotations

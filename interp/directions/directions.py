@@ -2,7 +2,8 @@
 
 `mean_difference` is the direction between two sets of inputs (Marks and Tegmark 2023, arXiv 2310.06824, and many
 before); steering is `interp.Add(site, direction)`, taking out `interp.edits.Project(site, direction)`. `exchange`
-patches only what lies inside a subspace, or only what lies outside it: `x' = x + P (source - x)` or `x + (1 - P)(source
+patches only the part inside a subspace, or only the part outside of it: `x' = x + P (source - x)` or `x + (1 -
+P)(source
 - x)`, with P the projector on the columns of any matrix, such as probe directions or columns of a dictionary's decoder.
 `random_like` and `random_bases` are the controls. Cost: one recorded pass per set for a direction; two recorded passes
 for an exchange, four more, and one per control. Limits: a subspace that matters for the answer need not be the one the
@@ -39,16 +40,25 @@ class Exchange(Told):
     inside random subspaces of the same rank."""
 
     site: str
+    """The site whose values were exchanged."""
     rank: int
+    """The number of dimensions of the subspace."""
     inside: Tensor
+    """The effect of the part inside the subspace, per example."""
     outside: Tensor
+    """The effect of the part outside the subspace, per example."""
     whole: Tensor
+    """The effect of the whole value, per example."""
     random: Tensor
     """[control, example]."""
     base: Tensor
+    """The metric of the base run, per example."""
     source: Tensor
+    """The metric of the source run, per example."""
     noise_floor: float
+    """How far the metric moves when nothing is changed: a smaller effect is not an effect."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def exceeded(self) -> float:

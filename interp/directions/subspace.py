@@ -1,11 +1,11 @@
 """How few dimensions a head's queries, keys or values need: the metric against the rank of what is left of them.
 
 Lieberum et al. 2023, the Chinchilla study (arXiv 2307.09458). A head's vectors over a dataset, less their mean, are
-decomposed, `Q - mean = U S V^T`, and replaced by what lies in the first r right singular vectors,
-`q' = mean + V_r V_r^T (q - mean)`, at the positions they were taken from. Beside each rank stand random subspaces of
-that rank. Cost: a recorded pass per site and a plain one, then per rank one and one more per random draw (of rank 0 one
-in all). Limits: q and k are those of the attention call, after rotary positions, which turn the subspace from position
-to position: take positions of one kind; several sites are compressed together, at the same rank.
+decomposed, `Q - mean = U S V^T`, and replaced by the part in the first r right singular vectors, `q' = mean + V_r V_r^T
+(q - mean)`, at the positions they were taken from. Each rank is compared with random subspaces of that rank. Cost: a
+recorded pass per site and a plain one, then per rank one and one more per random draw (of rank 0 one in all). Limits: q
+and k are those of the attention call, after rotary positions, which turn the subspace from position to position: take
+positions of one kind; several sites are compressed together, at the same rank.
 """
 
 from __future__ import annotations

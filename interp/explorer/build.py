@@ -53,7 +53,7 @@ def payload(
     statistics += [row for one in across for row in crossed_measures(model, x, one.tower, one.rows)]
     rows += [row for row in statistics if row["method"] not in methods]
     if not rows:
-        raise ExplorerError(f"nothing to show of {type(model.module).__name__}. {' '.join(warnings)}")
+        raise ExplorerError(f"there is no number to show for {type(model.module).__name__}. {' '.join(warnings)}")
     used = {row["method"] for row in rows}
     methods |= {name: one for name, one in described().items() if name in used and name not in methods}
     called = name_of(model.module)

@@ -70,9 +70,13 @@ def crossings(model: Model, x: Inputs) -> tuple[list[Crossed], list[str]]:
             said.append(f"{tower.name}: where cross-attention looks is not shown: {reason}")
             continue
         if not all(layer.seen for layer in layers):
-            said.append(f"{tower.name}: where cross-attention looks is not shown, since it is out of reach here.")
+            said.append(
+                f"{tower.name}: where cross-attention looks is not shown, since interp does not see this attention."
+            )
         elif rows.batch != keys.batch:
-            said.append(f"{tower.name}: where cross-attention looks is not shown: its keys are in rows of their own.")
+            said.append(
+                f"{tower.name}: where cross-attention looks is not shown: its keys have another number of rows."
+            )
         else:
             found.append(Crossed(tower, rows, keys, columns))
     return found, said

@@ -3,9 +3,8 @@
 `interp.explore(m, data)` gives a plain object. In a notebook it shows itself, as a page in a frame where HTML is
 trusted and as a still picture elsewhere; `.save("heads.html")` writes a file that anyone can open; `.live()` is a
 widget whose selection Python reads and sets. Results given (`results={"patch": effects}`) become measures of the map
-beside the statistics of attention, and `circuit=` is drawn.
-Cost: three forward passes of the data (statistics, patterns, what heads promote), and two more a further tower; one
-more where of large pictures some rows are kept.
+in addition to the statistics of attention, and `circuit=` is drawn. Cost: three forward passes of the data (statistics,
+patterns, what heads promote), and two more a further tower; one more where of large pictures some rows are kept.
 Limits: attention weights say where a head reads from, not what it does: patch to know. Patterns of long inputs are a
 sample of rows, in texts with their largest keys; numbers in the page have six digits; `.save` of the results keeps all.
 """
@@ -38,6 +37,7 @@ class Explorer:
     """What there is to see; `payload` is a plain dict that may be added to before it is shown."""
 
     payload: dict[str, Any]
+    """What the page shows, as plain dicts, lists, numbers and strings."""
 
     @cached_property
     def page(self) -> str:

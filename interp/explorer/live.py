@@ -28,7 +28,7 @@ def live(payload: Mapping[str, Any], *, height: int = HEIGHT, still: Mapping[str
 
 
 def script(*parts: str) -> str:
-    """What runs in the notebook itself, beside the frame that holds the page."""
+    """What runs in the notebook itself, outside of the frame that holds the page."""
     return "\n".join((files("interp.explorer") / f"{name}.js").read_text(encoding="utf-8") for name in parts)
 
 

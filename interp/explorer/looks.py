@@ -47,7 +47,7 @@ def stacks(model: Model, x: Inputs) -> tuple[list[tuple[Tower, Inputs]], list[st
             continue
         if not all(layer.seen for layer in layers):
             said.append(
-                f"{tower.name}: where it looks is not shown, since its attention is out of reach in this family."
+                f"{tower.name}: where it looks is not shown, since interp does not see the attention of this family."
             )
             continue
         try:

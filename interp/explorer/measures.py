@@ -56,7 +56,7 @@ def crossed_measures(model: Model, x: Inputs, tower: Tower, own: Inputs) -> list
 
 
 def _several_grids(own: Inputs) -> bool:
-    """Pictures of several shapes: their patches lie on no one grid, on which distances could be taken."""
+    """Pictures of several shapes: their patches are not on one grid, on which distances could be taken."""
     places = torch.stack([own.roles.frame, own.roles.row, own.roles.col], -1)
     return own.ids is None and not bool((places == places[:1]).all())
 

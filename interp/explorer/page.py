@@ -88,7 +88,7 @@ def readable(text: str) -> str:
 
 
 def _inside_script(data: Any) -> str:
-    """JSON that cannot end the element it stands in."""
+    """JSON that cannot end the element that it is in."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

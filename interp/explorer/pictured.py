@@ -1,11 +1,10 @@
-"""Pictures with the cells of a tower's tokens drawn on them, where the model's own labels say that they lie.
+"""Pictures with the cells of a tower's tokens drawn on them, where the model's own labels say that they are.
 
-Cells come from `Roles`: of a picture in tiles (InternVL, Idefics3, Mllama, LLaVA-NeXT) those that lie beside each other
-are one figure with the borders between its tiles, and views that lie over each other (a thumbnail, a base view) are
-figures of their own; of a video every frame is one. A figure is cut to what its cells cover: what a processor cropped
-away is not in it, and cells of padding have no place. Where no picture is given it is read off the model's pixels,
-tiles as they are. Limits: pixels in another order than pictures have (Qwen's patches) and tiles with padding are not
-drawn.
+Cells come from `Roles`: of a picture in tiles (InternVL, Idefics3, Mllama, LLaVA-NeXT) those that are next to each
+other are one figure with the borders between its tiles, and views that overlap (a thumbnail, a base view) are figures
+of their own; of a video every frame is one. A figure is cut to what its cells cover: what a processor cropped away is
+not in it, and cells of padding have no place. Where no picture is given it is read off the model's pixels, tiles as
+they are. Limits: pixels in another order than pictures have (Qwen's patches) and tiles with padding are not drawn.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ def _size(picture: Any) -> tuple[int, int]:
 
 
 def _figures(parts: Sequence[Facet]) -> list[list[Facet]]:
-    """Parts that lie beside each other and are alike, in the order of the tokens."""
+    """Parts that are next to each other and are alike, in the order of the tokens."""
     found: list[list[Facet]] = []
     for part in parts:
         fits = (f for f in found if f[0].shape == part.shape and not any(part.over(other) for other in f))
@@ -109,7 +108,7 @@ def _figures(parts: Sequence[Facet]) -> list[list[Facet]]:
 
 
 def _cells(own: Inputs, row: int, parts: Sequence[Facet], places: Mapping[int, int]) -> dict[tuple[int, int], int]:
-    """Which token stands at (row, column) of the figure."""
+    """Which token is at (row, column) of the figure."""
     labels, found = own.roles, {}
     lefts, tops = _starts(parts, 0), _starts(parts, 1)
     for part in parts:

@@ -1,6 +1,6 @@
 """What a model forgot, and what is left of it: weights dampened so that it forgets (`dampen`), heads masked for a task
-(`tune_masks`), and a model beside the one it was: representations and probes (`compare_models`), activations put across
-(`patch_across`), answers read off its layers (`lens_attack`).
+(`tune_masks`), and a model compared with the one before: representations and probes (`compare_models`), activations put
+across (`patch_across`), answers read off its layers (`lens_attack`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Do two models still see the same? Their representations side by side, layer by layer and head by head.
 
 Whether a model forgot is asked of its outputs; "Are We Truly Forgetting?" (arXiv 2503.06991) and RESTOR (arXiv
-2411.00204) ask of what lies before them, and compare with the model before, or with one that never knew. For every site
-(residuals and heads' z), on the same examples in both models:
+2411.00204) ask of the layers before them, and compare with the model before, or with one that never knew. For every
+site (residuals and heads' z), on the same examples in both models:
 
     cka      linear centred kernel alignment of the two models' vectors (arXiv 1905.00414), 1 where they are alike
     probe    the share of examples whose label a linear probe reads off a model's vectors, in either model; by label

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 MOST = 1e300
-"""Stands for an infinite ratio while quantiles are taken."""
+"""Replaces an infinite ratio while quantiles are taken."""
 
 
 @dataclass(frozen=True, eq=False)

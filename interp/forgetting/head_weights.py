@@ -125,7 +125,7 @@ def squared(asked: Asked, named: Mapping[str, nn.Parameter], batch: int) -> Iter
 
 
 def _losses(asked: Asked, batch: int) -> Iterator[tuple[Tensor, bool]]:
-    """Mean losses of some rows at a time, and whether more follow from one run. Rows of a task are run by themselves;
+    """Mean losses of some rows at a time, and whether more follow from one run. Rows of a task are run one by one;
     inputs are run once, since rows of pictures and words cannot be taken apart in general."""
     if isinstance(asked.data, Task):
         parts = [asked.data.take(range(n, min(n + batch, len(asked.data)))) for n in range(0, len(asked.data), batch)]

@@ -8,9 +8,9 @@ pictures. With p_l the words that the residual behind layer l says through the m
     rise, fall   the k words with the largest p_l - p_(l-1), or p_(l-1) - p_l, of all layers together (the probability
                  delta attack; that rises and falls are counted apart is ours)
 
-An answer is found at k where it is in that union. Its size is the attack's budget, and beside it stand the share found
-among as many first words of the model's own output, and by guessing. Cost: one forward pass, and the head's matrix
-product at every layer. Limits: answers of one token; early layers may write in another basis than the head reads
+An answer is found at k where it is in that union. Its size is the attack's budget, and the result also has the share
+found among as many first words of the model's own output, and by guessing. Cost: one forward pass, and the head's
+matrix product at every layer. Limits: answers of one token; early layers may write in another basis than the head reads
 (a tuned lens would find more), so what is not found need not be gone.
 """
 
@@ -100,7 +100,7 @@ class LensAttack(Saved):
                                  "median": ranks.median(1).values})  # fmt: skip
 
     def _figure(self) -> Figure:
-        """The share found by budget, an attack a line, beside the output's own first words."""
+        """The share found by budget, an attack a line, and of the output's own first words."""
         frame = self.to_frame()
         parts = {name: frame[frame["attack"] == name] for name in ATTACKS}
         lines = [line_of(name, part, "budget", "estimate") for name, part in parts.items()]
@@ -175,7 +175,7 @@ def _attacked(spoken: Iterator[Tensor], wanted: Ids, top: int) -> tuple[Tensor, 
 
 
 def _rank(score: Tensor, wanted: Ids) -> Tensor:
-    """[example], how many words stand before the best of the answers; words that are as likely do."""
+    """[example], how many words are at least as likely as the best of the answers."""
     best = torch.stack([row[list(ids)].amax() for row, ids in zip(score, wanted, strict=True)])
     return (score >= best[:, None]).sum(-1) - 1
 

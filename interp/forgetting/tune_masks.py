@@ -13,7 +13,7 @@ so a head whose two gradients agree always moves, and one whose gradients cancel
 its rate are ours (the paper's optimiser is not known to us). `general` is the data whose answers shall stay, the task's
 own if not given; with a loss that rises with the right answer this forgets, and `general` is what is to be kept.
 Cost: `seeds * steps` times two forward and two backward passes to the masks, and a pass over the general data.
-Limits: as for learned gates, heads that stand in for each other fall to chance: look at the spread over seeds.
+Limits: as for learned gates, among heads that can replace each other chance decides: look at the spread over seeds.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class _Plan:
         yield from zip(taken(self.mine, self.steps, random), taken(self.kept, self.steps, random), strict=True)
 
     def _slope(self, part: GatedPart, mask: Tensor) -> tuple[float, Tensor]:
-        """A loss, and its gradient at the binary mask, which stands for that at the real one."""
+        """A loss, and its gradient at the binary mask, which is used in place of that at the real one."""
         binary = (mask > THRESHOLD).to(mask.dtype).requires_grad_()
         with reading(self.model, part.loss):
             tape = self.model.run(part.x, edits=gated(self.layers, binary), grad=True)

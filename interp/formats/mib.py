@@ -1,6 +1,6 @@
 """Rows of the MIB benchmark (Mueller et al., arXiv 2504.13151), as JSONL or parquet: IOI, multiple choice, arithmetic.
 
-Three kinds of row are told apart by their fields: `metadata` with `indirect_object` and `subject` (IOI), `choices` with
+Three kinds of row differ by their fields: `metadata` with `indirect_object` and `subject` (IOI), `choices` with
 `answerKey` (MCQA and ARC), `label` (arithmetic). `counterfactual` names the field that holds the other prompt; without
 it the benchmark's usual one is taken: `s2_io_flip_counterfactual`, `symbol_counterfactual`, `random_counterfactual`.
 The wrong answer is what the counterfactual's right answer is, for IOI the subject.

@@ -52,8 +52,8 @@ def alignment(model: Model, data: Any, *, spans: Spans | None = None, heads: str
         raise InputsError("nothing can be measured here: " + "; ".join(f"{k}: {w}" for k, w in left_out.items()))
     if spans is None:
         warnings.warn(
-            "monotone is not aligned: without spans= it is only seen whether later tokens look further on, as a head"
-            " that counts tokens does too",
+            "a monotone head need not be aligned: without spans= interp only sees whether later tokens look further"
+            " on, and a head that counts tokens does so too",
             UserWarning,
             stacklevel=2,
         )

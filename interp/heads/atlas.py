@@ -4,11 +4,11 @@ Each head's pattern on each example is brought to a small map and its strength b
 (`interp/heads/patterns/shapes.py`), these are embedded by an autoencoder trained on the spot
 (`interp/heads/patterns/embed.py`), and heads are clustered by their mean code. Inspired by Li et al. 2023 (How Does
 Attention Work in Vision Transformers?, arXiv 2303.13731), who summarise patterns by an autoencoder and profile strength
-over neighbours; the definitions here are ours. Beside it stand mean distance, entropy (also relative to that of equal
-weights), and the effective rank of whole patterns of short inputs. Cost: one forward pass and about one more attention,
-then seconds of training; no N x N pattern is kept of long inputs. Limits: a cluster is of the form of patterns on these
-data, not of what heads do; two patterns that differ within one bin and one band are the same here; the number of
-clusters is chosen, not found.
+over neighbours; the definitions here are ours. The result also has mean distance, entropy (also relative to that of
+equal weights), and the effective rank of whole patterns of short inputs. Cost: one forward pass and about one more
+attention, then seconds of training; no N x N pattern is kept of long inputs. Limits: a cluster is of the form of
+patterns on these data, not of what heads do; two patterns that differ within one bin and one band are the same here;
+the number of clusters is chosen, not found.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _measured(model: Model, sites: list[Site], x: Any, page: Page, bins: int, *,
 register(
     Method(
         "interp.heads.atlas",
-        number="where a head lies among all by the form of its pattern; distances without a unit",
+        number="place of a head among all heads by the form of its pattern; distances without a unit",
         shown="map",
         passes=lambda t: 3,
         example=lambda t: atlas(t.model, t.base, heads=f"{t.tower}L*", clusters=2, steps=4),

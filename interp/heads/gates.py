@@ -4,7 +4,7 @@ Voita et al. 2019 (arXiv 1905.09418) put gates of Louizos et al. 2018 (arXiv 171
 `loss + penalty * cost(gates)`: a head whose gate closes was not needed for this loss. `kind` chooses the gates
 (`interp/heads/gate_kinds.py`); only gates are trained, by Adam, so it takes seconds on a small model.
 Cost: `seeds * steps` forward passes with a backward pass to the gates.
-Limits: what closes depends on the penalty, which is a choice, and where heads stand in for each other on the seed:
+Limits: what closes depends on the penalty, which is a choice, and, where heads can replace each other, on the seed:
 look at the spread over seeds. A penalty here is on the mean over gates, so papers' numbers, which are on sums, are
 `penalty / number of heads`. Gates near 1 are not 1: `edits()` puts heads fully on or off.
 """
@@ -136,7 +136,7 @@ def _turned(loss: Loss) -> Loss:
 
 def _task_loss(part: Task) -> Loss:
     """-log of the summed probability of the right answers; of a whole answer, its tokens one by one; where texts are
-    compared by what stands at a place, their similarity."""
+    compared by the values at a place, their similarity."""
     if part.whole or part.score == "similarity":
         return _turned(part.metric)
     answers = part.answer_ids

@@ -2,7 +2,7 @@
 
 A composition of `head_roles`, `head_circuits`, `sinks`, `m.attention`, `direct_effect` and `patch`, each by its own
 definition and with its own limits; what has no meaning for the head is named on the card with the reason. Of roles the
-head's place among all heads of its tower is told as well, and what it looks at and writes is said in plain words
+head's place among all heads of its tower is told as well, and what it looks at and writes is described in words
 (`interp/heads/kinds/plainly.py`), whatever kind it is or is not. Without a metric the head is judged by the logit of
 what the model says at the end over that of its next choice. Cost: about a dozen forward passes over the data, and those
 of the head's weights (one over as many tokens as the model is wide). Limits: effects are of the head alone; ablation by
@@ -193,7 +193,7 @@ def _direct(model: Model, place: Site, x: Inputs, metric: Metric) -> dict[str, A
     found = direct_effect(model, x, metric=metric)
     name = str(Site(place.tower, place.layer, "result", place.heads))
     if name not in found.sites:
-        raise InputsError(f"{place} writes nothing straight to the logits: they are made from another tower.")
+        raise InputsError(f"{place} does not write to the logits directly: they are made from another tower.")
     return {"effects": [_number("direct effect", found.values[found.sites.index(name)])]}
 
 

@@ -128,7 +128,7 @@ def _refuse_missing(kinds: Sequence[str] | None, found: dict[str, Any], left_out
     """Kinds asked for by name must be there in one form or the other."""
     for name in () if kinds is None else [kinds] if isinstance(kinds, str) else kinds:
         if name not in found and f"{name}{REPEATED}" not in found:
-            why = left_out.get(name) or left_out.get(f"{name}{REPEATED}", "there was nothing to measure it on")
+            why = left_out.get(name) or left_out.get(f"{name}{REPEATED}", "no example can measure it")
             raise InputsError(f"{name!r} cannot be measured here: {why}.")
     if not found:
         raise InputsError(

@@ -9,7 +9,7 @@ far, which is the reason to look at more than one. `by` names measures or groups
     gradient      also gradient-l2, gradient-token, gradient-signed (Michel et al. 2019;
     `interp/heads/measures/gradient.py`) attribution   relp; also atp, atp*, ig and the others of `interp.attribute`:
     what the metric would lose with the
-                  source in the head's place (a task's corrupt prompts, else zeros), held against exact patching
+                  source in the head's place (a task's corrupt prompts, else zeros), compared with exact patching
     direct_effect what the head writes straight to the metric
     norm  entropy  confidence    how much it writes, how focused it is
     vit           prediction, probability, loss, kl, js: what zeroing changes in the prediction
@@ -21,9 +21,9 @@ magnitude there, by size elsewhere, and by the lowest entropy.
 Cost, in forward and backward passes (`.meta["passes"]`): a sweep of L layers with H heads H(L+1)/2 by replay, and as
 many again per draw and measure of ablation (those of `vit` share the sweep of zero); gradient and fisher 2, attribution
 3 to 5 and its check, direct_effect 3, norm 1, entropy and confidence 2.
-Limits: single heads, so a head that another one stands in for looks idle, to every measure but the gates; numbers hold
-for this data, metric and ablation. Rankings of many heads are not tests of any one: see `.ranks()`.
-LXT's authors state that LRP (relp, attnlrp, cp-lrp) is patented technology, free for personal and scientific use.
+Limits: single heads, so a head that another one can replace has a small number in every measure but the gates; numbers
+hold for this data, metric and ablation. Rankings of many heads are not tests of any one: see `.ranks()`. LXT's authors
+state that LRP (relp, attnlrp, cp-lrp) is patented technology, free for personal and scientific use.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ def importance(
 
     `labels` are the right answers' ids or classes where data is no task. `heads` are site patterns of any towers
     (["text.L*.H*", "vision.L*.H*"]). `source` is another side to resample from and attribute against; `retain` a second
-    data set for fisher; `draws` how often resampling is drawn; `verify` as in `interp.attribute`; `gates` what is
-    passed on to `interp.heads.gates`. `out=` is a directory that sweeps are written to as they go: killed, the same
-    call goes on from there. `shard=(0, 4)` does the first of four parts of their cells into a directory of its own, and
-    `interp.scale.merge` makes the table of all four; measures that are no sweeps (gradients, fisher, entropy, norm,
-    direct effects, gates) are taken by every shard. `engine` does the cells elsewhere (`interp/cells/work.py`).
+    data set for fisher; `draws` how often resampling is drawn; `verify` as in `interp.attribute`; `gates` the arguments
+    of `interp.heads.gates`. `out=` is a directory for the sweeps: if the call is killed, make it again to continue.
+    `shard=(0, 4)` computes the first of four parts of their cells, in its own directory, and `interp.scale.merge` makes
+    the table of all four; every shard computes the measures that are no sweeps (gradients, fisher, entropy, norm,
+    direct effects, gates). `engine` says what computes the cells (`interp/cells/work.py`).
     """
     mine = cut(shard, out)
     chosen = _methods(by)

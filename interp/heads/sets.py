@@ -50,7 +50,7 @@ class Draws:
     norm_ratio: float
     """Mean output norm of the drawn heads over that of the set."""
     same_layer: float
-    """The share of drawn heads that are in the layer of the head they stand for."""
+    """The share of drawn heads that are in the layer of the head they replace."""
 
 
 def known(heads: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ def matched(heads: Sequence[str], norms: Mapping[str, float], *, draws: int, see
 
 
 def _one(heads: Sequence[str], others: Sequence[str], norms: Mapping[str, float], rng: random.Random) -> dict[str, str]:
-    """By head, the one that stands for it."""
+    """By head, the one that replaces it."""
     left, found = list(others), {}
     for head in rng.sample(list(heads), len(heads)):
         cost = {other: _cost(head, other, norms) for other in left}

@@ -2,8 +2,8 @@
 
 A folder is named by what the file holds and by the versions that unpacked it, so a changed file or an upgrade is
 unpacked anew; it appears whole or not at all. It holds float32: four bytes a parameter. Where the cache is
-`INTERP_CACHE` says, else the user's cache directory; what lies there can be deleted at any time.
-Cost of a second load: the file's header and SHA-256, then an ordinary load.
+`INTERP_CACHE` says, else the user's cache directory; files there can be deleted at any time. Cost of a second load: the
+file's header and SHA-256, then an ordinary load.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which model lies among some files: a directory in hub layout, a GGUF file, or the parts of one."""
+"""Which model is among some files: a directory in hub layout, a GGUF file, or the parts of one."""
 
 from __future__ import annotations
 

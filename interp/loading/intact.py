@@ -33,7 +33,7 @@ def intact(folder: Path) -> None:
 
 
 def names(file: Path) -> frozenset[str]:
-    """What the tensors of a safetensors file are called; its length is held against its header."""
+    """What the tensors of a safetensors file are called; its length is compared with its header."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -49,9 +49,9 @@ def _index(path: Path, held: Mapping[str, frozenset[str]]) -> None:
         for weight, name in where.items():
             file = inside(path.parent, name)
             if file.suffix != ".safetensors" or not file.is_file():
-                raise ModelError(f"{path}: {weight} lies in {name}, and there is no such safetensors file.")
+                raise ModelError(f"{path}: {weight} should be in {name}, and there is no such safetensors file.")
             if weight not in (held[name] if name in held else names(file)):
-                raise ModelError(f"{path}: {weight} lies in {name}, and that file holds no such weight.")
+                raise ModelError(f"{path}: {weight} should be in {name}, and that file holds no such weight.")
 
 
 def complete(source: str, told: Mapping[str, Any], *, partial: bool, reshaped: bool) -> None:

@@ -94,7 +94,7 @@ def _unpacked(found: Path | Single | Parts, options: Options) -> Path:
 
 
 def _beside(path: Path) -> str:
-    """What lies where this was looked for and has nearly its name."""
+    """A file in the same place that has nearly its name."""
     return nearest(path.name, (one.name for one in path.parent.iterdir())) if path.parent.is_dir() else ""
 
 

@@ -1,6 +1,6 @@
-"""A file that was cut into parts, `NAME.part0` on, beside a `SHA256SUMS` that says what the whole of it is.
+"""A file that was cut into parts, `NAME.part0` on, next to a `SHA256SUMS` with the checksum of the whole file.
 
-The whole is joined in the order of the numbers and held against its checksum; without a checksum nothing is joined.
+The whole is joined in the order of the numbers and compared with its checksum; without a checksum nothing is joined.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Parts:
     sha256: str
 
     def digest(self) -> str:
-        """The checksum that says what the whole is; it is held against the parts when they are joined."""
+        """The checksum that says what the whole is; it is compared with the parts when they are joined."""
         return self.sha256
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Questions about passages that stand before them: the prompt, where its passages are, and the weights on them."""
+"""Questions about passages that are before them: the prompt, where its passages are, and the weights on them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def spans_of(one: Task, passages: Sequence[str], start: int, n: int) -> list[tup
     places = [one.positions[name].rows[0] for name in passages]
     spans = [place for place in places if place is not None and place[1] <= start]
     if len(spans) < len(places):
-        raise InputsError(f"row {n}: a passage comes after the question; a causal model's question cannot read it.")
+        raise InputsError(
+            f"row {n}: a passage is after the question, and in a causal model the question cannot read it: put"
+            " passages before the question."
+        )
     return spans
 
 

@@ -7,14 +7,13 @@ AttentionInfluence (Hua et al. 2025, arXiv 2505.07293). With L the mean cross-en
 where the heads attend to every visible token alike. The paper masks the top 5% of heads by retrieval score
 (`interp.retrieval_heads(..., anywhere=True)`) and keeps the highest 20% of texts of one domain; scores of different
 domains are not compared. `weights="visible"` gives each of the i tokens a row sees 1/i; `"full"` gives each 1/length
-as the paper's appendix words it, so early rows keep little. Beside the score stands that of random sets of as many
+as the paper's appendix words it, so early rows keep little. The score is compared with that of random sets of as many
 other heads: what they raise as well is not about these heads. A corpus is read batch by batch; with `out=` every chunk
-is written down when it is done, and a run that was stopped goes on from there. With `interp.scale.vllm(llm)` in the
-model's place an engine that serves runs the texts, each with its own edits; the losses are of its log-probabilities,
-and no copy of the weights is needed here. Cost: 2 + random forward passes a text, whose
-logits are made a few tokens at a time (one pass more for each where they are not plainly made from the last residual).
-Limits: a text is cut where the model's positions end, and the table says which were; a text of one token has no loss
-and comes last; causal language models.
+is saved when it is done, and a stopped run continues from there. A served engine (`interp.scale.vllm`) can be given
+instead of the model: it runs the texts, each with its own edits, and gives the log-probabilities. Cost: 2 + random forward passes a text, whose logits
+are made a few tokens at a time (one pass more for each where they are not plainly made from the last residual). Limits:
+a text is cut where the model's positions end, and the table says which were; a text of one token has no loss and comes
+last; causal language models.
 """
 
 from __future__ import annotations
@@ -77,10 +76,10 @@ def influence(  # type: ignore[misc]  # the overloads leave the rest to this
 ) -> Influence | ShardDone:
     """Score every text of a JSONL file (its field `column`) or a list by how much it needs `heads` ("L1.H0", ...).
 
-    `random` sets of as many other heads are compared with them; `max_tokens` cuts texts earlier than the model must.
-    `shard=(0, 4)` does the first of four parts of the chunks (of `chunk` texts) into a directory of its own, and
-    `interp.scale.merge` makes the result of all four; `engine` does chunks elsewhere (`interp/cells/work.py`). A served
-    engine in the model's place runs `batch` texts with all their sets of heads at once.
+    `random` sets of as many other heads are compared with them; `max_tokens` cuts texts shorter than the model's limit.
+    `shard=(0, 4)` computes the first of four parts of the chunks (of `chunk` texts), in its own directory, and
+    `interp.scale.merge` makes the result of all four; `engine` says what computes the chunks (`interp/cells/work.py`).
+    A served engine given instead of the model runs `batch` texts with all their sets of heads at once.
     """
     mine = asked(shard, out)
     refuse_engine(model, engine)

@@ -1,9 +1,9 @@
 """Attention over chosen chunks: every head reads a long text through as many tokens as it was trained for.
 
 LongHeads (Lu et al. 2024, arXiv 2402.10685), as the authors' code computes it, for RoPE models without any training.
-The text is cut into chunks of l tokens. Rows up to `keep` chunks attend as ever; a later row i in chunk c attends to
-`keep` chunks: the first, its own, the one before it, and of the others those with the largest q . r, where q is the
-row's query without rotation and r stands for a chunk. With Q, K, V of one chunk, rotated from 0 within it,
+The text is cut into chunks of l tokens. Rows up to `keep` chunks attend as in the model; a later row i in chunk c
+attends to `keep` chunks: the first, its own, the one before it, and of the others those with the largest q . r, where q
+is the row's query without rotation and r represents a chunk. With Q, K, V of one chunk, rotated from 0 within it,
 
     u = mean over rows of softmax(Q K^T) V         (every row sees the whole chunk)
     r = softmax(u K^T) K
@@ -94,8 +94,8 @@ def _rotary(model: Model) -> Any:
     probe = torch.arange(4.0)
     if len(found) != 1 or halves is None or not torch.equal(halves(probe), _turned(probe)):
         raise ModelError(
-            f"long_heads moves tokens by turning queries and keys back, which it knows for models with one rotary"
-            f" embedding that turns halves (Llama, Mistral, Qwen, Gemma); {name} is none of them."
+            "long_heads moves tokens by rotating queries and keys back. It can do that in models with one rotary"
+            f" embedding that rotates halves (Llama, Mistral, Qwen, Gemma); {name} is not such a model."
         )
     return found[0]
 

@@ -1,4 +1,4 @@
-"""The masking experiment: how much of its answers a model keeps when heads are taken out, beside random heads.
+"""The masking experiment: how much of its answers a model keeps when heads are removed, compared with random heads.
 
 Wu et al. 2024 (arXiv 2404.15574) mask the K highest retrieval heads and K random ones. `uniform` lets a masked head
 weigh every visible key alike, as the authors' code does; `zero` takes its output away. `phase="decode"` masks the rows

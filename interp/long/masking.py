@@ -1,4 +1,5 @@
-"""What is left of a model's answers when its best heads are masked, beside random heads: curves over how many."""
+"""What is left of a model's answers when its best heads are masked, compared with random heads: curves over how
+many."""
 
 from __future__ import annotations
 
@@ -22,12 +23,15 @@ class Masking(Saved):
     STEM = "masking"
 
     heads: tuple[str, ...]
+    """The heads that were masked, the first one first."""
     counts: tuple[int, ...]
+    """How many heads are masked in each row; the first row has 0."""
     recall: Tensor
     """The first row is the unmasked model."""
     controls: Tensor
     """Mean recall over needles with random heads masked, as many as in the row of the same count."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def interval(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Bootstrap interval of each count's mean recall over needles."""

@@ -95,7 +95,7 @@ def ids_of(x: Inputs) -> Tensor:
 
 
 def answer_span(task: Task, row: int) -> range:
-    """Where in a row without its padding the answer stands in the needle: word for word, or the first stretch that is
+    """Where in a row without its padding the answer is in the needle: word for word, or the first stretch that is
     nearly the same tokens."""
     place, valid = task.positions["needle"].rows[row], task.clean.valid[row]
     assert place is not None
@@ -106,7 +106,7 @@ def answer_span(task: Task, row: int) -> range:
     near = [w for w in windows if len(set(answer) & {ids[i] for i in w}) > ALIKE * len(set(answer))]
     if not exact and not near:
         raise InputsError(
-            f"the answer {task.answers[row][0]!r} of row {row} does not stand in its needle as tokens of this model, so"
+            f"the answer {task.answers[row][0]!r} of row {row} is not part of its needle as tokens of this model, so"
             " no head can copy it from there."
         )
     return (exact or near)[0]

@@ -10,7 +10,7 @@ summed over the passages that answer and averaged over questions. What the quest
 looks at whatever is asked; the outliers dropped are those on the low side, as in the authors' code, whose std is that
 of a sample. Nothing is generated and nothing has to be right, so a model that cannot answer is scored too. Cost: two
 forward passes a question, of which only the question's rows are looked at, by statistics of the kernels.
-Limits: passages before the question in a causal model; where tokens of the two questions merge with what stands before
+Limits: passages before the question in a causal model; where tokens of the two questions merge with the text before
 them the prompts do not line up, which is refused. Decoder-only language models.
 """
 
@@ -85,7 +85,8 @@ def _emptied(model: Model, row: Row, null: str | Sequence[int]) -> Tensor:
     words = Vocabulary(model)
     if words.unknown(ids[0].tolist()):
         raise InputsError(
-            f"this tokenizer has no token for the empty question {null!r}: give a null= it knows, that asks nothing."
+            f"this tokenizer has no token for the empty question {null!r}: give as null= a text that it knows and that"
+            " asks nothing."
         )
     return ids
 
@@ -94,7 +95,7 @@ def _line_up(ids: Tensor, empty: Tensor, start: int, n: int) -> None:
     if empty.shape[1] <= start or not torch.equal(ids[:, :start].cpu(), empty[:, :start].cpu()):
         raise InputsError(
             f"row {n}: with null= in place of the question the tokens before it change, so weights on them cannot be"
-            " compared; let the question begin at a token of its own."
+            " compared: write the prompt so that the question begins with a new token."
         )
 
 

@@ -1,7 +1,7 @@
 """Retrieval heads: those that look at the token they are about to copy, in a needle somewhere in a long text.
 
 Wu et al. 2024 (arXiv 2404.15574). At the row that predicts token w of the answer, a head copies w if the one key it
-weighs most stands in the needle and is w itself: j = argmax_j p_ij, j in needle, x_j = w. With k the answer's tokens,
+weighs most is in the needle and is w: j = argmax_j p_ij, j in needle, x_j = w. With k the answer's tokens,
 
     event   copies / len(k)                     as the authors' code counts; above 1 where tokens are said twice
     set     |{w copied} and set(k)| / |set(k)|  as the paper's text has it
@@ -93,17 +93,17 @@ def retrieval_heads(  # type: ignore[misc]  # the overloads leave the rest to th
     """Score every head on `interp.tasks.needle(m, whole=True, lengths=..., depths=...)` or a task of your own whose
     `positions` name the "needle"; generated answers are as long as the right ones unless `max_new_tokens` is given.
 
-    `impl="auto"` (or a kernel by name) makes the model's attention and its statistics in one pass, in the place of the
-    model's own implementation: on a CPU that is the quicker of the two. `out=` is a directory that needles are written
-    to as they are read, `batch` at a time: killed, the same call goes on from there. `shard=(0, 4)` does the first of
-    four parts of them into a directory of its own, and `interp.scale.merge` makes the result of all four; `engine` does
-    them elsewhere (`interp/cells/work.py`). A served engine in the model's place takes no `impl` and no `engine`.
+    `impl="auto"` (or a kernel by name) computes the model's attention and its statistics in one pass and replaces the
+    model's own implementation: on a CPU that is faster. `out=` is a directory for the needles that were read, `batch`
+    at a time: if the call is killed, make it again to continue. `shard=(0, 4)` reads the first of four parts of them,
+    in its own directory, and `interp.scale.merge` makes the result of all four; `engine` says what reads them
+    (`interp/cells/work.py`). A served engine given instead of the model takes no `impl` and no `engine`.
     """
     mine = asked(shard, out)
     refuse_engine(model, engine)
     _check(mode, anywhere, max_new_tokens)
     if isinstance(model, Serving) and impl is not None:
-        raise InputsError(f"impl={impl!r} chooses who attends in a model you hold; an engine attends itself.")
+        raise InputsError(f"impl={impl!r} chooses a kernel for a loaded model; a served engine uses its own.")
     if out is not None and not isinstance(model, Serving):
         refuse_unwritten(model.module)
     new = (max_new_tokens or 0) if generated else 0
@@ -192,7 +192,7 @@ class Needles:
         return list(pairwise(ends))
 
     def frame(self) -> Frame:
-        """What the result needs beside the scores."""
+        """What the result needs in addition to the scores."""
         meta = {**self.facts, "method": "retrieval heads",
                 **{name: self.how[name] for name in ("mode", "generated", "anywhere", "impl")}}  # fmt: skip
         rows = [row for some, _ in self.batches for row in some]
@@ -296,7 +296,7 @@ def _copied(
 
 
 def _reached(looked: Mapping[str, Tensor], stat: str, span: range) -> Tensor:
-    """Of one needle, for every head: weight of the N largest keys [head, word, N] that stand in the answer, over N."""
+    """Of one needle, for every head: weight of the N largest keys [head, word, N] that are in the answer, over N."""
     steps = slice(0, len(span))
     weights, keys = looked[stat][:, steps].double(), looked[f"{stat}.keys"][:, steps]
     return (weights * ((keys >= span.start) & (keys < span.stop))).sum((1, 2)) / len(span)
@@ -332,7 +332,7 @@ def _later(model: Model | Serving, task: Task, max_new_tokens: int | None) -> st
     end = next(n for n in range(1, len(said) + 1) if _recall(said[:n], answer, anywhere=True) > PASSED)
     return (
         f"The first answer is there after {end} new tokens: give max_new_tokens={end + len(answer)}, and anywhere=True"
-        " where the model copies it from elsewhere than the needle. "
+        " if the model copies it from another place than the needle. "
     )
 
 
@@ -357,7 +357,7 @@ register(
 _MODES: tuple[tuple[str, str, Callable[..., Any], tuple[str, ...]], ...] = (
     ("event", "tokens that the head copies, over the answer's", _copied, ("2404.15574",)),
     ("set", "different tokens of the answer that the head copies, over all of them", _copied, ("2404.15574",)),
-    ("r2", "weight of the largest keys that lie in the answer", _reached, ("2410.19258",)),
+    ("r2", "weight of the largest keys that are in the answer", _reached, ("2410.19258",)),
 )
 for _order, (_name, _number, _run, _papers) in enumerate(_MODES):
     register(

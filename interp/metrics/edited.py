@@ -1,4 +1,4 @@
-"""A metric of one batch under any edits, beside the same batch without them."""
+"""A metric of one batch under any edits, compared with the same batch without them."""
 
 from __future__ import annotations
 

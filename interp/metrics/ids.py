@@ -1,7 +1,7 @@
 """The answers a metric knows: ids of the vocabulary, a tuple a row, or words that become ids once a model is known.
 
-`126` or `" Mary"` stands for every row; a list has one entry a row, an id, a word, or a list of them. Words are written
-as they stand in the text, with the blank before them, and must be one token each: `interp.metrics.reading` asks the
+`126` or `" Mary"` is used for every row; a list has one entry a row, an id, a word, or a list of them. Words are
+written as in the text, with the blank before them, and must be one token each: `interp.metrics.reading` asks the
 tokenizer when a call gets the metric.
 """
 
@@ -76,8 +76,8 @@ def known(rows: Any) -> Ids:
     if has_words(rows):
         words = [one for row in rows for one in row if isinstance(one, str)]
         raise MetricError(
-            f"the metric holds words ({words[0]!r}), and no model is here to say their ids: give it to a call such as"
-            " interp.patch(m, ..., metric=metric), or take interp.metrics.on(m, metric)"
+            f"the metric holds words ({words[0]!r}), and without a model their ids are not known: give it to a call"
+            " such as interp.patch(m, ..., metric=metric), or take interp.metrics.on(m, metric)"
         )
     found: Ids = rows
     return found

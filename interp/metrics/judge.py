@@ -38,7 +38,7 @@ def reads_of(metric: Metric, x: Inputs, logits: Tensor) -> Reads:
     at = places(metric.positions, x.valid)
     if bool((at < 0).any()):
         raise InputsError(
-            "the metric reads different numbers of positions in different rows; patch rows of one kind together."
+            "the metric reads different numbers of positions in different rows: make one call for each kind of row."
         )
     return Reads(at.cpu(), metric.columns)
 

@@ -1,6 +1,6 @@
 """Metrics of places inside a model: for encoders, vision towers and feature extractors, whose answer is no logits.
 
-A metric with an attribute `site` is handed what stands there in place of logits: `final_norm` (what the last norm
+A metric with an attribute `site` gets the values at that site in place of logits: `final_norm` (what the last norm
 gives, or where blocks end with their own norm, as in BERT, what the last block gives), `L5.resid_post`, `L3.H2.z`,
 `vision.final_norm`, or a vector that the model returns, `pooler_output`, `text_embeds`, `image_embeds`. The shipped
 ones make one vector a row of it first: `pool="mean"` over the real tokens (what sentence encoders do), `"cls"` the
@@ -80,7 +80,7 @@ class Pooled:
     def places(self, mask: Bool[Tensor, "row position"]) -> tuple[Int[Tensor, "row read"], Bool[Tensor, "row read"]]:
         """The columns read in each row, and which of them count: rows with fewer read their last one again."""
         if not bool(mask.any(1).all()):
-            raise MetricError("a row has no real token, so there is nothing to make a vector of")
+            raise MetricError("a row has no real token, so it has no vector")
         count = mask.cumsum(1)
         chosen = {"mean": mask, "cls": mask & (count == 1), "last": mask & (count == count[:, -1:])}[self.pool]
         real = chosen.int().sort(dim=1, descending=True, stable=True)
@@ -99,11 +99,11 @@ class Pooled:
         return replace(self, **{n: v if v is None or v.ndim == 1 else v[list(rows)] for n, v in found.items()})
 
     def _fitting(self, target: Tensor | None, name: str, vectors: Tensor) -> Tensor:
-        """A target beside the vectors: one a row, or one for all."""
+        """A target for the vectors: one a row, or one for all."""
         if target is None:
             raise MetricError(
-                f"{type(self).__name__} has no {name} to be held against: give {name}=, [row, d] or [d], or read it off"
-                " a run with .to(model, inputs)"
+                f"{type(self).__name__} has no {name} to compare with: give {name}=, [row, d] or [d], or read it off a"
+                " run with .to(model, inputs)"
             )
         if target.shape[-1] != vectors.shape[-1] or (target.ndim == 2 and len(target) != len(vectors)):
             raise MetricError(

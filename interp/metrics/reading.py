@@ -1,7 +1,7 @@
 """Handing a metric what it reads: for the time of a call the model answers with that place instead of its logits.
 
-Every engine that takes `metric=` stands inside `reading(model, metric)`, by the decorator `hands_over` or by itself.
-What a metric reads is its attribute `site`; without one it reads logits, and engines go on as they always did.
+Every engine that takes `metric=` runs inside `reading(model, metric)`, by the decorator `hands_over` or with its own
+`with`. What a metric reads is its attribute `site`; without one it reads logits, and engines go on as they always did.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def site_of(metric: Any) -> str | None:
     found = list(dict.fromkeys(getattr(one, "site", None) for one in every))
     if len(found) > 1:
         said = ", ".join("logits" if one is None else repr(one) for one in found)
-        raise MetricError(f"these metrics read different places ({said}), and one call reads one: ask place by place")
+        raise MetricError(
+            f"these metrics read different places ({said}), and one call reads one place: make one call for each place"
+        )
     return found[0] if found else None
 
 

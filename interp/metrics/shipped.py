@@ -250,7 +250,7 @@ class LogProb(Reading):
         super().__post_init__()
         nonempty("targets", self.targets)
         if self.forced and isinstance(self.targets, EveryRow):
-            raise MetricError("forced=True reads where each row's answer stands: give one entry a row")
+            raise MetricError("forced=True reads the positions of each row's answer: give one entry for each row")
         if self.reduce not in ("sum", "mean"):
             raise MetricError(f"reduce is 'sum' or 'mean', got {self.reduce!r}")
         long = [i for i, row in enumerate(self.targets) if len(row) > 1]
@@ -373,8 +373,8 @@ class RecoveredFraction(Reading):
     def __post_init__(self) -> None:
         if abs(self.source - self.base) < 1e-6:
             raise MetricError(
-                f"expected base and source that differ, got means {self.base:.6g} and {self.source:.6g}:"
-                " the fraction has no scale; drop prompts on which they agree"
+                f"expected base and source that differ, got means {self.base:.6g} and {self.source:.6g}: the fraction"
+                " has no scale; leave out prompts on which they agree"
             )
 
     @classmethod

@@ -57,7 +57,7 @@ def _table(part: Part, size: int, keep: float, apart: int | None) -> Tensor:
     """Bool [head, block of rows, block of keys]"""
     queries, keys = part.q.shape[2], part.k.shape[2]
     if queries != keys:
-        raise InputsError(f"blocks are of a text that attends to itself, and {queries} queries meet {keys} keys here.")
+        raise InputsError(f"blocks need self-attention, and here are {queries} queries and {keys} keys.")
     means, seen = [], []
     for rows in torch.arange(queries, device=part.q.device).split(size):
         p = part.softmax(part.scores(rows)).mean((0, 2))

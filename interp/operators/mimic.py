@@ -2,7 +2,7 @@
 
 Zhang et al. 2024 (arXiv 2402.04347): maps phi(x) = [softmax(W x), softmax(-W x)], one for queries and one for keys of
 each head, are trained so that the rows of phi(q).phi(k) are those of the softmax, by the cross-entropy of one from the
-other, with the model's weights frozen. Each head is fitted by itself from the q and k of the model as it is. Maps
+other, with the model's weights frozen. Each head is fitted separately from the q and k of the model as it is. Maps
 begin at the identity where they have as many features as the head has dimensions, with a little noise by the seed.
 What counts is the divergence on data that the fit has not seen.
 Cost: one forward pass over the data and one over the held-out part; `steps` products of the patterns of the heads
@@ -144,7 +144,7 @@ register(
         shown="map",
         signed=False,
         needs=("source",),
-        unfit={"encoder-decoder": "a bias is added to its scores, which linear attention has no place for"},
+        unfit={"encoder-decoder": "it adds a bias to its scores, and linear attention has no scores"},
         passes=lambda t: 4,
         example=_example,
     )

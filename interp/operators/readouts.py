@@ -1,8 +1,8 @@
-"""What is read of an operator beside a head's own softmax, for each example and head; rows of padding left out.
+"""What is read of an operator, compared with a head's own softmax, for each example and head; rows of padding left out.
 
 With a the operator's weights of a row, p the softmax's, and b = |a| / sum |a| (b = a where weights are a distribution):
 
-    moved      1/2 sum |a - p|, the weight that lies elsewhere
+    moved      1/2 sum |a - p|, the weight that is elsewhere
     kl         sum b ln(b / p)
     kept       sum of p over the keys with a != 0, the share of the softmax's mass that can still be read
     entropy    -sum b ln b

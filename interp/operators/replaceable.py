@@ -1,8 +1,8 @@
 """Which heads can be replaced by another attention, and what the model loses?
 
 For every head, the metric is taken with the operator at that head alone; then with it at all of them; and heads are
-replaced together, the one whose loss is smallest by itself first, as long as the mean metric stays within `tolerance`
-of what it was: a head that breaks that is left as it is and the next one tried. What an operator would save is its own
+replaced together, the one with the smallest loss alone first, as long as the mean metric stays within `tolerance` of
+what it was: a head that breaks that is left as it is and the next one tried. What an operator would save is its own
 count against softmax attention's, at the length of the data: of multiplications (`saved`), and of the numbers that one
 more token reads while generating (`smaller`: a state, or the keys and values seen). With `timed=True` both attend to
 the first layer's call in turns, where the operator has a fast version; `faster` is attention's time over its time.
@@ -153,7 +153,7 @@ def _done(z: Tensor | None) -> None:
 def _greedy(
     scores: EditedScores, operator: Operator, names: tuple[str, ...], change: Tensor, tolerance: float
 ) -> list[bool]:
-    """Which heads are replaced together, those that change the metric least by themselves tried first."""
+    """Which heads are replaced together, those that change the metric least alone are tried first."""
     base, kept = float(scores.base.mean()), [False] * len(names)
     least = base - tolerance * abs(base)
     for n in change.argsort(descending=True, stable=True).tolist():

@@ -9,11 +9,12 @@ formulas, in the scaling of the authors' code). Trained is
 over the n routed heads, P_i the mean of the router's softmax and f_i the part of the tokens that keep head i, so that
 no head is left out by habit; 0.01 is the paper's. There the whole model is trained; here its weights stay frozen and
 only routers learn, by Adam, so it says what the heads of a trained model are worth token by token. The loss is the
-divergence from the model's own logits unless one is given. It is judged on held-out data, beside the router it began
-with, which chooses at random, and beside the one without parameters that keeps the longest queries (`RouteHeads`).
-Cost: `steps` passes with their slopes and two held-out passes a seed, and four passes in all for the model's own
-logits, the longest queries and the size of what is read. Limits: the choice of heads has no slope; it learns by that of
-the router's softmax put in its place (straight through), which is ours: heads that keep their weights could not follow.
+divergence from the model's own logits unless one is given. It is judged on held-out data, and compared with the
+untrained router, which chooses at random, and with the router without parameters that keeps the longest queries
+(`RouteHeads`). Cost: `steps` passes with their slopes and two held-out passes a seed, and four passes in all for the
+model's own logits, the longest queries and the size of what is read. Limits: the choice of heads has no slope; it
+learns by that of the router's softmax put in its place (straight through), which is ours: heads that keep their weights
+could not follow.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def places_of(model: Model, sites: str) -> list[Site]:
         raise EditError(f"{sites!r} names no heads: a pattern without a component, such as 'L5.H3' or 'L*.H*'.")
     for site in found:
         if not anatomy.layer(site).seen:
-            raise ModelError(f"{site}: its attention call is not seen, so that nothing can be put in its place.")
+            raise ModelError(f"{site}: its attention call is not seen, so its attention cannot be replaced.")
     return found
 
 
@@ -65,10 +65,10 @@ def one_call_each(model: Model, x: Inputs, sites: Sequence[Site]) -> dict[str, P
         if str(site) in found or part.q.shape[0] != rows:
             raise ModelError(
                 f"{site}: it attends {part.q.shape[0]} rows for {rows} examples, or more than once a run (windows,"
-                " pictures one by one), so that there is no one number for each example and head."
+                " pictures one by one), so there is not one number for each example and head."
             )
         if not all(bool(torch.isfinite(one).all()) for one in (part.q, part.k, part.v)):
-            raise ModelError(f"{site}: its q, k or v are not finite, so that nothing can be measured there.")
+            raise ModelError(f"{site}: its q, k or v are not finite, so nothing can be measured there.")
         found[str(site)] = part
 
     visit(model, x, sites, see)

@@ -1,4 +1,4 @@
-"""Which token of the source belongs to which token of the base, for pairs that do not line up by themselves.
+"""Which token of the source belongs to which token of the base, for pairs that do not line up token by token.
 
 `"index"` pairs the n-th real token of each, `"suffix"` the n-th from the end, `interp.patching.align(base_spans,
 source_spans)` spans one to one. Tokens without a partner are not patched. A pair of spans of unequal length needs to be
@@ -46,7 +46,9 @@ def check(how: How | None, reduce: Reduce | None) -> None:
     if reduce is None:
         return
     if not isinstance(how, Alignment):
-        raise InputsError("reduce= is for spans of unequal length: it goes with align=interp.patching.align(...).")
+        raise InputsError(
+            "reduce= is for spans of unequal length: give it together with align=interp.patching.align(...)."
+        )
     if reduce not in get_args(Reduce):
         raise InputsError(f"reduce is 'last' or 'mean', got {reduce!r}.")
 
@@ -96,7 +98,7 @@ def _pair(found: Tensor, base: range, source: range, reduce: Reduce | None) -> N
         found[base.start : base.stop, source.start : source.stop] = 1.0 / len(source)
     else:
         raise InputsError(
-            f"a span of {len(base)} tokens meets one of {len(source)}: say reduce='last' or reduce='mean'."
+            f"a span of {len(base)} tokens is paired with one of {len(source)}: give reduce='last' or reduce='mean'."
         )
 
 

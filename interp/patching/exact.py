@@ -77,7 +77,7 @@ class Prepared:
 def prepare(
     question: Question, x: Inputs, source: Source | Given, metrics: Metrics, *, product: str | None = None
 ) -> Prepared:
-    """Run base and source, and make the cells; a source whose values are given at hand is not run."""
+    """Run base and source, and make the cells; a source whose values are given is not run."""
     model = question.model
     sweep = Sweep(
         model.module, model.anatomy, x, model.called_with(x.kwargs), family=model.family, product=product,

@@ -98,7 +98,7 @@ def _check(x: Inputs, tower: Tower, edges: Edges) -> None:
         if bool((first > last).all()):
             raise InputsError(
                 f"nothing flows from {edge[0]!r} to {edge[1]!r}: in the causal tower {tower.name!r} a token sees only"
-                " what stands before it. An edge is (from, to)."
+                " earlier tokens. An edge is (from, to)."
             )
 
 

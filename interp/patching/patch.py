@@ -69,13 +69,13 @@ def patch(
     indices being some units of it; `window=3` patches three neighbouring layers together, and `pairs=True` adds every
     pair of cells (`Effects.interactions()` is what they do beyond their sum).
     `source` is another input of the same shape, a tape, "zero", "mean" (over the base's real positions), "noise", or
-    `interp.patching.Average(dataset)`, `interp.patching.Noise(...)`. Inputs that do not line up say how: `align=`,
-    `reduce=` (`interp/patching/alignment.py`). `source_model` runs the source in another model of the same shape.
-    Several metrics at once are a dict by name, and so is then the result. `both=True` also patches the base into the
-    source; that is `Effects.reverse`. `out=` is a directory that the sweep is written to as it goes: killed, the same
-    call goes on from there. `budget` bounds the bytes that are under way together: a chunk. `shard=(0, 4)` does the
-    first of four parts of the chunks, into a directory of its own, and gives back what was done; `interp.scale.merge`
-    makes the result of all four. `engine` does the chunks elsewhere (`interp/cells/work.py`).
+    `interp.patching.Average(dataset)`, `interp.patching.Noise(...)`. For inputs that do not line up give `align=` and
+    `reduce=` (`interp/patching/alignment.py`). `source_model` runs the source in another model of the same shape. Give
+    several metrics as a dict by name; the result is then a dict too. `both=True` also patches the base into the source;
+    that is `Effects.reverse`. `out=` is a directory for the sweep: if the call is killed, make it again to continue.
+    `budget` is the largest number of bytes of one chunk. `shard=(0, 4)` computes the first of four parts of the chunks,
+    in its own directory, and returns how much was done; `interp.scale.merge` makes the result of all four. `engine`
+    says what computes the chunks (`interp/cells/work.py`).
     """
     mine = asked(shard, out)
     model.ready()

@@ -182,7 +182,9 @@ def _senders(anatomy: Anatomy, spelled: Sequence[str], into: Sequence[Site]) -> 
         first = [site for site in mine if any(before(anatomy, site, receiver) for receiver in into)]
         if not first or (len(first) < len(mine) and "*" not in text):
             late = next(site for site in mine if site not in first)
-            raise SiteError(f"{late} does not come before {', '.join(map(str, into))}: no path leads from it to there.")
+            raise SiteError(
+                f"{late} does not come before {', '.join(map(str, into))}, so no path leads from it to there."
+            )
         found += first
     if not found:
         raise SiteError("no senders were named: write senders='L*.H*', for example.")

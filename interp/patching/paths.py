@@ -107,7 +107,7 @@ class Paths:
         return (more if sender.heads is None else self._carried(sender, more)).to(self.chain.left.dtype)
 
     def _carried(self, sender: Site, more: Tensor) -> Tensor:
-        """Through what stands between the attention's output and its write."""
+        """Through the modules between the attention's output and its write."""
         carry = self.base.carry(sender)
         if self.ln == "freeze":
             return carry.linear(more)

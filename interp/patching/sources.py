@@ -52,7 +52,7 @@ class Given:
     values: Mapping[Site, Tensor]
     kind: str
     aligned: Mapping[Site, Tensor] = field(default_factory=dict)
-    """[prompt, position] that has a partner in the source, where the two do not line up by themselves."""
+    """[prompt, position] that has a partner in the source, where the two do not line up token by token."""
     inputs: Inputs | None = None
     logits: Tensor | None = None
 

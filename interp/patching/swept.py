@@ -1,4 +1,4 @@
-"""The sweep behind `interp.patch` and checks of attributions: chunk by chunk, some cells held against full passes.
+"""The sweep behind `interp.patch` and checks of attributions: chunk by chunk, some cells compared with full passes.
 
 A sweep that is written down (`out=`) chooses its matrix products and the size of its chunks by what the processor is
 and by `CHUNK`, not by a measured time or by the memory that happens to be free, so that every shard of it and a run of
@@ -44,7 +44,7 @@ class Patches:
     task: Mapping[str, Any] = field(default_factory=dict)
     recipe: Builder | None = None
     inspected: set[int] = field(init=False)
-    """Cells that are held against a full pass."""
+    """Cells that are compared with a full pass."""
     believed: bool = field(init=False, default=False)
     """Whether one of them was, in this process."""
 
@@ -76,7 +76,7 @@ class Patches:
         return self.ready.sweep.chunks(self.ready.cells, self.ready.judges.reads)
 
     def compute(self, low: int, high: int) -> tuple[Values, Floors]:
-        """One chunk's effects and noise floors by metric; some of its cells are held against a full pass. Whoever
+        """One chunk's effects and noise floors by metric; some of its cells are compared with a full pass. Whoever
         starts further on holds the first of them against one beforehand: a replay that is not to be believed is not
         believed by any shard."""
         if not self.believed and self.inspected and low > min(self.inspected):
@@ -139,7 +139,7 @@ def effects(question: Question, x: Inputs, source: Source, metrics: Metrics, eng
 def shard_of(
     shard: Shard, question: Question, x: Inputs, source: Source, metrics: Metrics, engine: Any = None
 ) -> ShardDone:
-    """The shard's chunks, written down with what the effects need beside them."""
+    """The shard's chunks, written down with what the effects need in addition."""
     assert question.out is not None
     mark(question.out, "interp.patch", shard)
     framed(question.out, _frame(_swept(question, x, source, metrics, shard, engine)))
@@ -229,7 +229,7 @@ def _places(out: str | Path, count: int) -> list[Path]:
 
 
 def _frame(found: Mapping[str, Effects]) -> Frame:
-    """What effects need beside their values."""
+    """What effects need in addition to their values."""
     tensors = {
         f"{n}.{name}": value
         for n, one in enumerate(found.values())

@@ -76,7 +76,8 @@ def count_check(counts: Sequence[int], pictures: Sequence[Sequence[Any]], token:
     places = f"{token!r} places" if token else "places (one picture per text)"
     raise InputsError(
         f"the texts have {sum(counts)} {places} {list(counts)}, but {sum(found)} picture(s) were given {found}; "
-        f"nothing is inserted: write {token or 'one text per picture'!r} where a picture goes, or use chat messages"
+        f"nothing is inserted: write {token or 'one text per picture'!r} at the place of each picture, or use chat"
+        " messages"
     )
 
 

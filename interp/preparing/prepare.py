@@ -186,7 +186,7 @@ class Call:
     def look(self, images: Any) -> Inputs:
         """Pictures alone."""
         if images is None:
-            raise InputsError("nothing to prepare: give texts, messages, ids, a processor's output or images=")
+            raise InputsError("no input was given: give texts, messages, ids, a processor's output or images=")
         if self.looks is None:
             raise InputsError("pictures need an image processor: attach the model with its processor, or give pixels")
         pictures = as_rows(images, None)[0]
@@ -407,7 +407,7 @@ def _texts(data: Any) -> list[str]:
 
 
 def _placeholder(processor: Any, family: VisionLanguage) -> str:
-    """What stands for one picture in a text; empty where the processor puts pictures in front by itself."""
+    """The text that marks one picture; empty where the processor itself puts pictures in front."""
     if family.in_front:
         return ""
     token = getattr(processor, "image_token", None)

@@ -82,8 +82,8 @@ def _checked(array: NDArray[Any], rate: int, *, name: str, wanted: int) -> Clip:
         raise InputsError(f"{name} has samples that are not finite.")
     if float(np.abs(sound).max()) > LOUDEST:
         raise InputsError(
-            f"{name} goes up to {float(np.abs(sound).max()):g}, and a waveform of floats is between -1 and 1: divide"
-            " it by the range it was recorded in (32768 for 16 bits)."
+            f"{name} has values up to {float(np.abs(sound).max()):g}, and a waveform of floats is between -1 and 1:"
+            " divide it by the range of the recording (32768 for 16 bits)."
         )
     return sound
 

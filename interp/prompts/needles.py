@@ -80,7 +80,7 @@ class Haystack:
 
     @property
     def answer_span(self) -> tuple[int, int]:
-        """Where the answer's words stand inside the needle."""
+        """Where the answer's words are inside the needle."""
         return self.needle[0] + 3, self.needle[1] - 1
 
 
@@ -121,7 +121,7 @@ def haystack(
     keys_from: Sequence[str] = KEYS,
     values_from: Sequence[str] = VALUES,
 ) -> Haystack:
-    """Draw a prompt of exactly `length` words whose needle stands at `depth`; distractors are notes with other keys."""
+    """Draw a prompt of exactly `length` words whose needle is at `depth`; distractors are notes with other keys."""
     room = length - NEEDLE_WORDS * (1 + distractors) - 3
     if room < 2:
         raise NeedleError(

@@ -16,7 +16,7 @@ Place = tuple[str, int] | tuple[int, int]
 
 @dataclass(frozen=True)
 class Row:
-    """One pair of prompts; answers are as they stand in the text, " Mary" with its blank."""
+    """One pair of prompts; answers are written as in the text, " Mary" with its blank."""
 
     clean: Prompt
     corrupt: Prompt

@@ -1,10 +1,9 @@
 """Which words a model says in one token: checked against its tokenizer, never assumed.
 
-Words are written as they stand in a text, with the blank before them (" Mary", but "32" after "17"), and tokenised
-behind an anchor they do not merge with. A class label of an image classifier counts as one token. Without a model every
-word passes, and the check comes when the task is put on one.
-Cost: no forward pass. Limits: a word that merges with whatever stands before it in the prompt is not seen here; the
-lengths of whole prompts are compared as well.
+Words are written as in a text, with the blank before them (" Mary", but "32" after "17"), and tokenised behind an
+anchor they do not merge with. A class label of an image classifier counts as one token. Without a model every word
+passes, and the check comes when the task is put on one. Cost: no forward pass. Limits: a word that merges with the text
+before it in the prompt is not seen here; the lengths of whole prompts are compared as well.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Host(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer, or what stands for it."""
+        """The tokenizer, or an object that is used as one."""
 
     def prepare(self, given: Any, *, images: Any = None, chat: Any = None, continuation: Any = None) -> Any:
         """Frozen inputs."""
@@ -66,7 +65,7 @@ class Vocabulary:
         raise TaskError(f"expected a model that can say {word!r}; {known}: attach it with its tokenizer or processor")
 
     def _must_have(self, one: int) -> None:
-        """Refuse an id that the model has no logit for; with no model at hand, one that no model has."""
+        """Refuse an id that the model has no logit for; without a model, one that no model has."""
         config = None if self.model is None else getattr(self.model.module, "config", None)
         classes = len(getattr(config, "id2label", None) or ()) if self.tokenizer is None else 0
         size = vocabulary(config) or classes or None
@@ -81,7 +80,7 @@ class Vocabulary:
         return unk is not None and unk not in opening and unk in ids
 
     def is_single(self, word: str | int) -> bool:
-        """Whether a word is exactly one known token; with no model at hand, yes."""
+        """Whether a word is exactly one known token; without a model, yes."""
         if self.model is None:
             return True
         ids = self.ids(word)

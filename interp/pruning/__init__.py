@@ -1,4 +1,4 @@
-"""Heads taken out of a model: `choose` which, mask or `cut` them, judge by a `curve`, keep on disk (`directory`)."""
+"""Heads removed from a model: `choose` which, mask or `cut` them, judge by a `curve`, keep on disk (`directory`)."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def scored(anatomy: Anatomy, scores: Scores) -> dict[str, float]:
 
 
 def units(anatomy: Anatomy, scores: Mapping[str, float], *, shared: bool) -> dict[str, tuple[str, ...]]:
-    """What goes together, by its first name: each head by itself or, where it goes from the `shared` weights, with all
-    passes of its layer, which then all need a score."""
+    """What goes together, by its first name: each head alone or, where it is removed from the `shared` weights, with
+    all passes of its layer, which then all need a score."""
     if not shared:
         return {name: (name,) for name in scores}
     passes: dict[tuple[str, int, int], list[str]] = {}

@@ -1,8 +1,8 @@
-"""Heads taken out of a model's weights: rows of q, k, v and columns of the output projection gone.
+"""Heads removed from a model's weights: rows of q, k, v and columns of the output projection gone.
 
 A kv group goes when all its query heads go; in a group that stays, heads that were to go write nothing, since their
 columns of the output projection are zero. One group stays in every layer, silent if need be: no class knows a layer
-without heads. The cut model is held against the masked one on the example inputs each time, and a model for which the
+without heads. The cut model is compared with the masked one on the example inputs each time, and a model for which the
 two differ is refused.
 """
 

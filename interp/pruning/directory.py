@@ -1,7 +1,7 @@
 """Cut models on disk.
 
 Where transformers' own class, built from the config, has the shapes of the cut model, the directory is a plain one that
-`AutoModel` reads. Otherwise (layers with unlike numbers of heads, or a class that takes the width of a head from the
+`AutoModel` reads. Otherwise (layers with different numbers of heads, or a class that takes the width of a head from the
 number of heads) it is ours: the config as it was, the tensors as they are, and in `pruned.json` the class, the numbers
 of heads its modules go by, and which heads stayed; `interp.load` reads it, and transformers refuses it for its shapes.
 What was written is read back and compared with the model each time.
@@ -36,7 +36,7 @@ def save(own: Model, directory: str | Path, about: Mapping[str, Any]) -> Path:
     """Write a cut model and what is to be said about it."""
     to = Path(directory)
     if to.exists() and any(to.iterdir()):
-        raise ModelError(f"{to} is not empty: a model is written into a directory of its own.")
+        raise ModelError(f"{to} is not empty: a model is written into a new or empty directory.")
     with whole(to) as folder:
         _fill(own, folder, about)
     return to

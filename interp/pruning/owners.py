@@ -2,7 +2,7 @@
 
 Row i of a parameter belongs to query head h where q of head h, as the attention call gets it, has a gradient there and
 q, k and v of no other head have: so it is read off one run, whatever the layout (one matrix, fused thirds, interleaved
-per head, a latent with an expansion per head) and whatever stands between (biases, norms per head, rotary positions).
+per head, a latent with an expansion per head) and anything between them (biases, norms per head, rotary positions).
 Parameters that every head reads, such as a norm of one head's width, stay whole. Columns of the output projection are
 z's, head after head. Cost: one forward pass, and per layer a backward pass into one attention for every head and twice
 every kv head. Limits: a parameter that mixes heads (a norm over all of them) cannot be split, and says so.
@@ -75,7 +75,9 @@ def _parameters(root: nn.Module, layer: Layer) -> Iterator[tuple[str, nn.Paramet
             raise ModelError(f"{path} is {kind or 'an adapter'}: rows of it cannot be cut. Use how='mask'.")
         for name, p in module.named_parameters(recurse=False):
             if cut_weight(p):
-                raise ModelError(f"{path}.{name} lies in several processes: rows of it cannot be cut. Use how='mask'.")
+                raise ModelError(
+                    f"{path}.{name} is divided over several processes, so its rows cannot be removed. Use how='mask'."
+                )
             if p.is_floating_point() and p.device.type != "meta":
                 yield f"{path}.{name}", p
 
@@ -121,7 +123,7 @@ def _splits(layer: Layer, named: Mapping[str, nn.Parameter], parts: Mapping[Unit
 
 
 def _split(name: str, touched: Mapping[Unit, Tensor]) -> Split | None:
-    """The parameter by the axis along which its units lie apart and leave nothing out; None where there is none."""
+    """The parameter by the axis along which its units are separate and leave nothing out; None where there is none."""
     for axis in range(next(iter(touched.values())).ndim if touched else 0):
         along = {unit: mask.movedim(axis, 0).flatten(1).any(1) if mask.ndim > 1 else mask
                  for unit, mask in touched.items()}  # fmt: skip
@@ -135,18 +137,19 @@ def _split(name: str, touched: Mapping[Unit, Tensor]) -> Split | None:
 def _whole(
     layer: Layer, tower: Tower, found: list[Split], parts: Mapping[Unit, Tensor], named: Mapping[str, nn.Parameter]
 ) -> None:
-    """Every unit has rows of a matrix of its own, or the heads of this layer cannot be told apart in its weights."""
+    """Every unit has rows of a matrix of its own, or the heads of this layer cannot be separated in its weights."""
     have = {unit for split in found if named[split.name].ndim > 1 for unit in split.owner}
     lost = [f"{part} of head {n}" for part, n in parts if (part, n) not in have]
     if lost:
         raise ModelError(
-            f"{tower.name} layer {layer.index}: {lost[0]} has no rows of its own in {layer.attention}: something in"
-            " it mixes heads (a norm over all of them, a gate among the rows), so they cannot be cut. Use how='mask'."
+            f"{tower.name} layer {layer.index}: {lost[0]} has no rows of its own in {layer.attention}: something in it"
+            " mixes heads (a norm over all of them, a gate among the rows), so heads cannot be removed. Use"
+            " how='mask'."
         )
 
 
 def output_axis(root: nn.Module, layer: Layer) -> int:
-    """The axis of the output projection's weight along which z lies, head after head."""
+    """The axis of the output projection's weight of z, head after head."""
     out: Any = None if layer.out is None else root.get_submodule(layer.out)
     kind = type(out).__name__
     if (type(out) is nn.Linear or kind == "Conv1D") and type(out._parameters["weight"]) is nn.Parameter:

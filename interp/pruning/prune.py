@@ -3,15 +3,15 @@
 Michel et al. 2019 (arXiv 1905.10650) and Voita et al. 2019 (arXiv 1905.09418): most heads can go, if the right ones do.
 `scores` say which: any number per head, larger for what shall stay, whoever found it. Masking makes a head write zero
 by an edit, in any model. Cutting takes its rows and columns out of a copy of the weights, which then is smaller and
-faster (`interp/pruning/cut.py`), and is held against the masked model each time. With `schedule=` a callable scores
+faster (`interp/pruning/cut.py`), and is compared with the masked model each time. With `schedule=` a callable scores
 what is left again after every step.
 Cost: masking none; cutting a copy of the model, three forward passes, a backward pass into one attention per head, and
 the checks of first use on the copy; a schedule one copy of the model and one scoring a step.
 Limits: a kv group is cut only when all heads that read it go, and in every layer one group stays; heads that should
 have gone there are silent, not cut. A layer that runs several times has one set of weights: a cut and a schedule take a
 head out of all its passes, by the mean of their scores, and say so; a mask may act in one pass. A score from single
-heads does not see that two of them stand in for each other: see `.curve(...)`, which puts random and magnitude
-baselines beside it.
+heads does not see that two of them can replace each other: see `.curve(...)`, which compares it with random and
+magnitude baselines.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def _say_passes(groups: Mapping[str, Sequence[str]]) -> None:
     several = next((names for names in groups.values() if len(names) > 1), None)
     if several is not None:
         warnings.warn(
-            f"{several[0]} to {several[-1]} are {len(several)} passes of one head and share its weights: a head goes"
-            " from all passes of its layer, by the mean of their scores.",
+            f"{several[0]} to {several[-1]} are {len(several)} passes of one head and share its weights: a head is"
+            " removed from all passes of its layer, by the mean of their scores.",
             stacklevel=3,
         )
 

@@ -36,9 +36,11 @@ class Pruned(Drawn):
     """`model` under `edits` is the pruned model."""
 
     original: Model
+    """The model before pruning; it is not changed."""
     model: Model
     """The cut copy; the original where heads are masked."""
     how: How
+    """"mask" (heads are switched off) or "cut" (their weights are removed)."""
     scores: Mapping[str, float]
     """By head, the last that were taken: larger stays."""
     gone: tuple[str, ...]
@@ -46,6 +48,7 @@ class Pruned(Drawn):
     rests: Mapping[str, list[Rest]]
     """What stays of every layer, by tower, in the original's numbers."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @cached_property
     def edits(self) -> tuple[Edit, ...]:

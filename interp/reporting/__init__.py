@@ -1,5 +1,5 @@
 """Reports: everything this package measures about a task, checked (`report`), grids of them (`experiment`), and what
-changed between two (`difference`). Their steps and pages lie in folders of their own."""
+changed between two (`difference`). Their steps and pages are in their own folders."""
 
 from __future__ import annotations
 

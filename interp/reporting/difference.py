@@ -27,9 +27,13 @@ class Difference(Drawn):
     """`methods`: Spearman and overlap of the first k; `heads`: both values of every head, the largest change first."""
 
     a: str
+    """The directory of the first report."""
     b: str
+    """The directory of the second report."""
     methods: Any
+    """A frame with one row for each method: rank correlation and overlap."""
     heads: Any
+    """A frame with both values of each head, the largest change first."""
 
     def save(self, path: str | Path) -> Path:
         """Write it as a page of its own: what moved, how far ranks agree, a map of the changes, all rows."""
@@ -103,7 +107,7 @@ def difference(a: str | Path, b: str | Path, *, k: int = 10) -> Difference:
 
     both = pandas.merge(read_rows(a), read_rows(b), on=KEY, suffixes=("_a", "_b"))
     if both.empty:
-        raise InterpError(f"{a} and {b} have no head and method in common, so there is nothing to compare.")
+        raise InterpError(f"{a} and {b} have no head and method in common, so they cannot be compared.")
     change = both["estimate_b"] - both["estimate_a"]
     apart = (both["low_b"] > both["high_a"]) | (both["high_b"] < both["low_a"])
     heads = pandas.DataFrame(

@@ -1,7 +1,7 @@
 """A grid of reports, over models, tasks, seeds and corruptions, and how stable the set of heads is over it.
 
-Each cell is a report in its own directory, so a grid that was killed goes on where it was; a cell that does not fit
-(a task for another kind of model) is named with its reason and left out. A cell whose self-check failed is not one of
+Each cell is a report in its own directory, so a killed grid continues where it stopped; a cell that does not fit (a
+task for another kind of model) is named with its reason and left out. A cell whose self-check failed is not one of
 those: what it would have said cannot be trusted, and it is named as a failure. For each model and task, cells that
 differ in seed or corruption are compared in pairs: Spearman's correlation of the heads' effects and the overlap of the
 first k.
@@ -42,9 +42,13 @@ class Experiment(Told):
     """The directory of the grid; `stability` has a row per pair of cells of one model and task."""
 
     folder: Path
+    """The directory of the grid."""
     cells: tuple[dict[str, Any], ...]
+    """One entry for each report."""
     left_out: tuple[str, ...]
+    """Cells that could not be run, and why."""
     stability: Any
+    """A frame with one row for each pair of reports of one model and task."""
     failed: tuple[str, ...] = ()
     """Cells whose self-checks failed, with what they said."""
 
@@ -85,10 +89,10 @@ def experiment(
 def experiment(
     config: str | Path | Mapping[str, Any], *, out: str | Path, say: Say | None = None, shard: Asked = None, **how: Any
 ) -> Experiment | ShardDone:
-    """Run or go on with every cell of the grid; `how` goes to `interp.load`.
+    """Run or continue every cell of the grid; `how` goes to `interp.load`.
 
-    `shard=(0, 4)` makes every fourth report into a directory of its own (a report is not cut: for one that is too long
-    shard the calls in it), and `interp.scale.merge` makes the grid of all four.
+    `shard=(0, 4)` makes every fourth report, in its own directory (one report is not divided: for a long report shard
+    its calls), and `interp.scale.merge` makes the grid of all four.
     """
     mine, folder = asked(shard, out), Path(out)
     refuse_shard(folder) if mine is None else mark(folder, CALL, mine)

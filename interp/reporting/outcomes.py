@@ -76,7 +76,7 @@ def together(folders: Sequence[Path], to: Path) -> Outcomes:
         mine = next((shard for shard in shards if shard.known(name)), None)
         if mine is None:
             raise ShardsDiffer(
-                f"{shards[n % len(shards)].folder} has no report {name} yet: the same call goes on there."
+                f"{shards[n % len(shards)].folder} has no report {name} yet: make the same call again to continue it."
             )
         if mine.done(name):
             _same_model(str(cell["model"]), mine.folder / name, hashes)

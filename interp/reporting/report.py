@@ -1,17 +1,17 @@
 """A report of a model's heads: everything this package measures about a task, checked, in one directory.
 
 Every head is patched exactly in both directions where that is affordable, else ranked by estimates whose first ones are
-patched; beside it stand the other methods and how far they agree, ablation of the heads found against random ones on
-held-out prompts (no single score is evidence by itself), the circuit and its faithfulness, kinds of heads, sinks, and
+patched. It also has the other methods and how far they agree, ablation of the heads found against random ones on
+held-out prompts (no single score is evidence alone), the circuit and its faithfulness, kinds of heads, sinks, and
 patterns on real tokens. `report.html` needs no network, `heads.csv` and `heads.parquet` hold the rows
-(`interp/heads/rows.py`), `run.json` how it came about. The work is a list of steps, each written down when it is done:
-killed and called again with `resume=True` it goes on, and ends with the same bytes. A first page is written once heads
-have estimates, and completed as more is known.
-Cost: `budget=`, in forward passes of the prompts it stands on (`interp/reporting/steps/budget.py`; 250 unless said,
-more for small models) or in minutes; `Report.cost` says what is planned, before the work where `say=` is given, and
-the page what was left out. Limits: one task a report; a method that does not fit the model is named with its reason; a
-task shows what heads do for it, not what they are; a budget in minutes is turned into passes by a probe, so that two
-reports under it need not be the same, while one that goes on keeps what was chosen.
+(`interp/heads/rows.py`), `run.json` how the report was made. The work is a list of steps, and each is saved when it is
+done. If the call is killed, make it again with `resume=True`: it continues, and ends with the same bytes. A first page
+is written once heads have estimates, and completed as more is known. Cost: `budget=`, in forward passes of its prompts
+(`interp/reporting/steps/budget.py`; 250 unless said, more for small models) or in minutes; `Report.cost` says what is
+planned, before the work where `say=` is given, and the page what was left out. Limits: one task a report; a method that
+does not fit the model is named with its reason; a task shows what heads do for it, not what they are; a budget in
+minutes is turned into passes by a probe, so that two reports under it need not be the same, while a resumed report
+keeps what was chosen.
 """
 
 from __future__ import annotations
@@ -45,10 +45,15 @@ class Report(Told):
     """The directory of a report, its rows, and what it found in one sentence."""
 
     folder: Path
+    """The directory of the report."""
     rows: Any
+    """A frame with one row for each head and method."""
     finding: str
+    """The result in one sentence."""
     warnings: tuple[str, ...]
+    """What you have to know before you use the numbers."""
     cost: Cost | None = None
+    """How many forward passes the report was expected to take."""
 
     @property
     def page(self) -> Path:

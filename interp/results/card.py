@@ -27,13 +27,21 @@ class Number:
     """A measured number with its interval over examples, and its place among the tower's heads where that is known."""
 
     name: str
+    """What was measured."""
     value: float
+    """The mean over examples."""
     low: float
+    """The lower end of the interval."""
     high: float
+    """The upper end of the interval."""
     n: int
+    """The number of examples."""
     rank: int | None = None
+    """The place of the head among all heads of its tower, from 1."""
     of: int | None = None
+    """The number of heads that are ranked."""
     note: str = ""
+    """A remark on the number."""
 
     @property
     def ends(self) -> dict[str, float | None]:
@@ -63,7 +71,9 @@ class HeadCard(Drawn):
     """One head: its roles, what its weights say, how it attends, what it does to the answer, where it looks."""
 
     site: str
+    """The head, such as "L5.H3"."""
     model: str
+    """The name of the model."""
     roles: tuple[Number, ...] = ()
     """Kinds of heads, the largest value first."""
     weights: tuple[Number, ...] = ()
@@ -71,7 +81,9 @@ class HeadCard(Drawn):
     promotes: tuple[tuple[str, str, float], ...] = ()
     """Source token, target token, logit."""
     suppresses: tuple[tuple[str, str, float], ...] = ()
+    """The same for the lowest logits: source token, target token, logit."""
     attention: tuple[Number, ...] = ()
+    """Statistics of its attention, such as entropy and distance."""
     effects: tuple[Number, ...] = ()
     """On the metric: written directly, and what ablation changes."""
     looks: tuple[Look, ...] = ()
@@ -81,9 +93,11 @@ class HeadCard(Drawn):
     examples: tuple[tuple[str, ...], ...] = ()
     """The tokens of the examples that have a pattern here."""
     patterns: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    """The pattern of each example [query, key]."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What has no meaning for this head, and why."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def numbers(self) -> tuple[Number, ...]:

@@ -1,4 +1,4 @@
-"""Effects of patches: labelled, per example, with intervals, and with what they mean written beside them."""
+"""Effects of patches: labelled, per example, with intervals and a description of what they mean."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ class Effects(Saved):
     STEM, ABOUT = "effects", "run.json"
 
     sites: tuple[str, ...]
+    """The patched site of each cell."""
     positions: tuple[int, ...] | None
+    """The patched position of each cell; None where all positions were patched together."""
     values: Tensor
+    """[cell, example]: the metric of the patched run less that of the base run."""
     base: Tensor
     """The metric of the base run, per example."""
     source: Tensor | None
@@ -43,6 +46,7 @@ class Effects(Saved):
     noise_floor: float
     """How far unchanged rows are from the plain run in these batch shapes: smaller effects are not effects."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
     reverse: Effects | None = None
     """The base patched into the source, where both directions were asked for."""
 
@@ -55,12 +59,14 @@ class Effects(Saved):
     def normalised(self) -> Tensor:
         """Mean effect over the mean difference of source and base; not clipped."""
         if self.source is None:
-            raise InterpError("zero and mean sources have no run to normalise by: use .mean.")
+            raise InterpError(
+                "effects of zero and mean sources cannot be normalised, since there is no source run: use .mean."
+            )
         gap = float((self.source - self.base).double().mean())
         if abs(gap) <= max(self.noise_floor, 1e-12):
             raise InterpError(
-                f"the metric of source and base differs by {gap:.3g}, which is within the noise floor: nothing to"
-                " normalise by."
+                f"the metric of source and base differs by {gap:.3g}, which is within the noise floor, so effects"
+                " cannot be divided by it: use .mean."
             )
         return self.mean / gap
 
@@ -136,7 +142,7 @@ class Effects(Saved):
         return bars(rows, names, unit=name)
 
     def _clear(self, frame: Any) -> Any:
-        """Which cells have a sign: an interval beside 0, and a size beyond the noise floor."""
+        """Which cells have a sign: their interval does not contain 0, and their size is above the noise floor."""
         beside = (frame["low"] > 0) | (frame["high"] < 0) | frame["low"].isna()
         return beside & (frame["estimate"].abs() > self.noise_floor)
 

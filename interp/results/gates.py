@@ -22,11 +22,13 @@ class Gates(HeadResult):
 
     sites: tuple[str, ...]
     towers: tuple[str, ...]
+    """The tower of each head, by its own name."""
     value: Tensor
     """The gate after training: 0 passes nothing, 1 everything ("vib" may be any number)."""
     openness: Tensor
     """How surely the gate is open, 0..1."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def kept(self, threshold: float = 0.5, *, seed: int | None = None) -> Tensor:
         """[head]: the mean over seeds is above the threshold, or that of one run, counted from 0."""

@@ -35,8 +35,11 @@ class HeadTable:
     """`values` [head, example] by one method."""
 
     sites: tuple[str, ...]
+    """The head of each row."""
     values: Tensor
+    """[head, example]."""
     method: str
+    """The name of the method that gave the numbers."""
     towers: tuple[str | None, ...] | None = None
     """By their own names; as the sites spell them, if not given."""
     estimate: Tensor | None = None
@@ -75,6 +78,7 @@ class HeadResult(Saved):
     """A result with a table of heads, or one a method."""
 
     sites: tuple[str, ...]
+    """The head of each row, such as "L5.H3"."""
     TITLE = "estimate"
     """What the map of heads shows."""
 

@@ -31,15 +31,19 @@ class RetrievalHeads(HeadResult):
     STEM, TITLE = "retrieval", "retrieval score"
 
     sites: tuple[str, ...]
+    """The head of each row, such as "L5.H3"."""
     scores: Tensor
+    """[head, needle]."""
     kept: Tensor
     """[needle]: the model answers, so that the needle counts; the others are left out of every mean."""
     recall: Tensor
     """[needle]: the share of the answer that the model says."""
     mode: Mode | None
+    """How the scores were computed, as in `mode=`."""
     cells: tuple[Mapping[str, Any], ...] = ()
     """What is known about each needle, such as length and depth."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def counted(self) -> Tensor:

@@ -26,12 +26,15 @@ class HeadRoles(HeadResult):
     STEM = "roles"
 
     sites: tuple[str, ...]
+    """The head of each row, such as "L5.H3"."""
     values: Mapping[str, Tensor]
+    """By kind of head: [head, example]."""
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """A word on each head, such as the step of a positional one."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Kinds that have no meaning here, and why."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -72,7 +75,7 @@ class HeadRoles(HeadResult):
         return pandas.DataFrame({kind: self.of(kind).numpy() for kind in self.kinds}, index=list(self.sites))
 
     def top(self, n: int = 10, *, kind: str | None = None, method: str | None = None) -> Any:
-        """The n heads with most of one kind (which is its method). Without one, each head's best kind: what it stands
+        """The n heads with most of one kind (which is its method). Without one, each head's best kind: how far it is
         out in. `above` is in standard deviations over the mean of all heads, since some kinds are common to all; values
         below 0 count as none. The most extreme heads come first."""
         frame = self.to_frame(kind or method)

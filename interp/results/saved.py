@@ -1,8 +1,8 @@
-"""Results with a directory of their own: tensors beside a table and JSON, written and read back by one base.
+"""Results with their own directory: tensors, a table and JSON, written and read back by one base.
 
 A result is a frozen dataclass. Fields that hold a tensor go to STEM.safetensors under their own names, the others to
-the JSON; the table of `to_frame()` lies beside them for whoever reads parquet. A class that keeps things otherwise says
-so in `tensors`, `facts` and `restored`; files of version 0.1 have the same layout.
+the JSON; the table of `to_frame()` is saved too, for readers of parquet. A class that keeps things otherwise says so in
+`tensors`, `facts` and `restored`; files of version 0.1 have the same layout.
 """
 
 from __future__ import annotations

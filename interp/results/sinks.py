@@ -28,6 +28,7 @@ class Sinks(HeadResult):
     STEM, TITLE = "sinks", "weight on the first token"
 
     sites: tuple[str, ...]
+    """The head of each row, such as "L5.H3"."""
     first: Tensor
     """alpha_1 [head, example]: mean weight on the first real token over the rows that see it."""
     first_mass: Tensor
@@ -41,11 +42,13 @@ class Sinks(HeadResult):
     kind: Tensor
     """What each token is [example, position], as an index into `kinds`; -1 for padding."""
     kinds: tuple[str, ...]
+    """The names of the kinds of tokens."""
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     """By residual site: each token's Euclidean norm [example, position]; 0 for padding."""
     activations: Mapping[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     """By residual site: largest magnitudes [example, position, k], their dimensions, and the median per example."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def metric(self, epsilon: float = EPSILON) -> float:
         """Gu et al.: the share of heads with alpha_1 > epsilon, judged per example and averaged."""

@@ -27,6 +27,7 @@ class HeadCircuits(HeadResult):
 
     sites: tuple[str, ...]
     scores: Mapping[str, Tensor]
+    """By score: [head]."""
     eigenvalues: Mapping[str, Tensor]
     """By method, complex [head, d_head]."""
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
@@ -34,11 +35,15 @@ class HeadCircuits(HeadResult):
     own: Tensor | None = None
     """Per head, the share of words that raise themselves most."""
     composition: Mapping[str, Tensor] = field(default_factory=dict)
+    """By side ("q", "k", "v"): [sender, receiver]; 0 where the sender is not earlier."""
     baseline: Mapping[str, Tensor] = field(default_factory=dict)
     """By side the mean of random matrices of the same shapes [sender, receiver]."""
     names: Mapping[int, str] = field(default_factory=dict)
+    """The text of each id that occurs in the result."""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    """What has no meaning in this model, and why."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def tables(self) -> list[HeadTable]:
         """One a score. Weights have no examples, so n is 0 and the interval is the value."""

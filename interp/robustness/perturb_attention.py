@@ -1,4 +1,5 @@
-"""How far can an answer be moved by changing attention a little: the worst change within a radius, beside random ones.
+"""How far can an answer be moved by changing attention a little: the worst change within a radius, compared with random
+ones.
 
 After adversarial training for attention (arXiv 2009.12064), which adds to the scores a before the softmax
 
@@ -113,7 +114,7 @@ class _Seen:
     looks: Change
 
     def beside(self, plain: _Seen) -> Tensor:
-        """The four NUMBERS [number, example], held against the plain run."""
+        """The four NUMBERS [number, example], compared with the plain run."""
         same = (self.answer == plain.answer).flatten(1).all(1).double()
         kept = spearman(self.worth, plain.worth)
         return torch.stack([self.metric - plain.metric, same, kept, 1 - _moved(self.looks, plain.looks)])
@@ -182,8 +183,8 @@ def _seen(model: Model, x: Inputs, site: Site, scores: Tensor) -> Tensor:
     """Which keys each real query sees [row, head, query, key]."""
     if len(scores) != x.batch:
         raise InputsError(
-            f"{site} has {len(scores)} rows for {x.batch} examples (images of their own, windows), so a norm per"
-            " example has no meaning there: give one image an example, or name another tower's heads."
+            f"{site} has {len(scores)} rows for {x.batch} examples (images of their own, windows), so there is no norm"
+            " for each example: give one image for each example, or name heads of another tower."
         )
     queries = site_inputs(model.anatomy, x, site).valid.to(scores.device)
     if queries.shape != (len(scores), scores.shape[2]):

@@ -45,7 +45,7 @@ from interp.kernels.masks.symbols import Causal, Full, Mask, Window
 from interp.kernels.stats import KINDS, parse, ratio, reduce_groups
 
 PIECE = 4096
-"""Keys that come by at a time."""
+"""How many keys arrive at a time."""
 TRIED = 8
 """Tokens a process has in the comparison with the model in one process."""
 NEAR = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -157,12 +157,15 @@ class RingTap(Tap):
 
     def attend(self, call: Call, inner: Callable[[], None]) -> None:
         if call.bias is not None:
-            raise ModelError(f"{self.layer.attention} adds a bias to its scores, which is known of its own rows only.")
+            raise ModelError(
+                f"{self.layer.attention} adds a bias to its scores, and each process knows the bias of its own rows"
+                " only: use m.attention in one process."
+            )
         a, b = self.around.own
         if (call.q.shape[2], call.k.shape[2]) != (b - a, b - a):
             raise ModelError(
                 f"{self.layer.attention} attends with {call.q.shape[2]} queries to {call.k.shape[2]} keys where"
-                f" {b - a} tokens were given: which token each of them is is not known."
+                f" {b - a} tokens were given, so it is not known which token each of them is."
             )
         asked = Circle.of(
             call.q, start=a, keys=self.around.length, mask=_of_whole(call, self.layer), scale=call.scale,
@@ -190,8 +193,8 @@ def _of_whole(call: Call, layer: Layer) -> Mask:
         seen = here.visible(rows, at)
         if bool((seen != whole.visible(rows, at)).any()) or (added is not None and bool((added * seen != 0).any())):
             raise ModelError(
-                f"the mask of {layer.attention} is neither causal nor full, nor a causal sliding window, so what its"
-                " rows see in other processes is not known: use m.attention in one process."
+                f"the mask of {layer.attention} is neither causal nor full, nor a causal sliding window, so it is not"
+                " known which keys of other processes its rows see: use m.attention in one process."
             )
     return whole
 
@@ -253,7 +256,7 @@ def _ids(model: Held, x: Inputs, around: Around) -> Tensor:
     more = [name for name in x.kwargs if name not in ("input_ids", "attention_mask")]
     if x.ids is None or more or not bool(x.valid.all()):
         what = f"also has {', '.join(more)}" if more else "has no ids" if x.ids is None else "has padding"
-        raise InputsError(f"a text that is cut over processes is ids of one length, and this input {what}.")
+        raise InputsError(f"a text that is divided over processes must be ids of one length, and this input {what}.")
     if x.length < 2 * around.of:
         raise InputsError(f"each of {around.of} processes needs two tokens at least; the text has {x.length}.")
     ids = x.ids.to(model.device)
@@ -265,7 +268,7 @@ def _ids(model: Held, x: Inputs, around: Around) -> Tensor:
 
 
 def _layers(model: Held) -> list[Layer]:
-    """All layers, of a model whose tokens meet where this can stand."""
+    """All layers, of a model whose tokens interact only where this reads them."""
     anatomy, config = model.anatomy, getattr(model.module, "config", None)
     layers = [layer for tower in anatomy.towers.values() for layer in tower.layers]
     name = type(model.module).__name__
@@ -273,7 +276,7 @@ def _layers(model: Held) -> list[Layer]:
     if len(anatomy.towers) != 1 or wrong:
         raise ModelError(
             f"{name} is not one tower of self-attention that is seen at its call ({', '.join(wrong) or 'several'}), so"
-            " its text cannot be cut over processes: use m.attention."
+            " its text cannot be divided over processes: use m.attention."
         )
     if "position_ids" not in inspect.signature(model.module.forward).parameters:
         raise ModelError(f"{name} takes no position_ids, so a part of a text would start at position 0.")
@@ -281,11 +284,12 @@ def _layers(model: Held) -> list[Layer]:
     kinds = {str(one.get("rope_type")) for one in (rope, *rope.values()) if isinstance(one, Mapping)}
     if kinds & {"dynamic", "longrope"} or getattr(config, "attention_chunk_size", None):
         raise ModelError(
-            f"{name} has rotary frequencies or a mask that go by the length of a text ({sorted(kinds)},"
-            f" attention_chunk_size={getattr(config, 'attention_chunk_size', None)}): a part of one has another."
+            f"{name} has rotary frequencies or a mask that depend on the length of a text ({sorted(kinds)},"
+            f" attention_chunk_size={getattr(config, 'attention_chunk_size', None)}): a part of the text would get"
+            " other ones."
         )
     if model.handles():
-        raise ModelError("edits are on the model, and they would see a part of the text: take them off first.")
+        raise ModelError("the model has edits, and they would see a part of the text only: remove them first.")
     return layers
 
 
@@ -313,7 +317,7 @@ def compare(model: Held, ids: Tensor, layers: Sequence[Layer], around: Around) -
     off = around.worst(off if off == off else torch.inf, ids.device)
     if not off <= NEAR.get(model.dtype, 0.05):
         raise ModelError(
-            f"{type(model.module).__name__} gives other numbers for a text that is cut over processes (off by {off:.2g}"
-            " of the largest): its tokens meet outside of attention too, or it counts positions itself. Use m.attention"
-            " in one process, with chunk= for a long text."
+            f"{type(model.module).__name__} gives other numbers for a text that is divided over processes (off by"
+            f" {off:.2g} of the largest): its tokens also interact outside of attention, or it counts positions"
+            " itself. Use m.attention in one process, with chunk= for a long text."
         )

@@ -6,7 +6,7 @@ one trace of the hosted model: plain operations at the borders of modules, of wh
 that the server needs nothing but torch and nnsight. Cost: one forward pass of the hosted model a run, whatever is
 recorded and edited.
 
-Limits: what stands at the border of a module (z, the residual stream, what blocks read and write, logits) and edits
+Limits: what is the input or output of a module (z, the residual stream, what blocks read and write, logits) and edits
 that are a multiple plus a constant (Scale, Zero, Set, Add, Mean with a value). Patterns, q, k, v, results, edits of how
 heads attend, gradients, and every method that runs the model itself need the weights here: they are refused.
 """
@@ -147,7 +147,7 @@ def _flat(value: Any, shape: tuple[int, int] | None) -> Any:
 def _traced(
     envoy: Any, kwargs: Mapping[str, Tensor], steps: Sequence[Step], remote: bool | str
 ) -> tuple[list[Tensor], Tensor]:
-    """What the block does is sent as it stands: plain operations, and nothing of this package."""
+    """What the block does is sent unchanged: plain operations, and nothing of this package."""
     with torch.no_grad(), envoy.trace(**kwargs, remote=remote):
         kept = [].save()  # type: ignore[attr-defined]
         for module, side, key, columns, times, plus, where in steps:

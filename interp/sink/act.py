@@ -4,11 +4,11 @@ Yu et al., ICML 2024 (arXiv 2406.15765): many heads rest on tokens after the fir
 alone, the weight on such sinks is cut and given to the other tokens (`Calibrate`); heads where the metric gains are
 kept, and all of them are calibrated together. The paper's code holds the lists it found and not the rule; here a head
 is kept where its mean gain is above 0, or with `sure=True` where the whole interval is. What the kept heads do is
-judged on the held-out part, beside equally many random heads that have sinks, and beside all of them.
-Cost: a forward pass with statistics, one a head that has sinks (the others cannot change anything), and draws + 3 on
-the held-out part. Limits: a gain above 0 of one head is found by chance in half of those that do nothing, which is why
-the held-out figure counts; calibration is of the prompt. Layers can be left out by `heads` (the paper takes neither
-the first two nor the last).
+judged on the held-out part, and compared with equally many random heads that have sinks, and with all of them. Cost: a
+forward pass with statistics, one a head that has sinks (the others cannot change anything), and draws + 3 on the
+held-out part. Limits: a gain above 0 of one head is found by chance in half of those that do nothing, which is why the
+held-out figure counts; calibration is of the prompt. Layers can be left out by `heads` (the paper takes neither the
+first two nor the last).
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def act(
     sites, counts = _sinks(model, found.clean, heads, threshold, least)
     if not bool(counts.any()):
         raise InputsError(
-            f"no head gives more than threshold={threshold} to any token after the first: nothing to calibrate."
+            f"no head gives more than threshold={threshold} to any token after the first, so no head can be"
+            " calibrated: give a smaller threshold=."
         )
     scores = EditedScores(model, found.clean, found.metric)
     still = torch.zeros_like(scores.base)

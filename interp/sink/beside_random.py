@@ -1,4 +1,4 @@
-"""What results share that hold hidden sinks beside as many random tokens."""
+"""What results share that compare hidden sinks with as many hidden random tokens."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def _weight(sinks: Sinks, sets: list[Tensor]) -> float:
 register(
     Method(
         "interp.sink.sink_knockout",
-        number="effect on the metric of all sinks hidden, beside that of as many random tokens",
+        number="effect on the metric of all sinks hidden, with the effect of as many random tokens",
         shown="bars",
         needs=("metric", "result"),
         passes=lambda t: 2 + 2,

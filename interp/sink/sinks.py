@@ -61,7 +61,8 @@ def sinks(
     """How much each head rests on the first token and on others, and which activations are massive.
 
     `heads` is a site pattern of one tower ("L*", "vision.L*"). Keys seen by fewer than `least` rows are left out: the
-    last token is seen by itself alone, and would look like a sink. `activations=False` leaves the residual stream out.
+    last token is seen only by its own row, and would look like a sink. `activations=False` leaves the residual stream
+    out.
     """
     if least < 1:
         raise InputsError(f"least= is the number of rows that must see a key, at least 1; got {least}.")
@@ -122,7 +123,7 @@ def _room(model: Model, x: Inputs) -> None:
     """Learned positions end somewhere; rotary ones do not."""
     room, most = longest(model.config, learned=True), int(x.valid.sum(1).max())
     if room is not None and most > room:
-        raise InputsError(f"this model has positions for {room} tokens, and a text here has {most}: cut it shorter.")
+        raise InputsError(f"this model has positions for {room} tokens, and a text here has {most}: cut it.")
 
 
 def _of_layer(found: Mapping[str, Tensor], valid: Tensor, least: int) -> Sequence[Tensor]:

@@ -1,4 +1,4 @@
-"""Multiple choice by copying: a box is red; which of four letters stands before "red"?
+"""Multiple choice by copying: a box is red; which of four letters is before "red"?
 
 In the style of the copy-colours task of MIB (Mueller et al., arXiv 2504.13151), generated here. Corruptions: `position`
 puts the right colour behind another letter, `symbol` replaces the four letters by four others; both change the answer

@@ -1,4 +1,4 @@
-"""Tasks on disk and in tables: one line of JSON a row behind a head line, pictures as PNG in a folder beside the file.
+"""Tasks on disk and in tables: one line of JSON a row behind a head line, pictures as PNG in a folder next to the file.
 
 Limits: meta data must be what JSON can hold; tuples in it come back as lists.
 """
@@ -182,7 +182,7 @@ def _picture(row: _Fields, field: str) -> Any:
 
 
 def from_frame(frame: Any) -> tuple[Row, ...]:
-    """Rows from a table; answers are strings as they stand in the text, or lists of them."""
+    """Rows from a table; answers are strings as in the text, or lists of them."""
     missing = [column for column in NEEDED if column not in frame.columns]
     if missing:
         raise TaskError(f"expected columns {', '.join(NEEDED)} (and wrong), got {', '.join(map(str, frame.columns))}")

@@ -54,12 +54,17 @@ class Task(Told):
     """Rows, how they are scored, and the model they are put on, if any."""
 
     name: str
+    """The name of the task."""
     rows: tuple[Row, ...]
+    """The prompts with their answers."""
     score: Score = "difference"
+    """What the metric is, such as "difference" of logits."""
     whole: bool = False
     """The first answer is appended to both prompts and scored token by token."""
     recipe: Recipe | None = None
+    """How the rows were generated; None for rows from a file."""
     model: Host | None = field(default=None, compare=False, repr=False)
+    """The model that the task is put on."""
     reads: Reads = ("final_norm", "mean")
     """Of a similarity."""
     chat: str | None = None
@@ -285,7 +290,7 @@ def made(
     score: Score = "difference",
     whole: bool = False,
 ) -> Task:
-    """The task a generator returns; options are what it was called with, but for the split."""
+    """The task a generator returns; options are what it was called with, without the split."""
     task = Task(generator, tuple(rows), score, whole, Recipe(generator, options))
     return task if model is None else task.on(model)
 
@@ -398,7 +403,7 @@ def _span(task: Task, name: str) -> Span:
 
 
 def _before(task: Task, index: int) -> str:
-    """What stands before the prompt of a row in a chat."""
+    """The text before the prompt of a row in a chat."""
     text, prompt = task.clean.texts[index], task.rows[index].clean
     if prompt not in text:
         raise TaskError(

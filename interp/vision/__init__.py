@@ -2,8 +2,8 @@
 
 `sinks` finds visual sinks and image-centric heads, `redistribute` gives their weight back to the image (VAR), and
 `hide_sinks` says what they are worth. `divergence` says how much each head's output turns on the picture (VHD), and
-`reinforce` makes those heads louder (VHR). `contrast` decodes two branches of one model held against each other; `pai`,
-`paint` and `damro` are its branches after three papers. `heads` says which heads look at the picture, where, and
+`reinforce` makes those heads louder (VHR). `contrast` decodes two branches of one model compared with each other;
+`pai`, `paint` and `damro` are its branches after three papers. `heads` says which heads look at the picture, where, and
 whether it counts; `ground` and `carve` look for what a question is about; `token_importance` goes on with the image
 tokens that matter, and `search_pruning` looks for how many to keep where; `perturb`, `mixing` and `adversarial` spoil
 the picture and see what moves; `probe` reads tokens with attention, `concepts` sorts patches.

@@ -10,7 +10,7 @@ A head may look at the picture and change nothing, and one whose output turns on
 with no weight on an image token. `looks` keeps the weight on every token, and `map` puts it onto the picture by the
 model's own labels. The metric, unless one is given, is the log-probability of the token the model answers with.
 Cost: one forward pass and about one more attention for the weights, two for the divergence, one a head and two more
-for the knock-out. Limits: one head at a time, so that heads which stand in for each other hide each other; image rows
+for the knock-out. Limits: one head at a time, so two heads that can replace each other both look small; image rows
 themselves are not cut off from the image. What has no meaning in a family is in `left_out` with the reason.
 """
 
@@ -58,7 +58,8 @@ class VisualHeads(HeadResult):
     looks: Tensor
     """[head, example, position]: weight on each image token, 0 elsewhere."""
     boxes: Tensor
-    """[example, position, 4]: where tokens lie in the picture (left, top, right, bottom); NaN where they do not."""
+    """[example, position, 4]: where tokens are in the picture (left, top, right, bottom); NaN where they have no
+    place."""
     sizes: tuple[tuple[int, int], ...]
     """(height, width) of each example's picture; none where it is not known."""
     noise_floor: float
@@ -202,7 +203,7 @@ def _places(x: Inputs, left_out: dict[str, str]) -> tuple[Tensor, tuple[tuple[in
 register(
     Method(
         "interp.vision.heads",
-        number="a head's weight on the image; beside it the effect of hiding the image from it, and its divergence",
+        number="a head's weight on the image, with the effect of hiding the image from it, and its divergence",
         shown="map",
         label=MASS,
         signed=False,

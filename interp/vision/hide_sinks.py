@@ -1,4 +1,5 @@
-"""What visual sinks are worth: the metric with them hidden from every head, beside as many random image tokens hidden.
+"""What visual sinks are worth: the metric with them hidden from every head, compared with as many random image tokens
+hidden.
 
 Kang et al., ICLR 2025 (arXiv 2503.03321) find that hiding visual sinks from the words does no harm, and hiding as many
 other image tokens does. Here the visual sinks of each layer (`interp.vision.sinks`) lose all weight in the rows behind
@@ -104,7 +105,7 @@ def other_tokens(found: Tensor, free: Tensor, random: torch.Generator) -> Tensor
 register(
     Method(
         "interp.vision.hide_sinks",
-        number="effect on the metric of all visual sinks hidden, beside that of as many random image tokens",
+        number="effect on the metric of all visual sinks hidden, with the effect of as many random image tokens",
         shown="bars",
         papers=("2503.03321",),
         needs=("metric", "result"),

@@ -6,9 +6,9 @@ them, goes to image tokens that are none, in proportion (`interp.edits.Refocus`,
 known of the paper's p). Rows are those after each example's last image token, and every token that is generated.
 As the paper says, the last layer stays as it is, and a layer without a visual sink in an example as well, as in the
 authors' code; their code never leaves out the last layer, which is `last_layer=True`.
-Cost: that of the sinks, if they are not given; as edits, a pass with statistics beside each changed layer's attention.
-Limits: sinks are those of the model as it is, at the prompt, and stay while decoding; of image tokens with a place in
-the picture. On one independent re-run it made captions worse (CHAIR_S 48.6 to 52.5): measure what it does.
+Cost: that of the sinks, if they are not given; as edits, a pass with statistics in addition to each changed layer's
+attention. Limits: sinks are those of the model as it is, at the prompt, and stay while decoding; of image tokens with a
+place in the picture. On one independent re-run it made captions worse (CHAIR_S 48.6 to 52.5): measure what it does.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def redistribute(
     if not found:
         raise InputsError(
             f"no layer that may be changed has a visual sink here: phi reaches {float(sinks.phi.max()):.3g}, a sink"
-            f" needs {sinks.tau:g} (dimensions {list(sinks.dims)}). There is nothing to redistribute."
+            f" needs {sinks.tau:g} (dimensions {list(sinks.dims)}), so no weight can be redistributed."
         )
     return tuple(found)
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from interp.model import Model
 
 LATE = 14 / 32
-"""The share of layers, from the end, that the paper reinforces beside the second."""
+"""The share of layers, from the end, that the paper reinforces in addition to the second."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Visual sinks, and the heads that look at the image beside them: where weight rests on tokens of no content.
+"""Visual sinks, where weight is on image tokens of no content, and the heads that look at the rest of the image.
 
 Kang et al., ICLR 2025 (Visual Attention Sink, arXiv 2503.03321). With x_j the residual that enters a layer at token j
 
@@ -154,7 +154,7 @@ def _dims(given: Iterable[int], width: int) -> tuple[int, ...]:
 
 
 def _found(model: Model, x: Inputs, tower: Any, tau: float, first_layer: int) -> tuple[int, ...]:
-    """Dimensions that stand out at the first token in half of the layers and examples."""
+    """Dimensions that are large at the first token in half of the layers and examples."""
     bos = x.roles.where("bos").cpu()
     start = torch.where(bos.any(1), bos.int().argmax(1), x.valid.cpu().int().argmax(1))
     apart: list[Tensor] = []

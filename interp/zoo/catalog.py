@@ -1,4 +1,4 @@
-"""The models that ship with the toolkit: what there is, its card, where it lies, and how to take one elsewhere.
+"""The models that ship with the toolkit: their names, cards and files, and how to export one.
 
 Trained models are folders under `interp/zoo/` in hub layout with half-precision weights, a `card.md` (prose) and a
 `card.json` (numbers, re-measured by `pytest -m zoo`). Planted models have no weights on disk: they are code in

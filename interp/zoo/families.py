@@ -3,7 +3,7 @@
 Each family is data: a transformers class, a config of two or three narrow layers, and what cannot be asked of it with
 the reason. Weights are drawn anew so that nothing is trivial: norms are not one, biases not zero, gates open, layer
 scales, sinks and position biases all differ, and attention is far from uniform. A mistake in a check then shows as a
-number. Sizes are unlike on purpose: text has 4 heads over 2 kv heads, vision 3; some heads exceed width / heads.
+number. Sizes are different on purpose: text has 4 heads over 2 kv heads, vision 3; some heads exceed width / heads.
 Cost: 5 to 100 ms a model after the first import of its class. Limits: random weights know nothing; a mistake that only
 large activations or long inputs bring out does not show here.
 """
@@ -54,8 +54,8 @@ def _rope(**more: Any) -> Config:
 
 NO_PADDING = {"padding": "an image tower sees every patch: there is no padding"}
 NO_SDPA = {"sdpa": "the class declares no sdpa: its scores are capped or have a sink"}
-OWN = {"sdpa": "the class has one attention of its own, which the setting does not change"}
-LENS = {"sdpa": "TransformerLens puts an eager attention of its own into the model"}
+OWN = {"sdpa": "the class has its own attention, and the setting does not change it"}
+LENS = {"sdpa": "TransformerLens puts its own eager attention into the model"}
 OWN_SDPA = {"eager": "the module calls torch's sdpa itself and has no setting"}
 
 # Tables, several entries to a line: the formatter would give each number a line of its own.

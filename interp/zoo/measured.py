@@ -52,7 +52,7 @@ def figure(value: float, n: int, *, least: float | None = None, most: float | No
 
 
 def reached(one: CardFigure) -> bool:
-    """Whether the value lies in the range wanted."""
+    """Whether the value is in the range wanted."""
     least, most = one["wanted"]
     return (least is None or one["value"] >= least) and (most is None or one["value"] <= most)
 
@@ -275,7 +275,7 @@ def _dit(path: Path) -> dict[str, CardFigure]:
 
 
 def _mirror(path: Path) -> dict[str, CardFigure]:
-    """Filled by the surest first, as `interp.diffusion.unmask` does, which stands above this floor."""
+    """Filled by the surest first, as `interp.diffusion.unmask` does, which is a room above this one."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)

@@ -1,4 +1,4 @@
-"""Attention of some rows to keys that come by part after part, with every statistic of the whole.
+"""Attention of some rows to keys that arrive in parts, one after the other, with every statistic of the whole.
 
 For sequences that no process holds whole. Of part c a row keeps its log-sum-exp lse_c and what it found under the
 weights p_c of that part alone, which sum to 1. Two parts are put together exactly, in any order:
@@ -7,7 +7,7 @@ lse        log(exp(lse_a) + exp(lse_b)), which gives the parts' shares w_c = exp
 means      sum_c w_c x_c: z, distance, first, previous, self, mass:NAME
 entropy    sum_c w_c (H_c - ln w_c), which is lse - sum p s without its cancellation
 largest    those of largest score, which needs no weights: max, argmax, topk:K
-received   sum_i exp(s_ij - lse_i) needs the lse of the whole: the parts have to come by a second time
+received   sum_i exp(s_ij - lse_i) needs the lse of the whole: the parts have to arrive a second time
 seen       a count of rows
 
 This is the merge of ring attention (Liu et al. 2023, arXiv 2310.01889). A learned sink takes its share at the end.
@@ -89,7 +89,7 @@ class Circle:
         """The request checked; the key sets are over the whole sequence."""
         wanted, seen = parse_all(stats), as_mask(mask)
         for s in wanted:
-            known({**MEANS, **dict.fromkeys(OTHERS)}, s.kind, "statistic of keys that come in parts")
+            known({**MEANS, **dict.fromkeys(OTHERS)}, s.kind, "statistic of keys in parts")
         if keys < 1 or start < 0 or start + q.shape[2] > keys:
             raise AttentionError(f"{q.shape[2]} queries from position {start} on are not in a sequence of {keys} keys")
         scale, sets = q.shape[-1] ** -0.5 if scale is None else float(scale), key_sets or {}
@@ -107,7 +107,7 @@ class Circle:
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """What rows know of the keys that have come by; all under weights that sum to 1 over these keys."""
+    """What rows know of the keys that have arrived; all under weights that sum to 1 over these keys."""
 
     lse: Tensor
     entropy: Tensor
@@ -158,7 +158,7 @@ def attend_ring(
 
 
 def _met(asked: Circle, rows: list[tuple[Tensor, Tensor]], parts: Parts) -> tuple[Partial, Tensor]:
-    """What the rows know once all parts have come by, and how many of them see each key."""
+    """What the rows know once all parts have arrived, and how many of them see each key."""
     found: list[Partial | None] = [None] * len(rows)
     q, spans = rows[0][0], []
     seen = torch.zeros(*q.shape[:2], asked.keys, dtype=torch.long, device=q.device)
@@ -199,7 +199,7 @@ def _first(first: Tensor | None, mask: Mask, q: Tensor) -> Tensor:
 def _check_spans(spans: list[tuple[int, int]], keys: int) -> None:
     real = sorted(span for span in spans if span[1] > span[0])
     if [0, *(high for _, high in real)] != [*(low for low, _ in real), keys]:
-        raise AttentionError(f"the parts of keys that came, {sorted(spans)}, are not 0..{keys - 1} once each")
+        raise AttentionError(f"the parts of keys, {sorted(spans)}, do not cover 0..{keys - 1} once each")
 
 
 def _rows(q: Tensor, asked: Circle) -> list[tuple[Tensor, Tensor]]:
@@ -240,7 +240,7 @@ def _scores(asked: Circle, q: Tensor, i: Tensor, part: KeyPart) -> tuple[Tensor,
 
 
 def _nothing(asked: Circle, q: Tensor, part: KeyPart) -> Partial:
-    """What rows know before any key has come by."""
+    """What rows know before any key has arrived."""
     zero = q.new_zeros(q.shape[:3])
     means = {s.name: zero for s in asked.stats if s.kind in MEANS}
     if part.v is not None:

@@ -1,7 +1,7 @@
 """The weights of one tile, some heads and rows of a request: scores, edits, softmax, and what is moved after it.
 
-What every edit does to a tile stands in `EDITS`, as a function of the edit, the tile and what its stage acts on, as if
-it touched all of the tile; in torch's own operators, so that gradients flow through everything.
+What every edit does to a tile is in `EDITS`, as a function of the edit, the tile and what its stage acts on, as if it
+touched all of the tile; in torch's own operators, so that gradients flow through everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from interp.kernels.request import Request
 
 HIDDEN = -1e30
 NOWHERE = torch.zeros(0)
-"""Stands for "touches nothing", where None stands for all."""
+"""Means "touches nothing", where None means all."""
 
 
 @dataclass(frozen=True, eq=False)

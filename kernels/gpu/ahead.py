@@ -114,7 +114,7 @@ def table(architecture: int) -> Iterator[tuple[str, int, str]]:
 
 def main() -> None:
     if launch.interpreted():
-        sys.exit("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
+        sys.exit("TRITON_INTERPRET=1 means that nothing is compiled; unset it")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     for architecture in [int(a) for a in sys.argv[1:]] or [80, 90, 100]:
         for case, width, dtype in table(architecture):

@@ -80,9 +80,9 @@ def _limits_of_lse(made: Request) -> str | None:
     if made.lse is None:
         return None
     if made.v is not None or made.gradient() or after.redistributions(made) or after.blends(made):
-        return "a log-sum-exp is given, and with v, a gradient, Redistribute or Blend it would be computed anew"
+        return "a log-sum-exp is given, and with v, a gradient, Redistribute or Blend it would be computed again"
     named = sorted({s.kind for s in made.stats if s.kind in ("mass", "distance")})
-    return f"a log-sum-exp is given, and {' and '.join(named)} would compute it anew" if named else None
+    return f"a log-sum-exp is given, and {' and '.join(named)} would compute it again" if named else None
 
 
 def attend(made: Request) -> Computed:

@@ -1,6 +1,6 @@
 """Which query sees which key, said in symbols instead of an N x N tensor.
 
-A mask is a small frozen object. Positions are those of the keys: query row r of Sq stands at `i = r + Sk - Sq`
+A mask is a small frozen object. Positions are those of the keys: query row r of Sq is at `i = r + Sk - Sq`
 (bottom-right alignment, so the last query is the last key), and `visible(i, j)` answers for any rows and keys, which is
 how every implementation asks for one block at a time. `dense(Sq, Sk)` is the oracle, `classes(...)` says which blocks
 are empty, partial or full so that fast versions can skip, `reach(...)` bounds the keys that some rows can see. Masks

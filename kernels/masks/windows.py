@@ -36,7 +36,7 @@ class Windows(Mask):
 
     def __post_init__(self) -> None:
         if not all(n >= 0 for n in self.grid) or (len(self.grid) > 1 and 0 in self.grid):
-            raise AttentionError(f"windows lie on a grid of at least one point an axis; got {self!r}")
+            raise AttentionError(f"windows need a grid of at least one point for each axis; got {self!r}")
         for _, size, shift, halo in self.axes():
             positive("the windows' size", size)
             if not (0 <= shift < size and halo >= 0):

@@ -34,7 +34,7 @@ OUTPUTS = {
     **{n: (n,) for n in ("mass", "received", "seen")},
     "lse": (), "topk": ("topk", "topk_keys"), "received_mean": ("received", "seen"),
 }  # fmt: skip
-"""What the library writes for each statistic, beside the log-sum-exp, which it always does."""
+"""What the library writes for each statistic, in addition to the log-sum-exp, which it always writes."""
 
 FIELDS = {"max": "largest", "_lse": "lse"}
 """Names of the library where they differ from ours."""

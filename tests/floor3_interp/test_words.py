@@ -9,7 +9,7 @@ from house import python
 
 CALLS = {
     "reduce of spans": ("patch(align=spans, reduce=BAD)", "reduce is 'last' or 'mean', got 'bogus'"),
-    "reduce without spans": ("patch(align='index', reduce='last')", "it goes with align="),
+    "reduce without spans": ("patch(align='index', reduce='last')", "give it together with align="),
     "reduce of a log-probability": ("metrics.LogProb(((7,),), reduce=BAD)", "reduce is 'sum' or 'mean', got 'bogus'"),
     "positions of a metric": ("metrics.Logit(((7,),), positions=BAD)(logits, x)", "positions are 'last' or numbers"),
     "order of cells": ("effects.top(1, by=BAD)", "by is one of 'abs', 'high', 'low', got 'bogus'"),

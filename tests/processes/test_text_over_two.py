@@ -116,8 +116,8 @@ REFUSED: dict[str, tuple[Callable[[int], Any], str]] = {
     ),
     "an encoder and a decoder": (asks(IDS, "t5"), "not one tower"),
     "positions of its own": (asks(IDS, "roberta"), "counts positions itself"),
-    "tokens that meet elsewhere": (asks(IDS, "shifting"), "meet outside of attention"),
-    "frequencies by length": (asks(IDS, "dynamic"), "go by the length"),
+    "tokens that meet elsewhere": (asks(IDS, "shifting"), "interact outside of attention"),
+    "frequencies by length": (asks(IDS, "dynamic"), "depend on the length"),
     "an unknown statistic": (asks(IDS, stats="entropie"), "Meant entropy"),
 }
 
@@ -167,4 +167,4 @@ def test_what_a_cut_text_would_get_wrong_is_refused(given: list[dict[str, Any]],
     said = given[rank][name]
     assert isinstance(said, str), said
     assert said.startswith("refused"), said
-    assert REFUSED.get(name, (None, "edits are on the model"))[1] in said
+    assert REFUSED.get(name, (None, "the model has edits"))[1] in said

@@ -148,7 +148,7 @@ class _Contextual:
 
 register(
     Variant(
-        "interp.edges", "cd-t", number="part of the metric that came from a sender through a receiver, patterns held",
+        "interp.edges", "cd-t", number="part of the metric that a sender gives through a receiver, patterns held fixed",
         run=contextual, order=7, papers=("2407.00886",), how={"alone": False},
         passes=lambda t: 2 * t.edges + 3 * t.layers + 5,
         unfit={

@@ -35,7 +35,10 @@ def scale_of(whole: Tensor, nothing: Tensor) -> float:
     """What losses are counted in: how far the metric is from the model's when every edge is closed."""
     found = float((whole - nothing).square().mean().sqrt())
     if not found > 1e-6 * max(1.0, float(whole.abs().max())):
-        raise InputsError("with every edge closed the metric is what the model's is: there is nothing to learn.")
+        raise InputsError(
+            "with every edge closed the metric is the same as that of the model, so no edge can be learned: give"
+            " prompts on which the two differ."
+        )
     return found
 
 

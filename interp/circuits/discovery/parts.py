@@ -1,8 +1,8 @@
 """A block run on a sum in two parts, which it takes apart by the rules of contextual decomposition.
 
 Tensors hold the relevant part of every version and row, and then the irrelevant one, along the first axis: what is
-linear in the residual keeps them apart by itself, and here stand the rules for what is not. With beta the relevant part
-of an input, gamma the other one:
+linear in the residual keeps them apart without a rule; this file has the rules for what is not linear. With beta the
+relevant part of an input, gamma the other one:
 
     matrix      W beta + s b,  s = |W beta| / (|W beta| + |W gamma|) number by number, and likewise for gamma
     norm        its scale is that of beta + gamma; its shift is shared by s = |beta| / (|beta| + |gamma|)
@@ -76,9 +76,8 @@ def check(parts: Tensor, whole: Tensor, what: str) -> None:
     gap = float((total - whole.to(total)).abs().max())
     if not gap <= bound:
         raise ModelError(
-            f"the two parts of {what} do not add up to it (off by {gap:.3g}): something in front of it is neither a"
-            " matrix nor a norm nor an activation that is a module, and contextual decomposition has no rule for it:"
-            f" {INSTEAD}"
+            f"the two parts of {what} do not add up to it (off by {gap:.3g}): before it there is something other than"
+            f" a matrix, a norm or an activation module, and contextual decomposition has no rule for that: {INSTEAD}"
         )
 
 

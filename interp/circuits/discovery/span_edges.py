@@ -1,9 +1,9 @@
-"""Edges told apart by the tokens they lie at: a head that matters at one token need not at another.
+"""Edges with one score for each span of tokens: a head that matters at one token need not matter at another.
 
 Haklay et al. 2025, PEAP (arXiv 2502.04577). Scores of edges sum over positions, so that what an edge does at one token
 can cancel what it does at another, and a circuit keeps it at all of them. Here tokens are grouped by a schema: `spans`
-names stretches of tokens, in each prompt its own, so that prompts of unequal length share one circuit; what lies in
-none is "rest". With Delta_u what u writes more in the source and masks of spans s and t,
+names stretches of tokens, in each prompt its own, so that prompts of unequal length share one circuit; what is in none
+is "rest". With Delta_u what u writes more in the source and masks of spans s and t,
 
     S[u -> v, s, s] = sum over p in s of <Delta_u[p], d metric / d in_v[p]>        v a query, an MLP, the logits
     S[u -> v, s, t] = the same for a k or v input, of which the metric only sees what queries at t read of it
@@ -63,7 +63,7 @@ def span_edges(
 
 
 def schema(pair: GraphPair, spans: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Masks [row, position] of all spans, the last being what lies in none of them."""
+    """Masks [row, position] of all spans, the last being what is in none of them."""
     inputs = tower_inputs(pair.base, Site(pair.blocks.name, None, "embed"))
     found: dict[str, Tensor] = {}
     taken = torch.zeros_like(inputs.valid)
@@ -97,12 +97,15 @@ def run(
     values, nothing = Soft(runner)(gates).detach(), Soft(runner)(torch.zeros_like(gates)).detach()
     gap = float((runner.base.to(nothing.device) - nothing).mean())
     if gap == 0:
-        raise InputsError("the metric of the model and of nothing is the same: there is nothing to be faithful to.")
+        raise InputsError(
+            "the metric is the same with all edges and with none, so faithfulness has no meaning: there is nothing to"
+            " be faithful to."
+        )
     return float((values - nothing).mean()) / gap
 
 
 class _SpanSlopes(Slopes):
-    """Scores [edge, span * span * row]; `seen` is the span that queries lie at while heads are walked."""
+    """Scores [edge, span * span * row]; `seen` is the span of the queries while heads are walked."""
 
     def __init__(self, pair: GraphPair, more: Written, masks: list[Tensor]) -> None:
         super().__init__(pair, more)

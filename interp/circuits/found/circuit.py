@@ -34,9 +34,13 @@ class Circuit(Drawn):
     """`mask` [sender, receiver] says which edges it has; as a circuit of nodes it has all edges out of its nodes."""
 
     graph: Graph
+    """The nodes and edges of the whole model."""
     mask: Tensor
+    """[sender, receiver]: True for the edges of the circuit."""
     level: Level = "edge"
+    """"edge" or "node": what the circuit is made of."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How the circuit was found, by name: method, metric, model, settings."""
     scores: Tensor | None = None
     """[sender, receiver], where it was cut from scores: positive speaks for the better run."""
 
@@ -144,8 +148,11 @@ class Comparison:
     """Edges of two circuits of one graph."""
 
     shared: tuple[str, ...]
+    """The edges that both circuits have."""
     first: tuple[str, ...]
+    """The edges that only the first circuit has."""
     second: tuple[str, ...]
+    """The edges that only the second circuit has."""
 
     @property
     def jaccard(self) -> float:

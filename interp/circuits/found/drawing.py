@@ -1,8 +1,8 @@
 """A circuit as SVG: layers from bottom to top, heads and MLPs as boxes, edges as lines.
 
-No graphviz, no script, no colour that carries meaning by itself: q, k and v edges differ by their dashes, negative
-scores by their colour and a hollow end, sizes by width, and everything reads in grey. All text is escaped; a title and
-a description say the same to a screen reader. Of a large circuit the `MOST` largest edges are drawn, which the picture
+No graphviz, no script, no meaning that is in the colour alone: q, k and v edges differ by their dashes, negative scores
+by their colour and a hollow end, sizes by width, and everything reads in grey. All text is escaped; a title and a
+description say the same to a screen reader. Of a large circuit the `MOST` largest edges are drawn, which the picture
 says: nobody reads a thousand lines. A model of many layers or heads has a row for each layer and a column for each
 head, used or not, in a picture of `ACROSS` by `DOWN` or so, whatever its size.
 """
@@ -72,13 +72,13 @@ class Svg(str):
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where boxes stand, and how high they are."""
+    """Where boxes are, and how high they are."""
 
     places: dict[Box, tuple[int, int]]
     box: int
     wide: int = WIDTH
     labels: tuple[tuple[int, int, str], ...] = ()
-    """What is written beside the boxes: across, down, text."""
+    """What is written next to the boxes: across, down, text."""
 
 
 def svg(circuit: Drawable, title: str, *, most: int = MOST) -> str:

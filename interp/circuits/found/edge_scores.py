@@ -1,4 +1,4 @@
-"""Scores of edges: labelled, per example, with what they mean beside them; circuits are cut from them."""
+"""Scores of edges: labelled, per example, with a description of what they mean; circuits are cut from them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class OfGraph(Saved):
     """A result that is saved with its graph; there need not be a source."""
 
     graph: Graph
+    """The nodes and edges that the scores or masks are about."""
 
     def facts(self) -> dict[str, Any]:
         """The graph as plain values."""
@@ -42,12 +43,15 @@ class Edges(OfGraph):
     STEM = "edges"
 
     graph: Graph
+    """The nodes and edges that the scores are about."""
     values: Tensor
+    """[edge, example], in the order of `graph.edges`."""
     base: Tensor
     """The metric of the base run, per example."""
     source: Tensor | None
     """The metric of the source run, where it is a run."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def mean(self) -> Tensor:

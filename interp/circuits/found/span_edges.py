@@ -1,4 +1,4 @@
-"""Scores of edges told apart by the tokens they lie at, and circuits of such edges."""
+"""Scores of edges, one for each span of tokens, and circuits of such edges."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from interp.kernels.errors import InterpError
 class SpanEdges(OfGraph):
     """`values` [edge, span, span, example]: what an edge carries at the tokens of one span (the sender writes and the
     receiver reads there), and at which span's tokens the receiving head's query sees it. Inputs of MLPs, queries and
-    logits are seen where they are read, so theirs lie on the diagonal."""
+    logits are seen where they are read, so theirs are on the diagonal."""
 
     STEM = "span_edges"
 
     graph: Graph
+    """The nodes and edges that the scores are about."""
     spans: tuple[str, ...]
+    """The names of the spans; the last one is all other tokens."""
     values: Tensor
+    """[edge, span, span, example]."""
     base: Tensor
+    """The metric of the base run, per example."""
     source: Tensor | None
+    """The metric of the source run, per example, where the source is a run."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def mean(self) -> Tensor:

@@ -4,7 +4,7 @@ The viewer knows `metadata`, `qParams`, `nodes` (an id `layer_feature_position`,
 and `links` (source, target, weight). A head is the feature of its number, an MLP the one after the last head, at the
 position that is read; they are of the kind the viewer draws as features, and their text says what they are. Links keep
 which input of a head they end in under `receiver`, which the viewer does not look at and reading back needs. Limits:
-our circuits have no positions, so all nodes stand at one; the viewer cannot show examples of a head.
+our circuits have no positions, so all nodes are at one position; the viewer cannot show examples of a head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From heads to the residual and back: the output projection, and what stands between it and the residual."""
+"""From heads to the residual and back: the output projection, and the modules between it and the residual."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from interp.hooks.run.writes import multiplier
 
 
 class Carries:
-    """One tower's ways out of its attentions. What stands behind a projection is learned from the first pass that is
-    looked at: nothing, numbers to multiply by, or a module, which needs its input of the run it is taken in."""
+    """One tower's ways out of its attentions. What is behind a projection is learned from the first pass that is looked
+    at: nothing, numbers to multiply by, or a module, which needs its input of the run it is taken in."""
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks, self.module = blocks, blocks.module
         self.between: dict[int, Tensor | nn.Module | None] = {}
         self.out: dict[int, Tensor] = {}
-        """The attention outputs of the latest pass, where a module stands behind them."""
+        """The attention outputs of the latest pass, where a module is behind them."""
         self._last: Tensor | None = None
 
     @property
@@ -104,7 +104,7 @@ class Carries:
 
 
 def _plain(out: nn.Module) -> Tensor | None:
-    """The projection's matrix [d, head * d_head], where it is one at hand."""
+    """The projection's matrix [d, head * d_head], where it is known as one."""
     weight = getattr(out, "weight", None)
     if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.device.type == "meta":
         return None

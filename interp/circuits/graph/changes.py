@@ -1,10 +1,10 @@
 """What each sender writes more in the source than in the base, kept small: z of every head, writes of every MLP.
 
 A head's write is `carry(z W_O + b)`, and of that only z is kept: no [batch, position, node, d] tensor of all nodes is
-ever made, and of one layer's heads only while they are held against what another layer reads. The carry (nothing, a
+ever made, and of one layer's heads only while they are compared with what another layer reads. The carry (nothing, a
 multiplier, a layer scale, or a norm after the attention) is differentiated at the run that the gradient belongs to.
-Rows do not mix, so passes go over as many of them at a time as keep what is walked small beside the changes that have
-to stand.
+Rows do not mix, so a pass takes as many of them at a time as keep its memory small compared with the changes that have
+to be kept.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class GraphPair:
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def _standing(self) -> int:
-        """What stands in memory of a row that is walked, in residuals: one a layer, a block, a slope for each of its
-        receivers (and what a norm makes of them on the way back), a write for each head of a layer, once turned."""
+        """What one row needs in memory, in residuals: one a layer, a block, a slope for each of its receivers (and what
+        a norm makes of them on the way back), a write for each head of a layer, once turned."""
         graph = self.graph
         slopes = max(len(graph.receivers_of(layer)) for layer in self.blocks.layers)
         heads = max(layer.heads for layer in graph.layers)
@@ -222,7 +222,8 @@ class GraphPair:
         if not gap <= bound:
             raise ModelError(
                 f"the writes of the tower {self.blocks.tower.name!r} do not add up to its last residual (off by"
-                f" {gap:.3g}): it normalises after adding, or more is added between its blocks, so it has no edges."
+                f" {gap:.3g}): it normalises after adding, or something else is added between its blocks. Its edges"
+                " are not defined."
             )
 
 

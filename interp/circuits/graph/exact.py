@@ -1,4 +1,4 @@
-"""Every edge patched by itself, exactly: what its receiver then takes from the residual, put there by replay.
+"""Each edge patched alone, exactly: what its receiver then takes from the residual, put there by replay.
 
 The receiver's input is `in_v + write_u(source) - write_u(base)`; the norm in front of it is recomputed, and so is one
 between the sender's attention and the residual. q, k and v of it come from the block itself, stopped at its attention;

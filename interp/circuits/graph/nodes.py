@@ -145,7 +145,7 @@ class Graph:
                 raise SiteError(f"no {what} {name!r} in this graph.{nearest(name, known)}")
         u, v = names[0][sender], names[1][receiver]
         if not bool(self.exists[u, v]):
-            raise SiteError(f"{sender} does not come before {receiver}: there is no such edge.")
+            raise SiteError(f"{sender} does not come before {receiver}, so there is no such edge.")
         return u, v
 
     def mask(self, edges: Iterable[tuple[int, int]]) -> Tensor:
@@ -156,7 +156,7 @@ class Graph:
         return found
 
     def pruned(self, mask: Tensor) -> Tensor:
-        """The edges that lie on a path from the embedding to the logits."""
+        """The edges that are on a path from the embedding to the logits."""
         kept, feeds = mask.clone(), self.feeds
         while True:
             read, written = kept.any(0), kept.any(1)

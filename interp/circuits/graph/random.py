@@ -1,4 +1,4 @@
-"""What a circuit is held against: random ones of its size and layer profile, and the one of the largest changes."""
+"""What a circuit is compared with: random ones of its size and layer profile, and the one of the largest changes."""
 
 from __future__ import annotations
 

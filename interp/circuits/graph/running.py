@@ -90,18 +90,21 @@ class Runner:
         return Written(filled(ablation, there.embed - kept, valid) + kept, z, mlp)
 
     def _positions(self) -> Tensor:
-        """What the embedding has beside its tokens' rows of the table: the same in both runs, or it is not known."""
+        """What the embedding has in addition to its tokens' rows of the table: the same in both runs, or it is not
+        known."""
         find = getattr(self.pair.model.module, "get_input_embeddings", lambda: None)
         table, source = find(), self.pair.source
         ids = [x.ids for x in (self.pair.base, source) if not isinstance(x, str) and x.ids is not None]
         if table is None or len(ids) < 2:
-            raise InputsError("embed='tokens' needs a table of tokens, and there is none here: use embed='whole'.")
+            raise InputsError(
+                "embed='tokens' needs a table of token embeddings, and none was found: use embed='whole'."
+            )
         with torch.no_grad():
             rest = [x - table(i.to(x.device)) for x, i in zip((self.own.embed, self.there.embed), ids, strict=True)]
         if not torch.allclose(rest[0], rest[1], atol=1e-4 * float(self.own.embed.abs().max())):
             raise InputsError(
-                "embed='tokens' takes everything in the embedding that is not its tokens for positions, and here it"
-                " depends on the tokens (they are scaled, or normalised): use embed='whole'."
+                "embed='tokens' takes the rest of the embedding, without the table's rows of its tokens, as positions;"
+                " in this model that rest depends on the tokens (they are scaled, or normalised): use embed='whole'."
             )
         return rest[0]
 

@@ -5,8 +5,8 @@ of u -> v is the sum over positions of <change of u's write, slope>. In each blo
 of q, k and v is taken back to the residual head by head, and that of the MLP's write to what the MLP reads; they are
 contracted with every earlier layer's changes and forgotten. What the heads of an earlier layer write more is made once
 for all receivers of a block (d x d products a token; to take each receiver's slope back to those heads would be as many
-times that). What stands in memory is one change of z and of the MLP's write per layer, and for the rows that are walked
-at a time one residual per layer, the graph of one block, a slope per receiver of it and a write per head.
+times that). Memory holds one change of z and of the MLP's write per layer, and for the rows that are walked at a time
+one residual per layer, the graph of one block, a slope per receiver of it and a write per head.
 """
 
 from __future__ import annotations
@@ -119,13 +119,16 @@ class Slopes:
             steep = torch.autograd.grad(score.sum(), [one.logits for one in passes], retain_graph=True)
             if not max(float(one.abs().max()) for one in steep) > FLAT:
                 raise InputsError(
-                    "the metric does not move with the logits at the base run: like every divergence at its own"
-                    " minimum, it has gradient 0 there, and this method would say 0 for every edge. Swap base and"
-                    " source, use method='eap-ig', which also looks between the two, or use a logit difference."
+                    "the metric does not change with the logits at the base run. A divergence has gradient 0 at its"
+                    " minimum, so this method would give 0 for every edge. Swap base and source, or use"
+                    " method='eap-ig', which also takes gradients between the two, or use a logit difference."
                 )
         slopes = torch.autograd.grad(score.sum(), [one.left for one in passes])
         if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
-            raise ModelError("the gradient at the last residual is not finite: nothing can follow from it.")
+            raise ModelError(
+                "the gradient at the last residual is not finite, so no number can be computed from it: look for the"
+                " layer with m.check(), or run in float32."
+            )
         return slopes
 
     def _block(self, passed: Recording, layer: int, slope: Tensor) -> Tensor:
@@ -154,7 +157,8 @@ class Slopes:
     def _heads(
         self, found: SlopeStack, layer: int, hidden: Tensor, heads: list[Tensor], middle: Tensor, slope: Tensor
     ) -> Tensor:
-        """What every head of a layer reads, beside what is found in it already; returns the slope at its input."""
+        """What every head of a layer reads, in addition to what is found in it already; returns the slope at its
+        input."""
         *by_head, below = torch.autograd.grad(middle, [*heads, hidden], slope, retain_graph=True)
         self._back(found, layer, hidden, heads, by_head)
         self._contract(found)
@@ -198,7 +202,7 @@ class Slopes:
                 self._score(slice(u, u + 1), numbers, exists, slopes, partial(self._mlp, layer))
 
     def _writes(self, layer: int) -> Tensor:
-        """What the heads of a layer write more, before what stands behind the projection [head, row, position, d]."""
+        """What the heads of a layer write more, before the modules behind the projection [head, row, position, d]."""
         return self.carries.by_head(layer, self.more.z[layer][self.rows], self.pair.model.dtype)
 
     def _mlp(self, layer: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 `in_v = ablated residual at v + sum over u of m_uv (write_u now - write_u ablated)` with real m, receiver by receiver,
 as `running.py` has it for edges that are in or out: with zeros and ones both give the same numbers. What a receiver
-reads of a closed edge can also be noise, given per sender: then `(1 - m_uv) noise_u` is read beside it. Parameters are
+reads of a closed edge can also be noise, given per sender: then `(1 - m_uv) noise_u` is also read. Parameters are
 frozen; a gradient goes to m alone. Cost: a forward pass with its graph in which each layer's q, k and v are computed
 once per receiver, heads + 2 kv heads times. Memory: that graph, and one write [row, position, d] per sender.
 """
@@ -32,7 +32,7 @@ class _Layer:
     writes: Tensor
     instead: Tensor | None
     layer: int | None = None
-    """The attention that they are heads of, where something that is not linear stands behind it."""
+    """The attention that they are heads of, where something that is not linear is behind it."""
 
 
 @dataclass(eq=False)

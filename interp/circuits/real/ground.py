@@ -33,7 +33,8 @@ class Ground:
         self.gap = float((self.whole - self.nothing).mean())
         if abs(self.gap) < 1e-6 * max(1.0, float(self.whole.abs().max())):
             raise InputsError(
-                f"the metric of the model and of nothing differs by {self.gap:.3g}: there is nothing to be faithful to."
+                f"the metric with all edges and with none differs by {self.gap:.3g}: there is nothing to be faithful"
+                " to."
             )
 
     def run(self, mask: Tensor) -> Tensor:

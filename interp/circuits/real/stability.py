@@ -24,7 +24,7 @@ from interp.results.intervals import spearman
 from interp.tasks.task import Task
 
 ENOUGH = 0.5
-"""Jaccard from which a circuit counts as the same one: a convention; the number stands beside it."""
+"""Jaccard from which a circuit counts as the same one: a convention; results give the number too."""
 Find = Callable[[Task], Edges]
 Cut = Callable[[Edges], Circuit]
 

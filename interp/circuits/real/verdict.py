@@ -25,7 +25,7 @@ class Line:
     holds: bool | None = None
     """None where nothing was asked, or where no line can be drawn."""
     n: int | None = None
-    """Prompts, edges or draws it stands on."""
+    """The number of prompts, edges or draws."""
     why: str = ""
 
     def row(self) -> dict[str, Any]:
@@ -42,7 +42,9 @@ class Verdict(Saved):
     TENSORS: ClassVar[bool] = False
 
     lines: tuple[Line, ...]
+    """One line for each check of the circuit."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def __getitem__(self, asked: str) -> tuple[Line, ...]:
         """The lines of a question."""

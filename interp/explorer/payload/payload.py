@@ -12,7 +12,7 @@
                                     last three in pixels: lines between columns, rows and [columns, rows] of tiles
     circuit                         {edges: (sender, receiver, score) as in `Circuit.to_frame()`, title, about}
     curves tables checks links      [{title, x_title, y_title, log_x, lines, levels}]; [{title, about, rows}]; [{name,
-                                    ok, detail}]; files beside the page
+                                    ok, detail}]; files next to the page
     provenance                      a nested dict
     lead                            {title, says: [sentence], picture (PNG), alt, methods}: what is said first
 

@@ -10,7 +10,7 @@ from typing import Any
 from interp.kernels.errors import InterpError
 
 DIGITS = 6
-"""Significant digits of numbers in a page; exact values belong in files beside it."""
+"""Significant digits of numbers in a page; exact values belong in files next to it."""
 
 
 class ExplorerError(InterpError, ValueError):
@@ -34,7 +34,9 @@ def plain(value: Any, where: str) -> Any:
         return str(value)
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    raise ExplorerError(f"{where} holds a {type(value).__name__}, which a page cannot: give numbers, strings, lists.")
+    raise ExplorerError(
+        f"{where} holds a {type(value).__name__}, and a page cannot hold that: give numbers, strings or lists."
+    )
 
 
 def rounded(value: int | float, where: str) -> int | float | None:

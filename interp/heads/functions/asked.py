@@ -2,10 +2,10 @@
 there.
 
 One recorded run gives every head's weights in the last row and its write there; one more per question to the weights
-gives what a head would write for a word by itself. That word is embedded as Gould et al. 2023 (arXiv 2312.09230) do:
-its embedding and what the first MLP adds to it, which is the residual behind the first block of a run on that word in
-which the attention of that block is silenced. What heads write is taken straight to the logits, the final norm held at
-its scale in the run, and is given less its mean over the vocabulary.
+gives what a head would write for a single word. That word is embedded as Gould et al. 2023 (arXiv 2312.09230) do: its
+embedding and what the first MLP adds to it, which is the residual behind the first block of a run on that word in which
+the attention of that block is silenced. What heads write is taken straight to the logits, the final norm held at its
+scale in the run, and is given less its mean over the vocabulary.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class FunctionGround:
         return hit & (torch.arange(self.page.length)[None] != self.last[:, None])
 
     def embedded(self, ids: Sequence[int]) -> Tensor:
-        """Words by themselves behind the first block without its attention [word, d]."""
+        """Single words behind the first block without its attention [word, d]."""
         model, tower = self.model, tower_of(self.model, self.sites)
         first = min(tower.by_index)
         name = self.sites[0].tower

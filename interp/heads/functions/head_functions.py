@@ -73,7 +73,7 @@ def _asked(model: Model, data: Any, heads: str | None, sequences: dict[str, Any]
     if tower_of(model, sites) is not stack:
         raise InputsError(f"heads={heads!r}: what heads do for an answer is asked of the tower {stack.name!r}.")
     if stack.bidirectional or stack.name == "decoder":
-        why = "looks both ways" if stack.bidirectional else "goes on with another text than the one it is asked in"
+        why = "looks both ways" if stack.bidirectional else "answers in another text than the one that has the question"
         raise ModelError(
             f"these kinds are of heads that answer from the last token of a text; the tower {stack.name!r} of"
             f" {type(model.module).__name__} {why}."
@@ -111,8 +111,8 @@ register(
         papers=("2211.00593", "2307.09458", "2405.04156", "2310.04625", "2312.09230", "2406.02128", "2410.13708"),
         passes=lambda t: 6 + t.layers + t.sweep,
         unfit={
-            "vit": "it answers from no last token of a text",
-            "encoder-decoder": "the answers do not stand in the text that it goes on with",
+            "vit": "it has no text whose last token gives the answer",
+            "encoder-decoder": "the answers are not in the text that it continues",
         },
         example=_trial,
     )

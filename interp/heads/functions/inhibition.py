@@ -6,7 +6,7 @@ numbers: the weight of the last row on the last mention of the wrong answer, whi
 the metric loses when the head's write comes from the corrupted prompt in the movers' queries alone, all other attention
 held (path patching), as a share of what the corruption costs. Movers are the heads that add most to the answer among
 those that look at it. Cost: path patching of all heads below the movers. Limits: an effect through queries can go by
-position or by word; the two are told apart only by other corruptions.
+position or by word; only other corruptions can distinguish the two.
 """
 
 from __future__ import annotations

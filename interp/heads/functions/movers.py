@@ -5,9 +5,10 @@ Name movers: Wang et al. 2022 (arXiv 2211.00593); correct letter heads of multip
 2307.09458); letter movers of acronyms: García-Carrasco et al. 2024 (arXiv 2405.04156). Three numbers: the weight of the
 last row on the words of the answer, what the head adds straight to the answer's logit there over the mean word's, and
 the copy score of Wang et al., the share of words that are among the five most raised when the head looks at them, by
-its weights. They take the residual behind the first block of the prompt, here the word stands by itself (`asked`); the
-words are the right and wrong answers. What the answers are, names, letters or numbers, is read off the words.
-Limits: a mover is told by where it looks and what it writes; whether the answer depends on it, `interp.patch` says.
+its weights. They take the residual behind the first block of the prompt, here the word is a prompt without others
+(`asked`); the words are the right and wrong answers. What the answers are, names, letters or numbers, is read off the
+words. Limits: a mover is told by where it looks and what it writes; whether the answer depends on it, `interp.patch`
+says.
 """
 
 from __future__ import annotations

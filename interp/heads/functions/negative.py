@@ -6,8 +6,8 @@ word it looks at and the model is about to say. Numbers: the weight on the word 
 (that row and the text's first token, where heads rest, left out); what the head takes off its logit, over the mean
 word's; and, where
 answers are known, the negative copy score of Wang et al.: the share of words that are among the five most lowered when
-they are looked at, by the weights. Beside them stand the mover's numbers, which say it of the answer.
-Limits: McDougall et al. also show that the word must be predicted already, which is not asked here.
+they are looked at, by the weights. The mover's numbers say the same of the answer. Limits: McDougall et al. also show
+that the word must be predicted already, which is not asked here.
 """
 
 from __future__ import annotations

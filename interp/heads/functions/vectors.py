@@ -9,7 +9,7 @@ the head's place gives its causal effect, averaged over prompts,
 
 and the vector is the sum of m_h W_O over the heads with the largest. Added to the residual behind a layer, in the last
 row, it should carry the task to prompts without any example (`zero`): that is the sufficiency, drawn over scales and
-held against vectors of as many random other heads. The paper takes 10 heads of GPT-J and adds at a third of the depth;
+compared with vectors of as many random other heads. The paper takes 10 heads of GPT-J and adds at a third of the depth;
 here as many as are asked for, behind the layer that is asked for, else at a third. `.edit()` is the vector as an edit,
 for any run of a model of this width: another prompt, another model.
 Cost: two recorded passes, one sweep of patches in the last row, and a pass for each scale, and each random draw.
@@ -227,8 +227,8 @@ register(
         shown="map",
         passes=lambda t: 8 + t.sweep,
         unfit={
-            "vit": "it goes on with no text",
-            "encoder-decoder": "its examples would stand in another text than the one it goes on with",
+            "vit": "it continues no text",
+            "encoder-decoder": "its examples would be in another text than the one it continues",
         },
         example=_trial,
     )

@@ -3,10 +3,10 @@
 Aligned (own measure, on the two readings of Chen et al. 2020, arXiv 2004.14837): the mean weight that a token's row has
 on the keys the token is about. A decoder has two rows a token: the one that predicts it and the one whose input it is,
 a step later; Chen et al. find the alignment in the second, where the token is known. All weight counts, that on padding
-too, and heads that look everywhere alike have the share of keys that a span has, which is said beside them.
-Monotone (own definition): the rank correlation of the rows' order and of the real key with each row's largest weight:
-1 where later tokens look further on, -1 where they look further back, 0 where all look at one key. It needs no spans,
-and it does not say that a head is aligned: a head that counts its own tokens moves on as well.
+too, and heads that look everywhere alike have the share of keys that a span has, which the result gives too. Monotone
+(own definition): the rank correlation of the rows' order and of the real key with each row's largest weight: 1 where
+later tokens look further on, -1 where they look further back, 0 where all look at one key. It needs no spans, and it
+does not say that a head is aligned: a head that counts its own tokens moves on as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from interp.hooks.errors import InputsError
 
 PREDICTING, OWN = "predicting row", "own row"
 AHEAD = {PREDICTING: 1, OWN: 0}
-"""How many columns after a row the token it is asked about stands."""
+"""How many columns after a row its token is."""
 LEAST = 3
 """Rows that an order needs."""
 
@@ -48,7 +48,7 @@ class Aligned:
 
 
 class AlignedMeter:
-    """Sums the weight on spans, and the rows whose largest weight lies there."""
+    """Sums the weight on spans, and the rows whose largest weight is there."""
 
     def __init__(self, page: Crossing, ahead: int) -> None:
         self.page, self.wanted = page, _shifted(page.wanted, ahead)
@@ -133,7 +133,7 @@ def _ranks(x: Tensor) -> Tensor:
 
 
 def _shifted(columns: Tensor, ahead: int) -> Tensor:
-    """What is said of columns [example, column, ...], of the rows that stand `ahead` columns before them."""
+    """What is said of columns [example, column, ...], of the rows that are `ahead` columns before them."""
     if not ahead:
         return columns
     return torch.cat([columns[:, ahead:], torch.zeros_like(columns[:, :ahead])], 1)

@@ -7,7 +7,7 @@ r = l[t] / (l[t] + sum over the sample of l): 0 where only others are raised, 1/
 from -1 to 1, averaged over rows; a head that raises nothing has -1. Looked at is the largest weight within the sample,
 the row's first token left out, in which heads of trained models rest: without a special token in front it is a word of
 the sample, and every head would be judged on a word that it does not look for. The final norm is held at the scale of
-the run and a soft cap on the logits is left out, so that heads can be told apart.
+the run and a soft cap on the logits is left out, so that heads can be distinguished.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Kinds of heads that go by place: always the same step away, or near by, in a text or on a grid of patches.
 
 Positional: Voita et al. 2019 (arXiv 1905.09418) call a head positional if at least 90% of its rows have their largest
-weight at one fixed step; the value is the share of rows at the head's commonest step, which is named beside it.
-Local (own definition): the weight within `WINDOW` places, averaged over the rows that see more than those; on a grid
-within `RADIUS` in both directions (the Chebyshev distance), class token and registers taking no part.
+weight at one fixed step; the value is the share of rows at the head's commonest step, which the result names. Local
+(own definition): the weight within `WINDOW` places, averaged over the rows that see more than those; on a grid within
+`RADIUS` in both directions (the Chebyshev distance), class token and registers taking no part.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Where: in a causal tower each example's last token, elsewhere every real token. The head's weight is shared out over
 groups of keys, each key counted in the first that fits: the first token, itself, words said more than once (those of
 which the row sees another copy), the token before, punctuation and special tokens, other tokens; in a picture the class
-token, itself, patches that touch it, other patches, what stands for no patch. What is written is the head's part of the
+token, itself, patches that touch it, other patches, tokens that are no patch. What is written is the head's part of the
 logits at the last token, the final norm held at its scale in the run, less its mean over the vocabulary: that of the
 word it looks at most (the first token and itself left out), and where answers are known that of right and wrong ones,
 with the weight on them. Cost: two forward passes and an attention. Limits: it describes these examples; it names no
@@ -164,7 +164,7 @@ def _picture(page: Page, at: Tensor) -> Iterator[tuple[str, Tensor]]:
     both = page.patch[:, at, None] & page.patch[:, None] & (rows[..., :2] == keys[..., :2]).all(-1)
     yield "patches that touch it", both & ((rows[..., 2:] - keys[..., 2:]).abs().amax(-1) <= 1)
     yield "other patches", page.patch[:, None]
-    yield "what stands for no patch", torch.ones(1, 1, page.length, dtype=torch.bool)
+    yield "tokens that are no patch", torch.ones(1, 1, page.length, dtype=torch.bool)
 
 
 def _answers(page: Page, answers: dict[str, Sequence[Sequence[int]]]) -> Iterator[tuple[str, Tensor]]:
@@ -187,4 +187,4 @@ def _most(mine: Inputs, best: Tensor) -> Iterator[str]:
         return
     found = [(float(row.max()), mine.tokens[n][int(row.argmax())]) for n, row in enumerate(best[:SHOWN])]
     said = ", ".join(f"{token!r} ({value:.2f})" for value, token in found)
-    yield f"Beside the first token and itself it looks most at {said} in the first {len(found)} examples."
+    yield f"Apart from the first token and itself it looks most at {said} in the first {len(found)} examples."

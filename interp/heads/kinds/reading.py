@@ -53,7 +53,7 @@ def head_names(model: Model, sites: Sequence[Site]) -> tuple[str, ...]:
 
 
 def tower_of(model: Model, sites: Sequence[Site]) -> Tower:
-    """The tower the sites lie in."""
+    """The tower of the sites."""
     return model.anatomy.tower(sites[0].tower, text=str(sites[0]))
 
 

@@ -6,7 +6,7 @@ earlier, over 25 random tokens said four times. As first printed the sentence sa
 means the tokens before an earlier copy; both readings are here. Duplicate token and induction are the stripes of
 TransformerLens' head detector and demos, here per row that has such a key, so that a head that always looks there has
 1 however often the text repeats itself (the detector divides by all rows). In towers that look both ways a copy may
-also stand later.
+also occur later.
 """
 
 from __future__ import annotations

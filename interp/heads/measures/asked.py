@@ -105,7 +105,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Everything a measure may want: the question, the data it is held against, and how it is drawn and checked."""
+    """Everything a measure may want: the question, the data it is compared with, and how it is drawn and checked."""
 
     asked: Asked
     retain: Asked | None

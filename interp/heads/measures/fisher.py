@@ -10,8 +10,8 @@ is our definition:
                        F(retain) of any head
     fisher-difference  F_h(data) - F_h(retain)
 
-Where the answers are known p is their probability; else the metric stands for log p, and ought to be one. Cost: one
-forward and one backward pass a data set. Limits: a diagonal, so heads that only matter together are not seen.
+Where the answers are known p is their probability; else the metric is used as log p, and should be a log-probability.
+Cost: one forward and one backward pass a data set. Limits: a diagonal, so heads that only matter together are not seen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Sweeps of a table of importance that is written down: each in a directory of its own, and what the table takes of it.
 
 A measure that is swept over heads is a call of `interp.patch` or `interp.attribute` in `measures/NAME`, whose cells are
-what shards divide. What a measure is beside its sweeps is the same in every shard; its numbers are filled in once the
-sweeps are whole, by `filled`, which needs no model.
+what shards divide. What a measure has in addition to its sweeps is the same in every shard; its numbers are filled in
+once the sweeps are whole, by `filled`, which needs no model.
 """
 
 from __future__ import annotations

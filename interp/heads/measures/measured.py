@@ -20,8 +20,11 @@ class Measured:
     """`values` [head, example]; `order` says which estimates come first: large magnitudes, high or low numbers."""
 
     method: str
+    """The name of the measure, as in `by=`."""
     values: Tensor
+    """[head, example]."""
     order: Order = "high"
+    """Which estimates come first in a ranking: "abs" large magnitudes, "high" high or "low" low numbers."""
     reduce: Reduce = "mean"
     """Over examples the mean; then over the l2 norm of the layer's heads, or against `other`."""
     other: Tensor | None = None
@@ -31,9 +34,11 @@ class Measured:
     unit: Literal["example", "seed"] = "example"
     """What the columns of `values` are."""
     other_groups: tuple[str, ...] = ()
+    """What each example of `other` shares with others, for the intervals."""
     passes: float | None = None
     """Forward and backward passes that it takes alone; measures that share a run share its passes."""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of the measure, such as its noise floor."""
 
     def __post_init__(self) -> None:
         for values in (self.values, self.other):

@@ -3,7 +3,7 @@
 
 From the Gram matrix `G_h = W_O[h] W_O[h]^T` of the head's part of the output projection, `|r|^2 = z G z^T`: r itself,
 [position, head, d], is never formed. Cost: one recorded forward pass. Limits: what is written need not be read; before
-a norm, layer scale or gate that stands between the projection and the residual.
+a norm, layer scale or gate between the projection and the residual.
 """
 
 from __future__ import annotations

@@ -37,12 +37,15 @@ class Importance(HeadResult):
     towers: tuple[str, ...]
     """The tower of each head, by its own name."""
     measures: tuple[Measured, ...]
+    """One entry for each measure that was asked for."""
     groups: tuple[str, ...]
     """What each example shares with others (its template); intervals draw these first."""
     classes: tuple[str, ...] = ()
     """The right answer of each example, where it is known."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
     seed: int = 0
+    """The seed of the bootstrap intervals."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -130,7 +133,7 @@ class Importance(HeadResult):
     def agreement(self, *, k: int | None = None) -> Any:
         """One row per pair of measures: Spearman correlation and overlap of the first `k`, each with its interval over
         draws, and the overlap that two random orders would have. Measures order by magnitude, but where one end is
-        meant: see each one's `order`. Draws are noisier than the whole, so intervals lie low, sometimes below the
+        meant: see each one's `order`. Draws are noisier than the whole, so intervals are low, sometimes below the
         estimate; the correlation is over all heads and may be high where the first ones differ."""
         import pandas
 

@@ -2,8 +2,8 @@
 
 The autoencoder has one hidden layer on either side, `x -> W2 gelu(W1 x) = code -> W4 gelu(W3 code) = x'`, and is
 trained on all patterns at once by Adam on the squared error. Weights are drawn and steps are taken from a seed, so that
-the same data give the same codes on one machine. How much of the variance it explains is given beside what as many
-principal components explain. Clusters are k-means from the points that are farthest apart.
+the same data give the same codes on one machine. How much of the variance it explains is given together with what as
+many principal components explain. Clusters are k-means from the points that are farthest apart.
 """
 
 from __future__ import annotations

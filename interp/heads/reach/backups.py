@@ -1,15 +1,15 @@
-"""Which heads stand in for one that is taken out, and by how much: backup heads and self-repair.
+"""Which heads replace one that is removed, and by how much: backup heads and self-repair.
 
 Wang et al. 2022 (arXiv 2211.00593) find heads that write to the answer only once the name movers are knocked out;
 McGrath et al. 2023 (arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390) measure how much of a loss is made
-up for. Some heads are taken out (`how="zero"`, their z is 0; `"mean"`, its mean over rows and real positions), and the
+up for. Some heads are removed (`how="zero"`, their z is 0; `"mean"`, its mean over rows and real positions), and the
 direct effect of every other head, MLP and the norm is taken in the run as it is and in the run without them:
 
     takes over(c) = direct effect of c without the heads - with them
     repair        = (metric without - metric with) + direct effect of the heads with
 
 so `repair` is the part of their direct effect that the model did not lose, and it is the sum of what all take over
-together with what changes beside parts (`bias`, `remainder`). Cost: three forward passes, two with every write
+together with what changes outside of parts (`bias`, `remainder`). Cost: three forward passes, two with every write
 recorded. Limits: direct effects hold the final norm at each run's own scale, so its rescaling is in every part's number
 and in no row of its own; a head that takes over may do so by way of others; zero is far from anything the model has
 seen."""
@@ -45,11 +45,15 @@ class Backups(HeadResult):
     parts: tuple[str, ...]
     """Heads, MLPs, the embedding, bias and remainder."""
     before: Tensor
+    """[part, example]: direct effects in the whole model."""
     after: Tensor
+    """[part, example]: direct effects without the removed heads."""
     removed: tuple[str, ...]
+    """The heads that were removed."""
     effect: Tensor
     """Metric without the heads less that with them [example]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def values(self) -> Tensor:
@@ -99,7 +103,9 @@ def backups(model: Model, inputs: Any, heads: str | Sequence[str], *, metric: Me
     before = direct_effect(model, x, metric=metric)
     known = {head_of(site) for site in before.sites if is_head(site)}
     if strange := [one for one in removed if one not in known]:
-        raise SiteError(f"{strange[0]} writes nothing to the answer's tower: name heads of it, such as {min(known)}.")
+        raise SiteError(
+            f"{strange[0]} does not write to the tower of the answer: name heads of that tower, such as {min(known)}."
+        )
     with model.edited(edits):
         after = direct_effect(model, x, metric=metric)
     meta = {**before.meta, "method": "backups", "how": how}

@@ -8,7 +8,7 @@ of the heads asked for every one and every pair is patched, and what a pair does
 
 is more than 0 of an effect that needs both and less where one does for the other. Then a set grows greedily: it starts
 with the single head or pair of the largest effect, in the direction of the whole, and takes on the head that makes the
-joint effect largest, step by step; beside each stands the sum of its members' single effects, and the effect of random
+joint effect largest, step by step; each set is compared with the sum of its members' single effects, and with random
 sets of as many other heads. Sets of one effect that no step leads to, since three are needed at once, are not found.
 Cost: exact patching of n heads and n (n - 1) / 2 pairs, and at most n cells for each step, `draws` more for each size.
 Limits: exact for this source, direction and metric; the greedy set is a set that suffices, not the smallest.
@@ -49,9 +49,13 @@ class Together(Saved):
     STEM = "together"
 
     sites: tuple[str, ...]
+    """The heads, such as "L5.H3"."""
     single: Tensor
+    """[head, example]: the effect of each head alone."""
     pairs: tuple[tuple[int, int], ...]
+    """The two heads of each pair, as numbers in `sites`."""
     joint: Tensor
+    """[pair, example]: the effect of the two heads together."""
     order: tuple[tuple[str, ...], ...]
     """The heads that each step added."""
     grown: Tensor
@@ -61,6 +65,7 @@ class Together(Saved):
     gap: float | None
     """What the whole source does, where it is a run."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def interactions(self) -> Any:
         """One row a pair, the largest interaction first, with the interval of its mean."""

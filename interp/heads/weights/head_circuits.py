@@ -8,8 +8,8 @@ W_Q W_K^T, and the whole OV circuit from words to logits W_E W_OV W_U; its copyi
 exactly, since W_E W_V W_O W_U has the eigenvalues of the small matrix W_O (W_U W_E) W_V, and zeros. The same is given
 of W_OV within the residual. An entry (s, t) of the whole circuit, less the mean over t, is how much looking at word s
 raises word t. Composition of an earlier head A with a later head B is |W_OV^A M| / (|W_OV^A| |M|) in Frobenius norms,
-with M = W_QK^B (q), its transpose (k), or W_OV^B (v); beside it stands what random matrices of these shapes give. Norm
-gains are folded in as `interp/heads/weights/matrices.py` says; what norms divide by, attention biases, MLPs and
+with M = W_QK^B (q), its transpose (k), or W_OV^B (v); the result also has what random matrices of these shapes give.
+Norm gains are folded in as `interp/heads/weights/matrices.py` says; what norms divide by, attention biases, MLPs and
 positions are left out. Query heads that share a kv head share W_K and W_V. Rotary models have their W_QK at distance 0.
 Cost: a forward pass over as many tokens as the model is wide, and six short ones per layer; W_U W_E once, vocabulary x
 d x d products; for the tokens of a head vocabulary x d x d_head, and a search (`interp/heads/weights/word_pairs.py`)
@@ -233,7 +233,7 @@ def _random(shapes: tuple[int, ...], draws: int, seed: int) -> float:
 register(
     Method(
         "interp.heads.head_circuits",
-        number="scores of the weights alone, most of them from -1 to 1; beside them those of random matrices",
+        number="scores of the weights alone, most of them from -1 to 1, with those of random matrices",
         shown="map",
         passes=lambda t: 4 * t.turned + 6 * t.layers,
         values=None,

@@ -68,7 +68,9 @@ class HeadMatrix:
     W_Q: Tensor
     """[d, d_head]; W_K and W_V, which heads of a group share, likewise."""
     W_K: Tensor
+    """[d, d_head], of the kv head that the head reads."""
     W_V: Tensor
+    """[d, d_head], of the kv head that the head reads."""
     W_O: Tensor
     """[d_head, d]."""
 
@@ -135,7 +137,10 @@ class HeadMatrices:
         for layer in layers:
             if "v" not in linear[layer.index]:
                 site = self._site(layer, "v")
-                raise ModelError(f"{site}: values are normalised after the projection, so no matrix makes them.")
+                raise ModelError(
+                    f"{site}: values are normalised after the projection, so there is no matrix from the residual to"
+                    " them."
+                )
         found = self._project(layers, first_only=turned)
         return {layer.index: self._folded(layer, found[layer.index], linear[layer.index]) for layer in layers}
 
@@ -144,7 +149,11 @@ class HeadMatrices:
         made = {name: _folded(norm, value) for name, value in found.items()}
         v = made["v"].repeat_interleave(layer.group, 0)
         bilinear = {"q", "k"} <= linear
-        why = "" if bilinear else "queries or keys are normalised on the way, so no matrix makes them"
+        why = (
+            ""
+            if bilinear
+            else "queries or keys are normalised on the way, so there is no matrix from the residual to them"
+        )
         q, k = (made["q"], made["k"].repeat_interleave(layer.group, 0)) if bilinear else (None, None)
         return LayerMatrices(v, self._output(layer), q, k, why)
 
@@ -197,7 +206,7 @@ class HeadMatrices:
         return shape
 
     def _probe(self, layers: Sequence[Layer]) -> tuple[bool, dict[int, set[str]]]:
-        """Whether queries depend on the position they stand at, and which of q, k and v are linear in each layer."""
+        """Whether queries depend on their position, and which of q, k and v are linear in each layer."""
         rows, positions, width = self._few
         random = torch.randn(width, generator=torch.Generator().manual_seed(0))
         vectors = torch.zeros(rows, positions, width, dtype=self.model.dtype)
@@ -238,7 +247,7 @@ class HeadMatrices:
                 for index, found in parts.items()}  # fmt: skip
 
     def _norm(self, layer: Layer) -> Frozen:
-        """What stands between the residual and the attention, with its gain."""
+        """The norm between the residual and the attention, with its gain."""
         before, after = self._site(layer, "resid_pre"), self._site(layer, "attn_in")
         value = self.model.run(self._kwargs, record=before)[before]
 
@@ -249,7 +258,7 @@ class HeadMatrices:
                 raise ModelError(f"{after} is {list(found.shape)}, the residual {list(x.shape)}: windows are not read.")
             return found.to(x.device)
 
-        return _at_unit_size(frozen(norm, value, name=f"what stands between {before} and {after}"), value)
+        return _at_unit_size(frozen(norm, value, name=f"what is between {before} and {after}"), value)
 
     def plain(self, index: int) -> dict[str, Tensor]:
         """W_Q [head, d, d_head], W_K and W_V [kv head, d, d_head] and W_O [head, d_value, d] of one layer as they are,
@@ -259,12 +268,12 @@ class HeadMatrices:
         if missing := sorted({"q", "k", "v"} - linear[index]):
             raise ModelError(
                 f"{self._site(layer, missing[0])}: {' and '.join(missing)} of this layer are normalised after the"
-                " projection, so no matrix makes them from what the attention reads."
+                " projection, so there is no matrix from the residual to them from what the attention reads."
             )
         return {**self._project([layer], first_only=turned)[index], "o": self._plain_output(layer).cpu()}
 
     def _output(self, layer: Layer) -> Tensor:
-        """W_O with what stands behind it [head, d_value, d]."""
+        """W_O with the modules behind it [head, d_value, d]."""
         writes, _ = self._run
         every = self._plain_output(layer)
         carried: Tensor = writes.carry(self._site(layer, "result").whole).linear(

@@ -8,10 +8,10 @@ angles,
 whatever bases were chosen (a standard kernel of subspaces; on heads it is used by TransformerLens). The spaces of a
 head are the columns of W_Q, W_K and W_V, in which it reads, and the rows of W_O, in which it writes. Here PK is divided
 by the square root of the ranks' product, so that equal spaces have 1; two random spaces of ranks r and s in d
-dimensions have sqrt(r s) / d on average, which stands beside. `space` says which are compared: "oq" a head's writes
-with later heads' queries (where composition can happen at all), "ok", "ov", or the same space of all pairs, "oo", "qq",
-"kk", "vv". Cost: the weights as `interp/heads/weights/matrices.py` asks for them, then products of d x d_head by pair.
-Limits: all directions of a space count alike, however little the head makes of some; composition scores
+dimensions have sqrt(r s) / d on average, which the result also has. `space` says which are compared: "oq" a head's
+writes with later heads' queries (where composition can happen at all), "ok", "ov", or the same space of all pairs,
+"oo", "qq", "kk", "vv". Cost: the weights as `interp/heads/weights/matrices.py` asks for them, then products of d x
+d_head by pair. Limits: all directions of a space count alike, however little the head makes of some; composition scores
 (`head_circuits`) weigh them. Norm gains are folded into what is read. Query heads of one kv head share k and v.
 """
 
@@ -118,7 +118,7 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 register(
     Method(
         "interp.heads.head_overlap",
-        number="share of two spaces of weights that is common, 0 to 1; beside it that of random spaces",
+        number="share of two spaces of weights that is common, 0 to 1, with that of random spaces",
         shown="map",
         papers=(),
         passes=lambda t: 4 * t.turned + 6 * t.layers,

@@ -7,11 +7,12 @@ in the score instead. The strength of a chain is
 
     |W_OV^A W_OV^B M|_F / (|W_OV^A| |W_OV^B| |M|),     M = W_OV^C, W_QK^C (q) or its transpose (k),
 
-with the last factor left out for chains of two; random matrices of these shapes give the number beside it. Of the
-chains that end in values also stands how much of the map copies, the sum of the real parts of the eigenvalues over that
-of their sizes (of W_OV^A W_OV^B W_OV^C within the residual, -1 to 1). Cost: the weights, then products of d_head x d
-and d_head x d_head for every chain, of which 100 heads in 10 layers have 120,000 of three: name heads. Limits: what
-chains can carry; the patterns have to line up for them to do it, and MLPs and norms' scales are left out."""
+with the last factor left out for chains of two; random matrices of these shapes give the number to compare with. For
+chains that end in values the result also has how much of the map copies, the sum of the real parts of the eigenvalues
+over that of their sizes (of W_OV^A W_OV^B W_OV^C within the residual, -1 to 1). Cost: the weights, then products of
+d_head x d and d_head x d_head for every chain, of which 100 heads in 10 layers have 120,000 of three: name heads.
+Limits: what chains can carry; the patterns have to line up for them to do it, and MLPs and norms' scales are left
+out."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class VirtualHeads(Saved):
         return pandas.DataFrame(rows, columns=["chain", "side", "strength", "baseline", "copying"])
 
     def _figure(self) -> Figure:
-        """The strengths as bars, beside random matrices."""
+        """The strengths as bars, with random matrices."""
         names = [" > ".join(chain) for chain in self.chains]
         series = [Series("chain", self.strength.tolist()), Series("random matrices", [self.baseline] * len(names))]
         return Figure([Bars(names, series, y="strength of the chain")])
@@ -114,7 +115,7 @@ def _chains(every: list[HeadWeights], length: int, side: str) -> Iterator[tuple[
 def _ended(
     early: Chain, gram: Tensor, size: float, every: list[HeadWeights], side: str
 ) -> Iterator[tuple[float, Chain]]:
-    """The chain with each later head at its end; `gram` is that of what stands before the last write."""
+    """The chain with each later head at its end; `gram` is that of the chain before the last write."""
     for last in (one for one in every if one.layer > early[-1].layer):
         left, right = _end(last, side)
         between = early[-1].o @ left
@@ -161,7 +162,7 @@ def _random(shape: torch.Size, length: int, draws: int, seed: int) -> float:
 register(
     Method(
         "interp.heads.virtual_heads",
-        number="strength of a chain of heads by their weights, 0 to 1; beside it that of random matrices",
+        number="strength of a chain of heads by their weights, 0 to 1, with that of random matrices",
         shown="table",
         papers=(),
         passes=lambda t: 4 * t.turned + 6 * t.layers,

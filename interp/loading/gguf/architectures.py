@@ -1,4 +1,4 @@
-"""Which architectures are read from a GGUF file: one row each, every row held against transformers' class by a test.
+"""Which architectures are read from a GGUF file: one row each, every row compared with transformers' class by a test.
 
 A row names the class, what the file's facts are called in its config, what must hold of facts that the config has no
 place for, and how a tensor is turned back into the class's own layout. A fact that no row knows is refused by name
@@ -82,7 +82,7 @@ class Architecture:
     keys: Mapping[str, str]
     mend: Mend = as_stored
     must: Mapping[str, Any] = field(default_factory=dict)
-    """Facts with the one value that the class's default stands for."""
+    """Facts with the one value that that the class's default has."""
     refused: Callable[[Header], str | None] = lambda _header: None
     """What the file leaves out of this particular model, as the end of a sentence."""
 

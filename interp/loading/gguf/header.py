@@ -86,9 +86,9 @@ def is_gguf(path: Path) -> bool:
 
 
 def read(path: Path) -> Header:
-    """Facts and tensors of the file; every tensor lies inside it."""
+    """Facts and tensors of the file; every tensor is inside of it."""
     if not is_gguf(path):
-        raise ModelError(f"{path} is no GGUF file: it does not open with the bytes GGUF.")
+        raise ModelError(f"{path} is no GGUF file: it does not begin with the bytes GGUF.")
     gguf = gguf_package(str(path))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, understood(path):
         cursor = _Cursor(path, data)

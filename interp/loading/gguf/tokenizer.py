@@ -36,7 +36,7 @@ class Cut:
     split: str | None = None
     """A pattern; without one, GPT-2's."""
     digits: bool = False
-    """Every digit by itself first."""
+    """Each digit is a piece, before anything else."""
     whole_words: bool = False
     """A piece that is a token stays one, whatever the merges."""
     bos: bool = False
@@ -110,7 +110,7 @@ def _sentencepiece(header: Header) -> tuple[Any, bool]:
     gemma = header.architecture.startswith("gemma")
     prefix = _fact(header, "add_space_prefix", not gemma)
     if header.facts.get("tokenizer.ggml.remove_extra_whitespaces"):
-        raise ModelError(f"{header.path} takes out spaces, which is not known here: other tokens would come out.")
+        raise ModelError(f"{header.path} removes spaces, and interp does not know how: its tokens could be wrong.")
     tokens = list(_fact(header, "tokens"))
     if gemma:  # runs of spaces are stored as such, and merges are made in the order of the vocabulary
         tokens = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]

@@ -52,8 +52,9 @@ class Operator(AttentionEdit):
             )
         if self.whole and place.cached:
             raise EditError(
-                f"{self!r} reads the queries of every row, and this call goes on from a cache that has keys and values"
-                " only: pass phase='prefill' to keep it to the prompt, or run whole texts (use_cache=False)."
+                f"{self!r} reads the queries of every row, and this call continues from a cache, which has only keys"
+                " and values: pass phase='prefill' to use it in the prompt only, or run whole texts"
+                " (use_cache=False)."
             )
         return [(place.heads, self)]
 
@@ -124,8 +125,8 @@ class Operator(AttentionEdit):
 
     def _refuse_uneven(self, part: Part) -> None:
         raise EditError(
-            f"{self!r}: rows of heads {list(part.heads)} see different keys, as in a causal tower or in windows, and it"
-            " reads the same for all of them: use it where every row sees all."
+            f"{self!r}: rows of heads {list(part.heads)} see different keys, as in a causal tower or in windows, and"
+            " this operator reads the same keys for all rows: use it where every row sees all keys."
         )
 
 

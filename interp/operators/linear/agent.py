@@ -4,7 +4,7 @@ Han et al. 2024 (arXiv 2312.08874): agents a_t are means of the queries over n r
 
     A_it = softmax_t(scale q_i.a_t),   B_tj = softmax_j(scale a_t.k_j),   z = A B v,   pattern A B
 
-The paper's block has learned biases in both softmaxes and a convolution of v beside them, which are not part of a
+The paper's block has learned biases in both softmaxes and a convolution of v in addition, which are not part of a
 trained head and are not here. Runs are of the rows that are no padding. An agent reads rows after its own, so that a
 tower which hides later keys has no such attention and is refused.
 Cost: linear in length in time and memory, n times the width of a head. Not while generating: queries before the

@@ -48,7 +48,7 @@ class Sums:
 
 
 def gathered(part: Part, maps: MapPair, u: Tensor, *, rate: Tensor | None = None) -> Sums:
-    """The sum over those keys of a part that some query sees, as it stands at the last key."""
+    """The sum over those keys of a part that some query sees, as it is at the last key."""
     stream = Stream(part, maps.q, maps.k, u, rate)
     stream.dead = ~alive(part)
     keys = part.k.shape[2]

@@ -50,8 +50,8 @@ class Linear(Operator):
             raise EditError(f"{self!r}: feature is one of {', '.join(FEATURES)}.")
         if self.normalize and self.feature in SIGNED:
             raise EditError(
-                f"{self!r}: {self.feature} is signed, so that a row's sum may come near 0 and its weights be anything:"
-                " pass normalize=False, as Lightning attention has it."
+                f"{self!r}: {self.feature} is signed, so the sum of a row can be near 0 and its weights very large:"
+                " pass normalize=False, as Lightning attention does."
             )
         if self.count < 1 or (self.rate is not None and bool((torch.as_tensor(self.rate) < 0).any())):
             raise EditError(f"{self!r}: count is at least 1 and rate at least 0.")

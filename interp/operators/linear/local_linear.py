@@ -34,7 +34,9 @@ class LocalLinear(Operator):
 
     def __post_init__(self) -> None:
         if not self.ridge > 0:
-            raise EditError(f"{self!r}: ridge is above 0: with as few keys as dimensions there is no line without it.")
+            raise EditError(
+                f"{self!r}: ridge must be above 0: without it a row with as few keys as dimensions has no line."
+            )
 
     def z(self, part: Part) -> Tensor:
         width = part.k.shape[2] + part.q.shape[-1] ** 2
@@ -47,7 +49,7 @@ class LocalLinear(Operator):
 
     def weights(self, part: Part, rows: Tensor) -> Tensor:
         if part.sinks is not None:
-            raise EditError(f"{self!r}: a learned sink has no key, through which a line could go: use another layer.")
+            raise EditError(f"{self!r}: a learned sink has no key, and the line needs keys: use another layer.")
         seen = visible(part, rows)
         p = softmax(part.scores(rows), seen)
         q, k = wide(part.q[:, :, rows]).to(p), part.keys.to(p)

@@ -8,10 +8,10 @@ Feng et al. 2024, "Attention as an RNN" (arXiv 2405.13956): with s_j = scale q.k
 which is associative, so that a prefix scan gives w / u of every prefix, that is softmax attention of q over the keys
 up to each row, in log2(keys) rounds. Their model (Aaren) learns one query for all positions. Here it is `query`; None
 takes the mean of the head's own queries over the rows that are no padding. It needs a head whose keys have no position
-in them (rotations) to mean the same thing everywhere; on others it is what it says, a query that stands still.
-Cost: linear in length in memory, length times log2 of it in time. Towers where each row sees the real keys up to
-some end, which causal and full ones are; windows are refused. While generating, the triple of all keys so far is a
-state that each step joins one key to; not unless `query` is given: the mean would be over the current row alone.
+in them (rotations) to mean the same thing everywhere; on others it is a constant query. Cost: linear in length in
+memory, length times log2 of it in time. Towers where each row sees the real keys up to some end, which causal and full
+ones are; windows are refused. While generating, the triple of all keys so far is a state that each step joins one key
+to; not unless `query` is given: the mean would be over the current row alone.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     y_i = sum over j seen by i of  d(i, j)  f(q_i) . g(k_j)  u_j,       d(i, j) = exp(-rate |i - j|) or 1
 
-Keys lie in blocks. A block that every row of a block of rows sees is read through the sum S = sum_j g(k_j) u_j^T alone,
+Keys are in blocks. A block that every row of a block of rows sees is read through the sum S = sum_j g(k_j) u_j^T alone,
 which is carried from one block of rows to the next, and taken anew where these no longer see what is in it; one that
 they see in part is read by its own matrix. Causal, full and padded calls are linear in length in time and memory, and
-windows take as many blocks as they are wide. With a rate, what lies before and behind the rows is carried in two
-sums, each in its direction.
+windows take as many blocks as they are wide. With a rate, the keys before and behind the rows are carried in two sums,
+each in its direction.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Channels(Operator):
         queries, keys, d, dv = part.q.shape[2], part.k.shape[2], part.q.shape[-1], part.v.shape[-1]
         if queries != keys or d != dv:
             raise EditError(
-                f"{self!r}: channels of q, k and v meet token by token, and here {queries} queries of width {d} meet"
-                f" {keys} keys of width {d} with values of width {dv}."
+                f"{self!r}: channels of q, k and v are compared token by token, and here are {queries} queries and"
+                f" {keys} keys of width {d}, and values of width {dv}."
             )
         known = self.same_keys(part)[..., None]
         q, k = wide(part.q) * real_queries(part)[..., None], wide(part.keys) * known

@@ -1,13 +1,12 @@
-"""Memory tokens: keys and values beside those of the text, which every row sees.
+"""Memory tokens: keys and values in addition to those of the text, which every row sees.
 
 As persistent memory has them (Sukhbaatar et al. 2019, arXiv 1907.01470; Titans, arXiv 2501.00663): the softmax is over
 the memory's scores scale q_i.m_t and the model's own together,
 
     z_i = (sum_t e^(scale q_i.m_t) u_t + sum_j e^(s_ij) v_j) / (sum_t e^(scale q_i.m_t) + sum_j e^(s_ij))
 
-They stand at no position and are not rotated. The pattern is of the text's keys, so that a row sums to 1 less the
-memory's share. Rows that see no key, as padding does, stay 0.
-Cost: that of attention and of n more keys; memory linear.
+They have no position and are not rotated. The pattern is of the text's keys, so that a row sums to 1 less the memory's
+share. Rows that see no key, as padding does, stay 0. Cost: that of attention and of n more keys; memory linear.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Relative scores: a learned vector for each distance has a say in the score, beside the key.
+"""Relative scores: a learned vector for each distance adds to the score, in addition to the key.
 
 Transformer-XL's decomposition (Dai et al. 2019, arXiv 1901.02860), which relative convolutional attention (RCMHA)
 builds on: with r_n the vector of distance n = i - j, cut off at `reach`,

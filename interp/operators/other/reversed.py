@@ -75,11 +75,20 @@ class Reversed(Operator):
 
     def _refuse(self, part: Part) -> None:
         if part.sinks is not None:
-            raise EditError(f"{self!r}: a learned sink takes weight from rows, and here rows give none.")
+            raise EditError(
+                f"{self!r}: a learned sink takes weight from rows, and in reversed attention rows give no weight: use"
+                " another layer."
+            )
         if self.over != "senders":
             return
         queries, keys = part.q.shape[2], part.k.shape[2]
         if queries != keys:
-            raise EditError(f"{self!r}: tokens send to each other, and {queries} queries meet {keys} keys here.")
+            raise EditError(
+                f"{self!r}: tokens send to each other in self-attention, and here are {queries} queries and {keys}"
+                " keys."
+            )
         if keys > 1 and not looks_ahead(part):
-            raise EditError(f"{self!r}: the tower hides later keys, and what is sent would come from later tokens.")
+            raise EditError(
+                f"{self!r}: the tower hides later keys, and over='senders' needs them: use it in a tower that sees"
+                " both sides."
+            )

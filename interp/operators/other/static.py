@@ -1,4 +1,4 @@
-"""Scores that do not come from the text: queries or keys that stand still, or are drawn at random, the values as ever.
+"""Scores that do not come from the text: constant or random queries or keys, with the model's own values.
 
 After "Deconstructing Attention" (arXiv 2510.11602), which trains models whose scores come from random vectors, from a
 fixed text or from a token's own embedding, and asks what is lost. In a trained head, the softmax is of scale q'.k' with

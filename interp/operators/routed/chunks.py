@@ -1,4 +1,5 @@
-"""Dynamic hierarchical attention: chunks of unlike length stand for their tokens, and rows keep the best chunks' keys.
+"""Dynamic hierarchical attention: chunks of different length represent their tokens, and rows keep the best chunks'
+keys.
 
 After DHSA (arXiv 2510.24606): a chunk is represented by the sum of its tokens over the root of their number, that is
 their mean times sqrt(length); the product of a query's chunk with a key's chunk is the guess for all pairs of their
@@ -6,7 +7,7 @@ tokens, and a row keeps the `budget` keys with the largest guesses. There a smal
 chunks. Here they are given as positions, or set where neighbouring keys agree least: the `count` - 1 smallest cosines
 of k_j and k_j+1, which is ours, as is that a row keeps its own key in any case.
 Cost: quadratic in length as computed here (scores of all keys, masked); memory linear. Not while generating: a chunk
-stands for queries that are not in a cache. In a causal tower a chunk stands for its later rows as well.
+represents queries that are not in a cache. In a causal tower a chunk represents its later rows as well.
 """
 
 from __future__ import annotations
@@ -67,6 +68,6 @@ class Chunks(Choosing):
 
 
 def _standing(x: Tensor, group: Tensor, count: int, real: Tensor) -> Tensor:
-    """What stands for each chunk [example, head, chunk, d]: the sum over the root of how many."""
+    """What represents each chunk [example, head, chunk, d]: the sum over the root of how many."""
     member = (group[..., None, :] == torch.arange(count, device=x.device)[:, None]) * real[:, :, None].to(x)
     return member @ x / member.sum(-1, keepdim=True).clamp(min=1).sqrt()

@@ -1,13 +1,12 @@
-"""Routing by clusters: rows attend to the keys that lie nearest to the same centre.
+"""Routing by clusters: rows attend to the keys that are nearest to the same centre.
 
 Routing Transformer (Roy et al. 2021, arXiv 2003.05997): queries and keys of length 1 are put to the nearest of `count`
 centres by their product, and a row sees the keys of its own cluster. There the centres are learned with the model and
 each cluster takes equally many tokens. Here, in a trained head, centres are given, or found by spherical k-means on
 the keys of the call (a start spread over the text, `rounds` rounds), and every token goes where it is nearest; a row
 sees its own key in any case. Centres that are found know all keys of the call, also those that a tower hides from a
-row, which say nothing to it but which keys go together.
-Cost: quadratic in length as computed here (scores of all keys, masked); memory linear. Not while generating unless the
-centres are given: they would be found anew in each step.
+row, which only say which keys are in one cluster. Cost: quadratic in length as computed here (scores of all keys,
+masked); memory linear. Not while generating unless the centres are given: they would be found anew in each step.
 """
 
 from __future__ import annotations

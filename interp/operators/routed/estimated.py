@@ -1,7 +1,7 @@
 """An estimated map: random features guess the weights of runs of keys, and rows keep the keys of the best runs.
 
 After SEA (Lee et al. 2024, arXiv 2310.01777): attention by random features estimates a map of `width` columns, whose
-`keep` largest a row keeps; each column stands for a run of keys as long as the text over the width, and the softmax is
+`keep` largest a row keeps; each column represents a run of keys as long as the text over the width, and the softmax is
 over their keys. There a trained network makes the estimate from the features' context, at a fixed width. Here the
 estimate is the features' own map, summed over each run, which is ours. Runs are of the keys a row sees, so that the
 width is that of its own past in a causal tower, and steps of generating choose as a whole pass does.

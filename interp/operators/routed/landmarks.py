@@ -1,4 +1,4 @@
-"""Landmark attention: a landmark stands for each block of keys, and weight reaches a key through its block's landmark.
+"""Landmark attention: a landmark represents each block of keys, and weight reaches a key through its block's landmark.
 
 Mohtashami and Jaggi 2023 (arXiv 2305.16300). In its own block a row reads keys by their scores; what it gives to
 another block it gives to the block's landmark, and shares it within the block by the softmax there. With block scores

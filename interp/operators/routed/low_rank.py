@@ -4,10 +4,9 @@ After Sparsifiner (Wei et al. 2023, arXiv 2303.13755): queries and keys are proj
 tokens to fewer tokens, C = softmax(scale q' k''), and brought back by a sparse basis B; the guess is C B, and a row
 keeps the share `keep` of its visible keys. There the projections and the basis are learned. Here the dimensions are the
 `rank` main directions of the call's keys (their right singular vectors), and tokens are runs of `pool`, whose mean
-stands for them; both are ours. A row keeps its own key in any case.
-Cost: quadratic in length as computed here (scores of all keys, masked); memory linear. While generating, the directions
-are those of the keys so far, so that a step may choose otherwise than a whole pass does: refused unless the basis is
-given.
+represents them; both are ours. A row keeps its own key in any case. Cost: quadratic in length as computed here (scores
+of all keys, masked); memory linear. While generating, the directions are those of the keys so far, so that a step may
+choose otherwise than a whole pass does: refused unless the basis is given.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 BiFormer (Zhu et al. 2023, arXiv 2303.08810), as the authors' code computes it: with the means q_w, k_w of each window,
 a window reads the `keep` windows of the largest q_w.k_w', and its rows attend by softmax to all of their keys. The
 code's means are over all heads together, so that these share the choice: that is `shared=True`, over the heads that the
-operator is for. Each head by itself is ours, as are runs of a text for windows, where a row sees its own window in any
-case. `keep` equal to the number of windows is dense attention.
-The paper's convolution of v beside it is not part of a head and is not here.
-Cost: quadratic in length as computed here (scores of all keys, masked); memory linear. Not while generating: a window's
-mean is over queries that are not in a cache. In a causal tower a window's mean is over its later rows as well.
+operator is for. Clusters for each head separately are ours, as are runs of a text for windows, where a row sees its own
+window in any case. `keep` equal to the number of windows is dense attention. The paper also has a convolution of v,
+which is not part of a head and is not here. Cost: quadratic in length as computed here (scores of all keys, masked);
+memory linear. Not while generating: a window's mean is over queries that are not in a cache. In a causal tower a
+window's mean is over its later rows as well.
 """
 
 from __future__ import annotations

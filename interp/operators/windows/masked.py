@@ -1,14 +1,14 @@
 """The model's own softmax over the keys that a mask leaves: windows, strides, neighbourhoods, blocks.
 
-`Masked("L5.H*", Window(64))` hides the keys that the mask does not show, beside those that the model hides already;
-the weights of the others are the softmax of their scores. The masks are those of `interp.kernels.masks.symbols`, where
-each says its paper: sliding and dilated windows, strides, powers of two, neighbourhoods on grids with stride, dilation
-and causality, windows with shifts (Swin) and halos (HaloNet), blocks a power of two apart, tables of blocks by head
-(SparseD, `find_blocks`), and one mask a head by `PerHead`; `After(1, mask)` leaves a class token out. Heads that keep
-the first keys and the latest ones are `interp.edits.Streaming`.
-Cost: that of the kernel that takes the mask, which skips what lies outside of a run of keys; where rows see keys here
-and there, blocks that they see are gathered, 256 rows by 128 keys. Masks are of positions, not of the padding before
-them: in a batch padded on the left, windows of a grid begin with the padding.
+`Masked("L5.H*", Window(64))` hides the keys that the mask does not show, in addition to those that the model hides
+already; the weights of the others are the softmax of their scores. The masks are those of
+`interp.kernels.masks.symbols`, where each says its paper: sliding and dilated windows, strides, powers of two,
+neighbourhoods on grids with stride, dilation and causality, windows with shifts (Swin) and halos (HaloNet), blocks a
+power of two apart, tables of blocks by head (SparseD, `find_blocks`), and one mask a head by `PerHead`; `After(1,
+mask)` leaves a class token out. Heads that keep the first keys and the latest ones are `interp.edits.Streaming`. Cost:
+that of the kernel that takes the mask, which skips what is outside of a run of keys; where rows see keys here and
+there, blocks that they see are gathered, 256 rows by 128 keys. Masks are of positions, not of the padding before them:
+in a batch padded on the left, windows of a grid begin with the padding.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Masked(Operator):
 
 def _kept(part: Part) -> Tensor | None:
     """Bool [block of rows, block of keys]: those that some row sees; None where they need not be gathered: few rows,
-    one run of keys a row, which the kernels skip by themselves, or most of them."""
+    one run of keys a row, most of which the kernels skip."""
     queries, keys, mask = part.q.shape[2], part.k.shape[2], as_mask(part.mask)
     if queries <= ROWS or mask.interval(places(part), keys) is not None:
         return None

@@ -5,7 +5,7 @@ gradient at what came out, x_i delta_i^T; delta has the residual's width at the 
 be read through the unembedding as the logit lens reads what was written: its words are those whose direction, written
 there, raises the metric most, and at the other end those that lower it. Gradients are taken of `interp`'s metrics,
 which are larger for the right answer; a training loss has the sign turned round. The final norm's gain is folded in,
-what it divides by is left out. Beside the words stands the gradient's length, which says how much hangs on the place.
+what it divides by is left out. The result also has the gradient's length, which says how much depends on the place.
 Cost: one forward and one backward pass, then the unembedding's product per place and position asked for. Limits: first
 order; words of early layers are read in the last layer's basis.
 """
@@ -82,7 +82,7 @@ class BackwardLens(Saved):
 
     def __repr__(self) -> str:
         best = int(self.size.mean((1, 2)).argmax())
-        return f"BackwardLens at {len(self.sites)} places; most hangs on {self.sites[best]}, raised by" \
+        return f"BackwardLens at {len(self.sites)} places; the metric depends most on {self.sites[best]}, raised by" \
                f" {', '.join(self._said(self.raising[best, 0, -1]))}"  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def residuals(model: Model, tower: Tower, spelled: str | Sequence[str]) -> list[
         raise SiteError(f"{wrong[0]} is no residual: a lens is fitted at resid_pre, resid_mid or resid_post.")
     found = [site for site in every if site != last_residual(every[0], tower)]
     if not found:
-        raise SiteError(f"{spelled!r} is the last residual alone, which is read as it is: name earlier ones.")
+        raise SiteError(f"{spelled!r} is the last residual, which needs no fitted lens: name earlier ones.")
     return found
 
 
@@ -112,6 +112,6 @@ def finish(model: Model, tower: Tower, tape: Any, end: Site, kwargs: Any) -> Tai
     if not tail.by_position:
         raise InputsError(
             f"the logits of {type(model.module).__name__} are not made position by position from its last residual, so"
-            " there is nothing to fit a lens to at each."
+            " a lens cannot be fitted to them."
         )
     return tail

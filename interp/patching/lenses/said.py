@@ -38,16 +38,21 @@ class Lens(Saved):
     STEM, ABOUT, TABLE = "lens", "run.json", None
 
     sites: tuple[str, ...]
+    """The place of each row."""
     positions: Tensor
     """Columns that were read [example, read]; 0 for class logits."""
     top: Tensor
     """The ids with the largest logits [place, example, read, k]."""
     top_logprobs: Tensor
+    """Their log-probabilities [place, example, read, k]."""
     logprob: Tensor | None
     """Of the answer, where one was given (the best of several)."""
     rank: Tensor | None
+    """How many words have a larger logit than the answer [place, example, read]."""
     names: Mapping[int, str] = field(default_factory=dict)
+    """The text of each id that occurs in the result."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per place, example and position read: the first tokens, the answer's log-probability and rank."""

@@ -7,11 +7,11 @@ Belrose et al. 2023 (arXiv 2303.08112): earlier residuals are in another basis t
 over rows of text, begun at A = b = 0, which is the logit lens. They train for 250 steps of SGD on a corpus; here the
 rows of a few texts are held in memory and the same loss is taken down by Adam over all of them at once, from the better
 of two starts, nothing or the ridge regression of the last residual on h_l, and the best step is kept, which takes
-seconds on a small model. Some texts are kept back: the divergence there is what the lens is worth, beside that of the
-logit lens, over several draws of which texts these are (`seeds`); the lens that is returned is the first draw's. Cost:
-one recorded pass; per layer, seed and step the product of the rows with the unembedding, three times. Limits: few rows
-fit themselves (d x d numbers a layer): read the divergence on texts that were kept back; a lens that says the answer
-early does not say that anything reads it there."""
+seconds on a small model. Some texts are kept back: the divergence there says how good the lens is, compared with that
+of the logit lens, over several draws of which texts these are (`seeds`); the lens that is returned is the first draw's.
+Cost: one recorded pass; per layer, seed and step the product of the rows with the unembedding, three times. Limits: few
+rows fit themselves (d x d numbers a layer): read the divergence on texts that were kept back; a lens that says the
+answer early does not say that anything reads it there."""
 
 from __future__ import annotations
 

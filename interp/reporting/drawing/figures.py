@@ -36,7 +36,7 @@ def head_map(rows: Sequence[Row], title: str) -> Figure:
 
 
 def _clear(row: Row) -> bool:
-    """Whether a row's number is told apart from 0, as far as it is known."""
+    """Whether a row's number is distinguished from 0, as far as it is known."""
     low, high, floor = row.get("low"), row.get("high"), row.get("noise_floor")
     if low is not None and high is not None and low <= 0 <= high and low < high:
         return False
@@ -53,7 +53,7 @@ def bars(rows: Sequence[Row], title: str, *, unit: str = "effect") -> Figure:
 def curves(
     lines: Sequence[Row], title: str, *, x_title: str, y_title: str, log_x: bool = True, levels: Sequence[Any] = ()
 ) -> Figure:
-    """Lines over one axis, told apart by dashes and named at the side."""
+    """Lines over one axis, with different dashes, named at the side."""
     made = [_line(line) for line in lines]
     marked = [(str(name), float(value)) for name, value in levels]
     ticks = tuple(dict.fromkeys(lines[0]["x"]))

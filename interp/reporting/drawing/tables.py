@@ -1,4 +1,4 @@
-"""The table of a report for a paper, and the card that lies beside it."""
+"""The table of a report for a paper, and the card in the same directory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SPECIAL = {
 }  # fmt: skip
 ROWS = 20
 BREAKS = "\x7f\x85\u2028\u2029\ufeff"
-"""What ends a line for YAML, or may not stand in it, and is nothing special to JSON."""
+"""What ends a line in YAML or is not allowed there, and has no meaning in JSON."""
 
 
 def tex_escaped(text: str) -> str:
-    """Text on one line as it stands, in LaTeX."""
+    """Text on one line, unchanged, in LaTeX."""
     return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
 
 

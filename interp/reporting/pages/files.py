@@ -26,7 +26,7 @@ WHAT = {
     "heads.tex": "the first heads as a table",
     "references.bib": "the papers behind the methods",
     "methods.tex": "a paragraph of methods that cites them",
-    "run.json": "how it came about; the only file with times in it",
+    "run.json": "how the report was made; the only file with times in it",
     "results": "per-example values of each method, read with interp.open",
     "figures": "the figures as SVG and PNG",
 }
@@ -54,13 +54,13 @@ def write_files(made: Gathered, steps: Steps) -> None:
 
 
 def write_page(made: Gathered, steps: Steps, links: list[str]) -> None:
-    """The page of what is known; `links` lie beside it."""
+    """The page of what is known; `links` are files next to it."""
     shown = payload(made, links) | {"lead": lead(made, paragraph(made, tex=False))}
     steps.write("report.html", page(shown))
 
 
 def _caption(made: Gathered) -> str:
-    """What the table shows, so that it can be read by itself."""
+    """What the table shows, so that it can be read without the others."""
     rows = made.ranked
     what = f"Heads of {called(made)}" + (f" on {made.task}" if made.task else "")
     if not len(rows):

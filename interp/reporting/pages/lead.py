@@ -85,7 +85,7 @@ def _listed(sizes: Sequence[int]) -> str:
 
 
 def drawn(made: Gathered) -> Figure:
-    """The first heads with their intervals, and what is lost without them beside controls."""
+    """The first heads with their intervals, and what is lost without them, compared with controls."""
     best = made.ranked.head(FIRST)
     bars = figures.bars(best.to_dict("records"), "", unit=f"effect on {best['metric'].iloc[0]}")
     curves = [figures.drawn(ablation_curve(one)) for one in made.answers.get("ablation", ())][:1]

@@ -14,7 +14,7 @@ UNKNOWN = "as its method defines it"
 
 
 def payload(made: Gathered, files: list[str]) -> dict[str, Any]:
-    """The payload; `files` lie beside the page."""
+    """The payload; `files` are next to the page."""
     about = made.about
     facts = [("model", made.model), ("task", made.task or "none"), ("heads", str(made.rows["site"].nunique()))]
     facts += [(name, str(about[name])) for name in ("dtype", "attention", "seed") if about.get(name) is not None]

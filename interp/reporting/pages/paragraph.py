@@ -20,7 +20,7 @@ NAMES = {
 
 
 def called(made: Gathered) -> str:
-    """The model's name without the folder that it lies in."""
+    """The model's name without its folder."""
     return Path(made.model).name if Path(made.model).is_absolute() else made.model
 
 
@@ -64,7 +64,7 @@ def paragraph(made: Gathered, *, tex: bool) -> str:
     others = [name for name in dict.fromkeys(bare) if name != first["method"]]
     if others:
         named = ", ".join(f"{escaped(NAMES.get(name, name))}{cite(papers_behind(name))}" for name in others)
-        said.append(f"Beside it stand {named}.")
+        said.append(f"The other methods are {named}.")
     if n > 1:
         said.append(
             "Intervals are 95% bootstrap intervals over prompts (1,000 draws).".replace("%", r"\%" if tex else "%")
@@ -72,14 +72,14 @@ def paragraph(made: Gathered, *, tex: bool) -> str:
     for one in made.answers.get("ablation", ()):
         where = "held-out prompts" if one["split"] == "heldout" else "the same prompts"
         said.append(
-            f"As a control, values of corrupt prompts were put into the first k heads at once on {one['n']} {where}"
-            f" (k = {', '.join(map(str, one['sizes']))}), beside random sets of heads matched on layer and output norm"
-            " and beside the heads that write most."
+            f"As a control, values of corrupt prompts were put into the first k heads at once on {one['n']} {where} (k"
+            f" = {', '.join(map(str, one['sizes']))}), and compared with random sets of heads matched on layer and"
+            " output norm and with the heads that write most."
         )
     if "circuit" in made.answers:
         said.append(
             f"Edges were scored by EAP-IG{cite(papers_behind('circuit'))}, and the circuit cut from them was judged by"
-            " the share of the metric that it keeps, beside random circuits of the same size and layers."
+            " the share of the metric that it keeps, compared with random circuits of the same size and layers."
         )
     versions = about.get("versions") or {}
     used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name))

@@ -132,7 +132,7 @@ def _plan(subject: Subject) -> None:
         heads = sum(layer.heads for layer in subject.model.anatomy.towers[tower].layers)
         one = REACH * subject.moved * TOGETHER * len(subject.heldout) / len(subject.task)
         each = one * len(_sizes(heads))
-        said = f"Sets of random heads of {tower} beside the heads found"
+        said = f"Sets of random heads of {tower} to compare with the heads found"
         subject.budget.some(
             f"ablation-{tower}", each, subject.wanted.draws, said, base=2 * each + FIXED, least=LEAST, share=SHARE
         )

@@ -1,8 +1,8 @@
 """How heads attend on these prompts, whatever the task: entropy, distance, largest weight, sinks.
 
-What a head does for one narrow task rarely says what it does in general, so both stand side by side in a report. The
-numbers are means over a prompt's real rows, then over prompts, with intervals over prompts. Cost: two forward passes a
-tower. Limits: towers whose attention goes through transformers' interface; others say so.
+What a head does for one narrow task rarely says what it does in general, so a report has both. The numbers are means
+over a prompt's real rows, then over prompts, with intervals over prompts. Cost: two forward passes a tower. Limits:
+towers whose attention goes through transformers' interface; others say so.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Before any number: does the hook layer say what the model does, and does the model do the task at all.
 
 The task is done where more than half of the prompts are answered right in both splits; whether clean and corrupt differ
-is asked of the interval of their gap. Where they are not told apart there is nothing that a head could do, which the
-report then says before anything else. Cost: the model's checks of itself; the prompts were run when they were chosen.
+is asked of the interval of their gap. Where they do not differ no head can have an effect, which the report then says
+before anything else. Cost: the model's checks of itself; the prompts were run when they were chosen.
 """
 
 from __future__ import annotations

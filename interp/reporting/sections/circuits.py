@@ -1,4 +1,4 @@
-"""A circuit for the task: found on the report's prompts, judged on held-out ones, beside random circuits.
+"""A circuit for the task: found on the report's prompts, judged on held-out ones, and compared with random circuits.
 
 Edges are scored by EAP-IG (base clean, source corrupt) and cut at growing sizes, by signed importance and by magnitude:
 the first takes what speaks for the answer, and leaves out heads that speak against it and keep the others in check, so
@@ -31,7 +31,7 @@ SIZES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1)
 NEAR = 0.05
 STEPS = 5
 MOST = 300_000
-"""Edges above which a report does not look for a circuit by itself."""
+"""Number of edges above which a report does not look for a circuit."""
 LISTED = 20_000
 """Edges above which the file of the circuit is the compact one of MIB."""
 PARTS = 20
@@ -77,8 +77,8 @@ def _plan(subject: Subject) -> None:
     budget.amounts |= {"circuit prompts": some, "circuit heldout": held, "circuit steps": steps}
     one = RUN * held / count
     chance = min(wanted.random, CHANCE)
-    budget.some("circuit random", one, wanted.random - chance, "Random circuits beside the circuit", step="circuit",
-                share=0.7, had=chance)  # fmt: skip
+    budget.some("circuit random", one, wanted.random - chance, "Random circuits to compare with the circuit",
+                step="circuit", share=0.7, had=chance)  # fmt: skip
     budget.some("circuit parts", one * 1.6, PARTS, "Edges and halves tried for minimality and completeness",
                 step="circuit", least=4, share=0.7)  # fmt: skip
     budget.whole("circuit curve", one * 20, "Faithfulness over all sizes on held-out prompts", step="circuit")
@@ -141,16 +141,15 @@ def warned(best: Tried, tried: list[Tried], summary: Mapping[str, Any]) -> list[
     if best.far > NEAR:
         values = [one.f for one in tried]
         made.append(
-            f"No circuit of {SIZES[0]:.0%} to {SIZES[-1]:.0%} of the edges comes within {NEAR} of the whole model on"
-            f" the prompts it was found on (f {min(values):.2f} to {max(values):.2f}): the nearest is shown,"
-            f" {best.f:.2f}."
+            f"No circuit of {SIZES[0]:.0%} to {SIZES[-1]:.0%} of the edges is within {NEAR} of the whole model on the"
+            f" prompts it was found on (f {min(values):.2f} to {max(values):.2f}): the nearest is shown, {best.f:.2f}."
         )
     low, high = summary["low"], summary["high"]
     if not summary["sound"]:
-        made.append("The circuit is not judged: the gap of the held-out prompts is not told apart from 0, so there is"
-                    " nothing to be faithful to.")  # fmt: skip
+        made.append("The circuit is not judged: the gap of the held-out prompts cannot be distinguished from 0, so"
+                    " there is nothing to be faithful to.")  # fmt: skip
     elif low is not None and low <= 0 <= high:
-        made.append(f"On held-out prompts the circuit's f is not told apart from 0 [{low:.2f}, {high:.2f}].")
+        made.append(f"On held-out prompts the circuit's f cannot be distinguished from 0 [{low:.2f}, {high:.2f}].")
     return made
 
 
@@ -162,8 +161,8 @@ def _small_enough(subject: Subject) -> None:
     about = heads * (heads + layers) * 3 // 2
     if about > MOST:
         raise InterpError(
-            f"about {about:,} edges, more than a report looks through by itself: use interp.edges and"
-            " interp.faithfulness, and give their results to interp.report."
+            f"about {about:,} edges, which is too many for a report: use interp.edges and interp.faithfulness, and"
+            " give their results to interp.report."
         )
 
 

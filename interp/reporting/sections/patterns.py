@@ -59,7 +59,7 @@ def _example(x: Inputs, name: str, row: Any) -> Answer:
     kinds = [KINDS[int(code)] for code in roles.kind[0].tolist()]
     tokens = list(x.tokens[0]) if x.tokens is not None else [roles.label(0, n) for n in range(length)]
     answers = row.rows[0].answers
-    said = f"right answer {str(answers[0])!r}" if answers else "held against its own vector"
+    said = f"right answer {str(answers[0])!r}" if answers else "compared with its own vector"
     return {"name": name, "tokens": tokens, "roles": kinds, "note": said}
 
 

@@ -1,6 +1,6 @@
 """Is the circuit real: the tables of verdicts that a report was given (`interp.circuits.judge`).
 
-A verdict takes hundreds of passes, so a report makes none by itself. Cost: no forward pass.
+A verdict takes hundreds of passes, so a report makes none unless you give one. Cost: no forward pass.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from interp.reporting.steps.steps import Answer, Steps
 from interp.reporting.steps.subject import Subject
 
 LABELLED = 0.5
-"""A head is labelled with the kinds whose value is at least this: a convention; the values stand beside it."""
+"""A head is labelled with the kinds whose value is at least this: a convention; the report gives the values too."""
 KEPT = ("site", "method", "estimate", "low", "high", "n")
 READ, ONCE = 1.5, 3
 """Passes of the tokens that are read; copying reads its own once more, against the whole vocabulary."""

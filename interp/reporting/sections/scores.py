@@ -50,7 +50,7 @@ def _plan(subject: Subject) -> None:
             most = heads if wanted.exact == "auto" else heads // PART
             budget.some(
                 name, each / heads, min(heads, max(wanted.top, min(SAMPLE, most))),
-                f"Heads of {tower} patched beside estimates", least=min(heads, 3), share=SAMPLED,
+                f"Heads of {tower} patched to check estimates", least=min(heads, 3), share=SAMPLED,
             )  # fmt: skip
         else:
             budget.amounts[name] = heads

@@ -26,7 +26,7 @@ class Gathered:
     answers: dict[str, Any] = field(default_factory=dict)
     """What each section found, by its name."""
     effects: dict[str, Effects] = field(default_factory=dict)
-    """Scores of heads that can be held against each other, "relp text"."""
+    """Scores of heads that can be compared with each other, "relp text"."""
     measures: dict[str, Effects] = field(default_factory=dict)
     """Other numbers of heads that are rows."""
     frames: list[Any] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Gathered:
 
     @property
     def gap(self) -> float | None:
-        """The metric of clean beyond that of corrupt, where it is told apart from 0."""
+        """The metric of clean beyond that of corrupt, where it is distinguished from 0."""
         task = self.checks.get("task")
         return None if task is None or self.checks.get("doubt") else task["gap"]
 
@@ -87,7 +87,7 @@ class Gathered:
             return "No head was scored."
         best = rows.iloc[0]
         if not abs(best["estimate"]) > max(0.0, best["noise_floor"]):
-            return f"No head by itself has an effect by {best['method']}, {best['direction']}."
+            return f"No single head has an effect by {best['method']}, {best['direction']}."
         share = "" if not self.gap else f", {best['estimate'] / self.gap:.0%} of the gap between clean and corrupt"
         said = f"{best['site']} has the largest effect by {best['method']}: {best['estimate']:+.3g}{share}."
         return " ".join([said, *self.said])

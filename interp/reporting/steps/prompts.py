@@ -1,12 +1,12 @@
-"""Which prompts a report stands on: as many as its intervals need, and held-out ones that the model answers right.
+"""Which prompts a report uses: as many as its intervals need, and held-out ones that the model answers right.
 
 Of generated prompts that nobody counted (`prompts="auto"`) as many are taken as bring the standard error of the gap
 between clean and corrupt to `NEAR` of it, from `START` on; a small model takes them all. What was found is judged on
 held-out prompts: they are tried until as many are answered right, those alone are kept, and how many were tried is
-said, since a model that guesses leaves a gap near zero to divide by. Where too few are right, or their gap is not told
-apart from 0, nothing is judged there, and `why` says so.
-Cost: a pass on each side of the prompts that are looked at. Limits: a task that was not generated here has no held-out
-part, and is judged on the prompts it was found on.
+said, since a model that guesses leaves a gap near zero to divide by. Where too few are right, or their gap is not
+distinguished from 0, nothing is judged there, and `why` says so. Cost: a pass on each side of the prompts that are
+looked at. Limits: a task that was not generated here has no held-out part, and is judged on the prompts it was found
+on.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _held_out(task: Task, wanted: int) -> Answer:
 
 
 def _fewest(seen: Sides, pool: Task, kept: Sequence[int]) -> int:
-    """How many of them already have a gap that is told apart from 0, and at every larger number as well."""
+    """How many of them already have a gap that is distinguished from 0, and at every larger number as well."""
     for count in range(len(kept), 0, -STEP):
         if count < FEW or not told_apart(seen.numbers(pool, kept[:count])):
             return min(len(kept), count + STEP)
@@ -154,4 +154,7 @@ def _why(numbers: Answer, tried: int, *, least: int) -> str:
     if told_apart(numbers):
         return ""
     span = "" if numbers["low"] is None else f" [{numbers['low']:+.3g}, {numbers['high']:+.3g}]"
-    return f"clean and corrupt differ by {numbers['gap']:+.3g}{span} on these prompts, which is not told apart from 0"
+    return (
+        f"clean and corrupt differ by {numbers['gap']:+.3g}{span} on these prompts, which cannot be distinguished from"
+        " 0"
+    )

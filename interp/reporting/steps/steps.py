@@ -1,4 +1,4 @@
-"""A report's work as named steps, each written down when it is done, so that a killed report goes on where it was.
+"""A report's work as named steps, each saved when it is done, so that a killed report continues where it stopped.
 
 `steps/plan.json` says which report this is and comes first; `steps/NAME.json` is a step's answer, written under another
 name and renamed. Answers are read back as they were written, so a report that was resumed ends with the same bytes.
@@ -64,7 +64,9 @@ class Steps:
         file = self.inside / "plan.json"
         if not file.exists():
             if resume and any(self.folder.iterdir()):
-                raise InterpError(f"{self.folder} holds no report that was begun; there is nothing to resume.")
+                raise InterpError(
+                    f"{self.folder} holds no report that was begun, so it cannot be resumed: leave resume out."
+                )
             if any(self.folder.iterdir()) and not cleared:
                 raise InterpError(f"{self.folder} is not empty and holds no report: give another directory.")
             self.inside.mkdir()
@@ -73,7 +75,7 @@ class Steps:
         known = _read(file)
         if not resume:
             raise InterpError(
-                f"{self.folder} holds a report already: go on with it (resume=True, --resume), replace it"
+                f"{self.folder} already holds a report: continue it (resume=True, --resume), replace it"
                 " (overwrite=True, --overwrite) or give another directory."
             )
         named = sorted({*known, *mine}, key=lambda name: (name.endswith("_hash"), name))

@@ -33,9 +33,9 @@ class Wanted:
     examples: int = 2
     """Prompts whose patterns are shown."""
     draws: int = 20
-    """Sets of random heads beside every set of top heads."""
+    """Sets of random heads to compare with every set of top heads."""
     random: int = 100
-    """Random circuits beside the circuit."""
+    """Random circuits to compare with the circuit."""
     circuit: bool = True
     prompts: Literal["auto", "all"] = "all"
     """As many of the drawn prompts as the intervals need, or all of them."""
@@ -56,7 +56,7 @@ class Subject:
     judged: Task | None = None
     """The held-out prompts that were chosen."""
     enough: int = 1
-    """How many of them, the first ones, have a gap that is told apart from 0."""
+    """How many of them, the first ones, have a gap that is distinguished from 0."""
 
     def on(self, chosen: Answer) -> Subject:
         """The same on the prompts that were chosen (`interp.reporting.steps.prompts.choose`)."""

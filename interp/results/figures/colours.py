@@ -1,7 +1,7 @@
 """The one table of colours: the page, notebooks and papers draw with these and with no others.
 
 Negative numbers are blue, positive ones orange, and 0 is nearly white. Both sides get darker evenly, so that a grey
-print still shows the size; the sign is then read from what is written in a cell. Blue and orange are told apart by all
+print still shows the size; the sign is then read from what is written in a cell. Blue and orange look different to all
 common kinds of colour blindness. Sizes without a sign go along cividis (Nunez et al. 2018); attention weights start at
 white.
 """
@@ -20,7 +20,7 @@ SIZE = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")
 STOPS: dict[Scale, tuple[str, ...]] = {"signed": (*NEGATIVE[::-1], *POSITIVE[1:]), "size": SIZE, "weight": POSITIVE}
 """Each scale from its low end to its high end, evenly."""
 LINES = ("#12467f", "#d96f14", "#595959", "#6d28d9", "#948e77")
-"""Lines and groups of bars, told apart by their dashes and marks as well."""
+"""Lines and groups of bars, which also differ by their dashes and marks."""
 LESS, MORE = NEGATIVE[3], POSITIVE[3]
 """Bars below and above 0."""
 INK, QUIET, PAPER = "#111111", "#595959", "#ffffff"

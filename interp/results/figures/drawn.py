@@ -17,7 +17,7 @@ class Drawn:
     """A value with a figure, which `_figure` makes."""
 
     def _figure(self, *args: Any, **which: Any) -> Figure:
-        raise InterpError(f"a {type(self).__name__} has no figure of its own: see its tables.")
+        raise InterpError(f"a {type(self).__name__} has no figure: use its tables.")
 
     def figure(
         self,

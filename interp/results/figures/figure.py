@@ -1,4 +1,4 @@
-"""A figure as a value: panels, a title, and how many stand beside each other. It can be shown anywhere.
+"""A figure as a value: panels, a title, and how many are in one row. It can be shown anywhere.
 
 In a notebook it shows itself; `save` writes it for a paper, `plotly` and `matplotlib` hand it to those libraries.
 """
@@ -21,13 +21,15 @@ class Figure:
     """What a figure shows; `e.figure()` and `interp.figures` make them."""
 
     panels: Sequence[Panel]
+    """What is drawn, in order."""
     title: str = ""
+    """The title above all panels."""
     across: int = 3
-    """Panels beside each other."""
+    """How many panels are in one row."""
 
     def __post_init__(self) -> None:
         if not len(self.panels) or self.across < 1:
-            raise InterpError("a figure has one panel at least, and one at least beside each other.")
+            raise InterpError("a figure needs at least one panel, and across= of at least 1.")
 
     def save(self, path: str | Path, *, width: Width = "column", title: str | None = None, dpi: int = 300) -> Path:
         """Write a PDF, SVG or PNG for a paper (needs matplotlib): `width` is "column" (3.25 inches), "page" (5.5) or a

@@ -1,4 +1,4 @@
-"""A map of numbers over a picture: laid on it in colour, and which of its patches stand out."""
+"""A map of numbers over a picture: laid on it in colour, and which of its patches have the largest values."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class Link:
     size: Number = 1.0
     """From 0 to 1."""
     kind: str = ""
-    """"q", "k" or "v": told apart by dashes."""
+    """"q", "k" or "v", each with its own dashes."""
     negative: bool = False
     said: str = ""
 

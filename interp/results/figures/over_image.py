@@ -29,7 +29,7 @@ class OverPositions(Protocol):
 
 
 def over_image(effects: OverPositions, inputs: Inputs, *, row: int = 0, image: int = 0) -> Tensor:
-    """[site, patch row, patch column] of one example; nan where no token stands. Positions must be an axis."""
+    """[site, patch row, patch column] of one example; nan where there is no token. Positions must be an axis."""
     if effects.positions is None:
         raise InputsError("these effects have no position axis: patch with positions='each'.")
     labels = inputs.roles

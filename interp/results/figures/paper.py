@@ -220,7 +220,7 @@ def _scale(grid: Heatmap) -> tuple[Any, Any]:
 
 
 def _key(figure: Any, beside: Any, grid: Panel) -> None:
-    """The scale beside one grid or several."""
+    """The scale next to one grid or several."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import MaxNLocator
 

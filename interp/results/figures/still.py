@@ -28,7 +28,7 @@ Place = Callable[[Number], Number]
 
 
 def picture(panels: Sequence[Panel], *, title: str = "", across: int = 3) -> Canvas:
-    """All panels on one canvas, a few beside each other."""
+    """All panels on one canvas, a few in each row."""
     sizes = [_size(panel) for panel in panels]
     rows = [range(n, min(n + across, len(panels))) for n in range(0, len(panels), across)]
     top = 26 if title else 4
@@ -80,7 +80,7 @@ def _drawn(canvas: Canvas, panel: Panel, x: Number, y: Number) -> None:
 
 
 def _size(panel: Panel) -> tuple[Number, Number]:
-    """Width and height with everything beside it."""
+    """Width and height with everything around it."""
     titled = 22 if panel.title else 4
     if isinstance(panel, Heatmap):
         left, top, cell, high = _measures(panel)
@@ -112,7 +112,7 @@ def _measures(grid: Heatmap) -> tuple[Number, Number, Number, Number]:
 
 
 def _upward(grid: Heatmap, cell: Number) -> Number:
-    """How high labels above columns are, where they must stand upright."""
+    """How high labels above columns are, where they must be upright."""
     longest = max(len(_label(grid.columns, n)) for n in range(len(grid.columns)))
     return 5.4 * longest if longest * CHARACTER > cell + 2 and not _numbered(grid.columns) else 0
 

@@ -66,9 +66,9 @@ def corpus(
     """Measure heads on every document of `texts`: a path (.jsonl, .txt, .parquet, a directory, a pattern), several, or
     texts themselves.
 
-    `reduce` names what is kept: "mean" (always), "least", "most", "quantile:0.5", "top:10". `on_error="skip"` passes
-    over lines and files that cannot be read, and the result lists them. `shard=(0, 4)` does every fourth block into a
-    directory of its own; `interp.scale.merge` adds four of them up.
+    `reduce` names what is kept: "mean" (always), "least", "most", "quantile:0.5", "top:10". `on_error="skip"` leaves
+    out lines and files that cannot be read, and the result lists them. `shard=(0, 4)` measures every fourth block, in
+    its own directory; `interp.scale.merge` adds the four.
     """
     if on_error not in ("raise", "skip") or batch < 1:
         raise InputsError(f"on_error is 'raise' or 'skip' and batch at least 1; got {on_error!r} and {batch}.")

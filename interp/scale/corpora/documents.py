@@ -1,8 +1,8 @@
 """A corpus as numbered blocks of documents, each of which can be read without reading those before it.
 
 Of files of lines (.jsonl, .ndjson, .json: an object a line; .txt: a document a line) a block is a stretch of bytes, and
-a line belongs to the block that its first byte lies in. Of parquet it is a row group. A .gz file of lines is one block.
-Of texts given at hand it is so many of them. Which block a document is in follows from the corpus alone, so shards and
+a line belongs to the block of its first byte. Of parquet it is a row group. A .gz file of lines is one block. Of texts
+that are given it is a fixed number of them. Which block a document is in follows from the corpus alone, so shards and
 runs that go on agree about it. What cannot be read is a `Bad` with its file and line.
 """
 
@@ -25,9 +25,9 @@ LINES, TEXT, TABLE = (".jsonl", ".ndjson", ".json"), (".txt",), (".parquet",)
 BYTES = 4 << 20
 """Of a block of lines."""
 TEXTS = 256
-"""Of a block of texts given at hand."""
+"""Of a block of texts that are given."""
 LONGEST = 64 << 20
-"""Bytes of a line; a longer one is no document but a damaged file."""
+"""Bytes of a line; a longer line means that the file is damaged."""
 
 
 class CorpusError(InterpError, ValueError):
@@ -243,7 +243,7 @@ class Files:
 
 
 class Texts:
-    """Texts given at hand. Those of a generator are read once, in their order."""
+    """Texts that are given. Those of a generator are read once, in their order."""
 
     def __init__(self, given: Iterable[Any]) -> None:
         self.known = given if isinstance(given, Sequence) else None
@@ -289,7 +289,7 @@ def _text(value: Any, column: str, block: int, number: int, where: str) -> Docum
 
 
 def _between(handle: Any, start: int, end: int | None) -> Iterator[tuple[int, bytes]]:
-    """The lines whose first byte lies from `start` to before `end`, with the place of that byte."""
+    """The lines whose first byte is from `start` to before `end`, with the place of that byte."""
     offset = 0
     if start:
         handle.seek(start - 1)

@@ -197,12 +197,12 @@ def measures(stats: Any, heads: str) -> tuple[Measure, ...]:
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputsError(f"two measures are called {', '.join(sorted(twice))}: tell them apart by `names`.")
     if not found:
-        raise InputsError("stats= names nothing to measure.")
+        raise InputsError("stats= names no measure: name at least one.")
     return tuple(found)
 
 
 def _must_be_a_mean(name: str) -> None:
     stat = parse(name)
     if stat.per_key or stat.kind in INDICES or stat.kind == "lse":
-        what = "is of keys" if stat.per_key else "is no amount whose mean says something"
+        what = "is of keys" if stat.per_key else "is no number whose mean has a meaning"
         raise InputsError(f"{name!r} {what}: over a corpus there are means of rows; use m.attention for single texts.")

@@ -28,7 +28,7 @@ def merged(folders: Sequence[Path], out: str | Path) -> CorpusHeads:
                 f" {mine['task'].get(name)!r:.80}."
             )
         if not reached(folder)[1]:
-            raise ShardsDiffer(f"{folder} is not finished: the same call goes on there.")
+            raise ShardsDiffer(f"{folder} is not finished: make the same call again to continue it.")
     parts = [restored(folder) for folder in folders]
     states = [state for _, state in parts if state is not None]
     with kept(to), whole(to) as new:

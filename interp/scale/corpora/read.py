@@ -1,4 +1,5 @@
-"""What heads do over a corpus: a number a head and measure, with its interval, and the documents that stand out."""
+"""What heads do over a corpus: a number a head and measure, with its interval, and the documents with the largest
+values."""
 
 from __future__ import annotations
 
@@ -60,15 +61,19 @@ class CorpusHeads(HeadResult):
     TITLE = "mean over the corpus"
 
     labels: Mapping[str, tuple[str, ...]]
+    """By measure, what its numbers are of: heads, layers or the model."""
     values: Mapping[str, Tensor]
     """"MEASURE/mean", "MEASURE/error" and so on."""
     counts: Mapping[str, int]
+    """How many documents and tokens were measured, and how many texts were cut or too short."""
     quantiles: tuple[float, ...] = ()
+    """The shares of documents of which quantiles were taken."""
     documents: Mapping[str, tuple[tuple[tuple[str, str, float], ...], ...]] = field(default_factory=dict)
     """By measure and label, the documents with the largest values: where, how it begins, the value."""
     bad: tuple[tuple[str, str], ...] = ()
     """What could not be read, where and why: the first hundred."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @classmethod
     def of(

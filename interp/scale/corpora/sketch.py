@@ -36,7 +36,7 @@ def counted(x: Tensor, there: Tensor) -> Tensor:
 
 
 def quantile(counts: Tensor, share: float) -> Tensor:
-    """[label]: the number below which that share of the counted ones lies; NaN where nothing was counted."""
+    """[label]: the number below which that share of the counted ones is; NaN where nothing was counted."""
     total = counts.sum(1)
     rank = (share * (total - 1).clamp(min=0)).floor().long()
     at = (counts.cumsum(1) <= rank[:, None]).sum(1).clamp(max=BINS - 1) - SIDE

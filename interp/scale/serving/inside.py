@@ -1,4 +1,4 @@
-"""Standing at the heads of a model that a serving engine runs, in the engine's own process.
+"""Reading and changing the heads of a model that a serving engine runs, in the engine's own process.
 
 vLLM's transformers backend calls the same attention interface as transformers does (`hooks/stand/interface.py`), with
 the tokens of all running requests as one row. Who they belong to is read off the engine, once a step: the request ids
@@ -25,7 +25,7 @@ from interp.scale.serving.work import Local, Tapping
 
 @dataclass(frozen=True)
 class _Found:
-    """The attention of one layer: the module that calls the interface, and vLLM's own beside it."""
+    """The attention of one layer: the module that calls the interface, and vLLM's own inside of it."""
 
     module: Any
     own: Any
@@ -171,11 +171,13 @@ def _layers(model: Any) -> dict[int, _Found]:
             found[layer] = _Found(module, own)
     if not found:
         raise ModelError(
-            f"{type(model).__name__} has no attention that goes through transformers' interface: start the engine with"
+            f"{type(model).__name__} has no attention that uses transformers' interface: start the engine with"
             " model_impl='transformers' (see interp.scale.vllm_arguments())."
         )
     if any(type(f.own).__name__.startswith("MLA") for f in found.values()):
-        raise ModelError("multi-head latent attention has no z per head before its projection in vLLM: not here.")
+        raise ModelError(
+            "multi-head latent attention has no z per head before its projection in vLLM, so it cannot be read."
+        )
     return dict(sorted(found.items()))
 
 

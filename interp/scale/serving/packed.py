@@ -1,8 +1,8 @@
 """Which tokens of a packed batch belong to which request.
 
-An engine runs the tokens of all its running requests as one row without a batch axis: those of request r lie at
+An engine runs the tokens of all its running requests as one row without a batch axis: those of request r are at
 
-    query_start_loc[r] .. query_start_loc[r + 1] - 1        and stand in its text at    starts[r], starts[r] + 1, ...
+    query_start_loc[r] .. query_start_loc[r + 1] - 1        and are in its text at    starts[r], starts[r] + 1, ...
 
 A prompt may come in several steps (chunked prefill), then a token a step; a request that was preempted comes once more
 from its first token. So each request keeps how many of its positions were taken (`Taken.done`): what is recorded is
@@ -52,14 +52,14 @@ class Segment:
     start: int
 
     def positions(self, device: torch.device) -> Int[Tensor, " token"]:
-        """Where its tokens stand in the request."""
+        """Where its tokens are in the request."""
         return torch.arange(self.start, self.start + self.high - self.low, device=device)
 
 
 def segments(
     held: Sequence[Taken | None], starts: Sequence[int], bounds: Sequence[int], tokens: int
 ) -> Iterator[Segment]:
-    """The requests of a step that are ours, in the order of the batch; None stands for those of others.
+    """The requests of a step that are ours, in the order of the batch; None for those of others.
 
     `bounds` is `query_start_loc`; raises where it does not fit the requests or the `tokens` of the batch.
     """

@@ -28,10 +28,11 @@ Heads = dict[int, tuple[int, ...]]
 """By layer, numbers of heads, ascending."""
 
 NOT_HERE = {
-    "pattern": "patterns are N x N a head and a long prompt comes in chunks: ask for stats=, such as 'topk:8' or"
-    " 'entropy', or record patterns with m.run on a model you hold",
-    "scores": "scores are N x N a head: ask for stats=, or record them with m.run on a model you hold",
-    "attention": "name what is read of the head, 'L5.H3.z'; how heads attend is told by stats=",
+    "pattern": "patterns are N x N for each head, and the engine runs a long prompt in chunks: ask for stats=, such as"
+    " 'topk:8' or 'entropy', or load the model with interp.load and record patterns with m.run",
+    "scores": "scores are N x N for each head: ask for stats=, or load the model with interp.load and record them with"
+    " m.run",
+    "attention": "name what is read of the head, 'L5.H3.z'; ask with stats= how heads attend",
     **dict.fromkeys(("q", "k", "v"), "a served engine gives z and statistics, never q, k or v of its requests"),
 }
 """Why a component cannot be had from an engine."""
@@ -158,7 +159,10 @@ def statistics_of(names: str | Iterable[str] | None, reduce: Reduce | None) -> t
     found: tuple[Stat, ...] = parse_all(names)
     for stat in found:
         if stat.kind == "mass":
-            raise InputsError(f"{stat.name!r} needs a set of keys, which differs from request to request: not here.")
+            raise InputsError(
+                f"{stat.name!r} needs a set of keys, which differs from request to request, so an engine cannot take"
+                " it."
+            )
         if reduce is not None and (stat.per_key or stat.kind in ("argmax", "topk")):
             what = "is a number a key" if stat.per_key else "names keys"
             raise InputsError(f"{stat.name!r} {what} and has no mean over rows: ask for it with reduce=None.")
@@ -205,7 +209,8 @@ def _amounts(edit: Edit) -> tuple[Kind, Any, float]:
         return "uniform", 0.0, 1.0
     raise EditError(
         f"{edit!r} cannot be made in a served engine, which takes Scale, Zero, Set and Add of z, and UniformAttention:"
-        " use m.run or m.edited on a model you hold."
+        " load the model with"
+        " interp.load and use m.run or m.edited."
     )
 
 
@@ -218,7 +223,7 @@ def _placed(edit: Edit) -> Where:
     """Where in its request an edit acts."""
     for name in ("rows", "step", "steps", "branch"):
         if getattr(edit, name) is not None:
-            raise EditError(f"{edit!r}: {name}= means nothing to an engine; give each request its own edits.")
+            raise EditError(f"{edit!r}: {name}= has no meaning in an engine; give each request its own edits.")
     if edit.expand:
         raise EditError(f"{edit!r}: expand= is for k and v, and a served engine edits z.")
     if edit.positions is None:

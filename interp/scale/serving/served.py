@@ -50,13 +50,13 @@ from interp.scale.serving.settings import refuse, refuse_scores
 
 _KEYS = itertools.count()
 NOT_SERVED = {
-    "module": "its weights lie in the engine's process, without gradients",
-    "anatomy": "its modules lie in the engine's process",
+    "module": "its weights are in the engine's process, without gradients",
+    "anatomy": "its modules are in the engine's process",
     "edited": "edits go with requests: run(..., edits=...)",
     "attention": "ask for run(..., stats=...)",
     "generate": "use run(..., max_new_tokens=...)",
     "stream": "use run(..., reduce=...), which takes any number of prompts",
-    "check": "compare it with a model you hold",
+    "check": "compare it with a model that you loaded with interp.load",
     "prepare": "run takes texts or token ids",
 }
 """Why what a model has is not there in an engine."""
@@ -144,7 +144,7 @@ class Served:
         }  # fmt: skip
 
     def close(self) -> None:
-        """Take what stands at the heads away again."""
+        """Remove the hooks from the heads again."""
         self.llm.collective_rpc("interp_close")
 
     def run(
@@ -184,7 +184,9 @@ class Served:
             raise InputsError(f"chunk is at least 1, got {chunk}.")
         how = self._sampling(sampling, max_new_tokens, logprobs)
         if where == "generated" and how.max_tokens == 1 and (z or names):
-            raise InputsError("the last token that is said is never computed on: 'generated' needs two or more tokens.")
+            raise InputsError(
+                "the model never reads the last token that it generates: 'generated' needs two or more tokens."
+            )
         found: list[Answer] = []
         for low in range(0, len(asked), chunk):
             found += self._chunk(plan, values, asked[low : low + chunk], of_each[low : low + chunk], how)
@@ -207,7 +209,9 @@ class Served:
         taken = [(json.loads(text), load(data)) for text, data in self.llm.collective_rpc("interp_take", args=(key,))]
         trouble = next((held["trouble"] for held, _ in taken if held["trouble"]), None)
         if trouble is not None:
-            raise ModelError(f"the engine ran, and its heads could not be told apart: {trouble}")
+            raise ModelError(
+                f"the engine ran, and interp could not find which values belong to which request: {trouble}"
+            )
         return _answers(own, taken, outputs)
 
     def _edits(
@@ -310,7 +314,7 @@ def _scored(ids: Sequence[int], found: Sequence[Any] | None) -> tuple[Tensor | N
 
 
 def _of_row(plan: Plan, tensors: Mapping[str, Tensor], row: int) -> tuple[Tensor | None, tuple[int, ...]]:
-    """Where a request's tokens lie among all that were kept, in the order of their positions."""
+    """Where a request's tokens are among all that were kept, in the order of their positions."""
     if "owner" not in tensors:
         return None, ()
     mine = (tensors["owner"] == row).nonzero().flatten()

@@ -12,7 +12,7 @@ EXTENSION = "interp.scale.serving.worker.HeadsInWorker"
 def vllm_arguments() -> dict[str, Any]:
     """What `vllm.LLM(model, **interp.scale.vllm_arguments())` needs for its heads to be read.
 
-    The transformers backend calls the attention interface that we stand at; eager execution, since compiled graphs
+    The transformers backend calls the attention interface that interp reads; eager execution, since compiled graphs
     call nothing; no prefix cache, whose tokens never run; and no step that is run ahead and thrown away.
     """
     return {
@@ -52,13 +52,13 @@ def _wrong(config: Any) -> list[tuple[str, str]]:
          "model_impl='transformers'"),
         (parallel.worker_extension_cls != EXTENSION, "its workers know nothing of interp",
          f"worker_extension_cls={EXTENSION!r}"),
-        (bool(config.scheduler_config.async_scheduling), "it runs steps ahead and throws some away",
+        (bool(config.scheduler_config.async_scheduling), "it runs steps in advance and discards some",
          "async_scheduling=False"),
-        (config.speculative_config is not None, "it drafts tokens that are thrown away", "no speculative_config"),
+        (config.speculative_config is not None, "it drafts tokens that are discarded", "no speculative_config"),
         (getattr(config, "kv_transfer_config", None) is not None, "it takes keys from elsewhere",
          "no kv_transfer_config"),
         (parallel.data_parallel_size > 1, "it is several engines", "data_parallel_size=1, and one shard a process"),
-        *((getattr(parallel, name, 1) > 1, "a text's tokens lie on several devices", f"{name}=1")
+        *((getattr(parallel, name, 1) > 1, "the tokens of one text are on several devices", f"{name}=1")
           for name in ("decode_context_parallel_size", "prefill_context_parallel_size")),
         (bool(getattr(config, "use_v2_model_runner", False)), "it has the second model runner, which was not tried",
          "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),

@@ -158,8 +158,8 @@ class Tapping:
         for one in found:
             if one.start > one.held.done and self.trouble is None:
                 self.trouble = (
-                    f"tokens {one.held.done} to {one.start - 1} of request {one.held.row} never ran in this engine:"
-                    " they came from a cache."
+                    f"tokens {one.held.done} to {one.start - 1} of request {one.held.row} did not run in this engine:"
+                    " they were read from a cache."
                 )
             self._check_length(one)
         if self.plan.z or self.plan.stats:

@@ -1,6 +1,6 @@
 """What vLLM mixes into its worker: calls that a `Served` engine makes over `collective_rpc`.
 
-vLLM imports this file in every process of the engine, so it imports nothing itself; what stands at the heads
+vLLM imports this file in every process of the engine, so it imports nothing itself; the hooks on the heads
 (`inside.py`) is imported with the first call, next to the model. Arguments and answers are text and bytes, which cross
 processes as they are.
 """

@@ -43,7 +43,7 @@ def connected(address: str | None, *, cpus: int) -> Iterator[Any]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address in (None, "local"):
-        # the cluster says nothing to its makers
+        # no usage statistics are sent to Ray's makers
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         how = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     else:

@@ -1,15 +1,14 @@
 """`engine="ray"`: the cells of a call done by Ray's workers, on this machine or on a cluster.
 
-A worker is a process that gets the model once: out of Ray's object store, where the weights lie once for all workers
-of a machine and are not copied, or by loading it itself (`model=` a name or directory that it can reach). It computes
-chunks of cells and hands the numbers back; it writes nothing. This process writes them down (`out=`) as they come, so
-that a run that is stopped goes on where it was, with any engine. A worker that dies is replaced and its chunk done
-again; a node may leave and others join. A chunk that raises is tried again, `tries` times in all; then the cell that
-raises is found, named, and left out, and the rest is done before the call raises `CellsFailed`. A chunk that takes too
-much memory is halved.
-Limits: the same bytes as in one process need one kind of machine and as many threads there (`threads`). A chunk that
-was halved for want of memory has matrix products of other shapes, which may round otherwise. The weights in a worker
-cannot be written to. A model spread over several devices goes to one in a worker.
+A worker is a process that gets the model once: out of Ray's object store, where the weights are stored once for all
+workers of a machine and are not copied, or by loading it itself (`model=` a name or directory that it can reach). It
+computes chunks of cells and hands the numbers back; it writes nothing. This process writes them down (`out=`) as they
+come, so that a run that is stopped goes on where it was, with any engine. A worker that dies is replaced and its chunk
+done again; a node may leave and others join. A chunk that raises is tried again, `tries` times in all; then the cell
+that raises is found, named, and left out, and the rest is done before the call raises `CellsFailed`. A chunk that takes
+too much memory is halved. Limits: the same bytes as in one process need one kind of machine and as many threads there
+(`threads`). A chunk that was halved for want of memory has matrix products of other shapes, which may round otherwise.
+The weights in a worker cannot be written to. A model spread over several devices goes to one in a worker.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model handed over without copies: its pickle has no numbers, they lie beside it as plain arrays.
+"""A model handed over without copies: its pickle has no numbers, which are plain arrays outside of it.
 
 `packed` pickles anything, a model inside it as the module, its processor and its family, and puts the memory under
 every plain tensor into a list of byte arrays, each once however many tensors look at it. Ray's object store hands such
@@ -31,8 +31,8 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 def packed(
     thing: Any, *, instead: tuple[Model, str] | None = None, base: Any = pickle.Pickler
 ) -> tuple[bytes, list[Bytes]]:
-    """A pickle without numbers, and the numbers. `instead` is a model that the other side loads by itself, and what
-    `interp.load` is given there; `base` is the pickler's class (cloudpickle's takes functions of a notebook too)."""
+    """A pickle without numbers, and the numbers. `instead` is a model that the other side loads, and what `interp.load`
+    is given there; `base` is the pickler's class (cloudpickle's takes functions of a notebook too)."""
     arrays: list[Bytes] = []
     known: dict[int, tuple[int, Any]] = {}
 
@@ -59,13 +59,13 @@ def _reduced(model: Model, instead: tuple[Model, str] | None) -> Any:
 def _tensor_parts(given: Tensor, arrays: list[Bytes], known: dict[int, tuple[int, Any]]) -> Any:
     if given.device.type == "meta":
         raise ModelError(
-            f"a tensor of {list(given.shape)} is not in memory (offloaded, or on meta), so it cannot be handed to other"
-            " processes: let the workers load the model by themselves, Ray(model='NAME or directory')."
+            f"a tensor of {list(given.shape)} is not in memory (offloaded, or on meta), so it cannot be handed to"
+            " other processes: let each worker load the model, Ray(model='NAME or directory')."
         )
     storage = given.untyped_storage()
     key = storage.data_ptr() if storage.nbytes() else -id(storage)
     if key not in known:
-        known[key] = len(arrays), storage  # held: another one must not come to lie there
+        known[key] = len(arrays), storage  # held, so that no other one gets the same address
         arrays.append(torch.empty(0, dtype=torch.uint8, device=given.device).set_(storage).detach().cpu().numpy())
     place = given.storage_offset(), tuple(given.shape), given.stride()
     how = given.dtype, given.device.type, type(given), given.requires_grad

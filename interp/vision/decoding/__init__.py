@@ -1,1 +1,1 @@
-"""Decoding that looks at the picture: two branches of one model held against each other, and what the branches are."""
+"""Decoding that looks at the picture: two branches of one model compared with each other, and what the branches are."""

@@ -1,7 +1,7 @@
 """What a model says with a picture against what it says without looking: two branches, decoded as one text.
 
 Each branch is the same model on inputs of its own, under edits of its own, with a KV cache of its own; both are given
-the token that is chosen. With p the branch that is believed and p' the one it is held against, in every step
+the token that is chosen. With p the branch that is believed and p' the one it is compared with, in every step
 
     score  = (1 + amount) log p - amount log p'        where log p >= log cutoff + max log p,   else -inf
 
@@ -88,7 +88,7 @@ def contrast(
     _speaks(model, x)
     if against is None and edits == others:
         raise InputsError(
-            "both branches are the same, so there is nothing to hold against: give against=, or edits of one of them."
+            "both branches are the same, so they cannot be contrasted: give against=, or edits of one of them."
         )
     y = x if against is None else model.inputs(against)
     if y.batch != x.batch:
@@ -137,8 +137,8 @@ class _Branch:
         self.host, self.ids, self.config, self.kwargs = kept
         if self.host is not self.module:
             raise ModelError(
-                f"{type(self.module).__name__} generates by a module inside of it, so that the branches' passes are"
-                " not its own: contrast has no way to stand in them."
+                f"{type(self.module).__name__} generates with a module inside of it, so contrast cannot change the"
+                " passes of its branches."
             )
 
     def logits(self) -> Tensor:
@@ -177,7 +177,7 @@ def _refuse(model: Model, x: Inputs) -> None:
         raise ModelError(f"{type(model.module).__name__} cannot generate: it has no generate method.")
     if not bool(x.valid[:, -1].all()):
         raise InputsError(
-            "generating goes on from the last column, so both branches are padded on the left: m.prepare(...,"
+            "generating continues from the last column, so both branches must be padded on the left: m.prepare(...,"
             " padding='left')."
         )
 

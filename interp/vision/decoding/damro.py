@@ -2,20 +2,19 @@
 
 Gong et al., EMNLP 2024 (arXiv 2410.04514). In the layer of the vision tower that feeds the projector, with the class
 token's query q and the keys K of all positions, the `k` patches with the largest softmax(q K^T / sqrt(d)) are the
-outliers. The branch held against sees only these: its prompt holds k image tokens a picture, with their features, and
-its words follow at once. Then scores are (1 + amount) log p - amount log p' where log p >= log cutoff + max log p.
-Defaults are the authors' for LLaVA-1.5: k 10, amount 2 (0.5 for captions), cutoff 0.1; for InstructBLIP they have k 4
-and amount 0.5. Their code for LLaVA does not split q and K into heads (d is the full width), as here unless
-`split_heads`; for InstructBLIP it splits and averages. The paper's text says the last layer, their code the one that
-feeds the projector: `layer=` names another.
-Of a picture in tiles the authors' code for LLaVA-NeXT keeps the outliers of the base view and one newline, and no tile;
-so here. Tokens merged of several patches (InternVL) are ranked by the mean over their patches, and those of the
-thumbnail are kept, which is ours. A Q-Former reads the outliers alone by its cross-attention, where a key that is
-hidden and one that is not there are the same: that branch is an edit.
-Cost: two forward passes to find the outliers and their features, then two a token, one of each branch.
-Limits: vision towers with a class token whose tokens have a place in the picture, or are read by a Q-Former; families
-that cut a picture into tiles and show it nowhere whole are refused, and texts that scale their embeddings; models that
-decode within a module of theirs (BLIP-2) give scores of the next token, and no text.
+outliers. The other branch sees only these: its prompt holds k image tokens a picture, with their features, and its
+words follow at once. Then scores are (1 + amount) log p - amount log p' where log p >= log cutoff + max log p. Defaults
+are the authors' for LLaVA-1.5: k 10, amount 2 (0.5 for captions), cutoff 0.1; for InstructBLIP they have k 4 and amount
+0.5. Their code for LLaVA does not split q and K into heads (d is the full width), as here unless `split_heads`; for
+InstructBLIP it splits and averages. The paper's text says the last layer, their code the one that feeds the projector:
+`layer=` names another. Of a picture in tiles the authors' code for LLaVA-NeXT keeps the outliers of the base view and
+one newline, and no tile; so here. Tokens merged of several patches (InternVL) are ranked by the mean over their
+patches, and those of the thumbnail are kept, which is ours. A Q-Former reads the outliers alone by its cross-attention,
+where a key that is hidden and one that is not there are the same: that branch is an edit. Cost: two forward passes to
+find the outliers and their features, then two a token, one of each branch. Limits: vision towers with a class token
+whose tokens have a place in the picture, or are read by a Q-Former; families that cut a picture into tiles and show it
+nowhere whole are refused, and texts that scale their embeddings; models that decode within a module of theirs (BLIP-2)
+give scores of the next token, and no text.
 """
 
 from __future__ import annotations
@@ -148,7 +147,7 @@ def _kept(roles: Roles, keep: Tensor) -> Roles:
 register(
     Method(
         "interp.vision.damro",
-        number="scores of tokens with the picture, held against those with its outlier tokens alone",
+        number="scores of tokens with the picture, compared with those with its outlier tokens alone",
         shown="none",
         papers=("2410.04514",),
         unfit=NO_IMAGE_IN_TEXT,

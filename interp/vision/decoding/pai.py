@@ -2,13 +2,12 @@
 
 Liu et al., ECCV 2024 (arXiv 2407.21771). In the last query row of the prompt and in every row after it, in layers from
 the third on, scores s of image tokens become s + alpha |s| before the softmax (`interp.edits.Emphasize`), and what is
-said is held against a branch without the picture, under no edit: gamma log p + (1 - gamma) log p', where
-log p >= log cutoff + max log p. Defaults are the authors' code: alpha 0.2, gamma 1.1, cutoff 0.1, layers 2 and later.
-The number gamma is 1 + the amount of `interp.vision.contrast`, which this returns; `.edits` is the emphasis alone.
-Cost: two forward passes a token, a pass of each branch.
-Limits: |s| depends on where a model's scores lie, so alpha means another thing in another model; image tokens that lie
-among the words (no cross-attention). Families whose forward wants pixels (BLIP-2) have no branch without them: for
-these ask for gamma=1, the emphasis alone.
+said is compared with a branch without the picture, under no edit: gamma log p + (1 - gamma) log p', where log p >= log
+cutoff + max log p. Defaults are the authors' code: alpha 0.2, gamma 1.1, cutoff 0.1, layers 2 and later. The number
+gamma is 1 + the amount of `interp.vision.contrast`, which this returns; `.edits` is the emphasis alone. Cost: two
+forward passes a token, a pass of each branch. Limits: |s| depends on the size of a model's scores, so alpha means
+another thing in another model; image tokens that are among the words (no cross-attention). Families whose forward wants
+pixels (BLIP-2) have no branch without them: for these ask for gamma=1, the emphasis alone.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def pai(
 register(
     Method(
         "interp.vision.pai",
-        number="scores of tokens with the image emphasised, held against those without it",
+        number="scores of tokens with the image emphasised, compared with those without it",
         shown="none",
         papers=("2407.21771",),
         unfit=NO_IMAGE_IN_TEXT,

@@ -7,15 +7,14 @@ layer k with weights a_k:
     summary   u_j > Q3 + 1.5 (Q3 - Q1),     u = sum over heads of a_(-2),   the last layer but one
 
 In the last row of the prompt and every row after it, from the third layer of the text on, scores become s + alpha |s|
-on local tokens and s + beta |s| on the summary's, and PAI's branch without the picture is held against (gamma 1.1).
-alpha 0.7 and beta 0.4 are the paper's best; the released command has beta 0.3. Texts grow long under it (180 to 210
-words) and F1 falls: report length and recall beside hallucination; alpha 0.9 collapses.
-The released code also has a spatial stream by the summed rows of a softmax, which are 1 each, so that it picks
-arbitrary tokens: it is left out. The first abstract's modulation by head has no counterpart in the code, nor here.
-Cost: two forward passes to find the tokens, then two a token, one of each branch.
-Of a picture in tiles every view in the text has its own quarter and its own outliers, a token merged of patches counts
-by their mean (LLaVA-NeXT, InternVL): ours, the paper has one view.
-Limits: vision towers with a class token whose tokens have a place in the picture.
+on local tokens and s + beta |s| on the summary's, and the result is compared with PAI's branch without the picture
+(gamma 1.1). alpha 0.7 and beta 0.4 are the paper's best; the released command has beta 0.3. Texts grow long under it
+(180 to 210 words) and F1 falls: report length and recall together with hallucination; alpha 0.9 collapses. The released
+code also has a spatial stream by the summed rows of a softmax, which are 1 each, so that it picks arbitrary tokens: it
+is left out. The first abstract's modulation by head has no counterpart in the code, nor here. Cost: two forward passes
+to find the tokens, then two a token, one of each branch. Of a picture in tiles every view in the text has its own
+quarter and its own outliers, a token merged of patches counts by their mean (LLaVA-NeXT, InternVL): ours, the paper has
+one view. Limits: vision towers with a class token whose tokens have a place in the picture.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def streams(
 register(
     Method(
         "interp.vision.paint",
-        number="scores of tokens with local and summary image tokens emphasised, held against those without the image",
+        number="scores of tokens with local and summary image tokens emphasised, compared with those without the image",
         shown="none",
         papers=("2501.12206",),
         unfit=NO_IMAGE_IN_TEXT,

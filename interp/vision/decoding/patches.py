@@ -2,8 +2,8 @@
 
 Where tokens are the tower's patches one by one (LLaVA) the map is by cell: both say the same picture, frame, row and
 column of one grid. Elsewhere it is by place in the picture (`places.py`): a token merged of several patches (InternVL's
-pixel shuffle) has their mean, and one of stitched tiles (LLaVA-NeXT) that of the tile's patch which lies there; patches
-of padding that was cut off have no token. Queries of a resampler or a Q-Former stand for no place and are refused.
+pixel shuffle) has their mean, and one of stitched tiles (LLaVA-NeXT) that of the tile's patch which is there; patches
+of padding that was cut off have no token. Queries of a resampler or a Q-Former have no place and are refused.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def class_looks(model: Model, x: Inputs, layer: int, *, split: bool, what: str) 
 def token_looks(
     x: Inputs, own: Inputs, looks: Float[Tensor, "tile slot"], *, what: str
 ) -> Float[Tensor, "example position"]:
-    """The looks at patches, brought to the text's image tokens; NaN for what stands for no cell."""
+    """The looks at patches, brought to the text's image tokens; NaN for tokens without a cell."""
     at = _one_by_one(x, own)
     if at is None:
         placed_on_a_grid(x, x.roles.where("image") & x.valid, what=what)
@@ -114,7 +114,7 @@ def _one_by_one(x: Inputs, own: Inputs) -> Int[Tensor, "tile patch"] | None:
 
 
 def _cells(x: Inputs, patch: Tensor, rows: int) -> list[tuple[int, tuple[int, ...]]]:
-    """(place, (row, picture, frame, row, column)) of every image token that stands for a cell."""
+    """(place, (row, picture, frame, row, column)) of every image token that has a cell."""
     found = []
     for row in range(rows):
         for column in patch[row].nonzero().flatten().tolist():

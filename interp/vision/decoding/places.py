@@ -1,8 +1,8 @@
-"""Numbers of a vision tower's patches as numbers of the text's image tokens, by where both lie in the picture.
+"""Numbers of a vision tower's patches as numbers of the text's image tokens, by where both are in the picture.
 
-A token's number is the mean over the patches whose middle lies in its cell, of the tower's view that shows the same
-part of the picture (a tile, the whole), or, where tiles were stitched together (LLaVA-NeXT), of the tiles. So merged
-patches (Qwen-VL, pixel shuffle, pooling) and tiles need no grid of a known size.
+A token's number is the mean over the patches whose middle is in its cell, of the tower's view that shows the same part
+of the picture (a tile, the whole), or, where tiles were stitched together (LLaVA-NeXT), of the tiles. So merged patches
+(Qwen-VL, pixel shuffle, pooling) and tiles need no grid of a known size.
 """
 
 from __future__ import annotations

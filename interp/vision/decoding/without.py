@@ -39,14 +39,14 @@ def image_tokens(model: Model, inputs: Any, *, what: str) -> tuple[Inputs, Bool[
     bare = (~image.any(1)).nonzero().flatten().tolist()
     if bare:
         raise InputsError(
-            f"{what}: row {bare[0]} holds no image token, so there is nothing to look at: give each text a picture,"
-            " m.prepare(texts, images=...)."
+            f"{what}: row {bare[0]} holds no image token, so heads have no picture to look at: give each text a"
+            " picture, m.prepare(texts, images=...)."
         )
     return x, image
 
 
 def placed_on_a_grid(x: Inputs, image: Tensor, *, what: str) -> None:
-    """Refuse image tokens that stand for no place in the picture, as a resampler's and a Q-Former's do."""
+    """Refuse image tokens that have no place in the picture, such as those of a resampler or a Q-Former."""
     if not bool((x.roles.patch & image).any()):
         raise InputsError(
             f"{what}: this family's image tokens are queries of a resampler and belong to no patch of the picture, so"
@@ -102,7 +102,7 @@ def without_pictures(model: Model, inputs: Any, *, what: str = "a text-only bran
     keep = x.valid & ~image & (x.roles.image < 0)
     empty = (~keep.any(1)).nonzero().flatten().tolist()
     if empty:
-        raise InputsError(f"{what}: row {empty[0]} is nothing but a picture; give it a question.")
+        raise InputsError(f"{what}: row {empty[0]} has a picture and no text; give it a question.")
     return model.inputs(cut(x, keep))
 
 

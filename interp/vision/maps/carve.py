@@ -1,8 +1,9 @@
 """Cutting a picture down to what a question is about, from how the question's attention differs from a general one's.
 
 CARVE (arXiv 2509.06461). A^Q_(l,t) and A^G_(l,t) are the weights of the last row on image tokens, mean over heads, at
-layer l and generation step t, for the question and for a general instruction. Attention is taken as a product of what
-the picture draws by itself and what the question asks for, so dividing leaves the second:
+layer l and generation step t, for the question and for a general instruction. Attention is taken as a product of the
+regions that a picture draws attention to without a question and what the question asks for, so dividing leaves the
+second:
 
     C_(l,t) = A^Q_(l,t) / (A^G_(l,t) + lambda)                 lambda = 1e-8
     S = sum_t w_t sum_l picture(C_(l,t))                       w_t = t + 1, the first step being 0
@@ -12,10 +13,9 @@ the rest of the picture is masked, it is cut to their box and enlarged to cover 
 asked again with both pictures. Layers are 20 to 25, as in the authors' code; a model with fewer takes the same share of
 its depth (20/32 to 26/32), which is ours, as are: steps up to the shorter of the two answers, pixels that touch by
 their sides, black for what is masked. Tokens are put onto the picture by the model's labels, so tiles and merged
-patches need no grid of a known size; where views lie over each other their values add up.
-Cost: three answers generated a question, and two passes over prompt and answer. Limits: pictures of one question each;
-the second answer needs a model that takes two pictures (`second="alone"` shows it the cut one by itself, "none" stops
-before).
+patches need no grid of a known size; where views overlap their values add up. Cost: three answers generated a question,
+and two passes over prompt and answer. Limits: pictures of one question each; the second answer needs a model that takes
+two pictures (`second="alone"` shows it only the cut one, "none" stops before).
 """
 
 from __future__ import annotations

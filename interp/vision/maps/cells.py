@@ -1,7 +1,7 @@
 """Weights of image tokens as a map over the pixels of the picture that was given.
 
 A token's weight is spread evenly over its cell's box (`Roles.boxes`: tiles, merged patches, crops and padding as the
-family has them), and views that lie over each other (a thumbnail over tiles) add up:
+family has them), and views that overlap (a thumbnail over tiles) add up:
 
     map[y, x] = sum over tokens j of w_j |pixel in box_j| / |box_j|
 
@@ -22,8 +22,8 @@ from interp.hooks.errors import InputsError
 from interp.hooks.inputs.inputs import Inputs
 
 NO_CELLS = (
-    "there is no map from tokens to patches: these image tokens (a resampler's or Q-Former's queries, or one token that"
-    " stands for the picture) have no cells"
+    "there is no map from tokens to patches: these image tokens (queries of a resampler or Q-Former, or one token for"
+    " the whole picture) have no cells"
 )
 
 
@@ -46,7 +46,7 @@ def size_of(x: Inputs, row: int, picture: int = 0) -> tuple[int, int]:
 
 
 def shown_in(x: Inputs, row: int, picture: int = 0) -> Bool[Tensor, " position"]:
-    """The row's tokens that stand for a cell of this picture."""
+    """The row's tokens that have a cell of this picture."""
     labels = x.roles
     return (labels.patch & labels.where("image"))[row].cpu() & (labels.image[row].cpu() == picture)
 
@@ -62,7 +62,7 @@ def pixel_map(
 
 
 def _share(start: Tensor, end: Tensor, pixels: int) -> Float[Tensor, "token pixel"]:
-    """How much of each stretch lies in each pixel; rows sum to 1."""
+    """How much of each stretch is in each pixel; rows sum to 1."""
     at = torch.arange(pixels, dtype=start.dtype)
     inside = (torch.minimum(end[:, None], at + 1) - torch.maximum(start[:, None], at)).clamp(min=0)
     return inside / (end - start)[:, None]

@@ -84,7 +84,7 @@ class Grounding(HeadResult):
         return around(regions(seen, seen >= self.threshold * seen.max())[0].inside)
 
     def hits(self, truth: Sequence[Any]) -> Tensor:
-        """[head, example]: 1 where a head by itself points into a box; a box, or several, for each example."""
+        """[head, example]: 1 where the head alone points into a box; a box, or several, for each example."""
         known = self._truth(truth)
         found = [[pointing(self.point(site, n), boxes) for n, boxes in enumerate(known)] for site in self.sites]
         return torch.tensor(found, dtype=torch.float64)
@@ -202,7 +202,7 @@ def _rows(x: Inputs, phrases: list[str] | None, stop: set[str]) -> Tensor:
         start, end = x.find(phrase, -1, row=row).rows[row] or (0, 0)
         kept = [n for n in range(start, end) if x.tokens is None or x.tokens[row][n].strip(" \u2581\u0120") not in stop]
         if not kept:
-            raise InputsError(f"row {row}: {phrase!r} is made of stop words alone; give one with a word of its own.")
+            raise InputsError(f"row {row}: {phrase!r} has only stop words; give a phrase with another word.")
         out[row, kept] = True
     return out
 

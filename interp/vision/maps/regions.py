@@ -1,6 +1,6 @@
 """Regions of a map: pixels above a threshold that touch, their boxes, and how well a place fits a box that is known.
 
-Pixels touch where they share a side. `pointing` is the pointing game (a hit where the largest value lies in the box),
+Pixels touch where they share a side. `pointing` is the pointing game (a hit where the largest value is in the box),
 `iou` the intersection of two boxes over their union. Boxes are (left, top, right, bottom), ends excluded.
 """
 
@@ -93,7 +93,7 @@ def largest_at(seen: Float[Tensor, "height width"]) -> tuple[float, float]:
 
 
 def pointing(at: tuple[float, float], boxes: Sequence[Box]) -> bool:
-    """Whether a place lies in one of the boxes."""
+    """Whether a place is in one of the boxes."""
     return any(left <= at[0] < right and top <= at[1] < bottom for left, top, right, bottom in boxes)
 
 

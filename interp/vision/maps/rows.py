@@ -46,7 +46,7 @@ def received_mean(
 
 
 def _as_many(rows: Tensor, valid: Tensor) -> Bool[Tensor, "example position"]:
-    """The rows, with other tokens beside them until every example has as many."""
+    """The rows, filled up with other tokens until every example has as many."""
     most = int(rows.sum(1).max())
     if int(valid.sum(1).min()) < most:
         raise InputsError(

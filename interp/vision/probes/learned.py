@@ -1,4 +1,4 @@
-"""PACE's concepts with what the paper learns beside them: the map to few numbers, faithfulness, and stability.
+"""PACE's concepts with what the paper learns in addition: the map to few numbers, faithfulness, and stability.
 
 PACE (arXiv 2406.12649) has E- and M-steps as in `concepts.py`, and learns as well a linear map A from states to `dim`
 numbers, weights eta that say the model's answer from the mean mixture, and mixtures that stay under changed views:

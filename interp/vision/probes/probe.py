@@ -15,9 +15,9 @@ queries), and each target a linear map of its region's query. `places=True` adds
 what queries are matched with, as theirs always has. Training is ours for both: AdamW on the whole batch, where
 efficient probing has LARS, and the encoder AdamW (5e-4, decay 1e-4) on batches of 16 for 20 epochs; gradients are
 clipped at 0.1 for the decoder as there.
-Scores are on examples left out, drawn anew by each seed, beside the same head on the mean token (`baseline`).
-`looks` are a_m over all patches of the first seed's probe: maps. Cost: one forward pass and the training of the probe.
-Limits: what can be read need not be used by the model; few examples overfit, so look at seeds.
+Scores are on examples left out, drawn anew by each seed, with the same head on the mean token to compare with
+(`baseline`). `looks` are a_m over all patches of the first seed's probe: maps. Cost: one forward pass and the training
+of the probe. Limits: what can be read need not be used by the model; few examples overfit, so look at seeds.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def picture_tokens(
     model: Model, inputs: Any, site: str, *, with_class: bool = False
 ) -> tuple[Inputs, Inputs, Float[Tensor, "example token d"], Float[Tensor, "example token 2"]]:
-    """The inputs, those of the site's tower, its tokens that stand for the picture (and its class token), and the row
-    and column of each, -1 for what has none."""
+    """The inputs, those of the site's tower, its image tokens (and its class token), and the row and column of each, -1
+    for what has none."""
     x = model.inputs(inputs)
     names = [str(one) for one in model.sites(site)]
     if len(names) != 1:
@@ -30,7 +30,7 @@ def picture_tokens(
     own = tower_inputs(x, Site(where.tower, 0, "resid_pre"))
     cells = (own.roles.where("image") & own.valid & own.roles.patch).cpu()
     if not bool(cells.any(1).all()):
-        raise InputsError(f"{site}: some example has no token of a patch, so there is nothing to read.")
+        raise InputsError(f"{site}: some example has no token of a patch, so it has no value to read.")
     kept = cells | (own.roles.where("cls").cpu() & own.valid.cpu()) if with_class else cells
     if with_class and torch.equal(kept, cells):
         raise InputsError(f"{site}: this tower has no class token; leave with_class= out.")
@@ -59,7 +59,7 @@ def halves(examples: int, held_out: float, seed: int) -> tuple[Bool[Tensor, " ex
 
 
 def boxes_of_tokens(read: Any, tokens: int, with_class: bool) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """Where tokens lie in one picture a row, and its size; NaN and none where that is not known."""
+    """Where tokens are in one picture a row, and its size; NaN and none where that is not known."""
     labels = read.roles
     none = torch.full((read.batch, tokens, 4), float("nan"))
     pictures = [{view.picture for view in row} for row in labels.views]

@@ -1,7 +1,7 @@
 """A patch that is made to spoil the answer: pixels in a box that follow the gradient of the metric downwards.
 
 After "Are Vision Transformers Robust to Patch Perturbations?" (arXiv 2111.10659), whose remedy is a temperature in the
-attention of the vision tower; only its abstract was at hand, so steps, rates and temperatures are ours. With v the
+attention of the vision tower; only its abstract was available, so steps, rates and temperatures are ours. With v the
 pixels as the model is given them, in the box alone:
 
     v <- clip(v - rate (high - low) sign(d metric / d v)),     low, high: the values of black and white pixels

@@ -1,11 +1,11 @@
-"""How an answer holds when parts of other pictures stand in, out of context, and the looks that heads give them.
+"""How an answer changes when parts of other pictures replace parts of this one, and how much heads look at them.
 
 The readout of Patch Mixing (Lee et al. 2023, arXiv 2306.17848), which trains and tests networks on pictures with
 patches of others pasted in. Here nothing is trained: in each picture a share of the cells, drawn at random among those
 that `keep` leaves, is taken from another picture at the same place. `values` is metric(mixed) - metric(whole); `looks`
-the share of a head's looks on foreign cells, beside `expected`, their share of the cells, which is what it would be if
-nothing told them apart. Numbers and the draw are ours. Cost: one pass a share and draw, one more.
-Limits: a foreign patch can bring the answer with it (the thing asked about may be in the other picture).
+the share of a head's looks on foreign cells, compared with `expected`, their share of the cells, which is what it would
+be if heads treated all cells alike. Numbers and the draw are ours. Cost: one pass a share and draw, one more. Limits: a
+foreign patch can bring the answer with it (the thing asked about may be in the other picture).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def mixing(
     if len(foreign) != len(asked.pictures):
         raise InputsError(f"others= is a picture for each of {len(asked.pictures)}; got {len(foreign)}.")
     if draws < 1 or not shares or any(not 0 < share <= 1 for share in shares):
-        raise InputsError(f"shares= lie above 0 and up to 1, and draws= is at least 1; got {shares} and {draws}.")
+        raise InputsError(f"shares= must be above 0 and at most 1, and draws= at least 1; got {shares} and {draws}.")
     x = asked.inputs()
     watching, shape = Watching.of(model, x), grid or grid_of(x)
     places = [_free(cells_of(size, shape), None if keep is None else keep[n]) for n, size in enumerate(asked.sizes)]
@@ -144,7 +144,7 @@ def _pasted(one: Any, other: Any, boxes: list[Place], random: np.random.Generato
 
 
 def _inside(x: Inputs, taken: Sequence[Sequence[Place]]) -> Tensor:
-    """Tokens whose middle lies in a foreign cell [example, position]; NaN where tokens have no place."""
+    """Tokens whose middle is in a foreign cell [example, position]; NaN where tokens have no place."""
     if x.roles.sizes is None or not bool(x.roles.patch.any()):
         return torch.full(x.valid.shape, float("nan"), dtype=torch.float64)
     cells = x.roles.boxes().double()

@@ -1,8 +1,8 @@
 """Which part of a picture, spoilt how, moves the answer, and how far heads then look elsewhere.
 
 After "Are Vision Transformers Robust to Patch Perturbations?" (arXiv 2111.10659), which finds that attention is drawn
-to spoilt patches and smooths it by a temperature; only its abstract was at hand, and the sweep, the distance and every
-number here are ours. Each cell of a grid is spoilt by itself (`spoiling.py` says how):
+to spoilt patches and smooths it by a temperature; only its abstract was available, and the sweep, the distance and
+every number here are ours. Each cell of a grid is spoilt alone (`spoiling.py` says how):
 
     effect = metric(spoilt) - metric(whole)             [way, cell, example]
     moved  = total variation between a head's looks     [head, example], mean over ways and cells; 0 same, 1 elsewhere
@@ -130,7 +130,7 @@ def perturb(
 
 
 def _on(x: Inputs, looks: Tensor, boxes: Sequence[Place]) -> Tensor:
-    """The share of a head's looks on tokens whose middle lies in a box [head, example]; NaN where none has a place."""
+    """The share of a head's looks on tokens whose middle is in a box [head, example]; NaN where none has a place."""
     if x.roles.sizes is None or not bool(x.roles.patch.any()):
         return torch.full(looks.shape[:2], float("nan"), dtype=torch.float64)
     cells = x.roles.boxes().double()
@@ -146,7 +146,7 @@ def _example(t: Any) -> Perturbed:
 register(
     Method(
         "interp.vision.perturb",
-        number="effect on the metric of a spoilt part of the picture, and how far a head's looks move with it",
+        number="effect on the metric of a spoilt part of the picture, and how far a head's attention moves with it",
         shown="map",
         label="moved looks",
         needs=("metric",),

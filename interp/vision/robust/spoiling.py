@@ -155,7 +155,7 @@ def _over(rows: Tensor, asked: Tensor) -> Tensor:
 
 
 def looked_at(x: Inputs) -> Bool[Tensor, "example position"]:
-    """The tokens that stand for the picture."""
+    """The image tokens."""
     found = (x.roles.where("image") & x.valid).cpu()
     return found & x.roles.patch.cpu() if bool(x.roles.patch.any()) else found
 

@@ -1,6 +1,6 @@
 """Where to try next: a Gaussian process through what was tried, and the expected improvement over the best of it.
 
-Points lie in the unit cube. With k(a, b) = exp(-|a - b|^2 / (2 l^2)) and values brought to mean 0 and variance 1,
+Points are in the unit cube. With k(a, b) = exp(-|a - b|^2 / (2 l^2)) and values brought to mean 0 and variance 1,
 
     mean(p) = k(p, P) C y,    var(p) = 1 - k(p, P) C k(P, p),    C = (k(P, P) + noise I)^-1
     EI(p) = (mean - best) Phi(u) + sd phi(u),    u = (mean - best) / sd

@@ -185,6 +185,6 @@ class TokenImportance(Saved):
         half = self.values.sort(1, descending=True).values.cumsum(1)
         need = (half < half[:, -1:] / 2).sum(1) + 1
         return (
-            f"TokenImportance of {int(counts.sum())} image tokens in {len(counts)} examples: half of it lies on"
+            f"TokenImportance of {int(counts.sum())} image tokens in {len(counts)} examples: half of it is on"
             f" {float((need / counts).mean()):.0%} of the tokens"
         )

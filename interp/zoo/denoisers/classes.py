@@ -17,7 +17,7 @@ from interp.zoo.denoisers.sounds import SOUNDS
 SIZES: Said = {**PICTURES, **FILMS, **SOUNDS}
 """By class."""
 BESIDE = ("ControlNet", "Transformer2DModel", "TransformerTemporalModel")
-"""Classes that are a part of others, or run beside them."""
+"""Classes that are a part of others, or run together with them."""
 
 
 def _library() -> Any:
@@ -46,7 +46,7 @@ def kinds() -> list[str]:
 def build(name: str, **changes: Any) -> nn.Module:
     """A random one of this class, gates and last layers too, which start at zero."""
     if name not in SIZES:
-        raise ModelError(f"no tiny config of {name} is known here.")
+        raise ModelError(f"interp has no tiny config of {name}.")
     home = _library()
     if not hasattr(home, name):
         raise ModelError(f"diffusers {home.__version__} has no class {name}.")

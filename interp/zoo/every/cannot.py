@@ -10,7 +10,7 @@ CANNOT: Mapping[str, str] = {
     "gemma4_unified_assistant": ALL_REUSED,
     "voxtral_realtime_text": "transformers lists a class for it, VoxtralRealtimeTextModel, that it does not have",
 }
-"""Reasons that lie with transformers, whatever the config says."""
+"""Reasons in transformers itself, for every config."""
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "dinat": ("natten",),
     "higgs_audio_v2_tokenizer": ("torchaudio",),

@@ -10,7 +10,7 @@ Said = Mapping[str, Any]
 
 
 def inside(place: str, values: Said) -> Said:
-    """The same values, of the config that lies at a place of another one."""
+    """The same values, of a config that is inside another one."""
     return {f"{place}.{name}": value for name, value in values.items()}
 
 

@@ -46,7 +46,7 @@ TOKENS: Mapping[str, int] = {
     "image": 90, "video": 91, "audio": 92, "vision_start": 93, "vision_end": 94, "image_start": 95, "image_end": 96,
     "boi": 95, "eoi": 96, "video_start": 97, "video_end": 98,
 }  # fmt: skip
-"""Ids of tokens that stand for something, by what their name begins with; others are counted on from `OTHER`."""
+"""Ids of tokens with a special meaning, by what their name begins with; others are counted on from `OTHER`."""
 OTHER = 60
 LISTED: tuple[tuple[str, Callable[[int], list[int]]], ...] = (
     (r"depths|layers|num_layers|num_blocks", lambda n: [1] * n),

@@ -1,4 +1,5 @@
-"""What is said of language models by name: layers of several kinds, recurrences beside attention, groups of experts."""
+"""What is said of language models by name: layers of several kinds, recurrences in addition to attention, groups of
+experts."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def test_something_that_mixes_heads_is_no_gate() -> None:
     report = interp.attach(model).check()
     mixed.remove()
     assert not report.passed
-    assert "not made of its own head's attention" in {line.name: line.note for line in report.lines}["sum"]
+    assert "depends on more than its own head's attention" in {line.name: line.note for line in report.lines}["sum"]
 
 
 def test_layers_without_attention_are_no_layers_of_the_tower() -> None:
@@ -237,11 +237,11 @@ def test_several_residual_streams_are_refused_as_sites() -> None:
     case = CASES["altup_num_inputs"]
     m = interp.attach(build(case.cls, case.config, altup_num_inputs=2))
     for site in ("L1.resid_pre", "L1.resid_post", "L1.attn_write"):
-        with pytest.raises(SiteError, match="several streams"):
+        with pytest.raises(SiteError, match="several parallel streams"):
             m.sites(site)
-    with pytest.raises(SiteError, match="beside the MLP"):
+    with pytest.raises(SiteError, match="besides the MLP"):
         m.sites("L1.neurons")
-    with pytest.raises(SiteError, match="several streams"):
+    with pytest.raises(SiteError, match="several parallel streams"):
         m.run(m.example(), record="embed")
 
 

@@ -88,7 +88,7 @@ def test_what_cannot_be_routed_is_refused() -> None:
         m.run(x, edits=[interp.edits.RouteHeads("L1.z", keep=1, shared=(9,))])
     with pytest.raises(EditError, match="count heads"):
         interp.edits.RouteHeads("L0.z", -1)
-    with pytest.raises(EditError, match="its site is z"):
+    with pytest.raises(EditError, match="its site must be z"):
         m.run(x, edits=[interp.edits.RouteHeads("L0.q", 1)])
     with pytest.raises(EditError, match="reads the queries"):
         mpt().run(dict(example(mpt().module, batch=2, seed=3)), edits=[interp.edits.RouteHeads("L0.z", 1)])

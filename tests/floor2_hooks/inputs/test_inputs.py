@@ -104,7 +104,7 @@ def test_negative_positions_count_from_the_last_real_token() -> None:
         ("lst", "did you mean 'last'"),
         ("image", "select nothing; these inputs have bos, text"),
         ("image:0", "select nothing"),
-        ("image:x", "after the colon goes the number"),
+        ("image:x", "write the number of the image after the colon"),
         (11, "position 11 is out of range: row 0 has 11 columns"),
         (-12, "position -12 is out of range"),
         (0, "position 0 is padding in row 1, whose tokens are columns 5 to 10"),

@@ -27,9 +27,9 @@ def test_a_text_that_stands_once_is_positions(m: Any) -> None:
 
 
 def test_a_text_that_stands_twice_or_in_some_rows_says_how_to_choose(m: Any) -> None:
-    with pytest.raises(InputsError, match=r"stands 2 times in row 0.*occurrence=n"):
+    with pytest.raises(InputsError, match=r"occurs 2 times in row 0.*occurrence=n"):
         m.prepare(TEXT).mask("John")
-    with pytest.raises(InputsError, match="stands 0 times in row 1"):
+    with pytest.raises(InputsError, match="occurs 0 times in row 1"):
         m.prepare([TEXT, "Tom slept"]).mask("Mary")
     with pytest.raises(InputsError, match=r"no role 'Marry'.*any text that occurs once"):
         m.prepare(TEXT).mask("Marry")

@@ -520,12 +520,12 @@ def test_mllama_tiles_that_fill_up_are_padding() -> None:
     labels = roles(config, call, tower="vision")
     assert labels.kind.shape == (1, 4 * 24)
     assert (~labels.where("pad")).sum() == 2 * 17
-    with pytest.raises(InputsError, match="tiles lie in the picture is not known"):
+    with pytest.raises(InputsError, match="not known where in the picture this family's tiles are"):
         labels.boxes([(28, 56)])
     with pytest.raises(InputsError, match="which of the 4 tiles of a picture are real is not known"):
         roles(config, {"pixel_values": call["pixel_values"]}, tower="vision")
     other = roles(config, {**call, "aspect_ratio_ids": torch.tensor([[6]])}, tower="vision")  # 2 x 2, and two are real
-    with pytest.raises(InputsError, match="tiles lie in the picture is not known"):
+    with pytest.raises(InputsError, match="not known where in the picture this family's tiles are"):
         other.boxes([(28, 56)])
 
 

@@ -38,7 +38,7 @@ def test_a_window_of_keys_ends_with_the_new_token_whatever_ids_are_called(name: 
 
 def test_a_call_that_goes_on_by_an_unknown_number_of_tokens_is_refused() -> None:
     moment = going_on("frames", torch.zeros(1, 1, 8, 8))
-    with pytest.raises(InputsError, match="how many tokens it adds is not known from frames, past_key_values"):
+    with pytest.raises(InputsError, match="cannot tell how many tokens it adds from frames, past_key_values"):
         moment.keys([3], KEYS, 3, cross=False)
 
 

@@ -203,7 +203,7 @@ def test_relevance_is_conserved_where_the_rules_conserve_it(llama: interp.Model)
 def test_what_a_rule_cannot_act_on_is_said() -> None:
     gpt2 = interp.attach(tiny("gpt2"))
     assert not gated_layers(gpt2.module, gpt2.anatomy)
-    with pytest.raises(NotFired, match="half found nothing"):
+    with pytest.raises(NotFired, match="half did not act"):
         under(gpt2, ["half"], "L0.resid_pre")
     with pytest.raises(ModelError, match="no relevance rule"):
         Rules(gpt2.module, gpt2.anatomy, ["halves"])
@@ -232,7 +232,7 @@ def test_a_rule_that_came_loose_on_the_way_back_is_an_error(llama: interp.Model)
     assert run.rules is not None
     run.gradients()
     run.rules.backward.clear()
-    with pytest.raises(NotFired, match="no gradient came back"):
+    with pytest.raises(NotFired, match="no gradient passed through it"):
         run.rules.check_used()
 
 

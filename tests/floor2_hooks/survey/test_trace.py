@@ -133,7 +133,7 @@ def test_a_module_without_a_family_says_what_to_pass() -> None:
     torch.manual_seed(0)
     holder = nn.Sequential(Unknown()).eval()
     m = interp.attach(holder, example={"input": torch.tensor([[1, 2, 3]])})
-    with pytest.raises(ModelError, match=r"'0' computes a softmax of its own.*family=interp\.families\.Family"):
+    with pytest.raises(ModelError, match=r"'0' computes its own softmax.*family=interp\.families\.Family"):
         m.check()
     family = interp.families.Family(
         "lanes", (), "0", out="four", heads="n_lanes", v=interp.families.Projection("three")
@@ -163,7 +163,7 @@ def test_a_family_that_names_what_is_no_module_is_told_so_in_words(named: dict[s
     holder = nn.Sequential(Bare()).eval()
     q = interp.families.Projection(named["q"]) if "q" in named else None
     family = interp.families.Family("lanes", (), "0", out=named["out"], heads="n_lanes", q=q)
-    what = "that is a Parameter" if said == "bare" else "there is nothing of that name"
+    what = "that is a Parameter" if said == "bare" else "it has no module of that name"
     with pytest.raises(ModelError, match=rf"names '{said}' in Bare, and {what}.*embed, one, two, three, four"):
         interp.attach(holder, family=family, example={"input": torch.tensor([[1, 2, 3]])}).check()
 

@@ -22,7 +22,7 @@ SAID = {
     "qwen3_next": "not held: model.layers.*: it has no attention heads: Qwen3NextGatedDeltaNet mixes its positions",
     "trocr": "not held: model.decoder.layers.*.encoder_attn (2 modules): it did not run on the inputs",
     "mask2former": "it ran, and attends to places that it samples (deformable attention)",
-    "longt5": "LocalSelfAttention (2 modules): it computes a softmax of its own",
+    "longt5": "LocalSelfAttention (2 modules): it computes its own softmax",
     "evolla": "not held: model.layers.*.adapter (2 modules): it ran, and no softmax",
 }
 

@@ -18,7 +18,7 @@ from interp.planted import GATES, build, key
 from interp.zoo.families import tiny
 
 FIRST_ORDER = ("atp", "atp-qk", "relp", "attnlrp", "cp-lrp", "gim")
-LINEAR = "ignore:Rules.*plain one bit for bit"
+LINEAR = "ignore:Rules.*plain gradient, bit for bit"
 
 
 @functools.cache

@@ -67,7 +67,7 @@ def test_tokens_without_a_partner_count_for_nothing(reduce: str) -> None:
     torch.testing.assert_close(found.values, expected)
 
 
-@pytest.mark.filterwarnings("ignore:Rules.*plain one bit for bit")
+@pytest.mark.filterwarnings("ignore:Rules.*plain gradient, bit for bit")
 @pytest.mark.parametrize("method", ["atp", "atp-qk", "atp*", "relp"])
 def test_where_the_model_is_linear_it_is_what_patching_does(method: str) -> None:
     m = interp.attach(*build("planted-cancel"))

@@ -150,5 +150,5 @@ def test_positions_can_stay_where_embeddings_are_ablated_as_in_eap_ig(monkeypatc
     with pytest.raises(interp.InterpError, match="depends on the tokens"):
         Runner(pair, "zero", "tokens")
     m, base, source = asked("vit")
-    with pytest.raises(interp.InterpError, match="table of tokens"):
+    with pytest.raises(interp.InterpError, match="table of token embeddings"):
         Runner(GraphPair(m, base, source, difference), "zero", "tokens")

@@ -140,7 +140,7 @@ def judged(gaps: list[float], share: float = 0.9) -> Faithfulness:
 def test_a_gap_that_is_not_told_apart_from_zero_is_nothing_to_be_faithful_to() -> None:
     weak = judged([3.0, -2.5, 1.0, -1.4])
     assert not weak.sound
-    assert repr(weak).startswith("Nothing to be faithful to: on 4 prompts the model is +0.025 [")
+    assert repr(weak).startswith("There is nothing to be faithful to: on 4 prompts the metric of the model is +0.025 [")
     low, high = weak.gap_interval()
     assert low < 0 < high
     summary = weak.summary()

@@ -69,7 +69,7 @@ def test_a_place_is_tried_before_anything_is_loaded(tmp_path: Path, capsys: pyte
         ("patch", "zoo:none", "--out", file): "is a file, not a directory",
         ("report", "zoo:none", "--out", f"{file}/deep/er"): "cannot be written to",
         ("attribute", "zoo:none", "--out", str(tmp_path / "nowhere")): "cannot be written to",
-        ("report", "zoo:none", "--out", f"{tmp_path}/begun"): "holds a report already",
+        ("report", "zoo:none", "--out", f"{tmp_path}/begun"): "already holds a report",
         ("patch", "zoo:none", "--out", "/proc/none/x"): "cannot be written to (/proc",
         ("patch", "zoo:none", "--out", "x" * 300): "File name too long",
         ("patch", "zoo:none", "--out", ""): "--out is empty",

@@ -133,7 +133,7 @@ def test_only_the_steps_asked_for_have_a_row_more() -> None:
 
 def test_what_has_no_meaning_is_refused() -> None:
     m, run = made("pixart")
-    with pytest.raises(InputsError, match="only self-attention"), interp.diffusion.perturbed(m, "cross.L1"):
+    with pytest.raises(InputsError, match="only heads of self-attention"), interp.diffusion.perturbed(m, "cross.L1"):
         run()
     with pytest.raises(EditError, match="from 0 to 1"), interp.diffusion.perturbed(m, "L1", amount=1.5):
         run()
@@ -142,7 +142,7 @@ def test_what_has_no_meaning_is_refused() -> None:
     own = pipeline("PixArtSigmaPAGPipeline", denoiser("PixArtTransformer2DModel"), pag_applied_layers=["blocks.1"])
     other = interp.attach(own)
     other.ready()
-    with pytest.raises(ModelError, match="perturbs attention itself"), interp.diffusion.perturbed(other, "L1"):
+    with pytest.raises(ModelError, match="already perturbs attention"), interp.diffusion.perturbed(other, "L1"):
         pixart(own, pag_scale=2.0)
     assert not m.module._forward_hooks
     assert not m.module._forward_pre_hooks
@@ -152,7 +152,7 @@ def test_what_has_no_meaning_is_refused() -> None:
 def test_a_call_without_the_prompt_first_is_refused() -> None:
     m, _ = made("wan")
     given = call_of(m.module, batch=1, random=torch.Generator().manual_seed(0))
-    refused = pytest.raises(ModelError, match="before it calls it with it")
+    refused = pytest.raises(ModelError, match="first without the prompt and then with it")
     with refused, interp.diffusion.perturbed(m, "L1"), m.module.cache_context("uncond"):
         m.module(**given)
 

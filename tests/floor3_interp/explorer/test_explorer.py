@@ -332,7 +332,9 @@ def test_pictures_are_read_off_the_pixels_where_none_are_given() -> None:
 def test_a_family_out_of_reach_shows_its_results_and_says_what_is_missing() -> None:
     model = interp.attach(tiny("gptj"))
     x = model.inputs(dict(model.example()))
-    with pytest.raises(ExplorerError, match=r"nothing to show of GPTJForCausalLM\. text: where it looks is not shown"):
+    with pytest.raises(
+        ExplorerError, match=r"there is no number to show for GPTJForCausalLM\. text: where it looks is not shown"
+    ):
         interp.explore(model, x)
     other = model.inputs({**x.kwargs, "input_ids": x.ids.flip(1)})
     with pytest.warns(UserWarning, match="full forward passes"):
@@ -340,7 +342,7 @@ def test_a_family_out_of_reach_shows_its_results_and_says_what_is_missing() -> N
     payload = interp.explore(model, x, results=[effects]).payload
     assert {row["method"] for row in payload["scores"]} == {payload["scores"][0]["method"]}
     assert payload["warnings"] == [
-        "text: where it looks is not shown, since its attention is out of reach in this family."
+        "text: where it looks is not shown, since interp does not see the attention of this family."
     ]
     page(payload)
 

@@ -80,7 +80,7 @@ def test_a_needle_that_does_not_hold_its_answer_is_announced(tmp_path, capsys):
     path = tmp_path / "n.jsonl"
     path.write_text('{"needle": "The key is here.", "question": "Where?", "real_needle": "in the drawer"}\n')
     formats.needles(path)
-    assert "line 1: 'real_needle' does not stand" in capsys.readouterr().out
+    assert "line 1: 'real_needle' is not part of" in capsys.readouterr().out
 
 
 def test_ruler_scores():

@@ -112,7 +112,7 @@ def test_planted_heads_are_found_each_by_the_row_it_looks_from() -> None:
 def test_moving_on_is_not_being_aligned() -> None:
     """A head that counts tokens is monotone whatever the words are about; without spans that is warned about."""
     m, x = translated()
-    with pytest.warns(UserWarning, match="monotone is not aligned"):
+    with pytest.warns(UserWarning, match="monotone head need not be aligned"):
         found = interp.heads.alignment(m, x)
     assert found.kinds == ("monotone (predicting row)", "monotone (own row)")
     assert found.left_out["aligned (own row)"] == "no spans= were given"

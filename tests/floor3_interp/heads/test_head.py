@@ -197,7 +197,7 @@ def test_a_picture_head_and_an_encoders_are_described_too() -> None:
     from encoders import headless, pairs
 
     seen = interp.head(headless("dinov2"), "L1.H2", pairs("dinov2")[0])
-    groups = ("the class token", "itself", "patches that touch it", "other patches", "what stands for no patch")
+    groups = ("the class token", "itself", "patches that touch it", "other patches", "tokens that are no patch")
     assert sum(seen[f"weight on {name}"].value for name in groups) == pytest.approx(1, abs=1e-5)
     assert "Averaged over all tokens it gives" in seen.says[0]
     assert "no logits" in seen.left_out["what it writes"]

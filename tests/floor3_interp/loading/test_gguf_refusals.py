@@ -139,7 +139,7 @@ def test_bytes_that_are_no_gguf_or_end_early(tmp_path: Path) -> None:
     whole = path.read_bytes()
     damaged = [
         (b"", "is no GGUF file"),
-        (b"PK\x03\x04" + whole[4:], "is no GGUF file: it does not open with the bytes GGUF"),
+        (b"PK\x03\x04" + whole[4:], "is no GGUF file: it does not begin with the bytes GGUF"),
         (whole[:4] + struct.pack(">I", 3) + whole[8:], "says it is GGUF version 50331648"),
         (whole[:20], "is truncated: its 20 bytes end inside the header"),
         (whole[:400], "is truncated: its 400 bytes end inside the header"),

@@ -147,7 +147,7 @@ def test_sentencepiece_joins_by_score(prefix: bool, tmp_path: Path) -> None:
         ("gpt2", {"pre": "smollm"}, r"does not say tokenizer\.ggml\.merges"),
         ("gpt2", {"pre": "smollm", "merges": MERGES, "add_space_prefix": True}, "a space before every text"),
         ("bert", {}, "a tokenizer of kind 'bert': expected gpt2"),
-        ("llama", {"scores": [0.0] * len(TOKENS), "remove_extra_whitespaces": True}, "takes out spaces"),
+        ("llama", {"scores": [0.0] * len(TOKENS), "remove_extra_whitespaces": True}, "removes spaces"),
     ],
 )
 def test_rules_that_are_not_known_are_refused(kind: str, said: dict[str, Any], match: str, tmp_path: Path) -> None:

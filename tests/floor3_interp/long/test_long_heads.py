@@ -114,7 +114,7 @@ def test_what_long_heads_cannot_read_is_refused() -> None:
     ids = torch.randint(5, 500, (1, 40))
     with pytest.raises(InputsError, match="at least 3"), long_heads(m, chunk=8, keep=2):
         pass
-    with pytest.raises(ModelError, match="turns halves"), long_heads(interp.attach(tiny("gpt2"))):
+    with pytest.raises(ModelError, match="rotates halves"), long_heads(interp.attach(tiny("gpt2"))):
         pass
     with long_heads(m, chunk=4, keep=4):
         with pytest.raises(InputsError, match="queries for"):
@@ -125,7 +125,7 @@ def test_what_long_heads_cannot_read_is_refused() -> None:
             lambda: m.run({"input_ids": ids}, record="L1.H0.pattern"),
             lambda: m.attention(ids, stats=["entropy"]),
         ):
-            with pytest.raises(EditError, match="not what the model looked at"):
+            with pytest.raises(EditError, match="not the one that the model used"):
                 look()
         mask = torch.ones_like(ids).index_fill(1, torch.tensor([0, 1]), 0)
         with pytest.raises(InputsError, match="unpadded"):

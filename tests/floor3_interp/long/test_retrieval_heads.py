@@ -253,7 +253,7 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(InputsError, match=r"row 0 .* does not say where its needle is"):
         retrieval_heads(m, Task("mine", (nowhere,), "logprob", whole=True))
     elsewhere = Row(row.clean, row.corrupt, row.answers, (), {"needle": ("question :", 1)})
-    with pytest.raises(InputsError, match="does not stand in its needle"):
+    with pytest.raises(InputsError, match="is not part of its needle"):
         retrieval_heads(m, Task("mine", (elsewhere,), "logprob", whole=True))
     for name in ("vit", "t5"):
         with pytest.raises(ModelError, match="decoder-only"):

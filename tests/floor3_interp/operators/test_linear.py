@@ -310,7 +310,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "signed": (lambda: Linear("L0", "silu"), "normalize=False"),
     "count": (lambda: Linear("L0", "random", count=0), "count is at least 1"),
     "rate": (lambda: Linear("L0", rate=-1.0), "rate at least 0"),
-    "ridge": (lambda: LocalLinear("L0", ridge=0.0), "ridge is above 0"),
+    "ridge": (lambda: LocalLinear("L0", ridge=0.0), "ridge must be above 0"),
     "no maps": (lambda: Linear("L0", "hedgehog").z(part("full")), "needs maps"),
     "heads": (lambda: Linear("L0", rate=torch.ones(3)).z(part("full")), "has 3 heads"),
     "agents": (lambda: Agent("L0", 0), "count is at least 1"),

@@ -291,7 +291,7 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(InputsError, match="keep in"):
         find_blocks(m, x, keep=2.0)
     swin = interp.attach(tiny("swin"))
-    with pytest.raises(ModelError, match="no one number"):
+    with pytest.raises(ModelError, match="not one number"):
         compare(swin, swin.inputs(dict(example(swin.module, batch=2, length=6, seed=1))), [InLine("L*")])
 
 

@@ -168,7 +168,7 @@ def test_random_vectors_of_a_longer_text_begin_alike() -> None:
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "over": (lambda: Reversed("L0", "keys"), "'queries' or 'senders'"),
     "causal": (lambda: Reversed("L0", "senders").z(part("causal")), "hides later keys"),
-    "cross": (lambda: Reversed("L0", "senders").z(part("cross")), "5 queries meet 11 keys"),
+    "cross": (lambda: Reversed("L0", "senders").z(part("cross")), "5 queries and 11 keys"),
     "sinks": (lambda: Reversed("L0").z(replace(part("causal"), sinks=torch.ones(4))), "learned sink"),
     "q": (lambda: StaticQK("L0", "none"), "q is 'own'"),
     "k": (lambda: StaticQK("L0", "own", "mean"), "UniformAttention"),

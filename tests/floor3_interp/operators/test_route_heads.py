@@ -174,7 +174,7 @@ def test_what_cannot_be_is_said() -> None:
         m.run(x, edits=[MixHeads("L0.z", drawn(3, 32))])
     with pytest.raises(EditError, match="at most 4"):
         m.run(x, edits=[MixHeads("L0.z", drawn(4, 32), keep=5)])
-    with pytest.raises(EditError, match="its site is z"):
+    with pytest.raises(EditError, match="its site must be z"):
         m.run(x, edits=[MixHeads("L0.q", drawn(4, 32))])
     with pytest.raises(InputsError, match="seeds at least 1"):
         route_heads(m, x, heldout=x, seeds=0)

@@ -247,7 +247,7 @@ def test_pictures_alone() -> None:
     assert model(**x.kwargs).last_hidden_state.shape[:2] == x.valid.shape
     assert x.roles.boxes()[0, 1].tolist() == [0, 0, 15, 10]
     assert prepare(model, processor, images=picture(40, 60)).batch == 1
-    with pytest.raises(InputsError, match="nothing to prepare"):
+    with pytest.raises(InputsError, match="no input was given"):
         prepare(model, processor)
 
 

@@ -45,7 +45,7 @@ def test_a_circuit_that_is_not_near_is_said_to_be_the_nearest() -> None:
 def test_intervals_with_zero_in_them_and_gaps_of_nothing_are_said() -> None:
     best = tried("magnitude", 1.0, 5)
     (said,) = warned(best, [best], {"sound": True, "low": -15.6, "high": 32.9})
-    assert "not told apart from 0 [-15.60, 32.90]" in said
+    assert "cannot be distinguished from 0 [-15.60, 32.90]" in said
     (said,) = warned(best, [best], {"sound": False, "low": -48.0, "high": 12.6})
     assert "nothing to be faithful to" in said
 

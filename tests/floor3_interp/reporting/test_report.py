@@ -158,7 +158,7 @@ def test_a_directory_is_never_taken_over(tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(interp.InterpError, match="not empty"):
         interp.report(model("planted-backup"), out=tmp_path / "mine", **how)
-    with pytest.raises(interp.InterpError, match="nothing to resume"):
+    with pytest.raises(interp.InterpError, match="cannot be resumed"):
         interp.report(model("planted-backup"), out=tmp_path / "mine", resume=True, **how)
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     out = tmp_path / "own"

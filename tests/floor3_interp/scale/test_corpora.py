@@ -255,8 +255,8 @@ def test_texts_that_come_once_are_read_once(m: interp.Model, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("asked", "said"),
-    [({"stats": "received"}, "is of keys"), ({"stats": "argmax"}, "no amount"), ({"stats": "entropie"}, "entropy"),
-     ({"reduce": "quantile:2"}, "no reduction"), ({"reduce": "top:0"}, "no reduction"), ({"stats": []}, "nothing"),
+    [({"stats": "received"}, "is of keys"), ({"stats": "argmax"}, "no number"), ({"stats": "entropie"}, "entropy"),
+     ({"reduce": "quantile:2"}, "no reduction"), ({"reduce": "top:0"}, "no reduction"), ({"stats": []}, "no measure"),
      ({"max_tokens": 1}, "from 2"), ({"batch": 0}, "at least 1"), ({"stats": "influence"}, "LossWithout")],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused_in_words(m: interp.Model, asked: dict[str, Any], said: str) -> None:

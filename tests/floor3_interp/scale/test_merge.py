@@ -119,9 +119,9 @@ def test_a_shard_needs_a_directory_of_its_own(copied: list[Path], made: tuple[Pa
         sweep(None, shard=(0, 2))
     with pytest.raises(interp.InterpError, match="holds shard 0/3"):
         sweep(copied[0], shard=(1, OF))
-    with pytest.raises(interp.InterpError, match="go on with that shard="):
+    with pytest.raises(interp.InterpError, match="give that shard= to continue it"):
         sweep(copied[0])
-    with pytest.raises(interp.InterpError, match="is not empty and holds no shard"):
+    with pytest.raises(interp.InterpError, match="is not empty and has no shard"):
         sweep(made[0], shard=(0, OF))
 
 
@@ -227,7 +227,7 @@ def test_a_cell_that_failed_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_has_no_status(tmp_path: Path) -> None:
-    with pytest.raises(interp.InterpError, match="no work that is written down"):
+    with pytest.raises(interp.InterpError, match="holds no saved work"):
         status(tmp_path)
 
 

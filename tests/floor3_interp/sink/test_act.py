@@ -110,7 +110,7 @@ def test_what_has_no_meaning_is_refused() -> None:
     m = planted()
     with pytest.raises(InputsError, match="expected a task"):
         interp.sink.act(m, "some text")
-    with pytest.raises(InputsError, match="nothing to calibrate"):
+    with pytest.raises(InputsError, match="no head can be calibrated"):
         interp.sink.act(m, task(), threshold=1.0)
     with pytest.raises(InputsError, match="at least 1"):
         interp.sink.act(m, task(), draws=0)

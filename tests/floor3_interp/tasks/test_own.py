@@ -121,5 +121,5 @@ def test_answers_are_ids_or_words(given: Any) -> None:
 
 
 def test_a_forced_answer_has_a_row_each() -> None:
-    with pytest.raises(MetricError, match="one entry a row"):
+    with pytest.raises(MetricError, match="one entry for each row"):
         interp.metrics.LogProb(3, forced=True)

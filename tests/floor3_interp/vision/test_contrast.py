@@ -150,5 +150,5 @@ def test_what_makes_no_two_branches_is_refused() -> None:
     with pytest.raises(ModelError, match="main tower is 'vision'"):
         interp.vision.contrast(interp.attach(tiny("vit")), {"pixel_values": torch.zeros(1, 3, 32, 32)})
     b, z = asked("blip-2")
-    with pytest.raises(ModelError, match="generates by a module inside of it"):
+    with pytest.raises(ModelError, match="generates with a module inside of it"):
         interp.vision.contrast(b, z, against_edits=[interp.Zero("text.L0.z")]).generate(max_new_tokens=2)

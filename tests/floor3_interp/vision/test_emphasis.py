@@ -263,7 +263,7 @@ def test_what_these_methods_cannot_do_is_refused_in_words() -> None:
         (lambda: damro(*asked("smolvlm"), k=2), "this tower has none"),
         (lambda: damro(m, x, k=17), "1 to 16; got 17"),
         (lambda: damro(m, x, k=2, layer=9), "the vision tower has layers"),
-        (lambda: damro(*asked("blip-2"), k=2, layer=-1).generate(), "generates by a module inside"),
+        (lambda: damro(*asked("blip-2"), k=2, layer=-1).generate(), "generates with a module inside"),
         (lambda: pai(planted("planted-decoder"), "fox = apple"), "holds no image token"),
         (lambda: m.prepare(["<image>x"], images=[[picture(), picture()]], chat=False), "image"),
     ]

@@ -35,7 +35,7 @@ CLASSLESS = "this tower has none"
 CROSSED, QUERIES, PIXELS = "by cross-attention", "no map from tokens to patches", "cannot run without pixel_values"
 BLIP = {
     "sinks": QUERIES, "redistribute": QUERIES, "divergence": PIXELS, "reinforce": PIXELS, "pai": PIXELS,
-    "paint": QUERIES, "damro": "generates by a module inside of it",
+    "paint": QUERIES, "damro": "generates with a module inside of it",
 }  # fmt: skip
 REFUSED: dict[str, dict[str, str]] = {
     "llava": {}, "llava_next": {}, "internvl": {},

@@ -175,7 +175,7 @@ def test_other_families_and_half_precision() -> None:
     ("call", "how", "says"),
     [
         ("tuned_lens", {"held_out": 1.0}, "held_out between 0 and 1"),
-        ("tuned_lens", {"sites": "L1.resid_post"}, "the last residual alone"),
+        ("tuned_lens", {"sites": "L1.resid_post"}, "needs no fitted lens"),
         ("jacobian_lens", {"skip": -1}, "0 or more"),
         ("jacobian_lens", {"skip": 7}, "no position behind the first 7"),
     ],

@@ -80,5 +80,5 @@ def test_a_model_may_be_loaded_over_there_instead() -> None:
 def test_weights_that_are_nowhere_are_refused() -> None:
     with torch.device("meta"):
         model = nn.Linear(2, 2)
-    with pytest.raises(ModelError, match=r"not in memory .* load the model by themselves"):
+    with pytest.raises(ModelError, match=r"not in memory .* let each worker load the model"):
         packed(model)

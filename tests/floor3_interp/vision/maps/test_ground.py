@@ -118,7 +118,7 @@ def test_every_family_has_a_box(name: str) -> None:
 def test_bad_input_is_refused() -> None:
     model, task = asked()
     rows = [r.image for r in task.rows], [r.clean for r in task.rows]
-    with pytest.raises(InputsError, match="made of stop words alone"):
+    with pytest.raises(InputsError, match="has only stop words"):
         interp.vision.ground(model, *rows, about="the")
     with pytest.raises(InputsError, match="a share of the map's largest value"):
         interp.vision.ground(model, *rows, threshold=0.0)

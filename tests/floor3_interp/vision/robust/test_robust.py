@@ -181,7 +181,7 @@ def test_bad_input_is_refused() -> None:
         interp.vision.mixing(m, pictures, texts, others=pictures[:1], **how)
     with pytest.raises(InputsError, match="leaves no cell"):
         interp.vision.mixing(m, pictures, texts, others=pictures, keep=[(0, 0, 48, 48)] * 2, **how)
-    with pytest.raises(InputsError, match="shares= lie above 0"):
+    with pytest.raises(InputsError, match="shares= must be above 0"):
         interp.vision.mixing(m, pictures, texts, others=pictures, shares=[0.0], **how)
     with pytest.raises(InputsError, match="inside 48 x 48 pixels"):
         interp.vision.adversarial(m, pictures, texts, boxes=(0, 0, 99, 9), **how)
