@@ -7,7 +7,8 @@ three screens (380, 1,280 and 1,920 pixels wide), to be compared by eye when som
 Writes docs/explorer-heads.png, docs/explorer-picture.png and docs/screens/*.png, and the pages themselves to
 runs/explorer/*.html. `wide` is SmolLM2 where its package is installed, else a model of that shape with random weights,
 and its title says which. `photograph` is Chelsea, a cat, from scikit-image (CC0, Stefan van der Walt), where that is
-installed. Needs playwright and Chromium (`make test` installs both where it may).
+installed, as DINOv2 sees it where `vision/dinov2.py` has written that, else the zoo's small model. Needs playwright and
+Chromium (`make test` installs both where it may).
 """
 
 from __future__ import annotations
@@ -82,16 +83,18 @@ def wide() -> Path:
 
 
 def photograph() -> Path | None:
-    """A vision transformer on a photograph, which is nothing that it was trained on."""
+    """A vision transformer on a photograph."""
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
         print("no photograph: scikit-image is not installed")
         return None
-    picture = Image.open(Path(spec.origin).parent / "data" / "chelsea.png").convert("RGB").crop((75, 0, 375, 300))
-    m = interp.load("zoo:shapes-vit")
+    whole = Image.open(Path(spec.origin).parent / "data" / "chelsea.png").convert("RGB")
+    picture = whole.crop((75, 0, 375, 300)).resize((224, 224), Image.Resampling.BICUBIC)
+    real = ROOT / "runs" / "dinov2" / "model"
+    name = str(real) if real.is_dir() else "zoo:shapes-vit"
+    m, shown = interp.load(name), "DINOv2-S" if real.is_dir() else f"{name} (trained on drawn shapes)"
     made = interp.explore(
-        m, m.prepare(images=[picture]), pictures=[picture],
-        title="Heads of zoo:shapes-vit on a photograph; it was trained on drawn shapes",
+        m, m.prepare(images=[picture]), pictures=[picture], title=f"Heads of {shown} on a photograph"
     )  # fmt: skip
     return made.save(ROOT / "runs" / "explorer" / "photograph.html")
 
@@ -104,7 +107,8 @@ def long() -> Path:
 
 
 PAGES: dict[str, tuple[Callable[[], Path | None], str]] = {
-    "report": (reported, ""), "wide": (wide, "head=L23.H3"), "photograph": (photograph, "root=1"), "long": (long, ""),
+    "report": (reported, ""), "wide": (wide, "head=L23.H3"), "long": (long, ""),
+    "photograph": (photograph, "head=L11.H0&root=1"),
 }  # fmt: skip
 
 

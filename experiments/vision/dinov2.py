@@ -16,9 +16,17 @@ of extreme length that are looked at instead appear in DINOv2 from size L on, no
 Predicted, before any run:
  1. The mean distance of a layer's heads is larger in the last three layers than in the first three, and the spread over
     heads smaller.
- 2. In the last layer at least four of six heads look, from the class token, at what the salient head calls salient: area
-    under the curve above 0.7; in the first layer none does.
+ 2. In the last layer at least four of six heads look, from the class token, at what the salient head calls salient:
+    area under the curve above 0.7; in the first layer none does.
  3. No patch is longer than four times the median of its picture in the last state.
+
+Measured:
+ 1. Yes, by little: 5.7 patches in the last three layers, 5.1 in the first three; the spread over heads is 1.0 and 1.3.
+    The first layer is the opposite of what was expected: its heads look almost evenly at everything (6.6).
+ 2. Yes: five of six heads of the last layer are between 0.73 and 0.81, none of the first above 0.62. The sixth head of
+    the last layer has 0.14: it looks at everything but what is salient.
+ 3. Yes: 1.4 times at most.
+The state differs from the file's own by 3e-6 of the largest number.
 """
 
 from __future__ import annotations
@@ -38,8 +46,11 @@ from torch import Tensor
 
 import interp
 
-PHOTOGRAPHS = {"chelsea.png": (75, 0), "coffee.png": (100, 0), "astronaut.png": (106, 0), "rocket.jpg": (170, 60)}
-"""And where a square of 300 or 400 pixels begins."""
+PHOTOGRAPHS = {
+    "chelsea.png": (75, 0, 375, 300), "coffee.png": (100, 0, 500, 400),
+    "astronaut.png": (106, 0, 406, 300), "rocket.jpg": (170, 60, 470, 360),
+}  # fmt: skip
+"""And the square that is taken."""
 SIDE, MEAN, STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -104,8 +115,10 @@ def by_the_file(graph: Any, pixels: Tensor) -> Tensor:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
+    last = "/backbone/layernorm/Add_1_output_0"
+    graph.value_info.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
     whole = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    part = onnx.utils.Extractor(whole).extract_model(["input_image"], ["/backbone/layernorm/Add_1_output_0"])
+    part = onnx.utils.Extractor(whole).extract_model(["input_image"], [last])
     return torch.from_numpy(ReferenceEvaluator(part).run(None, {"input_image": pixels.numpy()})[0])
 
 
@@ -135,13 +148,11 @@ def under_curve(looked: Tensor, salient: Tensor) -> float:
 
 
 def photographs() -> list[Image.Image]:
+    """Squares of the side that the file takes."""
     folder = _package("skimage") / "data"
-    found = []
-    for name, (left, top) in PHOTOGRAPHS.items():
-        side = 300 if name == "chelsea.png" else 400 if name == "coffee.png" else 300
-        whole = Image.open(folder / name).convert("RGB").crop((left, top, left + side, top + side))
-        found.append(whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    return found
+    whole = {name: Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS}
+    size = (SIDE, SIDE)
+    return [whole[name].crop(box).resize(size, Image.Resampling.BICUBIC) for name, box in PHOTOGRAPHS.items()]
 
 
 def _file() -> Any:

@@ -10,10 +10,10 @@ domains are not compared. `weights="visible"` gives each of the i tokens a row s
 as the paper's appendix words it, so early rows keep little. The score is compared with that of random sets of as many
 other heads: what they raise as well is not about these heads. A corpus is read batch by batch; with `out=` every chunk
 is saved when it is done, and a stopped run continues from there. A served engine (`interp.scale.vllm`) can be given
-instead of the model: it runs the texts, each with its own edits, and gives the log-probabilities. Cost: 2 + random forward passes a text, whose logits
-are made a few tokens at a time (one pass more for each where they are not plainly made from the last residual). Limits:
-a text is cut where the model's positions end, and the table says which were; a text of one token has no loss and comes
-last; causal language models.
+instead of the model: it runs the texts, each with its own edits, and gives the log-probabilities. Cost: 2 + random
+forward passes a text, whose logits are made a few tokens at a time (one pass more for each where they are not plainly
+made from the last residual). Limits: a text is cut where the model's positions end, and the table says which were; a
+text of one token has no loss and comes last; causal language models.
 """
 
 from __future__ import annotations

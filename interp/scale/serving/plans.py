@@ -209,8 +209,7 @@ def _amounts(edit: Edit) -> tuple[Kind, Any, float]:
         return "uniform", 0.0, 1.0
     raise EditError(
         f"{edit!r} cannot be made in a served engine, which takes Scale, Zero, Set and Add of z, and UniformAttention:"
-        " load the model with"
-        " interp.load and use m.run or m.edited."
+        " load the model with interp.load and use m.run or m.edited."
     )
 
 

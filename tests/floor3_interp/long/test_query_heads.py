@@ -128,7 +128,7 @@ def test_prompts_of_ids_take_an_empty_question_of_ids() -> None:
         ({"null": (7,)}, "null= is a text for prompts of text"),
         ({"null": "note", "passages": ("elsewhere",)}, "does not say where its"),
         ({"null": "note", "passages": ()}, "does not say where its passages"),
-        ({"null": "note", "passages": ("question",)}, "stands behind the question"),
+        ({"null": "note", "passages": ("question",)}, "is after the question"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(how: dict[str, Any], says: str) -> None:

@@ -223,7 +223,7 @@ def test_what_the_weights_do_not_say_is_said() -> None:
     with pytest.raises(InterpError, match="one layer"):
         one.pairings()
     refused: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-        ("deepseek_v3", {}, ModelError, "normalised on the way"),
+        ("deepseek_v3", {}, ModelError, "normalised after the projection"),
         ("gpt2", {"heads": "L9"}, SiteError, "no layer"),
         ("gpt2", {"draws": 0}, InputsError, "at least one draw"),
         ("t5", {"heads": "cross.L*"}, SiteError, "cross-attention"),
