@@ -22,6 +22,8 @@ from interp.scale.workers.transport import packed
 
 LOOK = 2.0
 """How often, in seconds, the cluster is asked what it has."""
+VERDICT = 30.0
+"""How long, in seconds, Ray may take to say why a worker cannot be reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,8 @@ class Crew:
             found = self.ray.get(hand.waits_for)
         except errors.RayTaskError as why:
             self._raised(hand, why)
+        except errors.ActorUnavailableError as why:
+            self._died(hand, self._verdict(hand, why))
         except errors.RayError as why:
             self._died(hand, why)
         else:
@@ -179,6 +183,22 @@ class Crew:
             _, piece = hand.jobs.popleft()
             if (whole := self.pieces.done(piece, *found[2:])) is not None:
                 yield whole
+
+    def _verdict(self, hand: Hand, why: Any) -> Any:
+        """Why a worker could not be reached: Ray knows a little later whether it died, or its node."""
+        errors, end = self.ray.exceptions, time.monotonic() + VERDICT
+        while time.monotonic() < end:
+            try:
+                self.ray.get(hand.actor.__ray_ready__.remote(), timeout=VERDICT)
+            except errors.ActorUnavailableError:
+                time.sleep(0.5)
+            except errors.GetTimeoutError:
+                break
+            except errors.RayError as later:
+                return later
+            else:
+                break
+        return why
 
     def _raised(self, hand: Hand, why: Any) -> None:
         """A piece that raised is noted; a worker that cannot begin ends the work, since the next one could not."""
@@ -200,7 +220,7 @@ class Crew:
         self.ray.kill(hand.actor)
         said = _first(why)
         if hand.starting is not None:
-            self.stillborn += "node" not in said
+            self.stillborn += not _of_its_node(said)
             if self.stillborn >= self.how.deaths:
                 raise ClusterError(
                     f"{self.stillborn} workers died one after the other before they began: {said}"
@@ -215,7 +235,8 @@ class Crew:
 
 
 def _of_its_node(said: str) -> bool:
-    return "node has died" in said or "node was" in said
+    """Whether a worker is gone because its machine is, or cannot be reached."""
+    return any(words in said for words in ("node has died", "node was", "is unavailable"))
 
 
 def _place(why: Any) -> str:

@@ -81,12 +81,13 @@ class Pieces:
         return joined(piece.chunk, parts)
 
     def lost(self, piece: Piece, why: str) -> None:
-        """Its worker died while it worked on it."""
+        """Its worker died while it worked on it: it is tried again after all others, so that deaths that have another
+        cause do not all fall on one piece."""
         piece.deaths += 1
         if piece.deaths >= self.deaths:
             self._give_up(piece, f"{piece.deaths} workers died over it, the last one so: {why}")
         else:
-            self.waiting.appendleft(piece)
+            self.waiting.append(piece)
 
     def failed(self, piece: Piece, why: str) -> None:
         """It raised."""

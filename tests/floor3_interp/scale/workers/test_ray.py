@@ -28,7 +28,8 @@ MANY = ("plain", "once", "raises", "hopeless", "deadly", "memory", "zero_copy", 
 # the environment of these tests speaks to nobody, and a token would be kept in somebody's home
 ENV = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
        "RAY_worker_niceness": "0",
-       "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+       "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+      }  # fmt: skip
 
 
 # what Ray imports only if it is there, and takes seconds to: an environment with JupyterLab has it
@@ -117,6 +118,7 @@ def test_a_corpus_saves_the_same_bytes(found: dict[str, Any]) -> None:
 
 def test_thirty_random_kills_change_no_byte(tmp_path: Path) -> None:
     one = ran(tmp_path, "kills")["kills"]
+    assert not one["error"]
     assert one["killed"] == 30
     assert one["equal"]
     assert one["bytes"]
@@ -153,10 +155,10 @@ except interp.InterpError as why:
 
 
 def test_a_worker_without_the_package_says_so(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(LACKING)
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(tmp_path)], cwd=tmp_path, env=ENV, capture_output=True, text=True
-    )
+    (tmp_path / "lacking").mkdir()  # a directory of its own: where the caller is, the caller would import it too
+    (tmp_path / "lacking" / "sitecustomize.py").write_text(LACKING)
+    call = [sys.executable, "-c", WITHOUT, str(tmp_path / "lacking")]
+    done = subprocess.run(call, cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert "cannot import what it needs (No module named 'interp'): install the same version" in done.stdout, done
 
 
