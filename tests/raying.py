@@ -30,8 +30,8 @@ Found = dict[str, Any]
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """Every chunk and its checksum."""
-    return {file.name: file.read_bytes() for file in sorted((folder / "chunks").iterdir())}
+    """Every chunk and its checksum, if any was written."""
+    return {file.name: file.read_bytes() for file in sorted((folder / "chunks").glob("*"))}
 
 
 def toil(folder: Path, name: str, faults: Faults, how: Ray = BOTH, *, count: int = 24, size: int = 4) -> Found:
@@ -180,7 +180,7 @@ def kills(folder: Path, times: int = 30) -> Found:
     return {**found, "killed": len(killed)}
 
 
-def begun(*, num_cpus: int, tries: int = 3) -> Any:
+def begun(*, num_cpus: int, tries: int = 3, **how: Any) -> Any:
     """A cluster without what these tests do not look at. On a machine that is busy Ray's own agents may be too slow
     for it: it gives them 15 seconds, and what it raises then has no class of its own."""
     from ray.cluster_utils import Cluster
@@ -188,7 +188,7 @@ def begun(*, num_cpus: int, tries: int = 3) -> Any:
     lean = {"num_cpus": num_cpus, "include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
     for left in reversed(range(tries)):
         try:
-            return Cluster(initialize_head=True, head_node_args=lean)
+            return Cluster(initialize_head=True, head_node_args=lean, **how)
         except Exception as why:
             if left and "timed out during startup" in str(why):
                 print(f"Ray was too slow, {left} tries left", file=sys.stderr, flush=True)
@@ -201,7 +201,7 @@ def nodes(folder: Path) -> Found:
     """Every node that works leaves while it works, and another one joins."""
     import ray
 
-    cluster = begun(num_cpus=0)
+    cluster = begun(num_cpus=0, shutdown_at_exit=False)  # which a node that joins from a thread cannot see to
     first = cluster.add_node(num_cpus=2)
     moved: list[int] = []
 
