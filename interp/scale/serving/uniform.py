@@ -31,7 +31,7 @@ class Running:
         if start == 0:  # also a request that was preempted, and comes once more
             self.sums = v.new_zeros(v.shape[0], self.window or 1, v.shape[2], dtype=torch.float64)
         elif self.sums is None or start != self.length:
-            raise PackedError(f"values of tokens {self.length} to {start - 1} of a request never ran in this engine.")
+            raise PackedError(f"values of tokens {self.length} to {start - 1} of a request did not run in this engine.")
         assert self.sums is not None
         every = torch.cat([self.sums, self.sums[:, -1:] + v.double().cumsum(1)], dim=1)
         self.sums, self.length = every[:, -self.sums.shape[1] :].clone(), start + v.shape[1]

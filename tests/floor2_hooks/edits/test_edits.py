@@ -268,7 +268,7 @@ def test_kv_edits_are_per_kv_head_and_say_so(llama: interp.Model) -> None:
     base, edited = (llama.run(x, record="L1.z", edits=e)["L1.z"] for e in ([], [interp.Scale("L1.K1.v", 2.0)]))
     torch.testing.assert_close(edited[:, :, 2:], 2 * base[:, :, 2:])
     assert torch.equal(edited[:, :, :2], base[:, :, :2])
-    with pytest.raises(EditError, match=r"kv head 1, which H2, H3 all read.*L1\.K1\.v.*expand=True"):
+    with pytest.raises(EditError, match=r"kv head 1, and H2, H3 all read it.*L1\.K1\.v.*expand=True"):
         llama.run(x, edits=[interp.Scale("L1.H2.v", 2.0)])
 
 

@@ -282,7 +282,7 @@ def test_edits_are_made_in_their_order() -> None:
     assert torch.equal(gone[1][0][:, 0], torch.full_like(gone[1][0][:, 0], 3.0))
 
 
-def test_tokens_that_never_ran_are_said() -> None:
+def test_tokens_that_did_not_run_are_said() -> None:
     work = Tapping(Plan("k", 1, "all", {0: (0,)}), {}, {0: Local(0, HEADS)})
     work.step(list(segments([Taken(0, 9)], [4], [0, 5], 5)), torch.device("cpu"))
-    assert "tokens 0 to 3 of request 0 never ran" in json.loads(work.taken()[0])["trouble"]
+    assert "tokens 0 to 3 of request 0 did not run" in json.loads(work.taken()[0])["trouble"]
