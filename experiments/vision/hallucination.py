@@ -91,7 +91,7 @@ def var(m: interp.Model, x: Any, draw: int | None) -> Any:
     try:
         return interp.vision.redistribute(m, x, interp.vision.sinks(m, x), **how)
     except InputsError as reason:
-        if "nothing to redistribute" not in str(reason):
+        if "no weight can be redistributed" not in str(reason):
             raise
         return ()
 

@@ -180,6 +180,8 @@ def plan_of(path: Path) -> dict[str, Any]:
             raise damaged(path, "its chunks do not follow each other from the first cell on")
         if not isinstance(plan["product"], str):
             raise damaged(path, "it names no choice of matrix products")
+        if not isinstance(plan.get("code"), dict | None):
+            raise damaged(path, "it does not say which code of interp began it")
         made = {"task": dict(task), "chunks": chunks, "product": plan["product"], "turn": int(plan.get("turn", 0))}
         return {**made, "code": plan.get("code")}
 

@@ -243,7 +243,7 @@ def test_copying_is_found_by_what_a_head_writes() -> None:
 
 
 def test_copying_is_that_of_the_definition() -> None:
-    m = attached("gpt2")
+    m = interp.attach(tiny("gpt2"))
     m.module.requires_grad_(False)
     got = interp.head_roles(m, kinds=["copying"], n=2, length=6, seed=1).values["copying"]
     _, once = random_tokens(m, 2, 6, 4, 1)

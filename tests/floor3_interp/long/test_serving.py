@@ -155,7 +155,7 @@ def test_influence_of_what_an_engine_cannot_do_is_refused(how: Any, error: type[
 
 def test_retrieval_heads_of_what_an_engine_cannot_do_are_refused() -> None:
     served, task = Slow(needle()), notes()
-    with pytest.raises(InputsError, match="impl='auto' chooses who attends"):
+    with pytest.raises(InputsError, match="impl='auto' chooses a kernel for a loaded model"):
         retrieval_heads(served, task, impl="auto")
     with pytest.raises(InputsError, match="leave out engine="):
         retrieval_heads(served, task, engine="ray")

@@ -183,7 +183,7 @@ def test_what_has_no_question_without_a_picture_is_refused() -> None:
     bare = m.inputs({**only, "pixel_values": x.kwargs["pixel_values"][:1]})
     refused: list[tuple[Any, Any, str]] = [
         (m, m.prepare(["What is"], chat=False), "holds no image token"),
-        (m, bare, "row 0 is nothing but a picture"),
+        (m, bare, "row 0 has a picture and no text"),
         (*asked("blip-2"), "cannot run without pixel_values"),
         (planted("planted-decoder"), "fox = apple", "holds no image token"),
     ]

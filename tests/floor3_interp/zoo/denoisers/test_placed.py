@@ -19,7 +19,7 @@ def test_classes_have_verdicts_with_reasons() -> None:
     assert [row.verdict for row in rows] == ["pass", "not built", "refused", "partly"]
     assert "words: 2 layers" in rows[0].heads
     assert "position, row, d" in rows[2].why
-    assert "no table" in rows[3].why
+    assert "does not know the order of its tokens" in rows[3].why
     assert set(SIZES) <= set(kinds()) | {"Transformer2DModel"}
 
 
