@@ -90,7 +90,7 @@ def photograph() -> Path | None:
         return None
     whole = Image.open(Path(spec.origin).parent / "data" / "chelsea.png").convert("RGB")
     picture = whole.crop((75, 0, 375, 300)).resize((224, 224), Image.Resampling.BICUBIC)
-    real = ROOT / "runs" / "dinov2" / "model"
+    real = ROOT / "runs" / "dinov2" / "DINOv2-S"
     name = str(real) if real.is_dir() else "zoo:shapes-vit"
     m, shown = interp.load(name), "DINOv2-S" if real.is_dir() else f"{name} (trained on drawn shapes)"
     made = interp.explore(

@@ -59,7 +59,7 @@ def main() -> None:
     given.add_argument("--out", type=Path, default=Path("runs/dinov2"))
     out: Path = given.parse_args().out
     graph = _file()
-    m = interp.load(str(write(graph, out / "model")))
+    m = interp.load(str(write(graph, out / "DINOv2-S")))
     pictures = photographs()
     x = m.prepare(images=pictures)
     last = f"L{m.config.num_hidden_layers - 1}.resid_post"
