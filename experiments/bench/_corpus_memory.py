@@ -18,7 +18,7 @@ DOCUMENT = 4000
 """Bytes of a document, about."""
 
 
-def mb_per_gb(megabytes: int = 20) -> tuple[float, list[float]]:
+def mb_per_gb(megabytes: int) -> tuple[float, list[float]]:
     """Megabytes of memory for each gigabyte of corpus, from one of so many and one ten times as long; both peaks. Both
     have several blocks (of 4 MB), so that what is held for one has been as large as it gets."""
     with tempfile.TemporaryDirectory() as folder:

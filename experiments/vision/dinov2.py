@@ -34,6 +34,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,13 @@ def main() -> None:
     given.add_argument("--out", type=Path, default=Path("runs/dinov2"))
     out: Path = given.parse_args().out
     graph = _file()
-    m = interp.load(str(write(graph, out / "DINOv2-S")))
+    held = weights(graph)
+    m = interp.load(str(write(graph, held, out / "DINOv2-S")))
     pictures = photographs()
     x = m.prepare(images=pictures)
     last = f"L{m.config.num_hidden_layers - 1}.resid_post"
     tape = m.run(x, record=["L*.H*.pattern", "final_norm", last])
-    same, salient = by_the_file(graph, x.kwargs["pixel_values"]), salient_patches(graph, tape["final_norm"])
+    same, salient = by_the_file(graph, x.kwargs["pixel_values"]), salient_patches(held, tape["final_norm"])
     heads = interp.heads.atlas(m, x).heads().groupby("layer")["distance"]
     looks = {
         layer: [under_curve(p[:, 0, 1:], salient) for p in tape[f"L{layer}.H*.pattern"].unbind(1)]
@@ -82,13 +84,17 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def write(graph: Any, folder: Path) -> Path:
+def weights(graph: Any) -> dict[str, Tensor]:
+    """What the file holds, by name."""
+    from onnx import numpy_helper
+
+    return {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+
+
+def write(graph: Any, held: Mapping[str, Tensor], folder: Path) -> Path:
     """The backbone as a directory of the hub: weights by their names in the file, products by the node that they are
     of, transposed as ONNX has them.
     """
-    from onnx import numpy_helper
-
-    held = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
     named = {name.removeprefix("backbone."): value for name, value in held.items() if name.startswith("backbone.")}
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in held:
@@ -122,11 +128,8 @@ def by_the_file(graph: Any, pixels: Tensor) -> Tensor:
     return torch.from_numpy(ReferenceEvaluator(part).run(None, {"input_image": pixels.numpy()})[0])
 
 
-def salient_patches(graph: Any, state: Tensor) -> Tensor:
+def salient_patches(held: Mapping[str, Tensor], state: Tensor) -> Tensor:
     """Which quarter of each picture's patches the file's own head calls the most salient, [picture, patch]."""
-    from onnx import numpy_helper
-
-    held = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
     rows = state[:, 1:].transpose(1, 2).unflatten(2, (16, 16))
     with torch.no_grad():
         for n in (1, 2, 3):

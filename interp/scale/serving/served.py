@@ -203,10 +203,9 @@ class Served:
         try:
             marked = [_marked(how, [key, row, of]) for row, of in enumerate(edits)]
             outputs = self.llm.generate(prompts, marked, use_tqdm=False)
-        except BaseException:
-            self.llm.collective_rpc("interp_take", args=(key,))
-            raise
-        taken = [(json.loads(text), load(data)) for text, data in self.llm.collective_rpc("interp_take", args=(key,))]
+        finally:
+            parts = self.llm.collective_rpc("interp_take", args=(key,))
+        taken = [(json.loads(text), load(data)) for text, data in parts]
         trouble = next((held["trouble"] for held, _ in taken if held["trouble"]), None)
         if trouble is not None:
             raise ModelError(

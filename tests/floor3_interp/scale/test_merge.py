@@ -252,6 +252,8 @@ def test_the_commands_say_how_far_shards_are_and_merge_them(
     assert main(["merge", *names, "--out", str(out)]) == 0
     assert f"from {OF} shards" in capsys.readouterr().out
     assert bytes_of(out) == bytes_of(made[0])
-    for lacking in (["merge", "--out", str(out)], ["merge", *names], ["status"]):
+    for lacking, remedy in ((["merge", "--out", str(out)], "interp merge runs/s0"), (["status"], "interp status runs")):
         assert main(lacking) == 2
-        assert "interp merge" in (said := capsys.readouterr().err) or "interp status" in said or "--out" in said
+        assert remedy in capsys.readouterr().err
+    assert main(["merge", *names]) == 2
+    assert "--out" in capsys.readouterr().err
