@@ -74,10 +74,25 @@ def _slow_default() -> bool:
 
 @cache
 def _settled(width: int) -> str:
-    a, b, exact = _probe(width)
-    _, error = _tried(DEFAULT, a, b, exact)
-    found = PACKED if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ONEDNN
-    return found if all(_tried(name, a, b, exact)[1] <= WORSE * error for name in {ONEDNN, found}) else DEFAULT
+    found = _best_made()
+    return found if exact(ONEDNN, width) and exact(found, width) else DEFAULT
+
+
+def _best_made() -> str:
+    return PACKED if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ONEDNN
+
+
+@cache
+def exact(name: str, width: int) -> bool:
+    """Whether these products keep the precision of torch's default here: a processor that multiplies bfloat16 by itself
+    (Intel's AMX) gives up a thousand times of it."""
+    return _errors(width)[name] <= WORSE * _errors(width)[DEFAULT]
+
+
+@cache
+def _errors(width: int) -> dict[str, float]:
+    a, b, product = _probe(width)
+    return {name: _tried(name, a, b, product)[1] for name in (DEFAULT, ONEDNN, _best_made())}
 
 
 def _probe(width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,19 +104,19 @@ def _probe(width: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def _quicker(width: int, threads: int) -> str:
-    a, b, exact = _probe(width)
-    seconds, error = _tried(DEFAULT, a, b, exact)
-    found = PACKED if hasattr(torch.ops.mkldnn, "_linear_pointwise") else ONEDNN
-    tried = [_tried(name, a, b, exact) for name in dict.fromkeys((ONEDNN, found))]
-    quick = min(took for took, _ in tried) < GAIN * seconds
-    return found if quick and all(other <= WORSE * error for _, other in tried) else DEFAULT
+    found = _best_made()
+    if not (exact(ONEDNN, width) and exact(found, width)):
+        return DEFAULT
+    a, b, product = _probe(width)
+    seconds, *others = (_tried(name, a, b, product)[0] for name in (DEFAULT, ONEDNN, found))
+    return found if min(others) < GAIN * seconds else DEFAULT
 
 
-def _tried(name: str, a: Tensor, b: Tensor, exact: Tensor) -> tuple[float, float]:
+def _tried(name: str, a: Tensor, b: Tensor, product: Tensor) -> tuple[float, float]:
     """The best time of one way to make a product, and its error."""
     with products(name), torch.no_grad():
         multiply = _laid_out(b.t(), None) if name == PACKED else lambda x: torch.mm(x, b)
-        error = float((multiply(a).double() - exact).abs().max())
+        error = float((multiply(a).double() - product).abs().max())
         return min(_seconds(multiply, a) for _ in range(TRIES)), error
 
 
