@@ -42,6 +42,7 @@ class Watched(Told):
     branches: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """By step, which branch of a denoiser's guidance each row is: `cond`, `uncond`, `perturbed`."""
     one: Callable[[str | Site], Site] = field(default=lambda spelled: Site(None, None, str(spelled)), repr=False)
+    """Gives the one site that a text means; `tape[...]` uses it."""
 
     aside: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False)
     """`with tape.aside(): ...`: calls of the model inside are no steps, and are not recorded or edited."""

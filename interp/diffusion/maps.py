@@ -52,12 +52,16 @@ class Maps(Saved):
     values: Tensor
     """[group, example, word, frame, row, column]."""
     words: tuple[str, ...]
+    """The words that have maps, in the order of `values`."""
     steps: tuple[int, ...]
     """By group, the call of the denoiser; -1 for all of them."""
     places: tuple[str, ...]
     """By group: "L3.H1", "L3" for all its heads, "" for all."""
     reads: str
+    """What a value is: "cell" for the weight that a cell gives to the word, "word" for what the word gives to the
+    cell."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def of(self, word: str, *, place: str | None = None, step: int | None = None) -> Tensor:
         """The map of a word [example, frame, row, column], the mean over groups at a place ("L3.H1", with the tower's

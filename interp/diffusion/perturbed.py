@@ -89,8 +89,11 @@ class Perturbing:
     """The edits on a denoiser while it is guided so."""
 
     model: Model
+    """The denoiser that is guided."""
     weight: float
+    """How strong the guidance is: the difference from the perturbed row is added so many times."""
     steps: int | str | None
+    """The calls of the denoiser that are guided, counted from 0: 3, or "0-4,10". None for all."""
     calls: int = 0
     """Calls that rows were added to."""
     _seen: int = 0

@@ -34,9 +34,11 @@ class Referred:
     map: Tensor
     """[example, frame, row, column]; 1 is the mean of a word's map."""
     kept: tuple[str, ...]
+    """The words whose maps are averaged in `map`."""
     dropped: tuple[str, ...]
     """Magnets and stop words."""
     sinks: tuple[str, ...]
+    """Words that were left out since they have a large and even weight over the whole picture."""
 
     @property
     def point(self) -> Tensor:

@@ -55,11 +55,13 @@ class Unmasked(Told):
     """An answer, the step at which each of its words was written, and what was recorded."""
 
     ids: Tensor
+    """[row, position]: the ids of the whole text, with a word in place of every mask."""
     when: Tensor
     """[row, position]: the step that filled it; -1 where it was given."""
     sure: Tensor
     """[row, position]: the probability of the word when it was put down; 1 where it was given."""
     tape: Watched
+    """What was recorded in the calls of the model, one call a step."""
     inputs: Inputs
     """The answer as inputs of another run, whose roles say which step filled a position: `step0`, `step1`, ..."""
 

@@ -40,6 +40,7 @@ class Das(Told):
     """What was found by each seed, and what random bases and the whole site give."""
 
     site: str
+    """The site at which base and source are exchanged."""
     bases: Tensor
     """Orthonormal columns [seed, d, dim], for `Project` and `directions.exchange`."""
     train: Tensor
@@ -55,6 +56,7 @@ class Das(Told):
     losses: Tensor
     """[seed, step]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per seed."""

@@ -39,9 +39,13 @@ class Subspaces(Told):
     """The metric by rank [rank, example], and with random subspaces of the same ranks [rank, draw, example]."""
 
     sites: tuple[str, ...]
+    """The sites that are compressed together."""
     ranks: tuple[int, ...]
+    """The ranks that were tried, in the order of `values`."""
     values: Tensor
+    """[rank, example]: the metric with the vectors cut down to so many dimensions."""
     random: Tensor
+    """[rank, draw, example]: the same with random subspaces of that rank."""
     base: Tensor
     """The metric of the run with nothing taken out [example]."""
     directions: Mapping[str, Tensor] = field(default_factory=dict)
@@ -49,6 +53,7 @@ class Subspaces(Told):
     spectrum: Mapping[str, Tensor] = field(default_factory=dict)
     """By site the share of the variance along each."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per rank: the metric, that of random subspaces (mean, and the range of nine tenths), and the base."""

@@ -48,13 +48,17 @@ class ModelsCompared(Saved):
     STEM = "models_compared"
 
     sites: tuple[str, ...]
+    """What is compared, heads one by one: "L3.resid_post", "L3.H1.z"."""
     cka: Tensor
+    """[site]: linear CKA of the two models' vectors, 0 to 1 (1: alike); NaN where one side does not vary."""
     ends: Tensor
     """[2, site]: the interval of CKA."""
     right: Tensor
     """1, 0, and NaN where there are no labels; model 0 is the first one."""
     labels: tuple[int, ...] = ()
+    """The label of each example; empty where none were given."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def to_frame(self, of: int | None = None) -> Any:
         """One row per site: CKA with its interval as the estimate, and what probes read in both models with intervals

@@ -55,6 +55,7 @@ class LensAttack(Saved):
     STEM = "lens_attack"
 
     sites: tuple[str, ...]
+    """The residual after each layer, such as "L3.resid_post"."""
     ranks: Tensor
     """The first layer has no rise and fall: its rank is the number of words."""
     said: Tensor
@@ -62,7 +63,9 @@ class LensAttack(Saved):
     budget: Tensor
     """[attack, k - 1, example]: how many words the union of k a layer has."""
     words: int
+    """How many words the vocabulary has."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def found(self, attack: str = "projection", k: int = 5) -> Tensor:
         """[example], whether the answer is among the candidates."""

@@ -60,13 +60,17 @@ class AcrossModels(Saved):
     STEM = "across_models"
 
     sites: tuple[str, ...]
+    """What is patched, heads one by one: "L3.resid_post", "L3.H1.z"."""
     values: Tensor
+    """[side, site, example]: the metric with the patch; side 0 in the model that knew, side 1 in the other."""
     before: Tensor
     """[example]: the metric of the model that knew."""
     after: Tensor
     """[example]: of the one that forgot."""
     noise_floor: float
+    """How far the metric moves when nothing is changed, the larger number of both models."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def left(self) -> Tensor:

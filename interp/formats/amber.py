@@ -21,13 +21,21 @@ class AmberItem:
     """One query with its truth: "yes" or "no", or the objects that are there."""
 
     id: int
+    """The number of the query in AMBER's files."""
     image: str
+    """The file name of the picture."""
     query: str
+    """The text that the model is asked."""
     kind: str
+    """"generative" for a description of the picture, "discriminative" for a yes/no question."""
     aspect: str
+    """What a yes/no question is about, such as "relation"; empty where the file does not say."""
     truth: str | tuple[str, ...]
+    """"yes" or "no", or the objects that are in the picture."""
     hallucinated: tuple[str, ...] = ()
+    """Objects that models often name though they are not in the picture (the file's `hallu`)."""
     response: str | None = None
+    """What the model answered; None where no responses were given."""
 
     @property
     def right(self) -> bool | None:

@@ -21,8 +21,11 @@ class CaptionedImage:
     """A picture, what a model said about it, and what is in it."""
 
     image_id: int
+    """The number of the picture in COCO."""
     caption: str
+    """What the model says about it."""
     objects: tuple[str, ...]
+    """The names of the objects in it, by COCO's annotations, each name once."""
 
 
 def chair(captions: str | Path, instances: str | Path) -> tuple[CaptionedImage, ...]:

@@ -30,7 +30,9 @@ class PopeQuestions:
     """A file of questions, and whether its name says POPE or RePOPE."""
 
     version: Literal["POPE", "RePOPE"]
+    """"POPE" or "RePOPE", by the name of the file."""
     questions: tuple[PopeQuestion, ...]
+    """The questions, in the order of the file."""
 
     def __len__(self) -> int:
         return len(self.questions)

@@ -19,11 +19,17 @@ class RulerPrompt:
     """One prompt and what an answer must contain."""
 
     index: int
+    """The number of the prompt in its file."""
     input: str
+    """The text of the prompt, without the beginning of the answer."""
     outputs: tuple[str, ...]
+    """The texts that an answer should contain."""
     length: int
+    """The length of the prompt in tokens, as the file has it."""
     answer_prefix: str
+    """The beginning of the answer, which follows the input; empty where the file has none."""
     meta: Mapping[str, Any]
+    """All other fields of the line, by name."""
 
     @property
     def prompt(self) -> str:
