@@ -44,9 +44,11 @@ class Retrieved(Told):
     sentences: tuple[str, ...]
     """All sentences of the document."""
     kept: tuple[int, ...]
+    """The numbers of the sentences that were kept, in the order of the document."""
     ids: Tensor
     """The prompt [1, token]: what was kept, and the question."""
     windows: int
+    """In how many windows the document was read."""
     tokens: int
     """How many the whole document has."""
 

@@ -49,8 +49,11 @@ class Chosen:
     """By layer ("L1"), [batch, head, row, chunk]: the chunks each late row read in the last call, in order."""
 
     chunk: int
+    """How many tokens a chunk has."""
     keep: int
+    """How many chunks a late row reads."""
     chosen: dict[str, Tensor] = field(default_factory=dict)
+    """By layer ("L1"), [batch, head, late row, chunk]: the numbers of the chunks, in order, in the last call."""
 
     @property
     def first_row(self) -> int:

@@ -27,7 +27,9 @@ class Alignment:
     """Spans of the base and of the source, one to one."""
 
     base: tuple[Span, ...]
+    """Spans of the base."""
     source: tuple[Span, ...]
+    """Spans of the source; each belongs to the span of the base at the same place."""
 
 
 def align(base_spans: Span | Sequence[Span], source_spans: Span | Sequence[Span]) -> Alignment:

@@ -29,8 +29,11 @@ class Average:
     """The mean over a dataset's real positions, or position by position over rows that are all as long as the base."""
 
     data: Any = field(repr=False)
+    """The inputs of the dataset; a list is run in batches, anything else in one pass."""
     by_position: bool = False
+    """Whether each position has a mean of its own; then all rows are as long as the base."""
     batch: int = 16
+    """How many examples of a list are run at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Noise:
     embeddings at the embedding (Meng et al. 2022, arXiv 2202.05262) and of the base's values elsewhere."""
 
     scale: float = 3.0
+    """The size of the noise, in standard deviations."""
     seed: int = 0
+    """The seed of the noise."""
 
 
 Source = Any | Literal["zero", "mean", "noise"] | Average | Noise | Tape

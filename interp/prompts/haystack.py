@@ -24,8 +24,11 @@ class Needle:
     """A sentence to hide, what to ask for it, and the words in it that answer."""
 
     needle: str
+    """The sentence that is hidden."""
     question: str
+    """What is asked about it."""
     answer: str
+    """The words of the needle that answer the question."""
 
 
 def from_file(

@@ -24,14 +24,21 @@ class Influence(Saved):
     STEM = "influence"
 
     base: Tensor
+    """[text]: mean loss per token with no head masked, in nats; NaN for a text of one token."""
     masked: Tensor
+    """[text]: the same with the heads masked."""
     random: Tensor
+    """[draw, text]: the same with as many random heads masked; no draws where none were asked for."""
     tokens: Tensor
+    """[text]: how many tokens of it were read."""
     cut: Tensor
     """Whether the text was longer than the model reads."""
     heads: tuple[str, ...]
+    """The heads that were masked, such as "L5.H3"."""
     random_heads: tuple[tuple[str, ...], ...] = ()
+    """By draw, the random heads that were masked."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     @property
     def score(self) -> Tensor:

@@ -29,14 +29,18 @@ class AttentionPerturbation(Saved):
     cells: tuple[str, ...]
     """Heads by name, or "all"."""
     radii: tuple[float, ...]
+    """The norms of the change, in the order of `worst`."""
     worst: Tensor
+    """[number, radius, cell, example]: with the change in the worst direction that was found."""
     random: Tensor
+    """[number, radius, draw, cell, example]: with a change of that size in a random direction."""
     base: Tensor
     """[example]: the metric of the plain run."""
     rate: Tensor
     """[cell, example]: what the metric loses by radius to first order; the norm of its gradient where directions are
     free."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def values(self) -> Tensor:

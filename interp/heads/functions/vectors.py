@@ -57,18 +57,23 @@ class FunctionVector(HeadResult):
 
     sites: tuple[str, ...]
     values: Tensor
+    """[head, example]: what the head's mean output adds to the answer's probability in a shuffled prompt."""
     heads: tuple[str, ...]
     """Whose means the vector is the sum of."""
     vector: Tensor
+    """[d]: the sum of what these heads write on average."""
     layer: str
     """The residual it is added to."""
     scales: tuple[float, ...] = ()
+    """What the vector is multiplied by, in the order of `probability`; empty without `zero=`."""
     probability: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """Of the answer, with the vector at each scale [scale, example]; scale 0 is the prompt as it is."""
     accuracy: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    """Whether the answer is the most likely word, 1 or 0, with the vector at each scale [scale, example]."""
     random: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """The probability with vectors of random other heads, at scale 1 [draw, example]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def edit(self, scale: float = 1.0, *, layer: str | None = None) -> Add:
         """The vector as an edit of the last row."""

@@ -24,6 +24,7 @@ class Atlas(HeadResult):
 
     sites: tuple[str, ...]
     codes: Tensor
+    """[head, example, dim]: the place of each pattern among all patterns."""
     labels: Tensor
     """The cluster of each head."""
     settled: Tensor
@@ -39,7 +40,9 @@ class Atlas(HeadResult):
     explained: tuple[float, float]
     """The share of the variance of patterns that the codes explain, and as many principal components."""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    """By name, measures that were not taken, and why."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     @property
     def points(self) -> Tensor:

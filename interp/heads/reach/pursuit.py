@@ -53,6 +53,7 @@ class Pursuit(HeadResult):
 
     sites: tuple[str, ...]
     values: Tensor
+    """[head, example]: the share of the variance of what the head writes that its words explain, 0 to 1."""
     explained: Tensor
     """Share of variance after each word [head, atom]."""
     atoms: Tensor
@@ -60,7 +61,9 @@ class Pursuit(HeadResult):
     random: Tensor
     """With as many words drawn at random in the place of `words` [head, draw]; empty without."""
     names: Mapping[int, str] = field(default_factory=dict)
+    """By id, the text of the words; empty where a dictionary was given."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def tables(self) -> list[HeadTable]:
         """Shares, with the words of each head."""

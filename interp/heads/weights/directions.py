@@ -40,10 +40,13 @@ class HeadDirections(Saved):
     STEM = "directions"
 
     sites: tuple[str, ...]
+    """The head of each row, such as "L5.H3"."""
     circuit: str
+    """"ov" for what a head moves, "qk" for what it looks for."""
     sizes: Tensor
     """Singular values [head, direction]."""
     shares: Tensor
+    """[head, direction]: the squared singular value over the sum of all squared ones, 0 to 1."""
     reads: Tensor
     """[head, direction, d]; of "qk" what the query reads."""
     writes: Tensor
@@ -51,9 +54,11 @@ class HeadDirections(Saved):
     words: Tensor
     """Ids by head, direction, end (0 reads, 1 writes), side (0 positive, 1 negative) and rank; empty without words."""
     names: Mapping[int, str] = field(default_factory=dict)
+    """By id, the text of the words; empty without a tokenizer."""
     why: str = ""
     """Why there are no words."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per head and direction: share, and the words at both ends."""

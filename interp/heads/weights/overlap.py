@@ -46,13 +46,17 @@ class HeadOverlap(Saved):
     STEM = "overlap"
 
     sites: tuple[str, ...]
+    """The heads, such as "L5.H3"."""
     values: Tensor
+    """[sender, receiver]: 0 to 1; NaN for pairs that are not compared."""
     baseline: Tensor
     """What random spaces of these ranks have."""
     ranks: tuple[tuple[int, int], ...]
     """By head, of its first and its second space."""
     space: str
+    """Which spaces are compared, the sender's first: "oq", "ok", "ov", "oo", "qq", "kk" or "vv"."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per pair: sender, receiver, overlap, baseline, excess; the largest excess first."""

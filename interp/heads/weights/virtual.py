@@ -42,13 +42,17 @@ class VirtualHeads(Saved):
     STEM = "virtual_heads"
 
     chains: tuple[tuple[str, ...], ...]
+    """The heads of each chain, the earliest layer first."""
     side: str
     """How the last head reads: "v", "q" or "k"."""
     strength: Tensor
+    """[chain]: 0 to 1, the largest first."""
     baseline: float
+    """The mean strength of chains of random matrices of the same shapes."""
     copying: Tensor
     """[chain]; NaN where the last head reads by queries or keys."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def to_frame(self) -> Any:
         """One row a chain."""

@@ -47,14 +47,19 @@ class BackwardLens(Saved):
     STEM = "backward_lens"
 
     sites: tuple[str, ...]
+    """The places whose gradients are read, such as "L3.attn_out"."""
     positions: Tensor
     """Columns that were read [example, read]."""
     raising: Tensor
     """Ids of the words whose direction raises the metric most [place, example, read, k]."""
     lowering: Tensor
+    """Ids of the words whose direction lowers the metric most [place, example, read, k]."""
     size: Tensor
+    """The length of the gradient [place, example, read]."""
     names: Mapping[int, str] = field(default_factory=dict)
+    """By id, the text of the words; empty where it is not known."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per place, example and position: the gradient's length and the words at its ends."""

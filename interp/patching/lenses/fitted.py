@@ -29,6 +29,7 @@ class FittedLens(Saved):
     STEM = "fitted_lens"
 
     sites: tuple[str, ...]
+    """The residuals that the lens is fitted at, such as "L3.resid_post"."""
     matrices: Tensor
     """[place, d, d]."""
     biases: Tensor
@@ -38,6 +39,7 @@ class FittedLens(Saved):
     plain: Tensor
     """The same of the logit lens."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def read(
         self, model: Model, inputs: Any, *, positions: Positions = "last", answers: Any = None, top: int = 5
