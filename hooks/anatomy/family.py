@@ -25,6 +25,7 @@ class Recipe:
     """How scores come from q and k: `scale * q.k`, visible where the causal rule or the module's own mask says so."""
 
     causal: bool = False
+    """Whether a token sees only itself and the tokens before it."""
     mask: int | str | None = None
     """Which argument of the attention module is its mask (Bool, True where visible, or added to the scores)."""
     scale: float | None = None
@@ -36,7 +37,10 @@ class Projection:
     """A module whose output, seen through `view`, is q, k or v per head."""
 
     module: str
+    """The name of the module inside the attention module."""
     view: View = "heads"
+    """How heads are ordered in its output: "heads" one after the other; "thirds:n", part n of all q, all k, all v;
+    "per_head:n", part n of the q, k, v of each head."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,25 @@ class Family:
     """Where the heads are in models of these types; module names are relative to the attention module."""
 
     name: str
+    """The name of the family, as errors say it."""
     model_types: tuple[str, ...]
+    """The models that belong to it: `model_type` of the config, or the name of the class."""
     attention: str
     """Dotted end of the attention modules' names, with `*` for numbers and `|` between alternatives: `h.*.attn`."""
     out: str
+    """The name of the output projection, whose input is z."""
     heads: str
     """Where the number of heads is: an attribute of the attention module or of the config."""
     kv_heads: str | None = None
+    """Where the number of kv heads is, as in `heads`; None where it is that of the query heads."""
     q: Projection | None = None
+    """What gives the queries; None where they cannot be read."""
     k: Projection | None = None
+    """What gives the keys; None where they cannot be read."""
     v: Projection | None = None
+    """What gives the values; None where they cannot be read."""
     recipe: Recipe | None = None
+    """How scores are made of q and k; None where scores and patterns cannot be read."""
 
     def attentions(self, root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """The attention modules of a model, by name."""

@@ -37,7 +37,9 @@ class SoftIdentity(AttentionEdit):
     by_head = True
 
     amount: float = 1.0
+    """The part of the pattern that is replaced, 0 to 1."""
     keep: Positions | None = "text"
+    """Tokens that every row still sees, and whose own rows stay as they are; None for no such tokens."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.amount <= 1:

@@ -42,10 +42,15 @@ class Refocus(AttentionEdit):
     by_head = True
 
     sinks: Positions = "first"
+    """The keys that lose weight, of text and image."""
     image: Positions = "image"
+    """The image tokens; those that are no sinks get the weight."""
     fraction_moved: float = 0.4
+    """The part of the weight on sinks that is moved, 0 to 1."""
     least: float = 0.2
+    """The least weight on the image with which a row is changed, 0 to 1."""
     rho: float = 0.5
+    """The least part of that weight that has to be on tokens that are no sinks, 0 to 1."""
 
     def __post_init__(self) -> None:
         if not all(0 <= value <= 1 for value in (self.fraction_moved, self.least, self.rho)):

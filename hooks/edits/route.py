@@ -28,7 +28,9 @@ class RouteHeads(ValueEdit):
     """
 
     keep: int = 1
+    """How many of the routed heads write at each token."""
     shared: int | tuple[int, ...] = 0
+    """Heads that always write: their numbers, or how many from head 0 on."""
 
     def __post_init__(self) -> None:
         if self.keep < 0 or (isinstance(self.shared, int) and self.shared < 0):
@@ -77,8 +79,11 @@ class MixHeads(ValueEdit):
     reads_input = True
 
     router: Any = None
+    """The router's weights [shared + routed + 2, d], or [routed, d] without shared heads. It has to be given."""
     keep: int = 1
+    """How many of the routed heads write at each token."""
     shared: int | tuple[int, ...] = 0
+    """Heads that always write: their numbers, or how many from head 0 on."""
 
     def __post_init__(self) -> None:
         if self.router is None or torch.as_tensor(self.router).ndim != 2 or self.keep < 1:

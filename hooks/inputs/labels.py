@@ -29,16 +29,27 @@ class Roles:
     """Labels of one tower's positions; every tensor is [batch, position], -1 meaning "none"."""
 
     kind: Tensor
+    """[batch, position]: what a token is ("text", "image", "pad" ...), as its place in `KINDS`."""
     image: Tensor
+    """[batch, position]: the number of its image or video; -1 for none."""
     tile: Tensor
+    """[batch, position]: which of the row's `grids` it is in; -1 for none."""
     frame: Tensor
+    """[batch, position]: the frame of its cell in that grid; -1 for none."""
     row: Tensor
+    """[batch, position]: the row of its cell in that grid; -1 for none."""
     col: Tensor
+    """[batch, position]: the column of its cell in that grid; -1 for none."""
     tags: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name, such as "newline" or "cls", Bool [batch, position]: the tokens with that mark."""
     grids: tuple[tuple[tuple[int, int, int], ...], ...] = ()
+    """By row of the batch, (frames, rows, columns) of each grid."""
     views: tuple[tuple[View, ...], ...] = ()
+    """By row of the batch, which part of a picture each grid covers."""
     sizes: tuple[tuple[int, int], ...] | None = None
+    """(height, width) of each original picture in pixels, images before videos; None where it is not known."""
     fit: Fit | None = None
+    """How the image processor resized and cropped pictures; None where it is not known."""
     seconds: float | None = None
     """Of sound: the time of a position; position n begins at `n * seconds`."""
 

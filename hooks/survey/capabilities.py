@@ -62,7 +62,9 @@ class Capabilities:
     """How a model is held, and what can be done with it so."""
 
     held: tuple[str, ...]
+    """How the model is held, in words: "plain", or quantised, offloaded, compiled and so on."""
     rows: tuple[Capability, ...]
+    """What was tried, with yes or no: record, edit and gradient."""
 
     def __getitem__(self, what: str) -> Capability:
         for row in self.rows:
