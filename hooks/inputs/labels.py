@@ -47,7 +47,7 @@ class Roles:
     views: tuple[tuple[View, ...], ...] = ()
     """By row of the batch, which part of a picture each grid covers."""
     sizes: tuple[tuple[int, int], ...] | None = None
-    """(height, width) of each original picture in pixels, images before videos; None where it is not known."""
+    """(height, width) of each original picture in pixels; None where it is not known."""
     fit: Fit | None = None
     """How the image processor resized and cropped pictures; None where it is not known."""
     seconds: float | None = None

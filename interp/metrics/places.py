@@ -39,7 +39,9 @@ class At:
     """Any function of the value at a site: `At("L5.resid_post", lambda value, inputs: value[:, 0, 7])`."""
 
     site: str
+    """The site whose value is read, such as "L5.resid_post"."""
     function: Callable[[Tensor, Any], Tensor]
+    """From the value at the site and the inputs to one number a row [row]."""
 
     def __call__(self, value: Tensor, inputs: Any) -> Tensor:
         return self.function(value, inputs)
@@ -50,7 +52,9 @@ class Pooled:
     """A metric of one vector a row."""
 
     site: str = "final_norm"
+    """The site whose value is read, such as "final_norm"."""
     pool: Pool = field(default="mean", kw_only=True)
+    """How a row becomes one vector: "mean" of its real tokens, "cls" its first one, "last" its last one."""
     ROWS: ClassVar[tuple[str, ...]] = ()
     """Fields with one entry a row, or one vector for all."""
 
@@ -118,7 +122,9 @@ class Similarity(Pooled):
     """The cosine to another vector (of another text, say), less that to `away` where one is given."""
 
     target: Tensor | None = field(default=None, kw_only=True)
+    """The vector to compare with [row, d], or [d] for all rows; None until `.to` sets it."""
     away: Tensor | None = field(default=None, kw_only=True)
+    """A vector whose cosine is subtracted [row, d], or [d]; None for no such vector."""
     ROWS: ClassVar[tuple[str, ...]] = ("target", "away")
 
     def score(self, vectors: Vectors) -> Float[Tensor, " row"]:
@@ -142,8 +148,11 @@ class Distance(Pooled):
     """
 
     target: Tensor | None = field(default=None, kw_only=True)
+    """The vector to compare with [row, d], or [d] for all rows; None until `.to` sets it."""
     kind: Literal["mse", "norm"] = field(default="mse", kw_only=True)
+    """"mse" for the mean squared difference, "norm" for the length of the difference."""
     negate: bool = field(default=True, kw_only=True)
+    """Whether the sign is turned, so that nearer is higher."""
     ROWS: ClassVar[tuple[str, ...]] = ("target",)
 
     def __post_init__(self) -> None:
@@ -167,6 +176,7 @@ class Along(Pooled):
     """How far the vector reaches along a direction, [d] or one a row: its projection on the unit vector."""
 
     direction: Tensor | None = field(default=None, kw_only=True)
+    """The direction [row, d], or [d] for all rows, of any length above 0. It has to be given."""
     ROWS: ClassVar[tuple[str, ...]] = ("direction",)
 
     def score(self, vectors: Vectors) -> Float[Tensor, " row"]:

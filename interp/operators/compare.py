@@ -44,12 +44,15 @@ class Compared(HeadResult):
 
     sites: tuple[str, ...]
     operators: tuple[str, ...]
+    """The operators, in the order of `values`; the first is "softmax"."""
     values: Tensor
     """[operator, head, example]: the distance of z from the head's own, relative to its length ("error")."""
     readouts: Tensor
     """[operator, readout, head, example]; NaN where an operator has none."""
     names: tuple[str, ...] = NAMES
+    """The readouts, in the order of `readouts`."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def tables(self) -> tuple[HeadTable, ...]:
         """The error in z by operator and head, and the mean over examples of every other readout."""

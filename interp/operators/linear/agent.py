@@ -32,6 +32,7 @@ class Agent(Operator):
     fast = True
 
     count: int = 16
+    """How many agents; with `grid`, how many along each side of it."""
     grid: tuple[int, int] | None = None
     """Rows and columns of the tokens, in row-major order; tokens before them (a class token) have no part in agents."""
 

@@ -32,6 +32,7 @@ class Moments:
     k: Tensor
     """Their mean."""
     v: Tensor
+    """The mean of their values."""
     kv: Tensor
     """sum_j (k_j - mean)(v_j - mean)^T"""
 

@@ -39,11 +39,13 @@ class Linear(Operator):
     rate: float | Tensor | None = None
     """Decay per position: one number, or [head]."""
     normalize: bool = True
+    """Whether the weights of a row are divided by their sum."""
     maps: Tensor | None = None
     """[2, head, feature, d], for hedgehog: W of queries and of keys."""
     count: int = 256
     """How many random features."""
     seed: int = 0
+    """The seed of random features."""
 
     def __post_init__(self) -> None:
         if self.feature not in FEATURES:

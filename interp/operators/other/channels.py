@@ -31,6 +31,7 @@ class Channels(Operator):
     fast = True
 
     temperature: float | None = None
+    """What the products are divided by, above 0, after q and k are made of length 1; None for the model's scale."""
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not self.temperature > 0:

@@ -33,6 +33,7 @@ class Reversed(Operator):
     over: str = "queries"
     """queries, or senders."""
     mean: bool = False
+    """Whether each row is divided by its sum."""
 
     def __post_init__(self) -> None:
         if self.over not in ("queries", "senders"):

@@ -35,9 +35,13 @@ class StaticQK(Operator):
     """Softmax attention whose queries or keys do not come from the text."""
 
     q: str | Tensor = "mean"
+    """The queries: "own", "mean", "random", or a tensor [head, d] or [head, position, d]."""
     k: str | Tensor = "own"
+    """The keys: "own", "random", or a tensor [head, position, d]."""
     spread: float = 1.0
+    """What random vectors are multiplied by."""
     seed: int = 0
+    """The seed of random vectors."""
 
     def __post_init__(self) -> None:
         if isinstance(self.q, str) and self.q not in ("own", "mean", "random"):

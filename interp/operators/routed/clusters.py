@@ -29,9 +29,11 @@ class Clusters(Choosing):
     ordered = True
 
     count: int = 8
+    """How many clusters."""
     centers: Tensor | None = None
     """[head, count, d]; None to find them in the call."""
     rounds: int = 10
+    """How many rounds of k-means find the centres."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.rounds < 0:

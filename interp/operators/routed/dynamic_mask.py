@@ -30,7 +30,9 @@ class DynamicMask(Choosing):
     """Rows keep the keys whose values pass a gate best."""
 
     keep: int = 64
+    """How many keys a row keeps."""
     amount: float = 0.1
+    """How strongly the gate counts: the factor inside the exponential."""
     gate: Tensor | None = None
     """[head, dv]; None for the length of a value."""
 

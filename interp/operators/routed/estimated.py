@@ -32,6 +32,7 @@ class Estimated(Choosing):
     count: int = 256
     """Random features."""
     seed: int = 0
+    """The seed of random features."""
 
     def __post_init__(self) -> None:
         if min(self.width, self.keep, self.count) < 1:

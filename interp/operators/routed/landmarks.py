@@ -36,9 +36,11 @@ class Landmarks(Operator):
     ordered = True
 
     block: int = 50
+    """How many keys a block has."""
     keep: int | None = None
     """Other blocks that a row reads; None for all."""
     landmark: str = "mean"
+    """What a landmark is: "mean" of the block's keys, or "exact" for the log of the sum of exp of its scores."""
 
     def __post_init__(self) -> None:
         if self.block < 1 or (self.keep is not None and self.keep < 1) or self.landmark not in ("mean", "exact"):

@@ -29,6 +29,7 @@ class LowRank(Choosing):
     ordered = True
 
     rank: int = 8
+    """How many dimensions the guess has; a basis that is given says it itself."""
     pool: int = 1
     """Keys that are guessed together."""
     keep: float = 0.25

@@ -33,9 +33,11 @@ class TwoLevel(Choosing):
     size: int = 16
     """Tokens of a window of a text, or rows and columns of one on a grid."""
     keep: int = 4
+    """How many windows a window reads."""
     grid: tuple[int, int] | None = None
     """Rows and columns of the tokens, in row-major order; tokens before them see and are seen by all."""
     shared: bool = False
+    """Whether all heads of the operator choose the same windows."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.keep < 1:

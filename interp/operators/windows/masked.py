@@ -40,6 +40,7 @@ class Masked(Operator):
     fast = True
 
     mask: Mask | None = None
+    """The mask, such as `Window(64)` of `interp.kernels.masks.symbols`. It has to be given."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Mask):
