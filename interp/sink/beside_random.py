@@ -17,8 +17,11 @@ class BesideRandom(Drawn):
     """Effects of hiding sinks [example] and of hiding random tokens [draw, example]."""
 
     base: Tensor
+    """[example]: the metric with nothing hidden."""
     sinks: Tensor
+    """[example]: the change of the metric when sinks are hidden."""
     random: Tensor
+    """[draw, example]: the same with as many random tokens hidden."""
 
     @property
     def share(self) -> float:

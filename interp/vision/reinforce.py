@@ -52,7 +52,9 @@ class Reinforced(HeadResult):
     chosen: Tensor
     """Bool [head, example]: above the median of the layer."""
     alpha: float
+    """What the outputs of chosen heads are multiplied by."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     @property
     def edits(self) -> tuple[Scale, ...]:

@@ -57,12 +57,15 @@ class VisualSinks(HeadResult):
     phi: Tensor
     """[layer, example, position]; 0 for padding, and in layers before `first_layer`."""
     layers: tuple[int, ...]
+    """The numbers of the layers, in the order of `phi`."""
     image: Tensor
     """Bool [example, position]: the image tokens."""
     dims: tuple[int, ...]
     """D; none where no dimension is extreme at the first token, and then there are no sinks."""
     tau: float
+    """Tokens whose phi is at least this are sinks."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     @property
     def sinks(self) -> Bool[Tensor, "layer example position"]:

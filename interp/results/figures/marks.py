@@ -25,13 +25,19 @@ class Heatmap:
     """Numbers of cells [row, column]; NaN is an empty cell."""
 
     values: Any
+    """The numbers [row, column]."""
     rows: Sequence[str] = ()
+    """A label for each row, or empty."""
     columns: Sequence[str] = ()
+    """A label for each column, or empty."""
     x: str = ""
+    """What the columns are."""
     y: str = ""
+    """What the rows are."""
     name: str = ""
     """What the colour is."""
     scale: Scale = "signed"
+    """"signed" from negative to positive, "size" for sizes, "weight" for weights that start at white."""
     bound: Number | None = None
     """The number of the fullest colour; the largest magnitude unless given."""
     numbers: Any = None
@@ -41,7 +47,9 @@ class Heatmap:
     picture: Any = None
     """[row, column, 3] in 0 to 255: the picture under the grid."""
     title: str = ""
+    """What is written above the grid."""
     square: bool = False
+    """Whether cells are as high as they are wide."""
 
     def __post_init__(self) -> None:
         if np.ndim(self.values) != 2 or not np.size(self.values):
@@ -95,9 +103,13 @@ class Series:
     """Numbers with their intervals, for bars."""
 
     name: str
+    """What the bars are, for the legend."""
     values: Sequence[Number]
+    """The length of each bar."""
     low: Sequence[Number] = ()
+    """The lower end of each interval; empty for no intervals."""
     high: Sequence[Number] = ()
+    """The upper end of each interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +117,17 @@ class Bars:
     """One bar for each name, or several side by side."""
 
     names: Sequence[str]
+    """The name of each bar, or of each group of bars."""
     series: Sequence[Series]
+    """The numbers; each series has one bar at each name."""
     x: str = ""
+    """What the names are."""
     y: str = ""
+    """What the numbers are, with their unit."""
     title: str = ""
+    """What is written above the bars."""
     limits: tuple[Number, Number] | None = None
+    """The ends of the axis of numbers; None to fit the numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +135,17 @@ class Trace:
     """Points over an axis, joined or not; `low` and `high` are a band."""
 
     name: str
+    """What the points are, for the legend."""
     x: Sequence[Number]
+    """The places of the points across."""
     y: Sequence[Number]
+    """The heights of the points."""
     low: Sequence[Number] = ()
+    """The lower end of the band at each point; empty for no band."""
     high: Sequence[Number] = ()
+    """The upper end of the band at each point."""
     kind: Literal["line", "points", "ticks"] = "line"
+    """"line" for points that are joined, "points" for points alone, "ticks" for short level lines."""
     labels: Sequence[str] = ()
     """What points are called; written where they are few."""
 
@@ -131,17 +155,25 @@ class Lines:
     """Lines and points on common axes, with levels across and marks upright."""
 
     lines: Sequence[Trace]
+    """The lines and points."""
     x: str = ""
+    """What the axis across is."""
     y: str = ""
+    """What the axis upwards is."""
     log: bool = False
+    """Whether the axis across is logarithmic."""
     levels: Sequence[tuple[str, Number]] = ()
+    """Level lines, as (name, height)."""
     marks: Sequence[tuple[str, Number]] = ()
+    """Upright lines, as (name, place across)."""
     title: str = ""
+    """What is written above the lines."""
     ticks: Sequence[Number] = ()
     """Where the axis across has its numbers, if not anywhere."""
     names: Sequence[str] = ()
     """The labels at 0, 1, 2 and so on, if places have names and not numbers."""
     square: bool = False
+    """Whether the panel is as high as it is wide, in matplotlib."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +181,17 @@ class Link:
     """A line between two nodes."""
 
     start: int
+    """The number of the node that it begins at."""
     end: int
+    """The number of the node that it ends at."""
     size: Number = 1.0
     """From 0 to 1."""
     kind: str = ""
     """"q", "k" or "v", each with its own dashes."""
     negative: bool = False
+    """Whether its number is below 0, which gives it another colour."""
     said: str = ""
+    """What is shown when the pointer is on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,9 +199,13 @@ class Network:
     """Nodes [name, across, up] from 0 to 1, and edges between them."""
 
     nodes: Sequence[tuple[str, Number, Number]]
+    """The nodes, as (name, place across, place upwards)."""
     edges: Sequence[Link]
+    """The lines between nodes."""
     title: str = ""
+    """What is written above the network."""
     note: str = ""
+    """What is written below it."""
 
 
 Panel = Heatmap | Bars | Lines | Network

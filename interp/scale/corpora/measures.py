@@ -149,6 +149,7 @@ class LossWithout:
     documents, not by tokens."""
 
     heads: tuple[str, ...]
+    """The heads that are masked together, such as "L5.H3"."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.heads, tuple) or not self.heads:

@@ -31,13 +31,21 @@ class Terms:
     """How many workers, what each of them gets, and how patient one is with them."""
 
     workers: int | None = None
+    """How many workers at most; None for as many as the nodes can hold."""
     gpus: float | int = 0.0
+    """How many devices a worker gets; 0.25: four workers share one."""
     threads: int = 1
+    """How many processors a worker gets, and how many threads it computes with."""
     model: str | Path | None = None
+    """A name or directory from which each worker loads the model; None to hand the weights over."""
     tries: int = 3
+    """How often a piece of work that raises an error is tried."""
     deaths: int = 9
+    """A piece of work is given up after so many workers died over it."""
     wait: float | int = 60.0
+    """How long to wait for a node that can hold a worker, in seconds."""
     bar: bool = True
+    """Whether a progress bar is shown, on a terminal."""
 
     def __post_init__(self) -> None:
         counts = (self.workers if self.workers is not None else 1, self.threads, self.tries, self.deaths)

@@ -34,6 +34,7 @@ class Ray(Terms):
     """
 
     address: str | None = None
+    """The head of the cluster ("10.0.0.1:6379"), or "auto"; None for `RAY_ADDRESS` or a cluster of this machine."""
 
     def run(self, work: Work, bounds: Sequence[tuple[int, int]]) -> Iterator[Finished]:
         """Chunks as they are finished, in any order; `CellsFailed` at the end names the cells that were not."""

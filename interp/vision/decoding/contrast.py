@@ -41,13 +41,19 @@ class Contrast:
     """Two branches of a model, and how they are compared; nothing has run yet."""
 
     model: Model = field(repr=False)
+    """The model of both branches."""
     inputs: Inputs
+    """The inputs of the branch that is believed."""
     edits: tuple[Edit, ...]
     """Of the branch that is believed; `m.run(x, edits=c.edits)` is that branch alone."""
     against: Inputs
+    """The inputs of the other branch, with as many rows."""
     against_edits: tuple[Edit, ...]
+    """The edits of the other branch."""
     amount: float
+    """How much of the difference of log-probabilities is added, 0 or more."""
     cutoff: float
+    """Words less likely than this share of the most likely word are left out, 0 to 1."""
 
     def mixed(self, believed: Tensor, other: Tensor) -> Float[Tensor, "row vocabulary"]:
         """The rule, on the logits of both branches."""

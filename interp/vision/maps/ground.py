@@ -56,10 +56,13 @@ class Grounding(HeadResult):
     boxes: Tensor
     """[example, position, 4]: their cells."""
     sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each example's first picture, in pixels."""
     read: tuple[tuple[int, ...], ...]
     """The tokens of each phrase whose looks were taken."""
     threshold: float = 0.5
+    """`box` is around pixels of at least this share of the map's largest value."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     @property
     def mass(self) -> Tensor:

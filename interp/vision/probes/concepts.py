@@ -51,6 +51,7 @@ class Concepts(Saved):
     STEM = "concepts"
 
     site: str
+    """The place whose tokens are explained."""
     phi: Tensor
     """[example, patch, concept]: sums to 1 over concepts."""
     gamma: Tensor
@@ -64,8 +65,11 @@ class Concepts(Saved):
     stability: Tensor
     """[seed]: how often a mixture is nearest to that of its own picture, changed, on examples left out."""
     boxes: Tensor
+    """[example, patch, 4] in pixels (left, top, right, bottom); NaN where it is not known."""
     sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each example's picture, in pixels; none where it is not known."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     @property
     def theta(self) -> Tensor:

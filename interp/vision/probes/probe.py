@@ -57,6 +57,7 @@ class AttentiveProbe(Saved):
     STEM = "probe"
 
     site: str
+    """The place whose tokens are read."""
     scores: Tensor
     """[seed]: accuracy, or R^2, on the examples that were left out."""
     baseline: Tensor
@@ -71,9 +72,13 @@ class AttentiveProbe(Saved):
     boxes: Tensor
     """[example, token, 4] in pixels; NaN where it is not known."""
     sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each example's picture, in pixels; none where it is not known."""
     classes: bool
+    """Whether targets are classes; scores are then accuracies, else R^2."""
     parameters: int
+    """How many numbers the probe learns."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def map(self, query: int = 0, example: int = 0) -> Tensor:
         """Where a query looks, over the pixels of an example's picture."""

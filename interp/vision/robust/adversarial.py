@@ -56,10 +56,13 @@ class Adversarial(Saved):
     remedied: Tensor
     """[temperature, 2, example]: of the whole picture and of the patched one."""
     remedies: tuple[float, ...]
+    """The temperatures of attention, in the order of `remedied`."""
     boxes: tuple[Place, ...]
+    """The box that is changed in each picture, in pixels (left, top, right, bottom)."""
     pixels: Tensor
     """What the model was given at the end."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def values(self) -> Tensor:

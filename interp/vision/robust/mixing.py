@@ -44,12 +44,15 @@ class Mixed(HeadResult):
     values: Tensor
     """[share, example]: effect on the metric, mean over draws."""
     base: Tensor
+    """[example]: the metric of the whole picture."""
     looks: Tensor
     """[share, head, example]: of a head's looks, the share on foreign cells; NaN where tokens have no place."""
     expected: Tensor
     """[share, example]: foreign tokens among all tokens of the picture."""
     shares: tuple[float, ...]
+    """The shares of cells that are replaced, in the order of `values`."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def tables(self) -> Sequence[HeadTable]:
         """Looks on foreign cells above what their number lets expect, mean over shares; below 0: passed over."""

@@ -65,8 +65,11 @@ class Perturbed(HeadResult):
     drawn: Tensor
     """[head, example]; NaN where tokens have no place in the picture."""
     ways: tuple[str, ...]
+    """How cells are spoilt: "grey", "black", "noise", "shuffle", or the name of a function."""
     grid: tuple[int, int]
+    """Rows and columns of cells."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, metric, model, settings."""
 
     def map(self, way: str | None = None, example: int = 0) -> Tensor:
         """Effects of one way by cell [row, column]."""

@@ -65,12 +65,15 @@ class PruningSearch(Saved):
     values: Tensor
     """[trial, example]: the objective on the examples searched on."""
     layers: tuple[int, ...]
+    """The layers at which stages begin."""
     budget: float
+    """The share of image tokens that is kept, the mean over layers."""
     held_out: Tensor
     """[example]: the objective of the best point on examples kept back."""
     plain: Tensor
     """[example]: that of the same budget without a search."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     @property
     def best(self) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class TokenImportance(Saved):
     depth: int
     """Layers of the text."""
     prefix: str
+    """The start of the names of the text's sites, such as "text."."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """How it was computed, by name: method, model, settings."""
 
     def kept(self, share: float, *, of: Tensor | None = None) -> Bool[Tensor, "example position"]:
         """The share of image tokens (of those in `of`) with most importance; ties go to the first."""
