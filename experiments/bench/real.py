@@ -16,8 +16,8 @@ report_passes           `interp.report(task="ioi")` as it comes, in passes of th
 first_page_passes       until its first page could be read
 report_gb               the most main memory it held above the loaded model, in a process of its own
 
-Aims: 20 (1.3 times the floor), 12, 30, 1.3, 250, 40 and 3. A pass is dear where products of few rows are slow, and then a
-sweep is few of them; how many passes the floor is depends on the processor. Ends with one JSON line.
+Aims: 20 (1.3 times the floor), 12, 30, 1.3, 250, 40 and 3. A pass is dear where products of few rows are slow, and then
+a sweep is few of them; how many passes the floor is depends on the processor. Ends with one JSON line.
 """
 
 from __future__ import annotations

@@ -44,17 +44,25 @@ class Family:
     """Where the heads are in models of these types; module names are relative to the attention module."""
 
     name: str
+    """What it is called in messages and in `m.check()`."""
     model_types: tuple[str, ...]
+    """The `config.model_type` of the models that it describes."""
     attention: str
     """Dotted end of the attention modules' names, with `*` for numbers and `|` between alternatives: `h.*.attn`."""
     out: str
+    """The name of the output projection."""
     heads: str
     """Where the number of heads is: an attribute of the attention module or of the config."""
     kv_heads: str | None = None
+    """Where the number of key-value heads is; None where there are as many as heads."""
     q: Projection | None = None
+    """Where the queries come from."""
     k: Projection | None = None
+    """Where the keys come from."""
     v: Projection | None = None
+    """Where the values come from."""
     recipe: Recipe | None = None
+    """How scores come from q and k."""
 
     def attentions(self, root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """The attention modules of a model, by name."""

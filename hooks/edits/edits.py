@@ -157,6 +157,7 @@ class Set(ValueEdit):
     """Put a value there."""
 
     value: Any = None
+    """A number, or a tensor that broadcasts to the site."""
 
     def __post_init__(self) -> None:
         if self.value is None:
@@ -175,6 +176,7 @@ class Scale(ValueEdit):
     """Multiply by a factor."""
 
     factor: Any = 1.0
+    """A number, or a tensor that broadcasts to the site."""
 
     @property
     def tokenwise(self) -> bool:
@@ -194,6 +196,7 @@ class Mean(ValueEdit):
     """Put the mean there: the one given, or the mean over this run's rows and real positions."""
 
     value: Any = None
+    """The mean to use, a tensor that broadcasts to the site; None for the mean of this run."""
 
     @property
     def needs_valid(self) -> bool:
@@ -211,7 +214,9 @@ class Add(ValueEdit):
     """Add a vector, `amount` times: steering."""
 
     vector: Any = None
+    """A number, or a tensor that broadcasts to the site."""
     amount: float = 1.0
+    """How many times the vector is added; negative to subtract it."""
 
     def __post_init__(self) -> None:
         if self.vector is None:
@@ -231,7 +236,9 @@ class Project(ValueEdit):
     n]."""
 
     basis: Any = None
+    """A vector [d], or columns [d, n] that span the subspace."""
     to: Any = 0.0
+    """What the part inside becomes: 0 removes it; a number, or a tensor that broadcasts to the site."""
 
     def __post_init__(self) -> None:
         if self.basis is None:
@@ -310,6 +317,7 @@ class MaskKeys(KernelEdit):
     """Make a key set invisible; the weights of the other keys are renormalised. A row left with no key gives 0."""
 
     keys: Positions = "all"
+    """Which keys: positions, a role, a text, or "all"."""
 
     def key_sets(self) -> dict[str, Positions]:
         return {"keys": self.keys}
@@ -323,6 +331,7 @@ class Temperature(KernelEdit):
     """Divide the scores by `value`: above 1 flattens the pattern, below 1 sharpens it."""
 
     value: float = 1.0
+    """Above 0."""
 
     def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
         return kernel.Temperature(self.value, heads, rows)
@@ -333,7 +342,9 @@ class BiasKeys(KernelEdit):
     """Add `amount` to the scores of a key set: each weight times e^amount, then renormalised."""
 
     keys: Positions = "all"
+    """Which keys: positions, a role, a text, or "all"."""
     amount: float = 0.0
+    """In units of the scores."""
 
     def key_sets(self) -> dict[str, Positions]:
         return {"keys": self.keys}
@@ -347,7 +358,9 @@ class Emphasize(KernelEdit):
     """Scores s of a key set become s + amount |s|; `positions="last"` for the last query only."""
 
     keys: Positions = "all"
+    """Which keys: positions, a role, a text, or "all"."""
     amount: float = 0.0
+    """As a share of the score's absolute value."""
 
     def key_sets(self) -> dict[str, Positions]:
         return {"keys": self.keys}
@@ -361,8 +374,11 @@ class Redistribute(KernelEdit):
     """Move a fraction of the weight on `source` to `target`, in proportion to the target's weights."""
 
     source: Positions = "first"
+    """Keys that lose weight."""
     target: Positions = "all"
+    """Keys that receive it."""
     fraction: float = 1.0
+    """The share of the source's weight that moves, from 0 to 1."""
 
     def key_sets(self) -> dict[str, Positions]:
         return {"source": self.source, "target": self.target}
@@ -377,7 +393,9 @@ class Blend(KernelEdit):
     (`uniform`)."""
 
     to: Literal["identity", "uniform"] = "identity"
+    """"identity" is the own key only, "uniform" all visible keys alike."""
     amount: float = 1.0
+    """The share of the pattern that is replaced, from 0 to 1."""
 
     def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
         return kernel.Blend(self.to, self.amount, heads, rows)

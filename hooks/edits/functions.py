@@ -76,6 +76,7 @@ class Apply(Unwritten, ValueEdit):
     """
 
     function: Callable[[Tensor], Tensor] | None = None
+    """From the site's tensor to a tensor of the same shape, dtype and device."""
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -113,6 +114,7 @@ class Program(Unwritten, AttentionEdit):
     """
 
     program: Any = None
+    """An object with `z(part)`, or a function of the part."""
 
     def __post_init__(self) -> None:
         if not (callable(self.program) or callable(getattr(self.program, "z", None))):

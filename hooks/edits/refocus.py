@@ -42,7 +42,9 @@ class Refocus(AttentionEdit):
     by_head = True
 
     sinks: Positions = "first"
+    """The keys that lose weight."""
     image: Positions = "image"
+    """The keys that receive it, without the sinks."""
     fraction_moved: float = 0.4
     least: float = 0.2
     rho: float = 0.5

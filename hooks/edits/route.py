@@ -28,7 +28,9 @@ class RouteHeads(ValueEdit):
     """
 
     keep: int = 1
+    """How many heads write at each token, shared ones not counted."""
     shared: int | tuple[int, ...] = 0
+    """Heads that always write: their numbers, or how many from head 0 on."""
 
     def __post_init__(self) -> None:
         if self.keep < 0 or (isinstance(self.shared, int) and self.shared < 0):

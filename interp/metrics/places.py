@@ -39,7 +39,9 @@ class At:
     """Any function of the value at a site: `At("L5.resid_post", lambda value, inputs: value[:, 0, 7])`."""
 
     site: str
+    """The place that is read."""
     function: Callable[[Tensor, Any], Tensor]
+    """From the value there and the inputs to one number for each row."""
 
     def __call__(self, value: Tensor, inputs: Any) -> Tensor:
         return self.function(value, inputs)
@@ -50,7 +52,9 @@ class Pooled:
     """A metric of one vector a row."""
 
     site: str = "final_norm"
+    """The place that is read, [row, position, d]."""
     pool: Pool = field(default="mean", kw_only=True)
+    """"mean" of the real tokens, "cls" the first of them, "last" the last."""
     ROWS: ClassVar[tuple[str, ...]] = ()
     """Fields with one entry a row, or one vector for all."""
 
@@ -118,7 +122,9 @@ class Similarity(Pooled):
     """The cosine to another vector (of another text, say), less that to `away` where one is given."""
 
     target: Tensor | None = field(default=None, kw_only=True)
+    """The vector to be near to: [d], or one for each row."""
     away: Tensor | None = field(default=None, kw_only=True)
+    """The vector to be far from; None for none."""
     ROWS: ClassVar[tuple[str, ...]] = ("target", "away")
 
     def score(self, vectors: Vectors) -> Float[Tensor, " row"]:
@@ -142,8 +148,11 @@ class Distance(Pooled):
     """
 
     target: Tensor | None = field(default=None, kw_only=True)
+    """The vector to be near to: [d], or one for each row."""
     kind: Literal["mse", "norm"] = field(default="mse", kw_only=True)
+    """"mse" is the mean squared difference, "norm" its length."""
     negate: bool = field(default=True, kw_only=True)
+    """Whether the value is minus the distance, so that larger is nearer."""
     ROWS: ClassVar[tuple[str, ...]] = ("target",)
 
     def __post_init__(self) -> None:
@@ -167,6 +176,7 @@ class Along(Pooled):
     """How far the vector reaches along a direction, [d] or one a row: its projection on the unit vector."""
 
     direction: Tensor | None = field(default=None, kw_only=True)
+    """A vector [d], or one for each row; its length does not matter."""
     ROWS: ClassVar[tuple[str, ...]] = ("direction",)
 
     def score(self, vectors: Vectors) -> Float[Tensor, " row"]:

@@ -157,8 +157,11 @@ class LogitDifference(Reading):
     """Mean logit of the right answers minus mean logit of the wrong ones."""
 
     answers: Answers
+    """The right answers of each row, as token ids or words."""
     wrong: Answers
+    """The wrong answers of each row."""
     positions: Positions = "last"
+    """Where the logits are read: "last", or the positions of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "wrong", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "wrong")
 
@@ -185,7 +188,9 @@ class Logit(Reading):
     """Mean logit of the right answers."""
 
     answers: Answers
+    """The right answers of each row, as token ids or words."""
     positions: Positions = "last"
+    """Where the logits are read: "last", or the positions of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers",)
 
@@ -209,8 +214,11 @@ class Probability(Reading):
     """Summed probability of the right answers, less that of the wrong ones where there are any."""
 
     answers: Answers
+    """The right answers of each row, as token ids or words."""
     wrong: Answers = None
+    """The wrong answers of each row; None where there are none."""
     positions: Positions = "last"
+    """Where the logits are read: "last", or the positions of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "wrong", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "wrong")
 
@@ -241,8 +249,11 @@ class LogProb(Reading):
     """
 
     targets: Answers
+    """The answer of each row: its token ids, in order, or a word."""
     reduce: Literal["sum", "mean"] = "sum"
+    """Whether the tokens of an answer are summed or averaged."""
     forced: bool = False
+    """Whether the inputs end with the answer."""
     ROWS: ClassVar[tuple[str, ...]] = ("targets",)
     WORDS: ClassVar[tuple[str, ...]] = ("targets",)
 
@@ -296,8 +307,11 @@ class Accuracy(Reading):
     """1 where a right answer has a larger logit than everything else (than every other choice), 0 where not or tied."""
 
     answers: Answers
+    """The right answers of each row, as token ids or words."""
     among: Answers = None
+    """The choices of each row; None for the whole vocabulary."""
     positions: Positions = "last"
+    """Where the logits are read: "last", or the positions of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "among", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "among")
 
@@ -340,8 +354,11 @@ class KL(Reading):
     """
 
     reference: Float[Tensor, "batch read vocabulary"] = field(repr=False)
+    """Logits of the run that it is compared with, [batch, read position, vocabulary]."""
     positions: Positions = "last"
+    """Where the logits are read: "last", or the positions of each row."""
     negate: bool = True
+    """Whether the value is minus the divergence, so that larger is closer."""
     ROWS: ClassVar[tuple[str, ...]] = ("reference", "positions")
 
     @classmethod
@@ -367,8 +384,11 @@ class RecoveredFraction(Reading):
     """Another metric on the scale where its mean is 0 on the base run and 1 on the source run; never clipped."""
 
     metric: Reading
+    """What is measured."""
     base: float
+    """Its mean on the base run."""
     source: float
+    """Its mean on the source run."""
 
     def __post_init__(self) -> None:
         if abs(self.source - self.base) < 1e-6:

@@ -24,13 +24,19 @@ class Influence(Saved):
     STEM = "influence"
 
     base: Tensor
+    """Of the whole model, [text], in nats a token."""
     masked: Tensor
+    """With the heads masked, [text]."""
     random: Tensor
+    """With each set of random heads masked, [draw, text]."""
     tokens: Tensor
+    """How many tokens of the text were read, [text]."""
     cut: Tensor
     """Whether the text was longer than the model reads."""
     heads: tuple[str, ...]
+    """The heads that were masked."""
     random_heads: tuple[tuple[str, ...], ...] = ()
+    """The heads of each random set."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
