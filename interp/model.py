@@ -1,7 +1,7 @@
 """A model one can look into: a module, its processor, and what was found out about its attention.
 
-`attach` takes a model that you hold and never moves, casts, merges, dequantises it or switches it to eval mode; `load`
-reads one from the hub, a local directory or the zoo. What is where is found on first use in a traced call
+`attach` takes a model that is loaded already and never moves, casts, merges, dequantises it or switches it to eval
+mode; `load` reads one from the hub, a local directory or the zoo. What is where is found on first use in a traced call
 (`hooks/survey/trace.py`).
 """
 
@@ -168,7 +168,7 @@ class Model(Held):
 def attach(
     module: Any, processor: Any = None, *, family: Family | None = None, example: Mapping[str, Any] | None = None
 ) -> Model:
-    """A model that you hold: an HF model, a TransformerLens bridge, an nnsight model, a compiled one, or any module.
+    """A model in memory: an HF model, a TransformerLens bridge, an nnsight model, a compiled one, or any module.
 
     Attaching twice gives the same Model. `family` says where the heads are in a model outside transformers' attention
     interface, `example` gives keyword arguments for one forward pass where none can be made up from the config.

@@ -231,6 +231,7 @@ def nodes(folder: Path) -> Found:
 
 def stopped(folder: Path) -> Found:
     """Work that goes on until somebody presses Ctrl-C, on a cluster of its own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started in the background
     faults = Faults(seconds=0.2)
     torch.manual_seed(0)
     try:

@@ -11,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from house import ROOT
 from placed import numbers
 from torch import Tensor
 
@@ -30,7 +32,9 @@ Work = Callable[[int, Path], Mapping[str, Any]]
 
 def pair(work: Work, folder: Path) -> list[dict[str, Any]]:
     """Run `work` in two processes that know of each other; what each of them gave."""
-    mp.spawn(_one, args=(work, folder), nprocs=2)  # type: ignore[no-untyped-call]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)  # the processes find the module of a test by its name from the root
+        mp.spawn(_one, args=(work, folder), nprocs=2)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

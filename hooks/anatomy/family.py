@@ -48,25 +48,25 @@ class Family:
     """Where the heads are in models of these types; module names are relative to the attention module."""
 
     name: str
-    """The name of the family, as errors say it."""
+    """What it is called in messages and in `m.check()`."""
     model_types: tuple[str, ...]
-    """The models that belong to it: `model_type` of the config, or the name of the class."""
+    """The `config.model_type` of the models that it describes."""
     attention: str
     """Dotted end of the attention modules' names, with `*` for numbers and `|` between alternatives: `h.*.attn`."""
     out: str
-    """The name of the output projection, whose input is z."""
+    """The name of the output projection."""
     heads: str
     """Where the number of heads is: an attribute of the attention module or of the config."""
     kv_heads: str | None = None
-    """Where the number of kv heads is, as in `heads`; None where it is that of the query heads."""
+    """Where the number of key-value heads is; None where there are as many as heads."""
     q: Projection | None = None
-    """What gives the queries; None where they cannot be read."""
+    """Where the queries come from."""
     k: Projection | None = None
-    """What gives the keys; None where they cannot be read."""
+    """Where the keys come from."""
     v: Projection | None = None
-    """What gives the values; None where they cannot be read."""
+    """Where the values come from."""
     recipe: Recipe | None = None
-    """How scores are made of q and k; None where scores and patterns cannot be read."""
+    """How scores come from q and k."""
 
     def attentions(self, root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """The attention modules of a model, by name."""

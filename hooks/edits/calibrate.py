@@ -44,9 +44,9 @@ class Calibrate(AttentionEdit):
     by_head = True
 
     threshold: float = 0.1
-    """A key is a sink where its mean weight is above this, 0 to 1."""
+    """A key is a sink if its mean weight is above this."""
     keep: float = 0.4
-    """The part of their weight that sinks keep, 0 to 1."""
+    """The share of its weight that a sink keeps, from 0 to 1."""
     least: int = 1
     """Keys seen by fewer rows are no sinks."""
     phase: Phase = field(default="prefill", kw_only=True)
@@ -91,9 +91,9 @@ class Streaming(AttentionEdit):
     by_head = True
 
     first: int = 4
-    """How many tokens at the start are seen."""
+    """How many tokens at the start stay visible."""
     recent: int = 512
-    """How many of the latest tokens are seen, the own one among them."""
+    """How many of the latest tokens stay visible, the own one among them."""
 
     def __post_init__(self) -> None:
         if not (self.first >= 0 and self.recent >= 1):

@@ -157,7 +157,7 @@ class Set(ValueEdit):
     """Put a value there."""
 
     value: Any = None
-    """The new value: a number or a tensor that broadcasts to the site. It has to be given."""
+    """A number, or a tensor that broadcasts to the site."""
 
     def __post_init__(self) -> None:
         if self.value is None:
@@ -176,7 +176,7 @@ class Scale(ValueEdit):
     """Multiply by a factor."""
 
     factor: Any = 1.0
-    """The factor: a number or a tensor that broadcasts to the site."""
+    """A number, or a tensor that broadcasts to the site."""
 
     @property
     def tokenwise(self) -> bool:
@@ -196,7 +196,7 @@ class Mean(ValueEdit):
     """Put the mean there: the one given, or the mean over this run's rows and real positions."""
 
     value: Any = None
-    """The mean: a number or a tensor that broadcasts to the site. None for the mean of this run."""
+    """The mean to use, a tensor that broadcasts to the site; None for the mean of this run."""
 
     @property
     def needs_valid(self) -> bool:
@@ -214,9 +214,9 @@ class Add(ValueEdit):
     """Add a vector, `amount` times: steering."""
 
     vector: Any = None
-    """What is added: a number or a tensor that broadcasts to the site. It has to be given."""
+    """A number, or a tensor that broadcasts to the site."""
     amount: float = 1.0
-    """How many times the vector is added."""
+    """How many times the vector is added; negative to subtract it."""
 
     def __post_init__(self) -> None:
         if self.vector is None:
@@ -236,9 +236,9 @@ class Project(ValueEdit):
     n]."""
 
     basis: Any = None
-    """What spans the subspace: a vector [d] or columns [d, n]. It has to be given."""
+    """A vector [d], or columns [d, n] that span the subspace."""
     to: Any = 0.0
-    """The value whose part in the subspace is put there: a number or a tensor that broadcasts to the site."""
+    """What the part inside becomes: 0 removes it; a number, or a tensor that broadcasts to the site."""
 
     def __post_init__(self) -> None:
         if self.basis is None:
@@ -317,7 +317,7 @@ class MaskKeys(KernelEdit):
     """Make a key set invisible; the weights of the other keys are renormalised. A row left with no key gives 0."""
 
     keys: Positions = "all"
-    """The keys that are hidden."""
+    """Which keys: positions, a role, a text, or "all"."""
 
     def key_sets(self) -> dict[str, Positions]:
         return {"keys": self.keys}
@@ -331,7 +331,7 @@ class Temperature(KernelEdit):
     """Divide the scores by `value`: above 1 flattens the pattern, below 1 sharpens it."""
 
     value: float = 1.0
-    """What the scores are divided by, above 0."""
+    """Above 0."""
 
     def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
         return kernel.Temperature(self.value, heads, rows)
@@ -342,9 +342,9 @@ class BiasKeys(KernelEdit):
     """Add `amount` to the scores of a key set: each weight times e^amount, then renormalised."""
 
     keys: Positions = "all"
-    """The keys whose scores are changed."""
+    """Which keys: positions, a role, a text, or "all"."""
     amount: float = 0.0
-    """What is added to their scores."""
+    """In units of the scores."""
 
     def key_sets(self) -> dict[str, Positions]:
         return {"keys": self.keys}
@@ -358,9 +358,9 @@ class Emphasize(KernelEdit):
     """Scores s of a key set become s + amount |s|; `positions="last"` for the last query only."""
 
     keys: Positions = "all"
-    """The keys whose scores are changed."""
+    """Which keys: positions, a role, a text, or "all"."""
     amount: float = 0.0
-    """What is added to a score, as a multiple of its absolute value."""
+    """As a share of the score's absolute value."""
 
     def key_sets(self) -> dict[str, Positions]:
         return {"keys": self.keys}
@@ -374,11 +374,11 @@ class Redistribute(KernelEdit):
     """Move a fraction of the weight on `source` to `target`, in proportion to the target's weights."""
 
     source: Positions = "first"
-    """The keys that lose weight."""
+    """Keys that lose weight."""
     target: Positions = "all"
-    """The keys that get it."""
+    """Keys that receive it."""
     fraction: float = 1.0
-    """The part of the weight that is moved, 0 to 1."""
+    """The share of the source's weight that moves, from 0 to 1."""
 
     def key_sets(self) -> dict[str, Positions]:
         return {"source": self.source, "target": self.target}
@@ -393,9 +393,9 @@ class Blend(KernelEdit):
     (`uniform`)."""
 
     to: Literal["identity", "uniform"] = "identity"
-    """What is put in: "identity" or "uniform"."""
+    """"identity" is the own key only, "uniform" all visible keys alike."""
     amount: float = 1.0
-    """The part of the pattern that is replaced, 0 to 1."""
+    """The share of the pattern that is replaced, from 0 to 1."""
 
     def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
         return kernel.Blend(self.to, self.amount, heads, rows)

@@ -76,7 +76,7 @@ class Apply(Unwritten, ValueEdit):
     """
 
     function: Callable[[Tensor], Tensor] | None = None
-    """The function: it gets the tensor and returns the new one. It has to be given."""
+    """From the site's tensor to a tensor of the same shape, dtype and device."""
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -114,7 +114,7 @@ class Program(Unwritten, AttentionEdit):
     """
 
     program: Any = None
-    """What computes the attention: an object with `z`, or a function. It has to be given."""
+    """An object with `z(part)`, or a function of the part."""
 
     def __post_init__(self) -> None:
         if not (callable(self.program) or callable(getattr(self.program, "z", None))):

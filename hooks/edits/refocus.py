@@ -42,9 +42,9 @@ class Refocus(AttentionEdit):
     by_head = True
 
     sinks: Positions = "first"
-    """The keys that lose weight, of text and image."""
+    """The keys that lose weight."""
     image: Positions = "image"
-    """The image tokens; those that are no sinks get the weight."""
+    """The keys that receive it, without the sinks."""
     fraction_moved: float = 0.4
     """The part of the weight on sinks that is moved, 0 to 1."""
     least: float = 0.2

@@ -28,7 +28,7 @@ class RouteHeads(ValueEdit):
     """
 
     keep: int = 1
-    """How many of the routed heads write at each token."""
+    """How many heads write at each token, shared ones not counted."""
     shared: int | tuple[int, ...] = 0
     """Heads that always write: their numbers, or how many from head 0 on."""
 

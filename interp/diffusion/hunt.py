@@ -44,7 +44,6 @@ class Hunt(HeadResult):
     chosen: tuple[tuple[str, ...], ...]
     """The heads taken in each round."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def heads(self) -> tuple[str, ...]:

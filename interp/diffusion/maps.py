@@ -61,7 +61,6 @@ class Maps(Saved):
     """What a value is: "cell" for the weight that a cell gives to the word, "word" for what the word gives to the
     cell."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def of(self, word: str, *, place: str | None = None, step: int | None = None) -> Tensor:
         """The map of a word [example, frame, row, column], the mean over groups at a place ("L3.H1", with the tower's

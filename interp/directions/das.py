@@ -56,7 +56,6 @@ class Das(Told):
     losses: Tensor
     """[seed, step]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per seed."""

@@ -53,7 +53,6 @@ class Subspaces(Told):
     spectrum: Mapping[str, Tensor] = field(default_factory=dict)
     """By site the share of the variance along each."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per rank: the metric, that of random subspaces (mean, and the range of nine tenths), and the base."""

@@ -58,7 +58,6 @@ class ModelsCompared(Saved):
     labels: tuple[int, ...] = ()
     """The label of each example; empty where none were given."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def to_frame(self, of: int | None = None) -> Any:
         """One row per site: CKA with its interval as the estimate, and what probes read in both models with intervals

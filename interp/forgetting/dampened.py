@@ -32,7 +32,6 @@ class Dampened(HeadResult):
 
     sites: tuple[str, ...]
     towers: tuple[str, ...]
-    """The tower of each head, by its own name."""
     forget: Tensor
     """[head, batch of rows]: squared gradients on the data to forget, summed over the head's weights."""
     retain: Tensor
@@ -44,7 +43,6 @@ class Dampened(HeadResult):
     by: Mapping[str, Tensor] = field(default_factory=dict)
     """What each weight of a parameter is multiplied by, in the parameter's shape; parameters that stay are left out."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def ratio(self) -> Tensor:

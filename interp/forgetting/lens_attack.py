@@ -65,7 +65,6 @@ class LensAttack(Saved):
     words: int
     """How many words the vocabulary has."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def found(self, attack: str = "projection", k: int = 5) -> Tensor:
         """[example], whether the answer is among the candidates."""

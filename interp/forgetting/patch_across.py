@@ -70,7 +70,6 @@ class AcrossModels(Saved):
     noise_floor: float
     """How far the metric moves when nothing is changed, the larger number of both models."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def left(self) -> Tensor:

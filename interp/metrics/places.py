@@ -39,9 +39,9 @@ class At:
     """Any function of the value at a site: `At("L5.resid_post", lambda value, inputs: value[:, 0, 7])`."""
 
     site: str
-    """The site whose value is read, such as "L5.resid_post"."""
+    """The place that is read."""
     function: Callable[[Tensor, Any], Tensor]
-    """From the value at the site and the inputs to one number a row [row]."""
+    """From the value there and the inputs to one number for each row."""
 
     def __call__(self, value: Tensor, inputs: Any) -> Tensor:
         return self.function(value, inputs)
@@ -52,9 +52,9 @@ class Pooled:
     """A metric of one vector a row."""
 
     site: str = "final_norm"
-    """The site whose value is read, such as "final_norm"."""
+    """The place that is read, [row, position, d]."""
     pool: Pool = field(default="mean", kw_only=True)
-    """How a row becomes one vector: "mean" of its real tokens, "cls" its first one, "last" its last one."""
+    """"mean" of the real tokens, "cls" the first of them, "last" the last."""
     ROWS: ClassVar[tuple[str, ...]] = ()
     """Fields with one entry a row, or one vector for all."""
 
@@ -122,9 +122,9 @@ class Similarity(Pooled):
     """The cosine to another vector (of another text, say), less that to `away` where one is given."""
 
     target: Tensor | None = field(default=None, kw_only=True)
-    """The vector to compare with [row, d], or [d] for all rows; None until `.to` sets it."""
+    """The vector to be near to: [d], or one for each row."""
     away: Tensor | None = field(default=None, kw_only=True)
-    """A vector whose cosine is subtracted [row, d], or [d]; None for no such vector."""
+    """The vector to be far from; None for none."""
     ROWS: ClassVar[tuple[str, ...]] = ("target", "away")
 
     def score(self, vectors: Vectors) -> Float[Tensor, " row"]:
@@ -148,11 +148,11 @@ class Distance(Pooled):
     """
 
     target: Tensor | None = field(default=None, kw_only=True)
-    """The vector to compare with [row, d], or [d] for all rows; None until `.to` sets it."""
+    """The vector to be near to: [d], or one for each row."""
     kind: Literal["mse", "norm"] = field(default="mse", kw_only=True)
-    """"mse" for the mean squared difference, "norm" for the length of the difference."""
+    """"mse" is the mean squared difference, "norm" its length."""
     negate: bool = field(default=True, kw_only=True)
-    """Whether the sign is turned, so that nearer is higher."""
+    """Whether the value is minus the distance, so that larger is nearer."""
     ROWS: ClassVar[tuple[str, ...]] = ("target",)
 
     def __post_init__(self) -> None:
@@ -176,7 +176,7 @@ class Along(Pooled):
     """How far the vector reaches along a direction, [d] or one a row: its projection on the unit vector."""
 
     direction: Tensor | None = field(default=None, kw_only=True)
-    """The direction [row, d], or [d] for all rows, of any length above 0. It has to be given."""
+    """A vector [d], or one for each row; its length does not matter."""
     ROWS: ClassVar[tuple[str, ...]] = ("direction",)
 
     def score(self, vectors: Vectors) -> Float[Tensor, " row"]:

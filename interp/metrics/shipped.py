@@ -157,11 +157,11 @@ class LogitDifference(Reading):
     """Mean logit of the right answers minus mean logit of the wrong ones."""
 
     answers: Answers
-    """The right answers: an id or a word for every row, or a list with one entry, or several, for each row."""
+    """The right answers of each row, as token ids or words."""
     wrong: Answers
-    """The wrong answers, in the same form."""
+    """The wrong answers of each row."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or one column for each row, such as ((3,), (5,))."""
+    """Where the logits are read: "last", or the positions of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "wrong", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "wrong")
 
@@ -188,9 +188,9 @@ class Logit(Reading):
     """Mean logit of the right answers."""
 
     answers: Answers
-    """The right answers: an id or a word for every row, or a list with one entry, or several, for each row."""
+    """The right answers of each row, as token ids or words."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or one column for each row, such as ((3,), (5,))."""
+    """Where the logits are read: "last", or the positions of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers",)
 
@@ -214,11 +214,11 @@ class Probability(Reading):
     """Summed probability of the right answers, less that of the wrong ones where there are any."""
 
     answers: Answers
-    """The right answers: an id or a word for every row, or a list with one entry, or several, for each row."""
+    """The right answers of each row, as token ids or words."""
     wrong: Answers = None
-    """The wrong answers, in the same form; None for none."""
+    """The wrong answers of each row; None where there are none."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or one column for each row, such as ((3,), (5,))."""
+    """Where the logits are read: "last", or the positions of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "wrong", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "wrong")
 
@@ -249,9 +249,9 @@ class LogProb(Reading):
     """
 
     targets: Answers
-    """The answer of each row, one id or word, or one for every row; with `forced` several ids a row."""
+    """The answer of each row: its token ids, in order, or a word."""
     reduce: Literal["sum", "mean"] = "sum"
-    """Whether the tokens of an answer are added up ("sum") or averaged ("mean")."""
+    """Whether the tokens of an answer are summed or averaged."""
     forced: bool = False
     """Whether the inputs end with the answer."""
     ROWS: ClassVar[tuple[str, ...]] = ("targets",)
@@ -307,11 +307,11 @@ class Accuracy(Reading):
     """1 where a right answer has a larger logit than everything else (than every other choice), 0 where not or tied."""
 
     answers: Answers
-    """The right answers: an id or a word for every row, or a list with one entry, or several, for each row."""
+    """The right answers of each row, as token ids or words."""
     among: Answers = None
-    """The choices that the answer is compared with, in the same form; None for all words."""
+    """The choices of each row; None for the whole vocabulary."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or one column for each row, such as ((3,), (5,))."""
+    """Where the logits are read: "last", or the positions of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "among", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "among")
 
@@ -354,11 +354,11 @@ class KL(Reading):
     """
 
     reference: Float[Tensor, "batch read vocabulary"] = field(repr=False)
-    """The logits to compare with, at the positions read."""
+    """Logits of the run that it is compared with, [batch, read position, vocabulary]."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or columns for each row, such as ((3, 4), (5,))."""
+    """Where the logits are read: "last", or the positions of each row."""
     negate: bool = True
-    """Whether the sign is turned, so that closer is higher."""
+    """Whether the value is minus the divergence, so that larger is closer."""
     ROWS: ClassVar[tuple[str, ...]] = ("reference", "positions")
 
     @classmethod
@@ -384,11 +384,11 @@ class RecoveredFraction(Reading):
     """Another metric on the scale where its mean is 0 on the base run and 1 on the source run; never clipped."""
 
     metric: Reading
-    """The metric that is put on the new scale."""
+    """What is measured."""
     base: float
-    """Its mean on the base run, which becomes 0."""
+    """Its mean on the base run."""
     source: float
-    """Its mean on the source run, which becomes 1."""
+    """Its mean on the source run."""
 
     def __post_init__(self) -> None:
         if abs(self.source - self.base) < 1e-6:

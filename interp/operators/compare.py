@@ -52,7 +52,6 @@ class Compared(HeadResult):
     names: tuple[str, ...] = NAMES
     """The readouts, in the order of `readouts`."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def tables(self) -> tuple[HeadTable, ...]:
         """The error in z by operator and head, and the mean over examples of every other readout."""

@@ -46,7 +46,6 @@ class Mimicry(HeadResult):
     maps: Tensor
     """[head, 2, feature, d]: W of queries and of keys."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def operators(self) -> tuple[Linear, ...]:
         """The fitted heads, a layer at a time, for `m.run(x, edits=f.operators())` or `m.edited(...)`."""

@@ -65,7 +65,6 @@ class Replaceable(HeadResult):
     smaller: float
     """Numbers that attention reads for one more token while generating, over those that the operator does."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def faster(self) -> float | None:

@@ -63,7 +63,6 @@ class Routes(HeadResult):
     router: Tensor
     """[seed, row, d], the layers' rows one after the other."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def edits(self, seed: int = 0) -> tuple[MixHeads, ...]:
         """The routers of one run, counted from 0, a layer at a time: for `m.run(x, edits=...)` or `m.edited(...)`."""

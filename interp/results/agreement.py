@@ -30,7 +30,6 @@ class Agreement(HeadResult):
 
     sites: tuple[str, ...]
     towers: tuple[str, ...]
-    """The tower of each head, by its own name."""
     attention: Tensor
     """[head, example, key]: the weight, averaged over the rows that were asked for."""
     own: Tensor
@@ -46,7 +45,6 @@ class Agreement(HeadResult):
     random: Tensor
     """[draw, step, example]: deleted in random orders."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def correlations(self, level: str = "head") -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """Names of the rows, and for each method the correlation [row, example]; NaN where a side does not vary."""

@@ -24,21 +24,20 @@ class Influence(Saved):
     STEM = "influence"
 
     base: Tensor
-    """[text]: mean loss per token with no head masked, in nats; NaN for a text of one token."""
+    """Of the whole model, [text], in nats a token."""
     masked: Tensor
-    """[text]: the same with the heads masked."""
+    """With the heads masked, [text]."""
     random: Tensor
-    """[draw, text]: the same with as many random heads masked; no draws where none were asked for."""
+    """With each set of random heads masked, [draw, text]."""
     tokens: Tensor
-    """[text]: how many tokens of it were read."""
+    """How many tokens of the text were read, [text]."""
     cut: Tensor
     """Whether the text was longer than the model reads."""
     heads: tuple[str, ...]
-    """The heads that were masked, such as "L5.H3"."""
+    """The heads that were masked."""
     random_heads: tuple[tuple[str, ...], ...] = ()
-    """By draw, the random heads that were masked."""
+    """The heads of each random set."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def score(self) -> Tensor:

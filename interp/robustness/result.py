@@ -40,7 +40,6 @@ class AttentionPerturbation(Saved):
     """[cell, example]: what the metric loses by radius to first order; the norm of its gradient where directions are
     free."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def values(self) -> Tensor:

@@ -62,7 +62,6 @@ class Act(HeadResult):
     every: Tensor
     """The same with all heads that have sinks."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def gain(self) -> float:

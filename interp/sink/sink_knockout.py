@@ -53,7 +53,6 @@ class SinkKnockout(BesideRandom, Saved):
     weight: tuple[float, float]
     """How much of what a head gives is hidden, per hidden token (alpha_k): of sinks, of random tokens."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """Three rows: sinks, random tokens, and the difference; estimate, low, high (over examples), n, weight."""

@@ -46,7 +46,6 @@ class Divergence(HeadResult):
     outliers: Tensor
     """Bool [head, example]: negative outliers of their layer."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def total(self, k: int) -> Tensor:
         """T-VHD [example]: the k largest of each layer, summed over layers."""

@@ -67,7 +67,6 @@ class VisualHeads(HeadResult):
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What could not be said, and why."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def of(self, method: str) -> Tensor:
         """One method's numbers [head, example]."""

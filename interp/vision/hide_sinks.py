@@ -50,7 +50,6 @@ class HiddenSinks(BesideRandom, Saved):
     sinks: Tensor
     random: Tensor
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def __repr__(self) -> str:
         return (

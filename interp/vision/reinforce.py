@@ -54,7 +54,6 @@ class Reinforced(HeadResult):
     alpha: float
     """What the outputs of chosen heads are multiplied by."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def edits(self) -> tuple[Scale, ...]:

@@ -65,7 +65,6 @@ class VisualSinks(HeadResult):
     tau: float
     """Tokens whose phi is at least this are sinks."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def sinks(self) -> Bool[Tensor, "layer example position"]:

@@ -73,7 +73,6 @@ class FunctionVector(HeadResult):
     random: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """The probability with vectors of random other heads, at scale 1 [draw, example]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def edit(self, scale: float = 1.0, *, layer: str | None = None) -> Add:
         """The vector as an edit of the last row."""

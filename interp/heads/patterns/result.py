@@ -42,7 +42,6 @@ class Atlas(HeadResult):
     left_out: Mapping[str, str] = field(default_factory=dict)
     """By name, measures that were not taken, and why."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def points(self) -> Tensor:

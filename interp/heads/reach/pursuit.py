@@ -63,7 +63,6 @@ class Pursuit(HeadResult):
     names: Mapping[int, str] = field(default_factory=dict)
     """By id, the text of the words; empty where a dictionary was given."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def tables(self) -> list[HeadTable]:
         """Shares, with the words of each head."""

@@ -58,7 +58,6 @@ class HeadDirections(Saved):
     why: str = ""
     """Why there are no words."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per head and direction: share, and the words at both ends."""

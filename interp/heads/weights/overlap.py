@@ -56,7 +56,6 @@ class HeadOverlap(Saved):
     space: str
     """Which spaces are compared, the sender's first: "oq", "ok", "ov", "oo", "qq", "kk" or "vv"."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per pair: sender, receiver, overlap, baseline, excess; the largest excess first."""

@@ -52,7 +52,6 @@ class VirtualHeads(Saved):
     copying: Tensor
     """[chain]; NaN where the last head reads by queries or keys."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def to_frame(self) -> Any:
         """One row a chain."""

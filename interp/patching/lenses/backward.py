@@ -59,7 +59,6 @@ class BackwardLens(Saved):
     names: Mapping[int, str] = field(default_factory=dict)
     """By id, the text of the words; empty where it is not known."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def to_frame(self) -> Any:
         """One row per place, example and position: the gradient's length and the words at its ends."""

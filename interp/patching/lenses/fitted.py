@@ -39,7 +39,6 @@ class FittedLens(Saved):
     plain: Tensor
     """The same of the logit lens."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def read(
         self, model: Model, inputs: Any, *, positions: Positions = "last", answers: Any = None, top: int = 5

@@ -101,7 +101,7 @@ class Served:
         if name in NOT_SERVED:
             raise ModelError(
                 f"a served engine has no {name}: {NOT_SERVED[name]}. What needs one (gradients, patching, weights) runs"
-                " on a model you hold, m = interp.load(...)."
+                " on a model in this process, m = interp.load(...)."
             )
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 

@@ -219,7 +219,7 @@ class Tapping:
         if call.sinks is not None:
             self.trouble = self.trouble or (
                 f"L{layer} has learned sinks, which keep their weight where heads attend alike; a mean of values is not"
-                " z there. Use interp.Zero in its place, or a model you hold."
+                " z there. Use interp.Zero in its place, or a model in this process: m = interp.load(...)."
             )
             return
         group = call.q.shape[1] // call.k.shape[1]

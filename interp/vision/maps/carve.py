@@ -72,7 +72,6 @@ class Carved(Saved):
     second: tuple[str, ...]
     """Answers with the cut one; empty where none was asked for."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def picture(self, example: int, original: Any) -> Any:
         """The original (PIL) masked, cut and enlarged to cover its own size."""

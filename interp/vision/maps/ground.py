@@ -62,7 +62,6 @@ class Grounding(HeadResult):
     threshold: float = 0.5
     """`box` is around pixels of at least this share of the map's largest value."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def mass(self) -> Tensor:

@@ -69,7 +69,6 @@ class Concepts(Saved):
     sizes: tuple[tuple[int, int], ...]
     """(height, width) of each example's picture, in pixels; none where it is not known."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def theta(self) -> Tensor:

@@ -78,7 +78,6 @@ class AttentiveProbe(Saved):
     parameters: int
     """How many numbers the probe learns."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def map(self, query: int = 0, example: int = 0) -> Tensor:
         """Where a query looks, over the pixels of an example's picture."""

@@ -62,7 +62,6 @@ class Adversarial(Saved):
     pixels: Tensor
     """What the model was given at the end."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     @property
     def values(self) -> Tensor:

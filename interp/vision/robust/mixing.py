@@ -52,7 +52,6 @@ class Mixed(HeadResult):
     shares: tuple[float, ...]
     """The shares of cells that are replaced, in the order of `values`."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def tables(self) -> Sequence[HeadTable]:
         """Looks on foreign cells above what their number lets expect, mean over shares; below 0: passed over."""

@@ -69,7 +69,6 @@ class Perturbed(HeadResult):
     grid: tuple[int, int]
     """Rows and columns of cells."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, metric, model, settings."""
 
     def map(self, way: str | None = None, example: int = 0) -> Tensor:
         """Effects of one way by cell [row, column]."""

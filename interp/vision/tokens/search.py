@@ -73,7 +73,6 @@ class PruningSearch(Saved):
     plain: Tensor
     """[example]: that of the same budget without a search."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     @property
     def best(self) -> dict[str, Any]:

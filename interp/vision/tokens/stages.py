@@ -50,7 +50,6 @@ class TokenImportance(Saved):
     prefix: str
     """The start of the names of the text's sites, such as "text."."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """How it was computed, by name: method, model, settings."""
 
     def kept(self, share: float, *, of: Tensor | None = None) -> Bool[Tensor, "example position"]:
         """The share of image tokens (of those in `of`) with most importance; ties go to the first."""
