@@ -50,7 +50,7 @@ class Family:
     name: str
     """What it is called in messages and in `m.check()`."""
     model_types: tuple[str, ...]
-    """The `config.model_type` of the models that it describes."""
+    """The `config.model_type` of the models that it describes, or the name of their class."""
     attention: str
     """Dotted end of the attention modules' names, with `*` for numbers and `|` between alternatives: `h.*.attn`."""
     out: str
@@ -60,13 +60,13 @@ class Family:
     kv_heads: str | None = None
     """Where the number of key-value heads is; None where there are as many as heads."""
     q: Projection | None = None
-    """Where the queries come from."""
+    """Where the queries come from; None where they cannot be read."""
     k: Projection | None = None
-    """Where the keys come from."""
+    """Where the keys come from; None where they cannot be read."""
     v: Projection | None = None
-    """Where the values come from."""
+    """Where the values come from; None where they cannot be read."""
     recipe: Recipe | None = None
-    """How scores come from q and k."""
+    """How scores come from q and k; None where scores and patterns cannot be read."""
 
     def attentions(self, root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """The attention modules of a model, by name."""
