@@ -196,7 +196,7 @@ class Mean(ValueEdit):
     """Put the mean there: the one given, or the mean over this run's rows and real positions."""
 
     value: Any = None
-    """The mean to use, a tensor that broadcasts to the site; None for the mean of this run."""
+    """The mean to use, a number or a tensor that broadcasts to the site; None for the mean of this run."""
 
     @property
     def needs_valid(self) -> bool:

@@ -56,7 +56,7 @@ def refer(
     dropped = tuple(word for word in found.words if word in magnets or word.strip().lower() in STOP)
     if unknown := [word for word in magnets if word not in found.words]:
         raise InputsError(f"there is no map of the magnet {unknown[0]!r}; there are {', '.join(found.words)}.")
-    middle = torch.stack([one.mean() for one in every.values()]).median()
+    middle = torch.stack([one.mean() for one in every.values()]).quantile(0.5)
     sinks = tuple(
         word
         for word, one in every.items()

@@ -102,6 +102,11 @@ def taken(value: Any, rows: Sequence[int]) -> Any:
 
 def chosen(read: Tensor, rows: Any, columns: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
     """The cells of each row's ids at its one position [batch, most], and which of them are real."""
+    if read.shape[1] != 1:
+        raise MetricError(
+            f"expected one position for each row, got {read.shape[1]}: this metric reads its answers at one place. Give"
+            " positions with one number for each row, or take one metric for each position."
+        )
     own = of_rows(rows, len(read))
     where = {i: at for at, i in enumerate(columns)} if columns is not None else None
     width = max(1, *(len(row) for row in own))

@@ -52,7 +52,7 @@ class Pooled:
     """A metric of one vector a row."""
 
     site: str = "final_norm"
-    """The place that is read, [row, position, d]."""
+    """The place that is read, [row, position, d] or [row, d]."""
     pool: Pool = field(default="mean", kw_only=True)
     """"mean" of the real tokens, "cls" the first of them, "last" the last."""
     ROWS: ClassVar[tuple[str, ...]] = ()

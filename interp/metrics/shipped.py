@@ -161,7 +161,7 @@ class LogitDifference(Reading):
     wrong: Answers
     """The wrong answers of each row."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or the positions of each row."""
+    """Where the logits are read: "last", or the position of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "wrong", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "wrong")
 
@@ -190,7 +190,7 @@ class Logit(Reading):
     answers: Answers
     """The right answers of each row, as token ids or words."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or the positions of each row."""
+    """Where the logits are read: "last", or the position of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers",)
 
@@ -218,7 +218,7 @@ class Probability(Reading):
     wrong: Answers = None
     """The wrong answers of each row; None where there are none."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or the positions of each row."""
+    """Where the logits are read: "last", or the position of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "wrong", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "wrong")
 
@@ -311,7 +311,7 @@ class Accuracy(Reading):
     among: Answers = None
     """The choices of each row; None for the whole vocabulary."""
     positions: Positions = "last"
-    """Where the logits are read: "last", or the positions of each row."""
+    """Where the logits are read: "last", or the position of each row."""
     ROWS: ClassVar[tuple[str, ...]] = ("answers", "among", "positions")
     WORDS: ClassVar[tuple[str, ...]] = ("answers", "among")
 

@@ -59,7 +59,7 @@ class Replaceable(HeadResult):
     together: Tensor
     """[example]: the metric with these replaced; held out where that was given."""
     plain: Tensor
-    """[example]: the metric of the model as it is."""
+    """[example]: the metric of the model as it is; held out where that was given."""
     saved: float
     """Multiplications of attention over those of the operator, at the length of the data."""
     smaller: float

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class VirtualHeads(Saved):
-    """Chains of heads, the strongest beyond random first."""
+    """Chains of heads, the strongest first."""
 
     STEM = "virtual_heads"
 

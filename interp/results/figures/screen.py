@@ -138,6 +138,7 @@ def _lines(figure: Any, shown: Lines, where: dict[str, int]) -> None:
     for name, value in shown.marks:
         figure.add_vline(x=value, annotation_text=name, **where)
     named = {"tickvals": [*range(len(shown.names))], "ticktext": list(shown.names)} if shown.names else {}
+    named |= {"tickvals": list(shown.ticks)} if shown.ticks and not shown.names else {}
     figure.update_xaxes(title_text=shown.x or None, type="log" if shown.log else None, **named, **where)
     figure.update_yaxes(title_text=shown.y or None, **where)
 

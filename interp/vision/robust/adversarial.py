@@ -60,19 +60,24 @@ class Adversarial(Saved):
     boxes: tuple[Place, ...]
     """The box that is changed in each picture, in pixels (left, top, right, bottom)."""
     pixels: Tensor
-    """What the model was given at the end."""
+    """What the model is given with the patch of the best step."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def best(self) -> int:
+        """The step whose metric is the lowest on average: its patch is kept."""
+        return int(self.curve.mean(1).argmin())
+
+    @property
     def values(self) -> Tensor:
-        """[example]: the lowest metric reached, minus that of the whole picture."""
-        return self.curve.amin(0) - self.curve[0]
+        """[example]: the metric with the patch of the best step, minus that of the whole picture."""
+        return self.curve[self.best] - self.curve[0]
 
     def to_frame(self) -> Any:
         """The metric of the whole picture, of the patch, of the worst random one, and of both at each temperature."""
         import pandas
 
-        rows = [("whole", self.curve[0]), ("patch", self.curve.amin(0)), ("random patch", self.random.amin(0))]
+        rows = [("whole", self.curve[0]), ("patch", self.curve[self.best]), ("random patch", self.random.amin(0))]
         for value, (whole, patched) in zip(self.remedies, self.remedied, strict=True):
             rows += [(f"whole, temperature {value:g}", whole), (f"patch, temperature {value:g}", patched)]
         low, high = mean_interval(torch.stack([one for _, one in rows]))
@@ -88,7 +93,7 @@ class Adversarial(Saved):
     def __repr__(self) -> str:
         return (
             f"Adversarial patches in {len(self.boxes)} pictures: metric {float(self.curve[0].mean()):.3g} to"
-            f" {float(self.curve.amin(0).mean()):.3g}; random patches {float(self.random.amin(0).mean()):.3g}"
+            f" {float(self.curve[self.best].mean()):.3g}; random patches {float(self.random.amin(0).mean()):.3g}"
         )
 
 
@@ -141,7 +146,7 @@ def adversarial(
 
 
 def _places(asked: Questioned, boxes: Any) -> list[Place]:
-    given = [boxes] * len(asked.pictures) if isinstance(boxes[0], int) else list(boxes)
+    given = [boxes] * len(asked.pictures) if np.ndim(boxes[0]) == 0 else list(boxes)
     if len(given) != len(asked.pictures):
         raise InputsError(f"{len(given)} boxes for {len(asked.pictures)} pictures: give one, or one each.")
     for (left, top, right, bottom), (height, width) in zip(given, asked.sizes, strict=True):

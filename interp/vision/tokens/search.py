@@ -82,12 +82,12 @@ class PruningSearch(Saved):
         found = {name: said.get(name) for name in ("t", "cell", "alpha")}
         return {**found, "alpha": found["alpha"] or 0.0, "retention": tuple(self.retention[at].tolist())}
 
-    def pruned(self, model: Model, images: Any, questions: Any = None) -> Any:
+    def pruned(self, model: Model, images: Any, questions: Any = None, *, chat: Any = None) -> Any:
         """Edits of the best settings, for pictures and questions, or inputs; t is lowered for a call in which some
         picture has no patch that receives as much."""
         best = self.best
-        t = min(best["t"], BELOW * most_received(model, inputs_of(model, images, questions)))
-        got = token_importance(model, images, questions, t=t, alpha=best["alpha"])
+        t = min(best["t"], BELOW * most_received(model, inputs_of(model, images, questions, chat=chat)))
+        got = token_importance(model, images, questions, t=t, alpha=best["alpha"], chat=chat)
         return got.pruned(best["retention"], layers=self.layers, cell=best["cell"])
 
     def to_frame(self) -> Any:

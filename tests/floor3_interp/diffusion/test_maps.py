@@ -161,6 +161,9 @@ def test_an_expression_is_where_its_words_are_without_magnets_and_sinks() -> Non
     assert found.point.tolist() == [[0, 0, 0], [0, 3, 5]]
     inside = interp.diffusion.pointing(found.point, [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]], grid=(4, 6))
     assert inside.tolist() == [True, False]
+    whole = planted()
+    two = interp.diffusion.refer(Maps(whole.values[:, :, [0, 3]], ("red", "eh"), (-1,), ("",), "cell"))
+    assert (two.kept, two.sinks) == (("red", "eh"), ())  # of two words none is above three times the middle
     magnets = interp.diffusion.refer(planted(), magnets=["ball"])
     assert (magnets.kept, magnets.dropped) == (("red",), ("ball", "the"))
     with pytest.raises(InputsError, match="the magnet 'a'"):

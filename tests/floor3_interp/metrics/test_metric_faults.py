@@ -69,3 +69,11 @@ def test_answers_of_a_call_are_ids_of_the_model(wrong: int) -> None:
     for call in (interp.patching.lens, interp.patching.direct_effect):
         with pytest.raises(interp.InterpError, match=rf"got {wrong}"):
             call(m, x, answers=[wrong, 3])
+
+
+@pytest.mark.parametrize("make", [Logit, lambda a, **k: LogitDifference(a, a, **k), Probability, Accuracy])
+def test_several_positions_where_one_is_read(make: Callable[..., Any]) -> None:
+    logits = torch.randn(2, 5, 11)
+    assert make(((3,), (4,)), positions=((1,), (2,)))(logits, None).shape == (2,)
+    with pytest.raises(MetricError, match="one position for each row, got 2"):
+        make(((3,), (4,)), positions=((1, 2), (2,)))(logits, None)

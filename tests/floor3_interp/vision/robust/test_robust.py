@@ -143,6 +143,8 @@ def test_a_patch_along_the_gradient_beats_random_ones_and_stays_in_its_box() -> 
     assert bool((got.pixels >= ends[0] - 1e-5).all())
     assert bool((got.pixels <= ends[1] + 1e-5).all())
     torch.testing.assert_close(got.remedied[0, 0], got.curve[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got.remedied[0, 1], got.curve[got.best], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got.values, got.remedied[0, 1] - got.remedied[0, 0], atol=1e-4, rtol=1e-4)
     hot = m.run(task.clean, edits=[interp.edits.Temperature("L*.H*", 2.0)])["logits"]
     torch.testing.assert_close(got.remedied[1, 0], task.metric(hot, task.clean).double(), atol=1e-4, rtol=1e-4)
 
