@@ -50,6 +50,7 @@ class Calibrate(AttentionEdit):
     least: int = 1
     """Keys seen by fewer rows are no sinks."""
     phase: Phase = field(default="prefill", kw_only=True)
+    """"prefill" only in the prompt, "decode" only for new tokens, "both" in both."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.threshold <= 1 and 0 <= self.keep <= 1 and self.least >= 1):

@@ -85,7 +85,9 @@ class Report:
     """The table of checks of one model."""
 
     model: str
+    """The name of the model's class."""
     lines: tuple[Line, ...]
+    """The checks, in the order in which they were made."""
     ask: Callable[[], Capabilities] | None = field(default=None, repr=False, compare=False)
     """How to find out what can be done with the model: when the report is printed, since it takes forward passes."""
 

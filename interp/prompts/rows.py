@@ -33,4 +33,6 @@ class Recipe:
     """Which generator made the rows, and with which options."""
 
     generator: str
+    """The name of the function that made the rows, as it was registered."""
     options: Mapping[str, Any]
+    """What it was called with, by name, without the split."""

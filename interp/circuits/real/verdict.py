@@ -16,17 +16,23 @@ class Line:
     """One row: what was asked, of what, the number, and whether it speaks for the circuit."""
 
     asked: str
+    """The group of checks: "faithful", "stability", "chance", "ablation" and so on."""
     of: str
+    """What was measured, and on what, in words."""
     value: float | None = None
+    """The number that was measured; None where nothing was."""
     low: float | None = None
+    """The lower end of the number's interval; of pairs of prompt sets, the smallest; None where there is none."""
     high: float | None = None
+    """The upper end of the number's interval; of pairs of prompt sets, the largest; None where there is none."""
     p: float | None = None
     """After Holm's correction over all tests of the verdict."""
     holds: bool | None = None
     """None where nothing was asked, or where no line can be drawn."""
     n: int | None = None
-    """The number of prompts, edges or draws."""
+    """How many prompts, edges, parts, draws or pairs of prompt sets the number is of."""
     why: str = ""
+    """What the number was measured with or against, or why there is none."""
 
     def row(self) -> dict[str, Any]:
         """As plain values."""
