@@ -331,7 +331,7 @@ class Temperature(KernelEdit):
     """Divide the scores by `value`: above 1 flattens the pattern, below 1 sharpens it."""
 
     value: float = 1.0
-    """Above 0."""
+    """What scores are divided by, above 0; 1 changes nothing."""
 
     def kernel(self, heads: tuple[int, ...] | None, rows: Tensor | None, keys: Mapping[str, Tensor]) -> kernel.Edit:
         return kernel.Temperature(self.value, heads, rows)

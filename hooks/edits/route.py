@@ -135,11 +135,11 @@ class Routing:
     """What a router says of tokens."""
 
     gates: Tensor
-    """[row, position, head]"""
+    """[row, position, head]: what the output of each head is multiplied by."""
     p: Tensor
     """[row, position, routed head]: its softmax."""
     kept: Tensor
-    """Bool [row, position, routed head]"""
+    """Bool [row, position, routed head]: the routed heads that write."""
     free: tuple[int, ...]
     """Which heads of the site are routed."""
 

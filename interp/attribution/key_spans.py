@@ -52,7 +52,7 @@ class KeySpans(Told):
     spans: tuple[str, ...]
     """The name of each span of keys."""
     values: Tensor
-    """[layer, head, span, example]."""
+    """[layer, head, span, example]: what the metric owes to attention to the span."""
     form: str
     """"knockout" or "log_weight", as in `form=`."""
     impl: tuple[str, ...]

@@ -55,7 +55,7 @@ class Relevance(Told):
     """`values` [example, position]; padding is 0."""
 
     values: Tensor
-    """[example, position]; 0 for padding."""
+    """[example, position]: the relevance of each position for the metric; 0 for padding."""
     inputs: Inputs
     """The positions of the tower."""
     method: str

@@ -50,7 +50,7 @@ class Maps(Saved):
     STEM, TABLE = "maps", "parquet"
 
     values: Tensor
-    """[group, example, word, frame, row, column]."""
+    """[group, example, word, frame, row, column]: the weight, 0 to 1, as `reads` says."""
     words: tuple[str, ...]
     """The words that have maps, in the order of `values`."""
     steps: tuple[int, ...]

@@ -46,7 +46,7 @@ class Das(Told):
     train: Tensor
     """Interchange accuracy on the rows trained on [seed]."""
     heldout: Tensor
-    """On the others [seed]."""
+    """Interchange accuracy on the rows kept out of training [seed]."""
     random: Tensor
     """On the held-out rows, with random bases of the same size [draw]."""
     whole: float
@@ -54,7 +54,7 @@ class Das(Told):
     unchanged: float
     """On the held-out rows, with nothing exchanged: how often base and source ask for the same."""
     losses: Tensor
-    """[seed, step]."""
+    """[seed, step]: minus the mean of what is trained to be large, on the rows trained on."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def to_frame(self) -> Any:

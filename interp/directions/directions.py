@@ -50,7 +50,7 @@ class Exchange(Told):
     whole: Tensor
     """The effect of the whole value, per example."""
     random: Tensor
-    """[control, example]."""
+    """[control, example]: the effect of the part inside a random subspace of the same rank."""
     base: Tensor
     """The metric of the base run, per example."""
     source: Tensor

@@ -57,7 +57,8 @@ class LensAttack(Saved):
     sites: tuple[str, ...]
     """The residual after each layer, such as "L3.resid_post"."""
     ranks: Tensor
-    """The first layer has no rise and fall: its rank is the number of words."""
+    """[attack, layer, example]: the answer's place among all words, 0 for the first. The first layer has no rise and
+    fall: its rank is the number of words."""
     said: Tensor
     """[example]: the answer's place in the model's own output."""
     budget: Tensor

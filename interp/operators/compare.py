@@ -48,9 +48,9 @@ class Compared(HeadResult):
     values: Tensor
     """[operator, head, example]: the distance of z from the head's own, relative to its length ("error")."""
     readouts: Tensor
-    """[operator, readout, head, example]; NaN where an operator has none."""
+    """[operator, readout, head, example]: the numbers that `names` lists; NaN where an operator has none."""
     names: tuple[str, ...] = NAMES
-    """The readouts, in the order of `readouts`."""
+    """The names of the numbers, in the order of `readouts`."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def tables(self) -> tuple[HeadTable, ...]:

@@ -77,7 +77,7 @@ class HeadCard(Drawn):
     roles: tuple[Number, ...] = ()
     """Kinds of heads, the largest value first."""
     weights: tuple[Number, ...] = ()
-    """Copying scores."""
+    """Numbers from its weights alone: copying scores."""
     promotes: tuple[tuple[str, str, float], ...] = ()
     """Source token, target token, logit."""
     suppresses: tuple[tuple[str, str, float], ...] = ()

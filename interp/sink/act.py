@@ -50,7 +50,7 @@ class Act(HeadResult):
     sinks: Tensor
     """[head]: sinks per example."""
     kept: Tensor
-    """[head]"""
+    """Bool [head]: whether the head is kept, because the metric gains when it is calibrated."""
     edits: tuple[Calibrate, ...]
     """The kept heads' calibration, for `m.run(x, edits=a.edits)` or `m.edited(a.edits)`."""
     before: Tensor

@@ -66,7 +66,7 @@ class Task(Told):
     model: Host | None = field(default=None, compare=False, repr=False)
     """The model that the task is put on."""
     reads: Reads = ("final_norm", "mean")
-    """Of a similarity."""
+    """What a similarity is of: a place in the model, and how its positions become one vector."""
     chat: str | None = None
     """What the user asks for, if the prompts are in the model's chat template."""
 

@@ -42,7 +42,8 @@ class Divergence(HeadResult):
 
     sites: tuple[str, ...]
     values: Tensor
-    """[head, example]; 0 for negative outliers, where these were looked for."""
+    """[head, example]: the distance of the head's output z with the picture from that without it; 0 for negative
+    outliers, where these were looked for."""
     outliers: Tensor
     """Bool [head, example]: negative outliers of their layer."""
     meta: Mapping[str, Any] = field(default_factory=dict)

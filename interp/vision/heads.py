@@ -63,7 +63,7 @@ class VisualHeads(HeadResult):
     sizes: tuple[tuple[int, int], ...]
     """(height, width) of each example's picture; none where it is not known."""
     noise_floor: float
-    """Of the knock-out."""
+    """How far the metric of the knock-out moves when nothing is hidden: a smaller effect is not an effect."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What could not be said, and why."""
     meta: Mapping[str, Any] = field(default_factory=dict)

@@ -48,7 +48,8 @@ class Reinforced(HeadResult):
 
     sites: tuple[str, ...]
     values: Tensor
-    """D [head, example]."""
+    """D [head, example]: the distance of the head's output z with the picture from that without it, heads before it
+    reinforced; 0 for negative outliers, where these were looked for."""
     chosen: Tensor
     """Bool [head, example]: above the median of the layer."""
     alpha: float

@@ -55,7 +55,8 @@ class VisualSinks(HeadResult):
     ratio: Tensor
     """[head, example]: the share of it on those that are no sinks; 0 where there is no weight."""
     phi: Tensor
-    """[layer, example, position]; 0 for padding, and in layers before `first_layer`."""
+    """[layer, example, position]: the largest size of the residual in one of `dims`, over its root mean square; 0 for
+    padding, and in layers before `first_layer`."""
     layers: tuple[int, ...]
     """The numbers of the layers, in the order of `phi`."""
     image: Tensor

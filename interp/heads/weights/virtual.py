@@ -50,7 +50,8 @@ class VirtualHeads(Saved):
     baseline: float
     """The mean strength of chains of random matrices of the same shapes."""
     copying: Tensor
-    """[chain]; NaN where the last head reads by queries or keys."""
+    """[chain]: how much of the chain's map copies what it reads, -1 to 1; NaN where the last head reads by queries or
+    keys."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def to_frame(self) -> Any:

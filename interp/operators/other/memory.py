@@ -26,9 +26,9 @@ class MemoryTokens(Operator):
     """Every row sees n more keys."""
 
     keys: Tensor | None = None
-    """[head, n, d]"""
+    """[head, n, d]: the keys in addition to those of the text. They have to be given."""
     values: Tensor | None = None
-    """[head, n, dv]"""
+    """[head, n, dv]: the values of these keys. They have to be given."""
 
     def __post_init__(self) -> None:
         shapes = [None if x is None else list(x.shape) for x in (self.keys, self.values)]

@@ -30,7 +30,7 @@ class RelativeScores(Operator):
     ordered = True
 
     table: Tensor | None = None
-    """[head, 2 reach + 1, d]"""
+    """[head, 2 reach + 1, d]: a vector for each distance, from -reach (later keys) to reach. It has to be given."""
     u: Tensor | None = None
     """[head, d], what every query adds when it meets a key."""
     w: Tensor | None = None

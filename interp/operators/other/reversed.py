@@ -31,7 +31,8 @@ class Reversed(Operator):
     whole = True
 
     over: str = "queries"
-    """queries, or senders."""
+    """"queries" for a softmax over the rows that see a key, "senders" for the model's own pattern with rows and keys
+    exchanged."""
     mean: bool = False
     """Whether each row is divided by its sum."""
 

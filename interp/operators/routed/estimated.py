@@ -30,7 +30,7 @@ class Estimated(Choosing):
     keep: int = 8
     """Columns that a row keeps."""
     count: int = 256
-    """Random features."""
+    """How many random features."""
     seed: int = 0
     """The seed of random features."""
 

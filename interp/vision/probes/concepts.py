@@ -55,9 +55,9 @@ class Concepts(Saved):
     phi: Tensor
     """[example, patch, concept]: sums to 1 over concepts."""
     gamma: Tensor
-    """[example, concept]."""
+    """[example, concept]: how much of the example each concept is, not yet divided by the sum; `theta` is."""
     means: Tensor
-    """[concept, dim]."""
+    """[concept, dim]: the mean of each concept's patches, in the `dim` numbers that patches are brought to."""
     bound: Tensor
     """[seed]: mean log density of patches under the model, of each start; the best is kept."""
     faithfulness: Tensor

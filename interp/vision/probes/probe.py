@@ -66,7 +66,7 @@ class AttentiveProbe(Saved):
     """[seed, target]: R^2 of each target on examples left out; of classes, the accuracy on those of each class (0 where
     none of them was left out)."""
     looks: Tensor
-    """[example, query, token]."""
+    """[example, query, token]: the weight of the first seed's queries on each token; sums to 1 over tokens."""
     judged: Tensor
     """Bool [example]: left out by the first seed."""
     boxes: Tensor

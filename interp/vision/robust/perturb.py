@@ -61,9 +61,10 @@ class Perturbed(HeadResult):
     base: Tensor
     """[example]: the metric of the whole picture."""
     moved: Tensor
-    """[head, example]."""
+    """[head, example]: how far looks move when a cell is spoilt, mean over ways and cells; 0 same, 1 elsewhere."""
     drawn: Tensor
-    """[head, example]; NaN where tokens have no place in the picture."""
+    """[head, example]: the head's share of looks on the spoilt cell, spoilt minus whole, mean over ways and cells; NaN
+    where tokens have no place in the picture."""
     ways: tuple[str, ...]
     """How cells are spoilt: "grey", "black", "noise", "shuffle", or the name of a function."""
     grid: tuple[int, int]

@@ -59,7 +59,7 @@ class PruningSearch(Saved):
     names: tuple[str, ...]
     """t, cell, alpha and retention_1 ... as far as they were searched."""
     points: Tensor
-    """[trial, name]."""
+    """[trial, name]: the settings of each trial, in the order of `names`."""
     retention: Tensor
     """[trial, stage]: all of them, the last from the budget."""
     values: Tensor

@@ -40,13 +40,13 @@ class TokenImportance(Saved):
     STEM = "token_importance"
 
     values: Tensor
-    """[example, position]; 0 for what is no image token."""
+    """[example, position]: the importance of each image token; 0 for what is no image token."""
     image: Tensor
     """Bool [example, position]: the image tokens."""
     places: Tensor
     """[example, position, 4]: tile, frame, row and column of a token's cell; -1 for what is none."""
     depth: int
-    """Layers of the text."""
+    """How many layers the text tower has."""
     prefix: str
     """The start of the names of the text's sites, such as "text."."""
     meta: Mapping[str, Any] = field(default_factory=dict)
