@@ -77,7 +77,7 @@ def _classes() -> dict[str, type]:
     named: dict[str, type] = {}
     for floor in FLOORS:
         for name, module in sorted(sys.modules.items()):
-            if name.startswith(floor):
+            if name.startswith(floor) and not (floor == FLOORS[-1] and name.startswith(FLOORS[:-1])):
                 own = {k: v for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == name}
                 named |= {key: kind for key, kind in own.items() if not key.startswith("_")}
     return named

@@ -113,6 +113,8 @@ class Perturbing:
         call = {"hidden_states": args[0], **kwargs} if args else kwargs
         rows, step = branches(module, call), self._seen
         self._seen, self._rows, self._added = step + 1, rows, 0
+        if "cond" in rows:
+            self._kept = None  # what an earlier step kept was for that step
         if "perturbed" in rows:
             raise ModelError("this pipeline already perturbs attention: use the plain pipeline.")
         if not in_steps(self.steps, step):

@@ -98,6 +98,8 @@ def subspace(
         for site, (_, directions, _) in found.items():
             if not 0 <= rank <= len(directions):
                 raise SiteError(f"{site} is {len(directions)} wide, so a rank is 0 to that, got {rank}.")
+    if draws < 1:
+        raise InputsError(f"draws= is how many random subspaces each rank is compared with, at least 1; got {draws}.")
     plain = model.run(x)
     reads = reads_of(metric, x, plain["logits"])
     judge = Judge(metric, x, classes=plain["logits"].ndim == 2)

@@ -69,6 +69,7 @@ def perturb_attention(
 ) -> AttentionPerturbation:
     """`metric` falls as far as it can; without one the answer moves as far as it can. `heads` is a site pattern."""
     _check(by, of, along, radii, steps, draws, power)
+    radii = sorted(radii)
     model.ready()
     x, metric = model.inputs(data), on(model, metric)
     with reading(model, metric):

@@ -131,6 +131,23 @@ def test_only_the_steps_asked_for_have_a_row_more() -> None:
     assert tape.branches[1][-2:] == ("perturbed", "perturbed")
 
 
+def test_a_step_that_is_not_asked_for_is_left_alone() -> None:
+    m, run = made("sd3")
+    calls: list[tuple[Any, Any, Any]] = []
+
+    def seen(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        calls.append((args, kwargs, output[0]))
+
+    with interp.diffusion.perturbed(m, "L1", steps=1):
+        handle = m.module.register_forward_hook(seen, with_kwargs=True)
+        run()
+        handle.remove()
+    assert len(calls) == 4
+    for step, (args, kwargs, output) in enumerate(calls):
+        with torch.no_grad():
+            assert torch.equal(m.module(*args, **kwargs)[0], output) == (step != 1), step
+
+
 def test_what_has_no_meaning_is_refused() -> None:
     m, run = made("pixart")
     with pytest.raises(InputsError, match="only heads of self-attention"), interp.diffusion.perturbed(m, "cross.L1"):

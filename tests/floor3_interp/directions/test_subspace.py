@@ -81,6 +81,8 @@ def test_what_has_no_meaning_is_refused() -> None:
     m, x = asked()
     with pytest.raises(SiteError, match="8 wide"):
         interp.directions.subspace(m, x, metric=difference, sites="L1.H2.q", ranks=[9])
+    with pytest.raises(InputsError, match="draws= is how many"):
+        interp.directions.subspace(m, x, metric=difference, sites="L1.H2.q", ranks=[1], draws=0)
     with pytest.raises(SiteError, match="at least one rank"):
         interp.directions.subspace(m, x, metric=difference, sites="L1.H2.q", ranks=[])
     with pytest.raises(SiteError, match="name one head"):
